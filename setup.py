@@ -1,0 +1,154 @@
+"""Builds the three native parts with ninja, on any machine: no CANN, no NPU and no import of torch_npu needed.
+
+  plugin     torch_llm_datadist/_C*.so            the ops and everything under them
+  emulator   torch_llm_datadist/emulator/lib/     libascendcl.so and its companions, on a plain CPU
+  aten       torch_llm_datadist/emulator/_aten.so aten compute on emulated device memory
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+# torch imports torch_npu by entry point, which fails where no Ascend runtime is.
+os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+# What torch_npu's own libraries ask the loader for. Nothing is called in them, so the emulator's are empty.
+COMPANIONS = ("hccl", "acl_op_compiler", "ge_runner", "graph", "acl_tdt_channel")
+
+
+def package_dir(name: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise SystemExit(f"setup.py: {name} is not installed for {sys.executable}; pip install {name}==2.13.0")
+    return Path(spec.origin).parent
+
+
+def version_of(package: Path) -> str:
+    scope: dict[str, str] = {}
+    exec((package / "version.py").read_text(), scope)
+    return scope["__version__"]
+
+
+class NinjaFile:
+    """Writes one build.ninja: compile rules per target, sources found by directory."""
+
+    def __init__(self, build: Path) -> None:
+        self.build = build
+        self.lines = [
+            "ninja_required_version = 1.5",
+            f"cxx = {os.environ.get('CXX', 'g++')}",
+            "rule cxx\n  command = $cxx -MMD -MF $out.d $flags -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
+            "rule link\n  command = $cxx -shared $in $flags -o $out",
+            "",
+        ]
+
+    def shared(self, target: str, out: Path, sources: list[Path], cflags: str, ldflags: str) -> None:
+        objects = []
+        for source in sources:
+            obj = self.build / target / source.relative_to(ROOT).with_suffix(".o")
+            self.lines.append(f"build {obj}: cxx {source}\n  flags = {cflags}")
+            objects.append(str(obj))
+        self.lines.append(f"build {out}: link {' '.join(objects)}\n  flags = {ldflags}")
+
+    def write(self, phonies: dict[str, list[Path]]) -> Path:
+        for name, outs in phonies.items():
+            self.lines.append(f"build {name}: phony {' '.join(map(str, outs))}")
+        path = self.build / "build.ninja"
+        text = "\n".join(self.lines) + "\n"
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+        return path
+
+
+def cpp_in(*directories: str) -> list[Path]:
+    return sorted(p for d in directories for p in (ROOT / "csrc" / d).rglob("*.cpp"))
+
+
+def write_ninja(build: Path, package: Path) -> None:
+    torch, torch_npu = package_dir("torch"), package_dir("torch_npu")
+    common = "-std=c++20 -O2 -g1 -fPIC -fvisibility=hidden -Wall -Wextra -pthread"
+    acl = f"-isystem {torch_npu}/include"
+    with_torch = " ".join(
+        [
+            f"-isystem {torch}/include -isystem {torch}/include/torch/csrc/api/include {acl}",
+            f"-isystem {torch_npu}/include/third_party/hccl/inc -isystem {torch_npu}/include/third_party/acl/inc",
+            f"-isystem {sysconfig.get_paths()['include']} -D_GLIBCXX_USE_CXX11_ABI=1 -Wno-unused-parameter",
+        ]
+    )
+    # libtorch_npu must be NEEDED: Python loads it with local scope. ACL symbols stay open until load.
+    link_torch = (
+        f"-L{torch}/lib -L{torch_npu}/lib -Wl,--no-as-needed -ltorch_npu -Wl,--as-needed"
+        " -ltorch_python -ltorch -ltorch_cpu -lc10 -pthread"
+    )
+
+    ninja = NinjaFile(build)
+    lib = package / "emulator" / "lib"
+    emulator = [lib / "libascendcl.so"]
+    ninja.shared(
+        "emulator", emulator[0], cpp_in("emulator"), f"{common} {acl} -I{ROOT}/csrc",
+        "-Wl,-soname,libascendcl.so -Wl,-z,defs -pthread -ldl -lrt",
+    )  # fmt: skip
+    for name in COMPANIONS:
+        emulator.append(lib / f"lib{name}.so")
+        ninja.shared("emulator", emulator[-1], [], common, f"-Wl,-soname,lib{name}.so -nostdlib -x c++ /dev/null")
+
+    aten = package / "emulator" / "_aten.so"
+    ninja.shared("aten", aten, cpp_in("emulator_aten"), f"{common} {with_torch} -I{ROOT}/csrc", link_torch)
+
+    plugin = package / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    plugin_sources = [
+        *cpp_in("acl", "cache", "plan", "link", "transport"),
+        ROOT / "csrc/ops.cpp",
+        ROOT / "csrc/python.cpp",
+    ]
+    built_for = f"-DBUILT_FOR_TORCH_NPU='\"{version_of(torch_npu)}\"'"
+    ninja.shared(
+        "plugin", plugin, plugin_sources,
+        f"{common} {with_torch} -I{ROOT}/csrc -DTORCH_EXTENSION_NAME=_C {built_for}", link_torch,
+    )  # fmt: skip
+    ninja.write({"emulator": emulator, "aten": [aten], "plugin": [plugin]})
+
+
+class NinjaBuild(build_ext):
+    """One ninja run instead of setuptools' compiler calls; BUILD_TARGETS picks parts of it."""
+
+    def run(self) -> None:
+        build = ROOT / "build" / f"ninja-{sysconfig.get_platform()}-{sys.version_info.major}{sys.version_info.minor}"
+        # Built into the tree in either case: in-place use needs nothing more, a wheel copies from there.
+        package = ROOT / "torch_llm_datadist"
+        (package / "emulator" / "lib").mkdir(parents=True, exist_ok=True)
+        build.mkdir(parents=True, exist_ok=True)
+        with open(build / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            write_ninja(build, package)
+            targets = os.environ.get("BUILD_TARGETS", "").split()
+            subprocess.run([sys.executable, "-m", "ninja", "-C", str(build), *targets], check=True)
+        if not self.inplace:
+            for so in package.rglob("*.so"):
+                self.copy_file(str(so), str(Path(self.build_lib) / so.relative_to(ROOT)))
+
+    def get_outputs(self) -> list[str]:
+        return []
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+
+# The hook that makes TORCH_LLM_DATADIST_EMULATE=1 work whatever is imported first must lie in site-packages.
+PTH_DIR = os.path.relpath(sysconfig.get_path("purelib"), sys.prefix)
+
+setup(
+    ext_modules=[Extension("torch_llm_datadist._C", [])],  # marks the wheel as built for one platform
+    cmdclass={"build_ext": NinjaBuild},
+    data_files=[(PTH_DIR, ["torch_llm_datadist_emulator.pth"])],
+)

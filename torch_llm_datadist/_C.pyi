@@ -1,0 +1,104 @@
+"""The native core. Python above it validates and talks to peers; everything that moves bytes is below.
+
+Codes are the integers of ``LLMStatusCode``. Errors are raised as the class of
+``torch_llm_datadist.errors.class_for_code(code)``. All calls release the GIL while they wait.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+BUILT_FOR_TORCH_NPU: str
+
+class Segment:
+    """Where one tensor lies for a peer: an export handle of the segment, the offset in it, and the bare address
+    (used by an instance of the same process only)."""
+
+    handle: bytes
+    offset: int
+    address: int
+    def __init__(self, handle: bytes, offset: int, address: int) -> None: ...
+
+class Instance:
+    """One LLMDataDist in this process: its registered caches, its links and their watchdog."""
+
+    def __init__(
+        self,
+        device: int,
+        cluster_id: int,
+        *,
+        keep_alive_ms: int = 3000,
+        transfer_timeout_ms: int = 1000,
+        max_in_flight: int = 256,
+        max_layers: int = 128,
+        streams_per_link: int = 64,
+    ) -> None: ...
+    def close(self) -> None:
+        """Ends every link, joins the threads and frees the streams. Idempotent."""
+
+    # Caches of this instance. All tensors: same nbytes, contiguous, on the instance's device.
+    def register_cache(self, tensors: Sequence[Tensor], num_blocks: int) -> int: ...
+    def export_cache(self, cache_id: int) -> list[Segment]: ...
+    def withdraw_cache(self, cache_id: int) -> None:
+        """New transfers no longer find it; its memory stays held until `release_cache`."""
+
+    def is_cache_in_use(self, cache_id: int) -> bool: ...
+    def release_cache(self, cache_id: int) -> None: ...
+
+    # Links. `open_link` makes this end and its control page; `connect_link` maps the peer's page and starts liveness.
+    def open_link(
+        self, peer_cluster_id: int, peer_name: str, peer_device: int, peer_pid: int, peer_start_time: int, in_this_process: bool
+    ) -> tuple[int, Segment]:
+        """Returns (link, own control page). `link` is unique in the process, generation included."""
+
+    def connect_link(self, link: int, peer_link: int, peer_page: Segment) -> None: ...
+    def add_remote_cache(
+        self, link: int, cache_id: int, model_id: int | None, num_blocks: int, tensor_bytes: int, segments: Sequence[Segment]
+    ) -> None:
+        """Replicates one announced cache of the peer. A later cache with the same model_id hides the earlier one."""
+
+    def drop_remote_cache(self, link: int, cache_id: int) -> None:
+        """New transfers no longer find it (LLM_KV_CACHE_NOT_EXIST)."""
+
+    def is_remote_cache_in_use(self, link: int, cache_id: int) -> bool:
+        """After `drop_remote_cache`: False once all transfers that touch it ended and it is unmapped."""
+
+    def link_status(self, link: int) -> tuple[bool, int, str]:
+        """(is alive, code, what happened)."""
+
+    def close_link(self, link: int) -> None:
+        """Fails what is in flight (LLM_NOT_YET_LINK), tells the peer's watchdog, frees streams and mappings. Idempotent."""
+
+# Transfers. A transfer is a one-shot handle through which a blocking call waits for an op that it has just called.
+def transfer_create() -> int: ...
+def transfer_wait(transfer: int) -> tuple[int, str]:
+    """Blocks until the transfer ended (its deadline belongs to the watchdog); returns (code, detail) and frees the handle."""
+
+def prepare_push(
+    link: int,
+    model_id: int,
+    cache: Sequence[Tensor],
+    src_blocks: Tensor,
+    dst_blocks: Tensor,
+    src_layer: int,
+    dst_layer: int,
+    num_layers: int,
+    tensors_per_layer: int,
+    timeout_ms: int,
+) -> int:
+    """Takes a slot for a push whose layers are released one by one through a binding. Returns the task."""
+
+def task_ticket(task: int) -> int: ...
+def task_state(task: int) -> tuple[bool, int, str]:
+    """(has ended, code, detail)."""
+
+def task_free(task: int) -> None: ...
+def ticket_state(ticket: int) -> tuple[bool, int, str]: ...
+def ticket_discard(ticket: int) -> None: ...
+def binding_create(device: int, layers: Sequence[int], timeout_ms: int) -> int: ...
+def binding_bind(
+    binding: int, tasks: Sequence[int], tickets: Sequence[int], open_layers: Sequence[int], timeout_ms: int
+) -> None: ...
+def binding_destroy(binding: int) -> None: ...
+def tensor_from_address(address: int, shape: Sequence[int], dtype: object, device: int) -> Tensor:
+    """A tensor over caller-owned device memory; keeps nothing alive."""
