@@ -1,0 +1,79 @@
+"""What both workers have: a device, the model, blocks for its KV cache, an LLMDataDist that knows them."""
+
+from collections.abc import Sequence
+
+import torch
+import torch_npu
+
+import torch_llm_datadist as datadist
+from torch_llm_datadist.demo.channel import Channel, Inbox
+from torch_llm_datadist.demo.model import allocate_blocks, build_model
+from torch_llm_datadist.demo.options import Options
+
+CLUSTER_IDS = {"prefill": 1, "decode": 2}
+DEVICES = {"prefill": 0, "decode": 1}
+CACHE_MODEL_ID = 0
+LINK_TIMEOUT_MS = 20_000
+# A transfer's deadline covers the prefill that makes its layers. A lost peer is noticed long before.
+TRANSFER_TIMEOUT_MS = 120_000
+
+
+class PeerLostError(Exception):
+    """The other worker died, froze or gave up; this one ends and says so."""
+
+
+class Engine:
+    """One worker's half of the demo, up to the point where prefill and decode differ."""
+
+    def __init__(self, role: str, options: Options, channel: Channel, inbox: Inbox) -> None:
+        self.role = role
+        self.peer_role = "decode" if role == "prefill" else "prefill"
+        self.options = options
+        self.channel = channel
+        self.inbox = inbox
+        self.device = f"npu:{DEVICES[role]}"
+        torch_npu.npu.set_device(self.device)
+        self.model = build_model(options.shape, self.device)
+        num_blocks, self.block_ids = options.scattered_blocks(role)
+        self.blocks = allocate_blocks(options.shape, num_blocks, self.device)
+
+        self.datadist = datadist.LLMDataDist(
+            datadist.LLMRole.PROMPT if role == "prefill" else datadist.LLMRole.DECODER, CLUSTER_IDS[role]
+        )
+        config = datadist.LLMConfig()
+        config.device_id = DEVICES[role]
+        config.enable_cache_manager = True
+        config.enable_remote_cache_accessible = True
+        config.sync_kv_timeout = TRANSFER_TIMEOUT_MS
+        if role == "decode":
+            config.listen_ip_info = "127.0.0.1:0"
+        self.datadist.init(config.generate_options())
+        self.cache = self.datadist.cache_manager.register_blocks_cache(
+            datadist.CacheDesc(len(self.blocks), list(self.blocks[0].shape), datadist.DataType.DT_FLOAT),
+            self.blocks,
+            datadist.BlocksCacheKey(CLUSTER_IDS[role], CACHE_MODEL_ID),
+        )
+        self.status = torch.zeros(1, dtype=torch.int32, device=self.device)
+        self.binding = datadist.Binding(device=DEVICES[role], layers=range(options.shape.layers))
+
+    @property
+    def peer_cluster_id(self) -> int:
+        return CLUSTER_IDS[self.peer_role]
+
+    def bind(self, transfers: Sequence[object]) -> None:
+        """Joins the transfers to the next forward. A layer dropped on purpose is named: none waits for it."""
+        dropped = [self.options.sabotaged_layer] if self.options.sabotage == "drop-layer" else []
+        self.binding.bind(transfers, open_layers=dropped)
+
+    def check_status(self) -> None:
+        """Waits for the stream up to here, and ends this worker if a transfer of its forward failed."""
+        code = int(self.status.item())
+        if code != 0:
+            self.check_peer()
+            raise PeerLostError(
+                f"a layer's transfer from or to {self.peer_role} failed with {_code_name(code)}"
+            )
+
+    def check_peer(self) -> None:
+        """Ends this worker if the library's watchdog has found its peer dead or frozen."""
+        raise NotImplementedError

@@ -1,0 +1,140 @@
+"""The demo's command line, and what of it the worker processes need."""
+
+import argparse
+import dataclasses
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+SABOTAGES = {
+    "flip": "one byte of the keys of one layer is changed before they are sent",
+    "swap": "two destination blocks are swapped in the table that the push is given",
+    "drop-layer": "one layer is never sent, and nobody waits for it",
+    "no-wait": "decode does not wait for what it reads, and prefill is late",
+}
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of the model and of its cache."""
+
+    layers: int = 8
+    hidden_size: int = 256
+    heads: int = 8
+    kv_heads: int = 4
+    block_size: int = 16
+    seed: int = 20
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.heads
+
+    @property
+    def bytes_per_block(self) -> int:
+        """Of one tensor: the keys, or the values, of one layer."""
+        return self.block_size * self.kv_heads * self.head_dim * 4
+
+
+@dataclass(frozen=True)
+class Options:
+    """One run of the demo. Every worker gets all of it."""
+
+    prompt: list[int]
+    tokens: int = 64
+    sabotage: str | None = None
+    prefill_delay_s: float = 0.0
+    shape: ModelShape = ModelShape()
+
+    @property
+    def sent_tokens(self) -> int:
+        """Prefill computes all of the prompt but its last token, with which decode begins."""
+        return len(self.prompt) - 1
+
+    @property
+    def sent_blocks(self) -> int:
+        return -(-self.sent_tokens // self.shape.block_size)
+
+    @property
+    def sent_bytes(self) -> int:
+        return self.sent_blocks * self.shape.bytes_per_block * 2 * self.shape.layers
+
+    @property
+    def sequence_blocks(self) -> int:
+        """Blocks for the prompt and all that is generated."""
+        return -(-(len(self.prompt) + self.tokens) // self.shape.block_size)
+
+    @property
+    def sabotaged_layer(self) -> int:
+        return self.shape.layers // 2
+
+    def scattered_blocks(self, where: str) -> tuple[int, list[int]]:
+        """(blocks in the pool, the sequence's blocks in token order): scattered over a pool twice as large,
+        differently in each place."""
+        pool = 2 * self.sequence_blocks + 3
+        return pool, random.Random(f"{self.shape.seed} {where}").sample(range(pool), self.sequence_blocks)
+
+    def to_dict(self) -> dict[str, object]:
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(fields: dict) -> "Options":
+        return Options(**{**fields, "shape": ModelShape(**fields["shape"])})
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    options: Options
+    json_file: Path | None
+
+
+def parse(argv: list[str]) -> CommandLine:
+    """Reads the command line; ends the process with a message when it is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m torch_llm_datadist demo",
+        description="A transformer prefills in one process, its KV cache arrives in another one layer by "
+        "layer, and that one goes on generating exactly what a single process would have.",
+    )
+    parser.add_argument(
+        "--prompt", type=Path, metavar="FILE", help="the prompt's text; default: one of 2 000 bytes"
+    )
+    parser.add_argument("--tokens", type=int, default=64, help="how many tokens to generate (default: 64)")
+    parser.add_argument(
+        "--sabotage",
+        choices=SABOTAGES,
+        help="break the transfer on purpose: "
+        + "; ".join(f"{name}: {what}" for name, what in SABOTAGES.items()),
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to FILE as well")
+    # For the tests.
+    parser.add_argument("--layers", type=int, default=ModelShape.layers, help=argparse.SUPPRESS)
+    parser.add_argument("--block-size", type=int, default=ModelShape.block_size, help=argparse.SUPPRESS)
+    parser.add_argument("--prefill-delay", type=float, default=0.0, metavar="SECONDS", help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+
+    prompt = _read_prompt(parser, arguments.prompt)
+    for name in ("tokens", "layers", "block_size"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, not {getattr(arguments, name)}")
+    options = Options(
+        prompt=prompt,
+        tokens=arguments.tokens,
+        sabotage=arguments.sabotage,
+        prefill_delay_s=arguments.prefill_delay,
+        shape=ModelShape(layers=arguments.layers, block_size=arguments.block_size),
+    )
+    if options.sabotage == "swap" and options.sent_blocks < 2:
+        parser.error("--sabotage swap needs a prompt of at least two blocks")
+    return CommandLine(options, arguments.json)
+
+
+def _read_prompt(parser: argparse.ArgumentParser, file: Path | None) -> list[int]:
+    file = file or Path(__file__).with_name("prompt.txt")
+    try:
+        prompt = list(file.read_bytes())
+    except OSError as error:
+        parser.error(f"--prompt: {error}")
+    if len(prompt) < 2:
+        parser.error(
+            f"--prompt: {file} has {len(prompt)} bytes; at least 2 are needed, for prefill and for decode"
+        )
+    return prompt

@@ -1,0 +1,54 @@
+"""A worker process, as the launcher starts it: python -m torch_llm_datadist.demo.worker ROLE FD LAUNCHER."""
+
+import contextlib
+import os
+import socket
+import sys
+import traceback
+
+from torch_llm_datadist import emulator
+from torch_llm_datadist.demo.channel import Channel, ChannelClosedError, Inbox
+from torch_llm_datadist.demo.child import die_with_parent
+from torch_llm_datadist.demo.options import Options
+
+
+def main() -> None:
+    """Runs one role to its end. A failure is told to the launcher, which prints it and ends the other."""
+    role, descriptor, launcher = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    die_with_parent(launcher)
+    channel = Channel(socket.socket(fileno=descriptor))
+    try:
+        work(role, channel)
+    except BaseException as error:
+        tell(channel, error)
+        # Not by way of destructors: they might wait for a peer that is gone.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def work(role: str, channel: Channel) -> None:
+    inbox = Inbox(channel)
+    options = Options.from_dict(inbox.take("options")["options"])
+    if os.environ["TORCH_LLM_DATADIST_EMULATE"] == "1":
+        emulator.enable()
+
+    # Only now: all of this imports torch.
+    from torch_llm_datadist.demo import decode, prefill
+    from torch_llm_datadist.demo.engine import Engine
+
+    engine = Engine(role, options, channel, inbox)
+    {"prefill": prefill, "decode": decode}[role].run(engine)
+
+
+def tell(channel: Channel, error: BaseException) -> None:
+    is_expected = type(error).__name__ == "PeerLostError"
+    if not is_expected:
+        traceback.print_exc()
+    message = str(error) if is_expected else f"{type(error).__name__}: {error}"
+    with contextlib.suppress(ChannelClosedError):
+        channel.send("failed", message=message, is_unexpected=not is_expected)
+
+
+if __name__ == "__main__":
+    main()
