@@ -30,7 +30,8 @@ def generate(engine: Engine, ticket: int) -> Generation:
     if options.sabotage != "no-wait":
         engine.bind([ticket])
         hooks = WaitForLayers(engine.status, engine.binding.id)
-    generation = Generation(engine.model, PagedCache(engine.blocks, engine.block_ids), options.prompt)
+    cache = PagedCache(engine.blocks, engine.block_ids)
+    generation = Generation(engine.model, cache, options.prompt, engine.wait_for_stream)
     for _ in generation.steps(options.tokens, hooks):
         if len(generation.tokens) == 1:
             engine.check_status()

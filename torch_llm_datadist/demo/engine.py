@@ -1,5 +1,6 @@
 """What both workers have: a device, the model, blocks for its KV cache, an LLMDataDist that knows them."""
 
+import time
 from collections.abc import Sequence
 
 import torch
@@ -65,14 +66,22 @@ class Engine:
         dropped = [self.options.sabotaged_layer] if self.options.sabotage == "drop-layer" else []
         self.binding.bind(transfers, open_layers=dropped)
 
+    def wait_for_stream(self) -> None:
+        """Waits until the stream has done all that is queued, but not on behalf of a peer that is lost."""
+        done = torch_npu.npu.Event()
+        done.record()
+        while not done.query():
+            self.check_peer()
+            time.sleep(0.001)
+
     def check_status(self) -> None:
-        """Waits for the stream up to here, and ends this worker if a transfer of its forward failed."""
+        """Ends this worker if a transfer of the last forward failed."""
+        self.wait_for_stream()
         code = int(self.status.item())
         if code != 0:
             self.check_peer()
-            raise PeerLostError(
-                f"a layer's transfer from or to {self.peer_role} failed with {_code_name(code)}"
-            )
+            name = datadist.LLMStatusCode(code & 0xFFFFFFFF).name
+            raise PeerLostError(f"a layer's transfer from or to {self.peer_role} failed with {name}")
 
     def check_peer(self) -> None:
         """Ends this worker if the library's watchdog has found its peer dead or frozen."""

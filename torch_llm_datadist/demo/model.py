@@ -1,7 +1,7 @@
 """The demo's model: a small Llama with fixed random weights, one token per byte, its two kinds of forward."""
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -67,10 +67,18 @@ def decode(
 class Generation:
     """Greedy decoding of a prompt whose tokens but the last one are in the cache, or on their way to it."""
 
-    def __init__(self, model: LlamaForCausalLM, cache: PagedCache, prompt: Sequence[int]) -> None:
+    def __init__(
+        self,
+        model: LlamaForCausalLM,
+        cache: PagedCache,
+        prompt: Sequence[int],
+        wait_for_stream: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`wait_for_stream` is called before the host reads a result."""
         self.model = model
         self.cache = cache
         self.prompt = prompt
+        self.wait_for_stream = wait_for_stream
         self.tokens: list[int] = []
         self.first_logits = ""
 
@@ -78,7 +86,9 @@ class Generation:
         """Yields each new token. Only the first step waits for transfers, so only it has hooks."""
         token, hooks = self.prompt[-1], first_hooks
         for position in range(len(self.prompt) - 1, len(self.prompt) - 1 + count):
-            logits = decode(self.model, self.cache, token, position, hooks).cpu()
+            on_device = decode(self.model, self.cache, token, position, hooks)
+            self.wait_for_stream()
+            logits = on_device.cpu()
             if not self.tokens:
                 self.first_logits = base64.b64encode(logits.numpy().tobytes()).decode()
             token, hooks = int(logits.argmax()), None

@@ -1,7 +1,7 @@
 """A paged KV cache for transformers models, whose layers are pushed or awaited from inside the forward.
 
-This file is the whole integration: copy it, and any model that calls ``cache.update(k, v, layer)`` sends each
-layer as soon as it is computed, or holds each layer's attention until it has arrived. Its code stays as it is.
+This file is the whole integration: copy it, and any model that calls ``cache.update(k, v, layer)`` sends
+each layer as soon as it is computed, or holds each layer's attention until it has arrived.
 
     cache = PagedCache(tensors, block_ids)
 

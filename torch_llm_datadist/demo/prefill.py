@@ -76,7 +76,7 @@ def run_alone(engine: Engine) -> Generated:
     num_blocks, block_ids = options.scattered_blocks("one process")
     cache = PagedCache(allocate_blocks(options.shape, num_blocks, engine.device), block_ids)
     demo_model.prefill(engine.model, cache, options.prompt[: options.sent_tokens])
-    generation = Generation(engine.model, cache, options.prompt)
+    generation = Generation(engine.model, cache, options.prompt, engine.wait_for_stream)
     for _ in generation.steps(options.tokens):
         engine.check_peer()
         engine.channel.send("token", count=len(generation.tokens))

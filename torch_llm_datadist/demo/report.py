@@ -57,8 +57,8 @@ class Report:
         )
         shape = self._options.shape
         self._say(
-            f"Llama with {shape.layers} layers, hidden {shape.hidden_size}, "
-            f"{shape.kv_heads} KV heads, random weights; prompt of {len(self._options.prompt)} bytes; blocks of {shape.block_size} tokens"
+            f"Llama with {shape.layers} layers, hidden {shape.hidden_size}, {shape.kv_heads} KV heads, "
+            f"random weights; {len(self._options.prompt)} bytes of prompt; blocks of {shape.block_size} tokens"
         )
         if self._options.sabotage:
             self._say(f"sabotage {self._options.sabotage}: {SABOTAGES[self._options.sabotage]}")

@@ -1,0 +1,212 @@
+"""The main job as a user runs it: its verdict, what gives the verdict a meaning, and how it ends."""
+
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SMALL = ("--layers", "2", "--tokens", "4")
+# Long enough that whatever a test does to a worker happens while decode waits for prefill on its stream.
+LATE_PREFILL = (*SMALL, "--prefill-delay", "60")
+START_TIMEOUT_S = 60
+
+
+class Demo:
+    """A demo that runs in a session of its own, as it would in a terminal, and its output so far."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "torch_llm_datadist", "demo", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self.output = ""
+
+    def wait_for(self, pattern: str, timeout_s: float = START_TIMEOUT_S) -> re.Match[str]:
+        """Reads the output up to a match."""
+        deadline = time.monotonic() + timeout_s
+        while not (match := re.search(pattern, self.output)):
+            if not self._read(deadline):
+                pytest.fail(f"no '{pattern}' in the demo's output:\n{self.output}")
+        return match
+
+    def wait_for_end(self, timeout_s: float) -> int:
+        """Returns the exit status."""
+        deadline = time.monotonic() + timeout_s
+        while self._read(deadline):
+            pass
+        try:
+            return self.process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"the demo did not end within {timeout_s} s:\n{self.output}")
+
+    def _read(self, deadline: float) -> bool:
+        if not select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            return False
+        received = os.read(self.process.stdout.fileno(), 65536)
+        self.output += received.decode(errors="replace")
+        return bool(received)
+
+    def worker(self, role: str) -> int:
+        """The worker's process id."""
+        return int(self.wait_for(rf"{role} on npu:\d \(pid (\d+)\)")[1])
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def start() -> Iterator:
+    """Starts demos, and ends those that a failed test left running."""
+    demos = []
+
+    def start_demo(*arguments: str) -> Demo:
+        demos.append(Demo(*arguments))
+        return demos[-1]
+
+    yield start_demo
+    for demo in demos:
+        demo.close()
+
+
+def wait_until_gone(pids: list[int], timeout_s: float) -> None:
+    """Waits for the end of processes that are not our children."""
+    deadline = time.monotonic() + timeout_s
+    for pid in pids:
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        ended = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))[0]
+        os.close(descriptor)
+        assert ended, f"process {pid} still runs after {timeout_s} s"
+
+
+def prompt_of(length: int, directory: Path) -> str:
+    file = directory / "prompt.txt"
+    file.write_bytes(bytes(7 * index % 251 for index in range(length)))
+    return str(file)
+
+
+def test_demo_is_identical_and_says_so_in_json(start, tmp_path):
+    demo = start(*SMALL, "--json", str(tmp_path / "result.json"))
+
+    status = demo.wait_for_end(60)
+
+    assert status == 0, demo.output
+    assert "identical: yes" in demo.output
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["identical"] is True
+    assert result["backend"] in ("emulated", "npu")
+    assert result["tokens"] == 4
+    assert result["blocks"] == 127
+    assert result["bytes"] == 127 * 16 * 4 * 32 * 4 * 2 * 2
+    assert result["seconds"] > 0
+
+
+# With blocks of 16 tokens: one token; a full block; one that the first decoded token shares; two and a bit.
+@pytest.mark.parametrize("length", [2, 17, 18, 40])
+def test_demo_is_identical_for_prompts_around_a_block_boundary(start, tmp_path, length):
+    demo = start(*SMALL, "--prompt", prompt_of(length, tmp_path))
+
+    status = demo.wait_for_end(60)
+
+    assert status == 0, demo.output
+    assert "identical: yes" in demo.output
+
+
+def test_demo_is_identical_when_decode_waits_for_a_late_prefill(start, tmp_path):
+    demo = start(*SMALL, "--prompt", prompt_of(40, tmp_path), "--prefill-delay", "1")
+
+    status = demo.wait_for_end(60)
+
+    assert status == 0, demo.output
+
+
+@pytest.mark.parametrize("sabotage", ["flip", "swap", "drop-layer", "no-wait"])
+def test_demo_notices_sabotage(start, tmp_path, sabotage):
+    result = tmp_path / "result.json"
+    prompt = prompt_of(40, tmp_path)
+
+    demo = start(*SMALL, "--prompt", prompt, "--sabotage", sabotage, "--json", str(result))
+    status = demo.wait_for_end(60)
+
+    assert status == 1
+    assert "identical: no" in demo.output
+    assert json.loads(result.read_text())["identical"] is False
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(("victim", "survivor"), [("prefill", "decode"), ("decode", "prefill")])
+def test_demo_ends_within_5_s_when_a_linked_worker_is_killed_or_frozen(start, victim, survivor, blow):
+    demo = start(*LATE_PREFILL)
+    workers = [demo.worker("prefill"), demo.worker("decode")]
+    demo.wait_for("linked:")
+
+    os.kill(demo.worker(victim), blow)
+    status = demo.wait_for_end(5)
+
+    assert status == 1
+    # The library told the other worker, which says so; the launcher has not stepped in.
+    assert re.search(rf"{survivor} \(pid \d+\) stopped: lost its peer {victim}", demo.output), demo.output
+    wait_until_gone(workers, 1)
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+def test_demo_ends_within_5_s_when_a_worker_is_killed_or_frozen_before_the_link(start, blow):
+    demo = start(*SMALL)
+    workers = [demo.worker("prefill"), demo.worker("decode")]
+
+    os.kill(workers[1], blow)
+    status = demo.wait_for_end(5)
+
+    assert status == 1
+    reason = "was killed by SIGKILL" if blow == signal.SIGKILL else "has been frozen"
+    assert re.search(rf"decode \(pid \d+\) {reason}", demo.output), demo.output
+    wait_until_gone(workers, 1)
+
+
+def test_demo_leaves_nothing_behind_after_ctrl_c(start):
+    shared_memory = set(os.listdir("/dev/shm"))
+    demo = start(*LATE_PREFILL)
+    workers = [demo.worker("prefill"), demo.worker("decode")]
+    demo.wait_for("linked:")
+
+    os.killpg(demo.process.pid, signal.SIGINT)
+    status = demo.wait_for_end(5)
+
+    assert status == 130
+    wait_until_gone(workers, 1)
+    assert set(os.listdir("/dev/shm")) <= shared_memory
+
+
+def test_demo_workers_end_when_the_launcher_is_killed(start):
+    demo = start(*SMALL)
+    workers = [demo.worker("prefill"), demo.worker("decode")]
+
+    demo.process.kill()
+
+    wait_until_gone(workers, 5)
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_demo_refuses_a_prompt_that_leaves_nothing_to_prefill(start, tmp_path, length):
+    demo = start("--prompt", prompt_of(length, tmp_path))
+
+    status = demo.wait_for_end(30)
+
+    assert status == 2
+    assert "at least 2 are needed" in demo.output
