@@ -1,0 +1,28 @@
+// CPU tensors that share the bytes of device tensors.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/stack.h>
+#include <c10/util/SmallVector.h>
+
+#include <functional>
+#include <utility>
+
+namespace emu_aten {
+
+inline bool on_npu(const at::Tensor& tensor) { return tensor.defined() && tensor.is_privateuseone(); }
+
+// Views of one storage become views of one CPU storage, so that CPU kernels still see which arguments
+// overlap. An alias does not own the bytes: that is the business of whoever holds the device tensor.
+class Aliases {
+ public:
+  at::Tensor of(const at::Tensor& device);
+
+ private:
+  c10::SmallVector<std::pair<c10::StorageImpl*, c10::Storage>, 4> storages_;
+};
+
+// Calls `map` on every tensor in the value, also inside lists and optionals, and returns the mapped value.
+c10::IValue map_tensors(const c10::IValue& value, const std::function<at::Tensor(const at::Tensor&)>& map);
+
+}  // namespace emu_aten

@@ -1,0 +1,193 @@
+#include "emulator_aten/boxed.h"
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
+#include <c10/core/DeviceGuard.h>
+
+#include <algorithm>
+
+#include "emulator_aten/alias.h"
+#include "emulator_aten/queue.h"
+#include "emulator_aten/random.h"
+#include "torch_npu/csrc/core/npu/NPUFunctions.h"
+
+namespace emu_aten {
+namespace {
+
+std::optional<c10::Device> device_of(const c10::IValue& value) {
+  if (value.isTensor()) {
+    return on_npu(value.toTensor()) ? std::optional(value.toTensor().device()) : std::nullopt;
+  }
+  if (value.isDevice() && value.toDevice().is_privateuseone()) return value.toDevice();
+  if (value.isTensorList() || value.isOptionalTensorList()) {
+    for (const c10::IValue& element : value.toListRef()) {
+      if (const auto found = device_of(element)) return found;
+    }
+  }
+  return std::nullopt;
+}
+
+c10::Device device_of(Arguments arguments) {
+  std::optional<c10::Device> found;
+  for (const c10::IValue& argument : arguments) {
+    if ((found = device_of(argument))) break;
+  }
+  if (found && found->has_index()) return *found;
+  return {c10::DeviceType::PrivateUse1, c10_npu::current_device()};
+}
+
+at::Tensor allocate(const TensorShape& shape, c10::Device device) {
+  return at::empty_strided(shape.sizes, shape.strides, at::TensorOptions().dtype(shape.dtype).device(device));
+}
+
+bool is_written_on_cpu(Arguments arguments, const Signature& signature) {
+  return std::ranges::any_of(signature.written, [&](size_t i) {
+    return arguments[i].isTensor() && arguments[i].toTensor().defined() && arguments[i].toTensor().is_cpu();
+  });
+}
+
+bool selects_by_mask(const c10::IValue& indices) {
+  return std::ranges::any_of(indices.toListRef(), [](const c10::IValue& index) {
+    return index.isTensor() && index.toTensor().defined() &&
+           (index.toTensor().scalar_type() == at::kBool || index.toTensor().scalar_type() == at::kByte);
+  });
+}
+
+c10::IValue on_cpu(const c10::IValue& argument, Aliases& aliases, bool keep_host_values) {
+  return map_tensors(argument, [&](const at::Tensor& tensor) {
+    if (on_npu(tensor)) return aliases.of(tensor);
+    // The caller may change a host tensor as soon as the op returned.
+    return keep_host_values && !tensor.unsafeGetTensorImpl()->is_wrapped_number() ? tensor.clone() : tensor;
+  });
+}
+
+}  // namespace
+
+BoxedKernel::BoxedKernel(const c10::OperatorHandle& op, ShapeRule rule)
+    : op_(op),
+      name_(c10::toString(op.operator_name())),
+      signature_(op),
+      out_variant_(find_out_variant(op)),
+      rule_(rule) {
+  // `index` is marked as data-dependent for the sake of masks; see must_compute_now.
+  if (name_ == "aten::index.Tensor") signature_.needs_data = false;
+}
+
+bool BoxedKernel::must_compute_now(Arguments arguments) const {
+  if (signature_.needs_data || is_written_on_cpu(arguments, signature_)) return true;
+  return name_ == "aten::index.Tensor" && selects_by_mask(arguments[1]);
+}
+
+void BoxedKernel::operator()(const c10::OperatorHandle&, c10::DispatchKeySet, torch::jit::Stack* stack) {
+  const auto arguments = torch::jit::last(*stack, signature_.arguments);
+  const c10::Device device = device_of(arguments);
+  const c10::DeviceGuard guard(device);
+  if (!must_compute_now(arguments)) {
+    if (const auto shapes = shapes_.get(op_, signature_, arguments, rule_))
+      return defer(*shapes, device, stack);
+  }
+  compute_now(device, stack);
+}
+
+void BoxedKernel::defer(const Shapes& shapes, c10::Device device, torch::jit::Stack* stack) {
+  auto arguments = torch::jit::last(*stack, signature_.arguments);
+  for (const auto& [argument, shape] : shapes.resized) arguments[argument].toTensor().resize_(shape.sizes);
+
+  auto task = std::make_unique<Task>(op_, torch::jit::Stack());
+  Aliases aliases;
+  task->arguments.reserve(arguments.size() + 2);
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    if (signature_.generator == i) {
+      task->arguments.emplace_back(
+          generator_for_one_op(arguments[i].toOptional<at::Generator>(), device.index()));
+    } else if (arguments[i].isDevice()) {
+      task->arguments.emplace_back(c10::Device(c10::kCPU));
+    } else {
+      task->arguments.push_back(on_cpu(arguments[i], aliases, /*keep_host_values=*/true));
+      map_tensors(arguments[i], [&](const at::Tensor& tensor) {
+        if (on_npu(tensor)) task->inputs.push_back(tensor.storage());
+        return tensor;
+      });
+    }
+  }
+
+  torch::jit::Stack returned;
+  size_t fresh = 0;
+  auto make = [&](const TensorShape& shape) {
+    if (!shape.defined) return at::Tensor();
+    at::Tensor result = allocate(shape, device);
+    task->inputs.push_back(result.storage());
+    task->results.push_back(aliases.of(result));
+    return result;
+  };
+  const auto& returns = op_.schema().returns();
+  for (size_t i = 0; i < returns.size(); ++i) {
+    if (const auto written = signature_.returns_written[i]) {
+      returned.push_back(arguments[*written]);
+    } else if (returns[i].type()->kind() == c10::TypeKind::ListType) {
+      c10::List<at::Tensor> list;
+      for (const TensorShape& shape : shapes.returns[fresh]) list.push_back(make(shape));
+      returned.emplace_back(std::move(list));
+      ++fresh;
+    } else {
+      returned.emplace_back(make(shapes.returns[fresh++].front()));
+    }
+  }
+  if (out_variant_ && task->results.size() == returns.size()) {
+    // Computes straight into the results instead of copying them there.
+    task->op = *out_variant_;
+    for (at::Tensor& result : task->results) task->arguments.emplace_back(std::move(result));
+    task->results.clear();
+  }
+
+  enqueue(name_, std::move(task));
+  torch::jit::drop(*stack, signature_.arguments);
+  for (c10::IValue& value : returned) stack->push_back(std::move(value));
+}
+
+void BoxedKernel::compute_now(c10::Device device, torch::jit::Stack* stack) {
+  const auto arguments = torch::jit::last(*stack, signature_.arguments);
+  synchronize_current_stream();
+
+  Aliases aliases;
+  torch::jit::Stack on_host;
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const bool is_out = std::ranges::find(signature_.outs, i) != signature_.outs.end();
+    if (signature_.generator == i) {
+      on_host.emplace_back(generator_for_one_op(arguments[i].toOptional<at::Generator>(), device.index()));
+    } else if (arguments[i].isDevice()) {
+      on_host.emplace_back(c10::Device(c10::kCPU));
+    } else if (is_out && arguments[i].isTensor() && on_npu(arguments[i].toTensor())) {
+      // The op may resize it, which an alias cannot follow.
+      on_host.emplace_back(at::empty({0}, arguments[i].toTensor().options().device(c10::kCPU)));
+    } else {
+      on_host.push_back(on_cpu(arguments[i], aliases, /*keep_host_values=*/false));
+    }
+  }
+  const torch::jit::Stack given = on_host;
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  op_.callBoxed(on_host);
+
+  for (const size_t out : signature_.outs) {
+    if (!arguments[out].isTensor() || !on_npu(arguments[out].toTensor())) continue;
+    const at::Tensor& device_out = arguments[out].toTensor();
+    const at::Tensor& computed = given[out].toTensor();
+    if (device_out.sizes() != computed.sizes()) device_out.resize_(computed.sizes());
+    Aliases().of(device_out).copy_(computed);
+  }
+  auto to_device = [&](const at::Tensor& result) {
+    at::Tensor copy = at::empty_strided(result.sizes(), result.strides(), result.options().device(device));
+    Aliases().of(copy).copy_(result);
+    return copy;
+  };
+  torch::jit::Stack returned;
+  for (size_t i = 0; i < on_host.size(); ++i) {
+    const auto written = signature_.returns_written[i];
+    returned.push_back(written ? arguments[*written] : map_tensors(on_host[i], to_device));
+  }
+  torch::jit::drop(*stack, signature_.arguments);
+  for (c10::IValue& value : returned) stack->push_back(std::move(value));
+}
+
+}  // namespace emu_aten

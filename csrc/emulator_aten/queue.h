@@ -1,0 +1,31 @@
+// Work for an emulated device: CPU kernels that run in stream order, long after the op that queued them
+// returned.
+#pragma once
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/stack.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace emu_aten {
+
+struct Task {
+  Task(const c10::OperatorHandle& op, torch::jit::Stack arguments)
+      : op(op), arguments(std::move(arguments)) {}
+
+  c10::OperatorHandle op;
+  torch::jit::Stack arguments;  // all on the CPU
+  std::vector<at::Tensor>
+      results;  // where the op's fresh results go, in order; empty if it writes its arguments
+  std::vector<c10::Storage> inputs;  // device storages, held until the task is on the stream
+};
+
+// Queues the task on the current stream of the current device.
+void enqueue(const std::string& name, std::unique_ptr<Task> task);
+
+// Waits until everything queued on the current stream has run.
+void synchronize_current_stream();
+
+}  // namespace emu_aten
