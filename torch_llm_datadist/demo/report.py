@@ -38,13 +38,12 @@ class Report:
         }
 
     def __enter__(self) -> "Report":
-        self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        self._stop_progress()
 
     @property
     def backend(self) -> str:
@@ -57,8 +56,8 @@ class Report:
         )
         shape = self._options.shape
         self._say(
-            f"Llama with {shape.layers} layers, hidden {shape.hidden_size}, {shape.kv_heads} KV heads, "
-            f"random weights; {len(self._options.prompt)} bytes of prompt; blocks of {shape.block_size} tokens"
+            f"Llama: {shape.layers} layers, hidden {shape.hidden_size}, {shape.kv_heads} KV heads, random "
+            f"weights; prompt of {len(self._options.prompt)} bytes, blocks of {shape.block_size} tokens"
         )
         if self._options.sabotage:
             self._say(f"sabotage {self._options.sabotage}: {SABOTAGES[self._options.sabotage]}")
@@ -70,13 +69,14 @@ class Report:
 
     def token(self, role: str, tokens_so_far: int) -> None:
         if tokens_so_far == 1:
+            self._progress.start()
             self._progress.start_task(self._bars[role])
         self._progress.update(self._bars[role], completed=tokens_so_far, visible=True)
 
     def compared(self, comparison: Comparison, exposed_ms: float) -> None:
         """The table, the verdict, and the JSON file."""
         options, layers = self._options, len(comparison.kv_layers)
-        self._progress.stop()
+        self._stop_progress()
         table = Table("tokens", "blocks", "bytes", "transfer that compute did not hide", title="sent")
         table.add_row(
             f"{options.sent_tokens} sent, {options.tokens} generated",
@@ -106,11 +106,15 @@ class Report:
 
     def failed(self, message: str, output: str = "") -> None:
         """A run that ended early. `output`: the last lines that the worker printed, if they may help."""
-        self._progress.stop()
+        self._stop_progress()
         if output:
             self._console.print(output, markup=False, style="dim")
         self._console.print(f"demo: {message}", markup=False, soft_wrap=True, style="bold red")
         self._write_json(identical=False, error=message, seconds=round(time.monotonic() - self._started, 3))
+
+    def _stop_progress(self) -> None:
+        if self._progress.live.is_started:
+            self._progress.stop()
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, soft_wrap=True)
