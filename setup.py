@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+from importlib import metadata
 from pathlib import Path
 
 # torch imports torch_npu by entry point, which fails where no Ascend runtime is.
@@ -33,6 +34,14 @@ def package_dir(name: str) -> Path:
     return Path(spec.origin).parent
 
 
+def write_built_for(package: Path) -> None:
+    """Says which torch_npu the core is for, where it can be read without loading the core."""
+    path = package / "_built_for.py"
+    text = f'TORCH_NPU = "{metadata.version("torch_npu")}"\n'
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
 def version_of(package: Path) -> str:
     scope: dict[str, str] = {}
     exec((package / "version.py").read_text(), scope)
@@ -47,8 +56,9 @@ class NinjaFile:
         self.lines = [
             "ninja_required_version = 1.5",
             f"cxx = {os.environ.get('CXX', 'g++')}",
-            "rule cxx\n  command = $cxx -MMD -MF $out.d $flags -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
-            "rule link\n  command = $cxx -shared $in $flags -o $out",
+            "rule cxx\n  command = $cxx -MMD -MF $out.d $flags -c $in -o $out\n  depfile = $out.d\n  deps = gcc"
+            "\n  description = compile $in",
+            "rule link\n  command = $cxx -shared $in $flags -o $out\n  description = link $out",
             "",
         ]
 
@@ -131,11 +141,12 @@ class NinjaBuild(build_ext):
         with open(build / "lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             write_ninja(build, package)
+            write_built_for(package)
             targets = os.environ.get("BUILD_TARGETS", "").split()
             subprocess.run([sys.executable, "-m", "ninja", "-C", str(build), *targets], check=True)
         if not self.inplace:
-            for so in package.rglob("*.so"):
-                self.copy_file(str(so), str(Path(self.build_lib) / so.relative_to(ROOT)))
+            for made in (*package.rglob("*.so"), package / "_built_for.py"):
+                self.copy_file(str(made), str(Path(self.build_lib) / made.relative_to(ROOT)))
 
     def get_outputs(self) -> list[str]:
         return []

@@ -30,7 +30,6 @@ class Instance:
         keep_alive_ms: int = 3000,
         transfer_timeout_ms: int = 1000,
         max_in_flight: int = 256,
-        max_layers: int = 128,
         streams_per_link: int = 64,
     ) -> None: ...
     def close(self) -> None:
@@ -102,3 +101,6 @@ def binding_bind(
 def binding_destroy(binding: int) -> None: ...
 def tensor_from_address(address: int, shape: Sequence[int], dtype: object, device: int) -> Tensor:
     """A tensor over caller-owned device memory; keeps nothing alive."""
+
+def stop_all() -> None:
+    """Ends the watchdogs of all devices; before torch_npu shuts down. Instances are closed first."""

@@ -1,0 +1,49 @@
+#include "acl/stream.h"
+
+#include "acl/check.h"
+#include "acl/symbols.h"
+
+namespace datadist::acl {
+
+Context::Context(int device) : device_(device) {
+  DATADIST_ACL(symbols().aclrtCreateContext(&handle_, device));
+}
+
+Context::~Context() {
+  if (handle_ != nullptr) symbols().aclrtDestroyContext(handle_);
+}
+
+void Context::make_current() const { DATADIST_ACL(aclrtSetCurrentContext(handle_)); }
+
+Stream::Stream(const Context&, OnFailure mode) {
+  DATADIST_ACL(aclrtCreateStreamWithConfig(&handle_, 0, ACL_STREAM_FAST_LAUNCH));
+  const aclError code = symbols().aclrtSetStreamFailureMode(handle_, static_cast<uint64_t>(mode));
+  if (code != 0) {
+    symbols().aclrtDestroyStreamForce(handle_);
+    handle_ = nullptr;
+    raise("aclrtSetStreamFailureMode", code);
+  }
+}
+
+Stream::~Stream() {
+  if (handle_ != nullptr) symbols().aclrtDestroyStreamForce(handle_);
+}
+
+aclError Stream::query() const {
+  aclrtStreamStatus status;
+  return symbols().aclrtStreamQuery(handle_, &status);
+}
+
+ContextScope::ContextScope() { aclrtGetCurrentContext(&previous_); }
+
+ContextScope::~ContextScope() {
+  if (previous_ != nullptr) aclrtSetCurrentContext(previous_);
+}
+
+PinnedBuffer::PinnedBuffer(size_t bytes) { DATADIST_ACL(aclrtMallocHost(&data_, bytes)); }
+
+PinnedBuffer::~PinnedBuffer() {
+  if (data_ != nullptr) aclrtFreeHost(data_);
+}
+
+}  // namespace datadist::acl

@@ -1,0 +1,33 @@
+// What the core calls beyond the functions that torch_npu itself links. They are looked up once at run time:
+// a hard-linked symbol that the installed CANN lacks would make the whole plugin unloadable.
+#pragma once
+
+#include "acl/acl_rt.h"
+
+// name, first CANN release that has it
+#define DATADIST_ACL_SYMBOLS(X)               \
+  X(aclrtValueWrite, "8.5")                   \
+  X(aclrtValueWait, "8.5")                    \
+  X(aclrtCreateContext, "8.0")                \
+  X(aclrtDestroyContext, "8.0")               \
+  X(aclrtSetStreamFailureMode, "8.0")         \
+  X(aclrtDestroyStreamForce, "8.0")           \
+  X(aclrtStreamQuery, "8.0")                  \
+  X(aclrtSynchronizeStreamWithTimeout, "8.0") \
+  X(aclrtLaunchHostFunc, "8.5")               \
+  X(aclrtMemcpy2dAsync, "8.0")                \
+  X(aclrtMemsetAsync, "8.0")                  \
+  X(aclrtStreamAbort, "8.5")
+
+namespace datadist::acl {
+
+struct Symbols {
+#define DATADIST_DECLARE(name, cann) decltype(&::name) name;
+  DATADIST_ACL_SYMBOLS(DATADIST_DECLARE)
+#undef DATADIST_DECLARE
+};
+
+// Throws LLM_FEATURE_NOT_ENABLED naming each missing function and the CANN release that brings it.
+const Symbols& symbols();
+
+}  // namespace datadist::acl

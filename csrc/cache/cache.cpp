@@ -1,0 +1,145 @@
+#include "cache/cache.h"
+
+#include <algorithm>
+
+#include "error.h"
+
+namespace datadist {
+
+int64_t LocalCaches::add(Geometry geometry, std::vector<char*> tensors,
+                         std::vector<std::shared_ptr<void>> storage) {
+  auto cache = std::make_shared<LocalCache>();
+  cache->geometry = geometry;
+  cache->tensors = std::move(tensors);
+  cache->storage = std::move(storage);
+  std::lock_guard lock(mutex_);
+  cache->id = next_id_++;
+  by_id_[cache->id] = cache;
+  by_address_.emplace(cache->tensors.front(), cache);
+  return cache->id;
+}
+
+std::shared_ptr<LocalCache> LocalCaches::get(int64_t id, const char* asked) const {
+  std::lock_guard lock(mutex_);
+  const auto found = by_id_.find(id);
+  require(found != by_id_.end(), kKvCacheNotExist, asked, ": this instance has no cache ", id);
+  return found->second;
+}
+
+std::shared_ptr<LocalCache> LocalCaches::find(const std::vector<char*>& tensors, const char* asked) const {
+  require(!tensors.empty(), kParamInvalid, asked,
+          ": cache is an empty list; the tensors of one registered cache were expected");
+  std::lock_guard lock(mutex_);
+  const auto [first, last] = by_address_.equal_range(tensors.front());
+  for (auto it = last; it != first;) {
+    --it;
+    if (!it->second->is_withdrawn && it->second->tensors == tensors) return it->second;
+  }
+  throw Error(kKvCacheNotExist, join(asked, ": these ", tensors.size(),
+                                     " tensors are not a registered cache of this instance, in the order in "
+                                     "which it was registered. In a "
+                                     "compiled graph this is a compiler's copy: let the graph find the cache "
+                                     "by layer (hidden style) instead of "
+                                     "taking it as an input. Nothing was sent; the link is still usable."));
+}
+
+void LocalCaches::withdraw(int64_t id) {
+  std::lock_guard lock(mutex_);
+  const auto found = by_id_.find(id);
+  if (found != by_id_.end()) found->second->is_withdrawn = true;
+}
+
+void LocalCaches::release(int64_t id) {
+  std::shared_ptr<LocalCache> held;  // freed after the lock is released
+  std::lock_guard lock(mutex_);
+  const auto found = by_id_.find(id);
+  if (found == by_id_.end()) return;
+  held = found->second;
+  require(held->transfers == 0, kLinkBusy, "release_cache: cache ", id, " is still touched by ",
+          held->transfers.load(), " transfers");
+  by_id_.erase(found);
+  std::erase_if(by_address_, [&](const auto& entry) { return entry.second == held; });
+}
+
+void RemoteCaches::add(std::shared_ptr<RemoteCache> cache) {
+  cache->mappings.resize(cache->exports.size());
+  cache->tensors.resize(cache->exports.size(), nullptr);
+  std::lock_guard lock(mutex_);
+  announced_.push_back(std::move(cache));
+}
+
+void RemoteCaches::drop(int64_t id) {
+  std::lock_guard lock(mutex_);
+  for (auto it = announced_.begin(); it != announced_.end();) {
+    if ((*it)->id == id) {
+      dropped_.push_back(*it);
+      it = announced_.erase(it);
+    } else {
+      ++it;
+    }
+  }
+}
+
+bool RemoteCaches::is_in_use(int64_t id) {
+  std::vector<std::shared_ptr<RemoteCache>> unmapped;  // after the lock is released
+  std::lock_guard lock(mutex_);
+  for (auto it = dropped_.begin(); it != dropped_.end();) {
+    if ((*it)->transfers == 0) {
+      unmapped.push_back(std::move(*it));
+      it = dropped_.erase(it);
+    } else {
+      ++it;
+    }
+  }
+  const auto is_it = [&](const auto& cache) { return cache->id == id; };
+  return std::any_of(dropped_.begin(), dropped_.end(), is_it) ||
+         std::any_of(announced_.begin(), announced_.end(), is_it);
+}
+
+std::shared_ptr<RemoteCache> RemoteCaches::find(uint64_t model_id, const char* asked,
+                                                const std::string& peer) const {
+  std::lock_guard lock(mutex_);
+  for (auto it = announced_.rbegin(); it != announced_.rend(); ++it) {
+    if ((*it)->model_id == model_id) return *it;
+  }
+  std::string there;
+  for (const auto& cache : announced_) {
+    if (cache->model_id) there += join(there.empty() ? "" : ", ", *cache->model_id);
+  }
+  throw Error(kKvCacheNotExist, join(asked, ": ", peer, " has no blocks cache with model_id ", model_id,
+                                     there.empty() ? "; it announced none" : "; it announced model_id ",
+                                     there, ". Nothing was sent; the link is still usable."));
+}
+
+void RemoteCaches::clear() {
+  std::lock_guard lock(mutex_);
+  announced_.clear();
+  dropped_.clear();
+}
+
+LayerRange resolve_layers(const Geometry& geometry, LayerRange range, const char* side, const char* asked) {
+  require(range.tensors_per_layer >= 1 && range.tensors_per_layer <= geometry.num_tensors, kParamInvalid,
+          asked, ": tensor_num_per_layer = ", range.tensors_per_layer, ", expected 1 to ",
+          geometry.num_tensors, ", the tensors of the ", side, " cache");
+  require(geometry.num_tensors % range.tensors_per_layer == 0, kParamInvalid, asked,
+          ": tensor_num_per_layer = ", range.tensors_per_layer, " does not divide the ", geometry.num_tensors,
+          " tensors of the ", side, " cache");
+  const int64_t layers = geometry.num_tensors / range.tensors_per_layer;
+  if (range.layers < 0) range.layers = layers - range.first_layer;
+  require(range.first_layer >= 0 && range.layers >= 1 && range.first_layer + range.layers <= layers,
+          kParamInvalid, asked, ": ", side, " layers ", range.first_layer, " to ",
+          range.first_layer + range.layers, " are outside the ", side, " cache, which has ", layers,
+          " layers of ", range.tensors_per_layer, " tensors. Nothing was sent; the link is still usable.");
+  return range;
+}
+
+void require_same_layout(const Geometry& local, const Geometry& remote, const char* asked,
+                         const std::string& peer) {
+  require(local.block_bytes == remote.block_bytes, kParamInvalid, asked, ": a block has ", local.block_bytes,
+          " bytes in the local cache and ", remote.block_bytes, " bytes at ", peer,
+          "; both caches need the same shape after the number of blocks, and the same dtype. Nothing was "
+          "sent; the link is "
+          "still usable.");
+}
+
+}  // namespace datadist

@@ -1,0 +1,258 @@
+#include "link/engine.h"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <map>
+
+#include "acl/check.h"
+#include "acl/symbols.h"
+#include "error.h"
+#include "link/binding.h"
+#include "link/link.h"
+#include "link/transfer.h"
+#include "transport/mapped/mapped.h"
+
+namespace datadist {
+namespace {
+
+constexpr int kBusyTickMs = 2;
+constexpr int kIdleTickMs = 50;
+constexpr int kSyncTimeoutMs = 1000;
+constexpr aclError kStreamSyncTimeout = 507046;
+constexpr auto kClockGap =
+    std::chrono::milliseconds(500);  // a tick this late: a debugger, a suspend, a SIGSTOP
+
+std::mutex engines_mutex;
+
+std::map<int, std::shared_ptr<Engine>>& engines() {
+  static auto* map = new std::map<int, std::shared_ptr<Engine>>;  // never destroyed: exit order is not ours
+  return *map;
+}
+
+}  // namespace
+
+// In a context of their own, where a failure stops nothing: a write to a peer that died must not end the
+// watch.
+struct Engine::Streams {
+  explicit Streams(int device)
+      : context(device),
+        local(context, acl::OnFailure::kContinue),
+        mail(context, acl::OnFailure::kContinue) {}
+  acl::Context context;
+  acl::Stream local;
+  acl::Stream mail;
+};
+
+std::shared_ptr<Engine> Engine::of(int device) {
+  std::lock_guard lock(engines_mutex);
+  auto& engine = engines()[device];
+  if (engine == nullptr) engine = std::make_shared<Engine>(device);
+  return engine;
+}
+
+void Engine::stop_all() {
+  std::map<int, std::shared_ptr<Engine>> all;
+  {
+    std::lock_guard lock(engines_mutex);
+    all.swap(engines());
+  }
+  for (const auto& [_, engine] : all) engine->stop();
+}
+
+Engine::Engine(int device)
+    : device_(device),
+      words_([this](size_t bytes) { return allocate_zeroed(bytes); }),
+      pages_([this](size_t bytes) { return allocate_zeroed(bytes); }),
+      local_feeder_(device, acl::OnFailure::kContinue, &words_, nullptr),
+      wake_fd_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)),
+      thread_([this] { run(); }) {}
+
+Engine::~Engine() {
+  stop();
+  close(wake_fd_);
+}
+
+void Engine::stop() {
+  {
+    std::lock_guard lock(mutex_);
+    must_stop_ = true;
+  }
+  wake();
+  if (thread_.joinable()) thread_.join();
+  local_feeder_.stop();
+  std::lock_guard lock(mutex_);
+  transfers_.clear();
+  buried_.clear();
+  links_.clear();  // they hold this engine, too
+}
+
+void Engine::watch(std::shared_ptr<Link> link) {
+  {
+    std::lock_guard lock(mutex_);
+    require(!must_stop_, kFailed, "device ", device_, " is shut down in this process");
+    links_.push_back(std::move(link));
+  }
+  wake();
+}
+
+void Engine::watch(std::shared_ptr<Transfer> transfer) {
+  {
+    std::lock_guard lock(mutex_);
+    require(!must_stop_, kFailed, "device ", device_, " is shut down in this process");
+    transfers_.push_back(std::move(transfer));
+  }
+  wake();
+}
+
+void Engine::bury(std::shared_ptr<Binding> binding) {
+  std::lock_guard lock(mutex_);
+  if (!must_stop_) buried_.push_back(std::move(binding));
+}
+
+void Engine::wake() {
+  const uint64_t one = 1;
+  [[maybe_unused]] const auto written = write(wake_fd_, &one, sizeof(one));
+}
+
+bool Engine::wait_for_tick(Clock::time_point deadline) {
+  wake();
+  std::unique_lock lock(mutex_);
+  const uint64_t seen = ticks_;
+  ++waiting_;
+  const bool ticked = ticked_.wait_until(lock, deadline, [&] { return ticks_ != seen || must_stop_; });
+  --waiting_;
+  return ticked && !must_stop_;
+}
+
+// Not with aclrtMemset: a synchronous one would break a capture that runs anywhere in this process.
+DeviceMemory Engine::allocate_zeroed(size_t bytes) {
+  DeviceMemory memory = mapped::allocate(device_, bytes);
+  acl::ContextScope restore;
+  DATADIST_ACL(aclrtSetDevice(device_));
+  acl::Context context(device_);
+  acl::Stream stream(context, acl::OnFailure::kContinue);
+  DATADIST_ACL(acl::symbols().aclrtMemsetAsync(memory.address, bytes, 0, bytes, stream.get()));
+  DATADIST_ACL(acl::symbols().aclrtSynchronizeStreamWithTimeout(stream.get(), kSyncTimeoutMs * 10));
+  return memory;
+}
+
+void Engine::run() {
+  try {
+    DATADIST_ACL(aclrtSetDevice(device_));
+    Streams streams(device_);
+    auto last = Clock::now();
+    bool is_busy = false;
+    while (true) {
+      sleep(is_busy);
+      {
+        std::lock_guard lock(mutex_);
+        if (must_stop_) break;
+      }
+      streams.context.make_current();  // unmapping through torch's allocator may have changed it
+      const auto now = Clock::now();
+      if (now - last > kClockGap) {
+        std::lock_guard lock(mutex_);
+        for (const auto& link : links_) link->clock_gap(now - last);
+        for (const auto& transfer : transfers_) transfer->clock_gap(now - last);
+      }
+      last = now;
+      watch_processes();
+      words_.queue_reads(streams.local.get());
+      pages_.queue_reads(streams.local.get());
+      // A device that is stuck for longer is not our peers' fault: nothing is judged by stale mirrors.
+      const aclError synced =
+          acl::symbols().aclrtSynchronizeStreamWithTimeout(streams.local.get(), kSyncTimeoutMs);
+      if (synced == kStreamSyncTimeout) continue;
+      if (synced != 0) acl::raise("aclrtSynchronizeStreamWithTimeout", synced);
+      words_.zeroes_done();
+      is_busy = tick({Clock::now(), streams.local.get(), streams.mail.get()});
+      words_.queue_zeroes(streams.local.get());
+      {
+        std::lock_guard lock(mutex_);
+        ++ticks_;
+      }
+      ticked_.notify_all();
+    }
+  } catch (const std::exception& error) {
+    // Without a watchdog nothing here has a deadline: end all links with the reason, so that nobody waits in
+    // silence.
+    std::fprintf(stderr, "torch_llm_datadist: the watchdog of device %d stopped: %s\n", device_,
+                 error.what());
+    std::lock_guard lock(mutex_);
+    must_stop_ = true;
+    for (const auto& link : links_) link->die(kFailed, join("the watchdog stopped: ", error.what()));
+  }
+  ticked_.notify_all();
+  aclrtResetDevice(device_);
+}
+
+bool Engine::tick(const Tick& tick) {
+  std::vector<std::shared_ptr<Link>> links;
+  std::vector<std::shared_ptr<Transfer>> transfers;
+  std::vector<std::shared_ptr<Binding>> buried;
+  bool is_waited_for = false;
+  {
+    std::lock_guard lock(mutex_);
+    links = links_;
+    transfers = transfers_;
+    buried = buried_;
+    is_waited_for = waiting_ > 0;
+  }
+  local_feeder_.tick();
+  bool is_busy = is_waited_for || !local_feeder_.is_idle();
+  for (const auto& link : links) {
+    link->tick(tick);
+    is_busy = is_busy || link->is_busy();
+  }
+  std::vector<Transfer*> retired;
+  for (const auto& transfer : transfers) {
+    if (transfer->tick(tick)) retired.push_back(transfer.get());
+  }
+  std::vector<Binding*> passed;
+  for (const auto& binding : buried) {
+    if (!binding->streams_have_passed()) continue;
+    binding->give_back();
+    passed.push_back(binding.get());
+  }
+  is_busy = is_busy || retired.size() < transfers.size();
+  transfers.clear();
+  std::lock_guard lock(mutex_);
+  // A handle or a binding may still queue something that reads its words: only what nobody else holds goes.
+  std::erase_if(transfers_, [&](const auto& transfer) {
+    return transfer.use_count() == 1 &&
+           std::find(retired.begin(), retired.end(), transfer.get()) != retired.end();
+  });
+  std::erase_if(buried_, [&](const auto& binding) {
+    return std::find(passed.begin(), passed.end(), binding.get()) != passed.end();
+  });
+  std::erase_if(links_, [&](const auto& link) { return link->is_gone(tick); });
+  return is_busy;
+}
+
+void Engine::sleep(bool is_busy) {
+  pollfd fd{wake_fd_, POLLIN, 0};
+  poll(&fd, 1, is_busy ? kBusyTickMs : kIdleTickMs);
+  uint64_t count;
+  [[maybe_unused]] const auto got = read(wake_fd_, &count, sizeof(count));
+}
+
+// A death on this host is known at once, and a reused pid is never taken for the peer.
+void Engine::watch_processes() {
+  std::vector<std::shared_ptr<Link>> links;
+  {
+    std::lock_guard lock(mutex_);
+    links = links_;
+  }
+  std::vector<pollfd> fds;
+  for (const auto& link : links) fds.push_back({link->is_alive() ? link->pidfd() : -1, POLLIN, 0});
+  if (fds.empty() || poll(fds.data(), fds.size(), 0) <= 0) return;
+  for (size_t i = 0; i < fds.size(); ++i) {
+    if (fds[i].fd >= 0 && (fds[i].revents & POLLIN) != 0) links[i]->peer_process_ended("its process ended");
+  }
+}
+
+}  // namespace datadist

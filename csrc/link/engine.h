@@ -1,0 +1,75 @@
+// What one process keeps per device: the words and pages that streams and peers write, a context for streams
+// that touch local memory only, and the watchdog — a thread that never takes the GIL, owns every deadline,
+// and is the only one that looks at the words.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "link/feeder.h"
+#include "link/page.h"
+#include "link/tick.h"
+#include "link/words.h"
+
+namespace datadist {
+
+class Binding;
+class Link;
+class Transfer;
+
+class Engine : public std::enable_shared_from_this<Engine> {
+ public:
+  // The engine of a device; made on first use.
+  static std::shared_ptr<Engine> of(int device);
+  // Stops every engine: joins the watchdogs and frees their streams. Before torch_npu's own shutdown.
+  static void stop_all();
+
+  explicit Engine(int device);
+  ~Engine();
+
+  int device() const { return device_; }
+  WordPool& words() { return words_; }
+  PageArena& pages() { return pages_; }
+  Feeder& local_feeder() { return local_feeder_; }
+
+  void watch(std::shared_ptr<Link> link);
+  void watch(std::shared_ptr<Transfer> transfer);
+  void bury(std::shared_ptr<Binding> binding);  // frees its words when no stream reads them any more
+
+  // Makes the watchdog look at once instead of at its next tick.
+  void wake();
+  // Waits for the watchdog's next tick; false when the deadline passed before.
+  bool wait_for_tick(Clock::time_point deadline);
+  void stop();
+
+ private:
+  struct Streams;
+
+  DeviceMemory allocate_zeroed(size_t bytes);
+  void run();
+  bool tick(const Tick& tick);  // true while something is in flight
+  void sleep(bool is_busy);
+  void watch_processes();
+
+  const int device_;
+  WordPool words_;
+  PageArena pages_;
+  Feeder local_feeder_;
+  int wake_fd_;
+
+  std::mutex mutex_;
+  std::condition_variable ticked_;
+  uint64_t ticks_ = 0;
+  int waiting_ = 0;  // callers in wait_for_tick
+  bool must_stop_ = false;
+  std::vector<std::shared_ptr<Link>> links_;
+  std::vector<std::shared_ptr<Transfer>> transfers_;
+  std::vector<std::shared_ptr<Binding>> buried_;
+  std::thread thread_;
+};
+
+}  // namespace datadist

@@ -1,0 +1,269 @@
+#include "link/feeder.h"
+
+#include <algorithm>
+
+#include "acl/check.h"
+#include "acl/symbols.h"
+#include "error.h"
+
+namespace datadist {
+namespace {
+
+constexpr uint64_t kQueueLimit = 1500;   // entries; a stream's queue holds 2048
+constexpr uint64_t kStepsPerMark = 256;  // a progress write behind that many
+constexpr uint64_t kEntriesOfAWait = 4;  // a value wait is a small loop on the device
+
+uint64_t entries_of(const Step& step) { return step.kind == Step::kWait ? kEntriesOfAWait : 1; }
+
+}  // namespace
+
+Feeder::Feeder(int device, acl::OnFailure mode, WordPool* words, Transport* transport)
+    : device_(device), mode_(mode), words_(words), transport_(transport), thread_([this] { run(); }) {}
+
+Feeder::~Feeder() { stop(); }
+
+std::shared_ptr<Lane> Feeder::take_lane(size_t max_lanes) {
+  std::lock_guard lock(mutex_);
+  while (!idle_.empty()) {
+    auto lane = idle_.back();
+    idle_.pop_back();
+    if (!lane->is_dropped() && !lane->must_drop_) return lane;
+  }
+  if (lanes_.size() >= max_lanes || must_stop_) return nullptr;
+  auto lane = std::make_shared<Lane>(words_->take());
+  lanes_.push_back(lane);
+  return lane;
+}
+
+void Feeder::give_back_lane(std::shared_ptr<Lane> lane) {
+  std::lock_guard lock(mutex_);
+  if (!lane->is_dropped() && !lane->must_drop_) idle_.push_back(std::move(lane));
+}
+
+void Feeder::submit(const std::shared_ptr<Lane>& lane, std::unique_ptr<Program> program) {
+  {
+    std::lock_guard lock(mutex_);
+    if (!must_stop_ && !lane->is_dropped() && !lane->must_drop_) {
+      lane->queue_.push_back(std::move(program));
+      must_look_ = true;
+    }
+  }
+  if (program != nullptr) {
+    program->ended(0, kNotYetLink, "the stream that was to carry it is gone");
+    return;
+  }
+  wake_.notify_one();
+}
+
+void Feeder::drop_lane(const std::shared_ptr<Lane>& lane) {
+  {
+    std::lock_guard lock(mutex_);
+    lane->must_drop_ = true;
+    must_look_ = true;
+  }
+  wake_.notify_one();
+}
+
+void Feeder::tick() {
+  bool has_work = false;
+  {
+    std::lock_guard lock(mutex_);
+    for (const auto& lane : lanes_) {
+      if (lane->is_dropped()) continue;
+      lane->seen_mark_.store(lane->progress_.seen(), std::memory_order_release);
+      has_work = has_work || lane->in_queue_ > 0 || !lane->queue_.empty();
+    }
+    if (has_work) must_look_ = true;
+  }
+  if (has_work) wake_.notify_one();
+}
+
+bool Feeder::is_idle() const {
+  std::lock_guard lock(mutex_);
+  return std::all_of(lanes_.begin(), lanes_.end(), [](const auto& lane) {
+    return lane->is_dropped() || (lane->in_queue_ == 0 && lane->queue_.empty());
+  });
+}
+
+void Feeder::request_stop() {
+  {
+    std::lock_guard lock(mutex_);
+    must_stop_ = true;
+  }
+  wake_.notify_one();
+}
+
+void Feeder::stop() {
+  request_stop();
+  std::lock_guard lock(join_mutex_);
+  if (thread_.joinable()) thread_.join();
+}
+
+void Feeder::run() {
+  try {
+    DATADIST_ACL(aclrtSetDevice(device_));
+    context_ = std::make_unique<acl::Context>(device_);
+    context_->make_current();
+  } catch (const Error&) {
+    failure_.store(507000, std::memory_order_release);  // every program is refused below
+  }
+  std::unique_lock lock(mutex_);
+  while (true) {
+    wake_.wait(lock, [this] { return must_stop_ || must_look_; });
+    const bool stopping = must_stop_;
+    must_look_ = false;
+    auto lanes =
+        lanes_;  // feeding works without the lock; only this thread touches a lane's queue head and stream
+    lock.unlock();
+    bool has_more = false;
+    for (const auto& lane : lanes) {
+      if (lane->is_dropped()) continue;
+      if (stopping || lane->must_drop_) {
+        drop(*lane, kNotYetLink, "its stream was given up");
+      } else {
+        has_more = feed(*lane) || has_more;
+      }
+    }
+    lock.lock();
+    std::erase_if(lanes_, [](const auto& lane) { return lane->is_dropped(); });
+    must_look_ = must_look_ || has_more;
+    if (stopping) break;
+  }
+  lock.unlock();
+  context_.reset();
+  aclrtResetDevice(device_);
+  has_stopped_.store(true, std::memory_order_release);
+}
+
+// Submits up to one mark's worth of the lane's first program. True when it could go on at once.
+bool Feeder::feed(Lane& lane) {
+  const uint64_t seen = lane.seen_mark_.load(std::memory_order_acquire);
+  while (!lane.unseen_.empty() && lane.unseen_.front().first <= seen) {
+    lane.in_queue_ -= lane.unseen_.front().second;
+    lane.unseen_.pop_front();
+  }
+  if (lane.stream_ != nullptr && lane.in_queue_ > 0) {
+    if (const aclError code = lane.stream_->query(); code != 0) {
+      failure_.store(code, std::memory_order_release);
+      drop(lane, acl::status_code(code), acl::describe("a task of the link's stream", code));
+      return false;
+    }
+  }
+  Program* program = nullptr;
+  {
+    std::lock_guard lock(mutex_);
+    if (!lane.queue_.empty()) program = lane.queue_.front().get();
+  }
+  if (program == nullptr || lane.in_queue_ + kStepsPerMark * 2 > kQueueLimit) return false;
+
+  std::string what;
+  int64_t status = kSuccess;
+  bool at_end = false;
+  try {
+    require(failure() == 0, kFailed, "the link's context stopped after a failed task");
+    if (lane.stream_ == nullptr) lane.stream_ = std::make_unique<acl::Stream>(*context_, mode_);
+    if (!lane.head_is_prepared_) program->prepare();
+    lane.head_is_prepared_ = true;
+    Step step;
+    aclError code = 0;
+    while (code == 0 && lane.steps_since_mark_ < kStepsPerMark) {
+      if (!program->next(&step)) {
+        at_end = true;
+        break;
+      }
+      if (!submit_step(lane, step, &what, &code)) break;
+    }
+    if (code == 0) {
+      code = mark(lane);
+      if (code != 0) what = acl::describe("aclrtValueWrite", code);
+    }
+    if (code != 0) status = acl::status_code(code);
+  } catch (const Error& error) {
+    status = error.code();
+    what = error.what();
+  } catch (const std::exception& error) {
+    status = kFailed;
+    what = error.what();
+  }
+  if (status == kSuccess && !at_end) return true;
+
+  std::unique_ptr<Program> head;
+  bool has_more = false;
+  {
+    std::lock_guard lock(mutex_);
+    head = std::move(lane.queue_.front());
+    lane.queue_.pop_front();
+    has_more = !lane.queue_.empty();
+    lane.head_is_prepared_ = false;
+  }
+  // What a refused program left on the stream must be known to have drained before its words serve anybody
+  // else.
+  if (status != kSuccess && lane.stream_ != nullptr && lane.steps_since_mark_ > 0 && mark(lane) != 0)
+    drop(lane, status, what);
+  head->ended(lane.next_mark_ - 1, status, what);
+  return has_more && !lane.is_dropped();
+}
+
+bool Feeder::submit_step(Lane& lane, const Step& step, std::string* what, aclError* code) {
+  const acl::Symbols& symbols = acl::symbols();
+  const aclrtStream stream = lane.stream_->get();
+  const char* call = "";
+  switch (step.kind) {
+    case Step::kWait:
+      call = "aclrtValueWait";
+      *code = symbols.aclrtValueWait(step.dst, step.value, ACL_STREAM_WAIT_VALUE_GEQ, stream);
+      break;
+    case Step::kWrite:
+      call = "aclrtValueWrite";
+      *code = symbols.aclrtValueWrite(step.dst, step.value, 0, stream);
+      break;
+    case Step::kCopy:
+      call = "aclrtMemcpyAsync";
+      *code = transport_->copy(step.dst, step.src, step.value, stream);
+      break;
+    case Step::kRemoteWrite:
+      call = "aclrtValueWrite";
+      *code = transport_->write_word(step.dst, step.value, stream);
+      break;
+    case Step::kCall:
+      call = "aclrtLaunchHostFunc";
+      *code = symbols.aclrtLaunchHostFunc(
+          stream, reinterpret_cast<aclrtHostFunc>(const_cast<void*>(step.src)), step.dst);
+      break;
+  }
+  if (*code != 0) {
+    *what = acl::describe(call, *code);
+    return false;
+  }
+  lane.in_queue_ += entries_of(step);
+  ++lane.steps_since_mark_;
+  return true;
+}
+
+aclError Feeder::mark(Lane& lane) {
+  const aclError code =
+      acl::symbols().aclrtValueWrite(lane.progress_.address, lane.next_mark_, 0, lane.stream_->get());
+  if (code != 0) return code;
+  ++lane.in_queue_;
+  uint64_t counted = 0;
+  for (const auto& [_, entries] : lane.unseen_) counted += entries;
+  lane.unseen_.emplace_back(lane.next_mark_++, lane.in_queue_ - counted);
+  lane.steps_since_mark_ = 0;
+  return 0;
+}
+
+void Feeder::drop(Lane& lane, int64_t code, const std::string& why) {
+  lane.stream_.reset();
+  std::deque<std::unique_ptr<Program>> rest;
+  {
+    std::lock_guard lock(mutex_);
+    rest.swap(lane.queue_);
+    lane.in_queue_ = 0;
+    lane.unseen_.clear();
+  }
+  lane.is_dropped_.store(true, std::memory_order_release);
+  for (const auto& program : rest) program->ended(0, code, why);
+  words_->give_back(lane.progress_);
+}
+
+}  // namespace datadist

@@ -1,0 +1,64 @@
+// A thread that owns a context and feeds the streams in it, so that a full queue or a refused call never
+// meets a torch_npu thread. It keeps each stream's queue below its depth (2048, where a submit would block):
+// one lane that waits for its layers does not hold up the others.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "link/lane.h"
+#include "transport/transport.h"
+
+namespace datadist {
+
+class Feeder {
+ public:
+  Feeder(int device, acl::OnFailure mode, WordPool* words, Transport* transport);
+  ~Feeder();  // stops
+
+  // A lane without work, new or left by someone else. nullptr when `max_lanes` are taken.
+  std::shared_ptr<Lane> take_lane(size_t max_lanes);
+  void give_back_lane(std::shared_ptr<Lane> lane);
+  void submit(const std::shared_ptr<Lane>& lane, std::unique_ptr<Program> program);
+  // Destroys the lane's stream with all that is queued on it; programs that were not submitted end with
+  // LLM_NOT_YET_LINK.
+  void drop_lane(const std::shared_ptr<Lane>& lane);
+  // Watchdog, once per tick, mirrors fresh.
+  void tick();
+  // 0, or the code of the task failure that stopped this context.
+  aclError failure() const { return failure_.load(std::memory_order_acquire); }
+  bool is_idle() const;
+  void request_stop();
+  bool has_stopped() const { return has_stopped_.load(std::memory_order_acquire); }
+  void stop();  // idempotent; ends what is left, destroys all streams and the context, joins
+
+ private:
+  void run();
+  bool feed(Lane& lane);
+  bool submit_step(Lane& lane, const Step& step, std::string* what, aclError* code);
+  aclError mark(Lane& lane);
+  void drop(Lane& lane, int64_t code, const std::string& why);
+
+  const int device_;
+  const acl::OnFailure mode_;
+  WordPool* const words_;
+  Transport* const transport_;
+  std::unique_ptr<acl::Context> context_;
+
+  mutable std::mutex mutex_;
+  std::condition_variable wake_;
+  bool must_stop_ = false;
+  bool must_look_ = false;
+  std::vector<std::shared_ptr<Lane>> lanes_;
+  std::vector<std::shared_ptr<Lane>> idle_;
+  std::atomic<aclError> failure_{0};
+  std::atomic<bool> has_stopped_{false};
+  std::mutex join_mutex_;
+  std::thread thread_;
+};
+
+}  // namespace datadist

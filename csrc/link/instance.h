@@ -1,0 +1,59 @@
+// One LLMDataDist: its caches and its links.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+
+#include "cache/cache.h"
+#include "link/engine.h"
+#include "link/link.h"
+#include "link/transfer.h"
+
+namespace datadist {
+
+// What a push or a pull asks for, checked against both ends by `plan_transfer` before anything is queued.
+struct TransferRequest {
+  Direction direction = Direction::kPush;
+  const char* asked = "";
+  std::vector<char*> cache;  // the local cache's tensors
+  const int64_t* src_blocks = nullptr;
+  size_t src_length = 0;
+  const int64_t* dst_blocks = nullptr;
+  size_t dst_length = 0;
+  uint64_t model_id = 0;
+  int64_t src_layer = 0;
+  int64_t dst_layer = 0;
+  int64_t num_layers = -1;
+  int64_t tensors_per_layer = 2;
+  int64_t timeout_ms = 0;
+};
+
+class Instance {
+ public:
+  Instance(int device, int64_t cluster_id, LinkOptions options);
+  ~Instance();
+
+  LocalCaches& caches() { return *caches_; }
+  int device() const { return engine_->device(); }
+  std::shared_ptr<Link> open_link(Peer peer);
+  std::shared_ptr<Link> link(int64_t handle, const char* asked) const;
+  void close_link(int64_t handle);
+  void close();
+
+ private:
+  const std::shared_ptr<Engine> engine_;
+  const int64_t cluster_id_;
+  const LinkOptions options_;
+  const std::shared_ptr<LocalCaches> caches_;
+  mutable std::mutex mutex_;
+  std::map<int64_t, std::shared_ptr<Link>> links_;
+  bool is_closed_ = false;
+};
+
+// The link behind a handle that came through an op, alive.
+std::shared_ptr<Link> require_link(int64_t handle, const char* asked);
+
+TransferPlan plan_transfer(Link& link, const TransferRequest& request);
+
+}  // namespace datadist

@@ -1,0 +1,68 @@
+// What runs on a stream of ours: programs, which are sequences of small steps, on lanes, which are a stream
+// with a progress word behind every few steps.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <string>
+
+#include "acl/stream.h"
+#include "link/words.h"
+
+namespace datadist {
+
+struct Step {
+  enum Kind : uint8_t {
+    kWait,         // until the local word at dst reaches value
+    kWrite,        // value into the local word at dst
+    kCopy,         // value bytes from src to dst, either may be a peer's
+    kRemoteWrite,  // value into the peer's word at dst, after what was copied before
+    kCall,         // the host function at src with dst as its argument
+  };
+  Kind kind;
+  void* dst;
+  const void* src;
+  uint64_t value;
+};
+
+// Asked for steps by the feeding thread only.
+class Program {
+ public:
+  virtual ~Program() = default;
+  // Before the first step, on the feeding thread. Throws when the program cannot run at all.
+  virtual void prepare() {}
+  virtual bool next(Step* step) = 0;
+  // Called once, when nothing more of it will be queued: all steps are (code 0), or the runtime refused one,
+  // or the lane is gone. What was queued is done when the lane has passed `mark`; 0: nothing was.
+  virtual void ended(uint64_t mark, int64_t code, const std::string& what) = 0;
+};
+
+// Owned by its feeder, which alone touches everything below the line.
+class Lane {
+ public:
+  explicit Lane(Word progress) : progress_(progress) {}
+
+  // Watchdog only. True once the steps up to `mark` ran, or the stream is gone and they never will.
+  bool has_passed(uint64_t mark) const { return is_dropped() || progress_.seen() >= mark; }
+  bool is_dropped() const { return is_dropped_.load(std::memory_order_acquire); }
+
+ private:
+  friend class Feeder;
+  Word progress_;
+  std::atomic<bool> is_dropped_{false};
+  std::atomic<uint64_t> seen_mark_{
+      0};  // copied from the word's mirror by the watchdog for the feeding thread
+  // ------------------------------------------------------------------------------------------------
+  std::unique_ptr<acl::Stream> stream_;
+  std::deque<std::unique_ptr<Program>> queue_;
+  bool head_is_prepared_ = false;
+  bool must_drop_ = false;
+  uint64_t next_mark_ = 1;
+  uint64_t steps_since_mark_ = 0;
+  std::atomic<uint64_t> in_queue_{0};                 // entries of the stream's queue not known to be done
+  std::deque<std::pair<uint64_t, uint64_t>> unseen_;  // (mark, entries up to it)
+};
+
+}  // namespace datadist

@@ -1,0 +1,311 @@
+#include "link/link.h"
+
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+#include <sstream>
+
+#include "error.h"
+#include "link/engine.h"
+#include "link/ticket.h"
+#include "transport/mapped/mapped.h"
+
+namespace datadist {
+namespace {
+
+// Field 22 of /proc/<pid>/stat, counted behind the command's closing parenthesis; 0 when there is no such
+// process.
+int64_t start_time_of(int pid) {
+  std::ifstream file(join("/proc/", pid, "/stat"));
+  std::string text((std::istreambuf_iterator<char>(file)), {});
+  const size_t name_end = text.rfind(')');
+  if (name_end == std::string::npos) return 0;
+  std::istringstream fields(text.substr(name_end + 1));
+  std::string field;
+  for (int i = 3; i <= 22 && fields >> field; ++i) {
+  }
+  return field.empty() ? 0 : std::stoll(field);
+}
+
+int open_pidfd(const Peer& peer) {
+  if (peer.in_this_process || peer.pid <= 0) return -1;
+  const int fd = static_cast<int>(syscall(SYS_pidfd_open, peer.pid, 0));
+  const int64_t start_time = start_time_of(peer.pid);
+  if (fd < 0 || start_time != peer.start_time) {
+    if (fd >= 0) ::close(fd);
+    throw Error(kLinkFailed, join("open_link: ", peer.name, " says it is process ", peer.pid,
+                                  ", started at tick ", peer.start_time, "; there is ",
+                                  start_time == 0 ? "no such process" : "another process of that id"));
+  }
+  return fd;
+}
+
+}  // namespace
+
+Link::Link(std::shared_ptr<Engine> engine, std::shared_ptr<LocalCaches> caches, Peer peer,
+           LinkOptions options)
+    : engine_(std::move(engine)),
+      caches_(std::move(caches)),
+      peer_(std::move(peer)),
+      options_(options),
+      page_(engine_->pages().take()),
+      transport_(mapped::make_transport(engine_->device(), peer_.device, peer_.in_this_process)),
+      slots_(options.max_in_flight),
+      feeder_(std::make_unique<Feeder>(engine_->device(), acl::OnFailure::kStop, &engine_->words(),
+                                       transport_.get())),
+      sent_(kSlots, 0),
+      retired_epochs_(kSlots, 0),
+      alive_at_(Clock::now()) {
+  pidfd_ = open_pidfd(peer_);
+}
+
+Link::~Link() {
+  feeder_->stop();
+  if (pidfd_ >= 0) ::close(pidfd_);
+}
+
+void Link::connect(int64_t peer_link, const Exported& peer_page) {
+  peer_mapping_ = transport_->map(peer_page);
+  std::lock_guard lock(mutex_);
+  require(state_ == kOpening, kLinkFailed, "connect_link: the link to ", peer_.name,
+          " is connected already or closed");
+  peer_page_ = peer_mapping_.address;
+  peer_handle_ = peer_link;
+  alive_at_ = Clock::now();
+  state_.store(kAlive, std::memory_order_release);
+}
+
+void Link::close() {
+  const auto patience = Clock::now() + options_.transfer_timeout;
+  while (is_alive() && transfers_ > 0 && engine_->wait_for_tick(patience)) {
+  }
+  die(kNotYetLink, "the link was closed here");
+  feeder_->stop();
+  // The peer learns from its page that nothing more will come; only then may our view of that page go.
+  const auto deadline = Clock::now() + std::chrono::seconds(1);
+  while (true) {
+    {
+      std::lock_guard lock(mutex_);
+      if (told_closed_ || peer_page_ == nullptr || peer_is_gone_) break;
+    }
+    if (!engine_->wait_for_tick(deadline)) break;
+  }
+  remote_caches_.clear();
+  Mapped mapping;
+  {
+    std::lock_guard lock(mutex_);
+    state_.store(kClosed, std::memory_order_release);
+    mapping = std::exchange(peer_mapping_, {});
+    peer_page_ = nullptr;
+  }
+}
+
+void Link::die(int64_t code, const std::string& why) {
+  std::lock_guard lock(mutex_);
+  if (state_ != kOpening && state_ != kAlive) return;
+  code_ = code;
+  why_ = why;
+  state_.store(kDead, std::memory_order_release);
+}
+
+std::pair<int64_t, std::string> Link::reason() const {
+  std::lock_guard lock(mutex_);
+  return {code_, join("the link to ", peer_.name, " is down: ", why_)};
+}
+
+void Link::require_alive(const char* asked) const {
+  if (is_alive()) return;
+  const auto [code, why] = reason();
+  throw Error(
+      code == kSuccess ? static_cast<int64_t>(kNotYetLink) : code,
+      join(asked, ": ", code == kSuccess ? join("the link to ", peer_.name, " is not connected yet") : why,
+           ". Nothing was sent; other links are not affected, link again to go on."));
+}
+
+int64_t Link::ticket_of(SlotUse use) const {
+  return TicketNumber{peer_handle_, use.slot, use.epoch & TicketNumber::kEpochMask}.pack();
+}
+
+void Link::announce(SlotUse use, SentWord word) {
+  post(offsetof(Mail, sent) + use.slot * sizeof(uint64_t), word.pack());
+  engine_->wake();
+}
+
+void Link::slot_drained(SlotUse use, SentWord word) {
+  post(offsetof(Mail, sent) + use.slot * sizeof(uint64_t), word.pack());
+  slots_.drained(use);
+}
+
+void Link::retire(SlotUse use, int64_t code) {
+  post(offsetof(Mail, taken) + use.slot * sizeof(uint64_t),
+       TakenWord{use.epoch, short_code(code), TakenWord::kRetired}.pack());
+}
+
+void Link::post(size_t offset, uint64_t value) {
+  std::lock_guard lock(mutex_);
+  outbox_.push_back({offset, value});
+}
+
+std::shared_ptr<Lane> Link::take_lane(bool needs_its_own) {
+  std::lock_guard lock(mutex_);
+  if (main_lane_ == nullptr || main_lane_->is_dropped())
+    main_lane_ = feeder_->take_lane(options_.streams + 1);
+  auto lane = feeder_->take_lane(options_.streams + 1);
+  return lane != nullptr || needs_its_own ? lane : main_lane_;
+}
+
+void Link::give_back_lane(std::shared_ptr<Lane> lane) {
+  std::lock_guard lock(mutex_);
+  if (lane != main_lane_) feeder_->give_back_lane(std::move(lane));
+}
+
+SentWord Link::sent(uint32_t slot) const {
+  std::lock_guard lock(mutex_);
+  return SentWord::unpack(sent_[slot]);
+}
+
+std::shared_ptr<Ticket> Link::ticket(uint32_t slot, uint32_t epoch_low, const char* asked) {
+  std::lock_guard lock(mutex_);
+  for (const auto& ticket : tickets_) {
+    if (ticket->use().slot == slot && (ticket->use().epoch & TicketNumber::kEpochMask) == epoch_low)
+      return ticket;
+  }
+  const SentWord sent = SentWord::unpack(sent_[slot]);
+  require((sent.epoch & TicketNumber::kEpochMask) == epoch_low, kParamInvalid, asked, ": slot ", slot, " of ",
+          peer_.name, " has been issued again since; the ticket is used up");
+  const bool is_used_up = retired_epochs_[slot] == sent.epoch;
+  require(!is_used_up, kParamInvalid, asked, ": the ticket of slot ", slot, " from ", peer_.name,
+          " is used up: it arrived or failed before, or was discarded");
+  tickets_.push_back(std::make_shared<Ticket>(shared_from_this(), SlotUse{slot, sent.epoch}, sent));
+  return tickets_.back();
+}
+
+void Link::peer_process_ended(const std::string& what) {
+  {
+    std::lock_guard lock(mutex_);
+    peer_is_gone_ = true;
+  }
+  die(kNotYetLink, join(what, " (pid ", peer_.pid, ")"));
+}
+
+void Link::clock_gap(Clock::duration gap) {
+  std::lock_guard lock(mutex_);
+  alive_at_ += gap;
+  for (const auto& ticket : tickets_) ticket->clock_gap(gap);
+}
+
+bool Link::is_busy() const {
+  std::lock_guard lock(mutex_);
+  return !tickets_.empty() || !outbox_.empty() || transfers_ > 0;
+}
+
+void Link::tick(const Tick& tick) {
+  feeder_->tick();
+  if (is_alive()) {
+    if (const aclError failure = feeder_->failure(); failure != 0) {
+      die(acl::status_code(failure),
+          join("a task on its stream failed with ", failure, ", which stopped the link's context"));
+    }
+    read_mail(tick);
+    watch_heartbeat(tick);
+  }
+  std::vector<std::shared_ptr<Ticket>> tickets;
+  {
+    std::lock_guard lock(mutex_);
+    tickets = tickets_;
+  }
+  const bool alive = is_alive();
+  for (const auto& ticket : tickets) {
+    if (!ticket->tick(tick, sent(ticket->use().slot), alive)) continue;
+    std::lock_guard lock(mutex_);
+    retired_epochs_[ticket->use().slot] = ticket->use().epoch;
+    std::erase(tickets_, ticket);
+  }
+  if (!alive) feeder_->request_stop();
+  send_mail(tick);
+}
+
+void Link::read_mail(const Tick& tick) {
+  const Mail& mail = *page_.mail;
+  if (mail.heartbeat != seen_heartbeat_) {
+    seen_heartbeat_ = mail.heartbeat;
+    alive_at_ = tick.now;
+  }
+  if (mail.sequence != seen_sequence_) {
+    seen_sequence_ = mail.sequence;
+    std::lock_guard lock(mutex_);
+    std::copy(mail.sent, mail.sent + kSlots, sent_.begin());
+    for (uint32_t slot = 0; slot < kSlots; ++slot) {
+      const TakenWord taken = TakenWord::unpack(mail.taken[slot]);
+      if (taken.state == TakenWord::kRetired) slots_.retired({slot, taken.epoch});
+    }
+  }
+  if (mail.state == kEndIsClosed) {
+    {
+      std::lock_guard lock(mutex_);
+      peer_is_gone_ = true;
+    }
+    die(kNotYetLink, "the peer closed it");
+  }
+}
+
+void Link::watch_heartbeat(const Tick& tick) {
+  if (tick.now - alive_at_ <= options_.keep_alive) return;
+  die(kNotYetLink, join("no sign of life for ", options_.keep_alive.count(),
+                        " ms: the peer is frozen or cut off (pid ", peer_.pid, ")"));
+}
+
+// Words only, and in order: what a word tells is true before the sequence says that there is news.
+void Link::send_mail(const Tick& tick) {
+  std::vector<Outgoing> outgoing;
+  {
+    std::lock_guard lock(mutex_);
+    if (peer_page_ == nullptr || told_closed_ || peer_is_gone_) {
+      outbox_.clear();
+      return;
+    }
+    outgoing.swap(outbox_);
+  }
+  const auto write = [&](size_t offset, uint64_t value) {
+    // A refused or failing write shows as a missing heartbeat at the peer, and as its death here.
+    transport_->write_word(peer_page_ + offset, value, tick.mail);
+  };
+  for (const Outgoing& word : outgoing) write(word.offset, word.value);
+  if (!outgoing.empty()) write(offsetof(Mail, sequence), ++sequence_);
+  if (!outgoing.empty() ||
+      tick.now - beat_at_ >= std::min(options_.keep_alive / 10, std::chrono::milliseconds(50))) {
+    write(offsetof(Mail, heartbeat), ++heartbeat_);
+    beat_at_ = tick.now;
+  }
+  // The last word: the link is over and its streams are drained, so nothing more will be written to that
+  // page.
+  if (!is_alive() && feeder_->has_stopped()) {
+    write(offsetof(Mail, state), kEndIsClosed);
+    acl::symbols().aclrtSynchronizeStreamWithTimeout(tick.mail, 1000);
+    std::lock_guard lock(mutex_);
+    told_closed_ = true;
+  }
+}
+
+bool Link::is_gone(const Tick& tick) {
+  std::lock_guard lock(mutex_);
+  if (state_ != kClosed || !tickets_.empty() || transfers_ > 0) return false;
+  // The page is the peer's to write until it is gone or said that its streams are drained.
+  if (peer_handle_ != 0 && !peer_is_gone_ && page_.mail->state != kEndIsClosed) return false;
+  if (!page_is_zeroed_) {
+    DATADIST_ACL(acl::symbols().aclrtMemsetAsync(page_.address, kPageBytes, 0, kPageBytes, tick.local));
+    page_is_zeroed_ = true;
+    return false;  // done at the next tick, which syncs the stream first
+  }
+  engine_->pages().give_back(page_);
+  return true;
+}
+
+CompactTable<Link>& links() {
+  static auto* table = new CompactTable<Link>;
+  return *table;
+}
+
+}  // namespace datadist

@@ -1,0 +1,146 @@
+// One end of a link: the peer's page and caches, the streams that reach the peer, slots, liveness.
+//
+//   kOpening --connect--> kAlive --die (peer gone, frozen, closed; a task failed)--> kDead --close--> kClosed
+//
+// A dead link stays dead: a relink is a new Link with new memory under a new handle.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "cache/cache.h"
+#include "link/feeder.h"
+#include "link/handles.h"
+#include "link/page.h"
+#include "link/slots.h"
+#include "link/tick.h"
+
+namespace datadist {
+
+class Engine;
+class Ticket;
+class Transfer;
+
+struct Peer {
+  int64_t cluster_id = 0;
+  std::string name;  // for messages: "cluster 2 (127.0.0.1:26000)"
+  int device = 0;
+  int pid = 0;
+  int64_t start_time = 0;  // of the process, so that a reused pid is not taken for it
+  bool in_this_process = false;
+};
+
+struct LinkOptions {
+  std::chrono::milliseconds keep_alive{3000};
+  std::chrono::milliseconds transfer_timeout{1000};
+  size_t max_in_flight = 256;
+  size_t streams = 64;
+};
+
+class Link : public std::enable_shared_from_this<Link> {
+ public:
+  Link(std::shared_ptr<Engine> engine, std::shared_ptr<LocalCaches> caches, Peer peer, LinkOptions options);
+  ~Link();
+
+  // Set-up and end; Python's control thread.
+  void set_handle(int64_t handle) { handle_ = handle; }
+  const Page& page() const { return page_; }
+  void connect(int64_t peer_link, const Exported& peer_page);
+  void close();  // ends it if it is alive, and waits until its streams are gone
+
+  // Calls of any thread.
+  int64_t handle() const { return handle_; }
+  const Peer& peer() const { return peer_; }
+  const LinkOptions& options() const { return options_; }
+  Engine& engine() const { return *engine_; }
+  Transport& transport() const { return *transport_; }
+  const LocalCaches& caches() const { return *caches_; }  // of this end
+  RemoteCaches& remote_caches() { return remote_caches_; }
+  void require_alive(const char* asked) const;
+  bool is_alive() const { return state_.load(std::memory_order_acquire) == kAlive; }
+  std::pair<int64_t, std::string> reason() const;  // why it is not alive
+
+  // For transfers.
+  SlotUse take_slot(const char* asked) { return slots_.take(asked, peer_.name); }
+  int64_t ticket_of(SlotUse use) const;
+  char* peer_flag(uint32_t slot, int64_t layer) const { return peer_page_ + flag_offset(slot, layer); }
+  void announce(SlotUse use, SentWord word);
+  void slot_drained(SlotUse use, SentWord word);
+  std::shared_ptr<Lane> take_lane(bool needs_its_own);
+  void give_back_lane(std::shared_ptr<Lane> lane);
+  Feeder& feeder() { return *feeder_; }
+  void transfer_began() { ++transfers_; }
+  void transfer_retired() { --transfers_; }
+
+  // For tickets.
+  SentWord sent(uint32_t slot) const;  // as the last mail said
+  std::shared_ptr<Ticket> ticket(uint32_t slot, uint32_t epoch_low, const char* asked);
+  char* own_flag(uint32_t slot, int64_t layer) const { return page_.address + flag_offset(slot, layer); }
+  void retire(SlotUse use, int64_t code);
+
+  // Watchdog.
+  void tick(const Tick& tick);
+  void peer_process_ended(const std::string& what);
+  void clock_gap(Clock::duration gap);
+  int pidfd() const { return pidfd_; }
+  bool is_busy() const;
+  bool is_gone(const Tick& tick);  // closed, and nothing of it is in use any more: the engine may forget it
+
+  void die(int64_t code, const std::string& why);
+
+ private:
+  enum State { kOpening, kAlive, kDead, kClosed };
+  struct Outgoing {
+    size_t offset;  // in the peer's Mail
+    uint64_t value;
+  };
+
+  void read_mail(const Tick& tick);
+  void watch_heartbeat(const Tick& tick);
+  void send_mail(const Tick& tick);
+  void post(size_t offset, uint64_t value);
+
+  const std::shared_ptr<Engine> engine_;
+  const std::shared_ptr<LocalCaches> caches_;
+  const Peer peer_;
+  const LinkOptions options_;
+  int64_t handle_ = 0;
+  int64_t peer_handle_ = 0;
+  Page page_;
+  std::unique_ptr<Transport> transport_;
+  Mapped peer_mapping_;
+  char* peer_page_ = nullptr;
+  RemoteCaches remote_caches_;
+  SenderSlots slots_;
+  std::unique_ptr<Feeder> feeder_;
+  std::shared_ptr<Lane> main_lane_;  // whole transfers share it when no other stream is free
+  std::atomic<int64_t> transfers_{0};
+  int pidfd_ = -1;
+
+  std::atomic<State> state_{kOpening};
+  mutable std::mutex mutex_;
+  int64_t code_ = kSuccess;
+  std::string why_;
+  std::vector<Outgoing> outbox_;
+  std::vector<uint64_t> sent_;  // copy of the page's words, for callers
+  std::vector<std::shared_ptr<Ticket>> tickets_;
+  std::vector<uint32_t> retired_epochs_;  // per slot, the last ticket that is used up
+
+  // The watchdog's own.
+  uint64_t seen_heartbeat_ = 0;
+  uint64_t seen_sequence_ = 0;
+  Clock::time_point alive_at_;
+  Clock::time_point beat_at_;
+  uint64_t heartbeat_ = 0;
+  uint64_t sequence_ = 0;
+  bool told_closed_ = false;
+  bool page_is_zeroed_ = false;
+  bool peer_is_gone_ = false;
+};
+
+CompactTable<Link>& links();
+
+}  // namespace datadist

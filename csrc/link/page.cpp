@@ -1,0 +1,86 @@
+#include "link/page.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "acl/check.h"
+#include "acl/symbols.h"
+#include "error.h"
+
+namespace datadist {
+namespace {
+
+constexpr int64_t kStatusBase = 0x5010B000;
+
+}  // namespace
+
+uint8_t short_code(int64_t code) {
+  if (code == kSuccess) return 0;
+  if (code > kStatusBase && code < kStatusBase + 0x80) return static_cast<uint8_t>(code - kStatusBase);
+  return 0xFF;
+}
+
+int64_t long_code(uint8_t code) {
+  if (code == 0) return kSuccess;
+  return code == 0xFF ? static_cast<int64_t>(kFailed) : kStatusBase + code;
+}
+
+uint64_t SentWord::pack() const {
+  return uint64_t{epoch} << 32 | uint64_t{first_layer} << 24 | uint64_t{last_layer} << 16 |
+         uint64_t{code} << 8 | state;
+}
+
+SentWord SentWord::unpack(uint64_t word) {
+  return {static_cast<uint32_t>(word >> 32), static_cast<uint8_t>(word >> 24),
+          static_cast<uint8_t>(word >> 16), static_cast<uint8_t>(word >> 8), static_cast<State>(word & 0xFF)};
+}
+
+uint64_t TakenWord::pack() const { return uint64_t{epoch} << 32 | uint64_t{code} << 8 | state; }
+
+TakenWord TakenWord::unpack(uint64_t word) {
+  return {static_cast<uint32_t>(word >> 32), static_cast<uint8_t>(word >> 8),
+          static_cast<State>(word & 0xFF)};
+}
+
+Page PageArena::take() {
+  std::lock_guard lock(mutex_);
+  if (free_.empty()) {
+    Chunk chunk{allocate_(kPagesPerChunk * kPageBytes),
+                std::make_unique<acl::PinnedBuffer>(kPagesPerChunk * sizeof(Mail))};
+    std::memset(chunk.mirror->as<void>(), 0, kPagesPerChunk * sizeof(Mail));
+    for (size_t i = 0; i < kPagesPerChunk; ++i) {
+      free_.push_back({chunk.memory.address + i * kPageBytes, chunk.mirror->as<Mail>() + i});
+    }
+    chunks_.push_back(std::move(chunk));
+  }
+  const Page page = free_.front();
+  free_.pop_front();
+  ++chunk_of(page).in_use;
+  return page;
+}
+
+void PageArena::give_back(Page page) {
+  std::lock_guard lock(mutex_);
+  --chunk_of(page).in_use;
+  std::memset(const_cast<Mail*>(page.mail), 0, sizeof(Mail));
+  free_.push_back(page);
+}
+
+PageArena::Chunk& PageArena::chunk_of(const Page& page) {
+  return *std::find_if(chunks_.begin(), chunks_.end(), [&](const Chunk& chunk) {
+    return page.address >= chunk.memory.address &&
+           page.address < chunk.memory.address + kPagesPerChunk * kPageBytes;
+  });
+}
+
+void PageArena::queue_reads(aclrtStream stream) {
+  std::lock_guard lock(mutex_);
+  for (const Chunk& chunk : chunks_) {
+    if (chunk.in_use == 0) continue;
+    DATADIST_ACL(acl::symbols().aclrtMemcpy2dAsync(chunk.mirror->as<void>(), sizeof(Mail),
+                                                   chunk.memory.address, kPageBytes, sizeof(Mail),
+                                                   kPagesPerChunk, ACL_MEMCPY_DEVICE_TO_HOST, stream));
+  }
+}
+
+}  // namespace datadist

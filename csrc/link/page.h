@@ -1,0 +1,100 @@
+// The control page of one end of a link: device memory of ours that the peer writes and only we read. It
+// carries what the two watchdogs tell each other, and the arrival flags that our streams wait for.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "acl/stream.h"
+#include "transport/transport.h"
+
+namespace datadist {
+
+// Part of the wire protocol: both ends must be built with the same numbers.
+constexpr size_t kSlots = 256;  // transfers in flight per link and direction that somebody waits for
+constexpr size_t kLayers = 128;
+
+struct Mail {
+  uint64_t heartbeat;  // grows as long as the peer's watchdog lives
+  uint64_t sequence;   // grows after words below changed
+  uint64_t state;      // kEndIsOpen, kEndIsClosed
+  uint64_t reserved[5];
+  uint64_t sent[kSlots];   // what the peer sends us, as SentWord
+  uint64_t taken[kSlots];  // what the peer did with what we sent, as TakenWord
+};
+
+constexpr uint64_t kEndIsOpen = 1;
+constexpr uint64_t kEndIsClosed = 2;  // its streams are drained: nothing more will be written here
+
+constexpr size_t kFlagsOffset = 8192;
+constexpr size_t kPageBytes = kFlagsOffset + kSlots * kLayers * sizeof(uint64_t);
+static_assert(sizeof(Mail) <= kFlagsOffset);
+
+inline size_t flag_offset(size_t slot, size_t layer) {
+  return kFlagsOffset + (slot * kLayers + layer) * sizeof(uint64_t);
+}
+
+// What a sender says about a slot: which layers the ticket carries, and how it stands.
+struct SentWord {
+  enum State : uint8_t { kNone = 0, kOpen = 1, kDrained = 2, kFailed = 3 };  // kFailed: drained as well
+  uint32_t epoch = 0;
+  uint8_t first_layer = 0;
+  uint8_t last_layer = 0;
+  uint8_t code = 0;
+  State state = kNone;
+  uint64_t pack() const;
+  static SentWord unpack(uint64_t word);
+};
+
+// What a receiver says about a slot.
+struct TakenWord {
+  enum State : uint8_t { kNone = 0, kRetired = 1 };
+  uint32_t epoch = 0;
+  uint8_t code = 0;
+  State state = kNone;
+  uint64_t pack() const;
+  static TakenWord unpack(uint64_t word);
+};
+
+// LLMStatusCode <-> one byte, for the words above.
+uint8_t short_code(int64_t code);
+int64_t long_code(uint8_t code);
+
+// A page that is released stops a stream which waits for `epoch`, whatever the sender writes: the compare is
+// signed.
+constexpr uint64_t poison_of(uint64_t epoch) { return epoch + (uint64_t{1} << 62); }
+
+struct Page {
+  char* address = nullptr;
+  const Mail* mail = nullptr;  // mirror, as of the watchdog's last tick
+};
+
+// Pages lie in chunks, so that one 2-D copy per chunk and tick brings all mail.
+class PageArena {
+ public:
+  explicit PageArena(std::function<DeviceMemory(size_t)> allocate) : allocate_(std::move(allocate)) {}
+  Page take();                // zeroed
+  void give_back(Page page);  // nobody writes to it any more; the watchdog has zeroed it
+  void queue_reads(aclrtStream stream);
+
+ private:
+  static constexpr size_t kPagesPerChunk = 16;
+  struct Chunk {
+    DeviceMemory memory;
+    std::unique_ptr<acl::PinnedBuffer> mirror;
+    size_t in_use = 0;
+  };
+  Chunk& chunk_of(const Page& page);
+
+  std::mutex mutex_;
+  std::function<DeviceMemory(size_t)> allocate_;
+  std::vector<Chunk> chunks_;
+  std::deque<Page> free_;
+};
+
+}  // namespace datadist

@@ -1,0 +1,52 @@
+#include "link/slots.h"
+
+#include "error.h"
+
+namespace datadist {
+
+SenderSlots::SenderSlots(size_t max_in_flight) : slots_(max_in_flight) {
+  for (size_t i = max_in_flight; i-- > 0;) free_.push_back(static_cast<uint32_t>(i));
+}
+
+SlotUse SenderSlots::take(const char* asked, const std::string& peer) {
+  std::lock_guard lock(mutex_);
+  require(!free_.empty(), kLinkBusy, asked, ": all ", slots_.size(), " transfers that may be in flight to ",
+          peer,
+          " are; wait for one to arrive there (or discard its ticket), or raise max_in_flight. Nothing was "
+          "sent; the link is "
+          "still usable.");
+  const uint32_t index = free_.back();
+  free_.pop_back();
+  Slot& slot = slots_[index];
+  ++slot.epoch;
+  slot.is_drained = slot.is_retired = false;
+  return {index, slot.epoch};
+}
+
+void SenderSlots::drained(SlotUse use) {
+  std::lock_guard lock(mutex_);
+  Slot& slot = slots_[use.slot];
+  if (slot.epoch != use.epoch || slot.is_drained) return;
+  slot.is_drained = true;
+  free_if_done(use.slot);
+}
+
+void SenderSlots::retired(SlotUse use) {
+  std::lock_guard lock(mutex_);
+  if (use.slot >= slots_.size()) return;
+  Slot& slot = slots_[use.slot];
+  if (slot.epoch != use.epoch || slot.is_retired) return;
+  slot.is_retired = true;
+  free_if_done(use.slot);
+}
+
+size_t SenderSlots::in_flight() const {
+  std::lock_guard lock(mutex_);
+  return slots_.size() - free_.size();
+}
+
+void SenderSlots::free_if_done(uint32_t index) {
+  if (slots_[index].is_drained && slots_[index].is_retired) free_.push_back(index);
+}
+
+}  // namespace datadist

@@ -1,0 +1,35 @@
+// The hidden sticky word behind a caller's `status` tensor: the first error stays, and a stream that copies
+// it after a release finds it, since the watchdog writes the error first.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+#include "error.h"
+#include "link/tick.h"
+
+namespace datadist {
+
+class Status {
+ public:
+  explicit Status(WordPool* words) : words_(words), word_(words->take()) {}
+  ~Status() { words_->give_back(word_); }
+  Status(const Status&) = delete;
+  Status& operator=(const Status&) = delete;
+
+  char* address() const { return word_.address; }
+  bool is_set() const { return code_.load() != kSuccess; }
+
+  void set(const Tick& tick, int64_t code) {
+    int64_t expected = kSuccess;
+    if (code_.compare_exchange_strong(expected, code))
+      tick.write(word_, static_cast<uint32_t>(status_value(code)));
+  }
+
+ private:
+  WordPool* const words_;
+  const Word word_;
+  std::atomic<int64_t> code_{kSuccess};
+};
+
+}  // namespace datadist

@@ -1,0 +1,25 @@
+// What the watchdog hands round at each of its ticks.
+#pragma once
+
+#include <chrono>
+
+#include "acl/check.h"
+#include "acl/symbols.h"
+#include "link/words.h"
+
+namespace datadist {
+
+using Clock = std::chrono::steady_clock;
+
+struct Tick {
+  Clock::time_point now;
+  aclrtStream local;  // writes to our own memory, in order; touches nothing else
+  aclrtStream mail;   // writes to peers; a failing one never blurs the local stream
+
+  void write(const Word& word, uint64_t value) const { write(word.address, value); }
+  void write(char* address, uint64_t value) const {
+    DATADIST_ACL(acl::symbols().aclrtValueWrite(address, value, 0, local));
+  }
+};
+
+}  // namespace datadist

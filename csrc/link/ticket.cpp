@@ -1,0 +1,101 @@
+#include "link/ticket.h"
+
+#include "error.h"
+#include "link/link.h"
+
+namespace datadist {
+
+std::tuple<bool, int64_t, std::string> Ticket::state() const {
+  std::lock_guard lock(mutex_);
+  return {has_ended_, code_, why_};
+}
+
+void Ticket::bind(std::shared_ptr<Status> status, std::chrono::milliseconds timeout, const char* asked) {
+  std::lock_guard lock(mutex_);
+  require(!is_discarded_ && !has_ended_, kParamInvalid, asked, ": the ticket of slot ", use_.slot, " from ",
+          link_->peer().name, is_discarded_ ? " was discarded" : " has ended already");
+  require(!is_bound_, kParamInvalid, asked, ": the ticket of slot ", use_.slot, " from ", link_->peer().name,
+          " is bound already; a ticket serves one forward");
+  is_bound_ = true;
+  status_ = std::move(status);
+  deadline_ = Clock::now() + timeout;
+}
+
+void Ticket::waits_submitted(std::shared_ptr<Lane> lane, uint64_t mark) {
+  std::lock_guard lock(mutex_);
+  lane_ = std::move(lane);
+  mark_ = mark;
+  waits_are_queued_ = true;
+}
+
+void Ticket::unbind() {
+  std::lock_guard lock(mutex_);
+  is_bound_ = false;
+  status_.reset();
+}
+
+void Ticket::discard() {
+  std::lock_guard lock(mutex_);
+  is_discarded_ = true;
+}
+
+bool Ticket::waits_have_passed() const {
+  return !is_bound_ || (waits_are_queued_ && lane_->has_passed(mark_));
+}
+
+void Ticket::clock_gap(Clock::duration gap) {
+  std::lock_guard lock(mutex_);
+  deadline_ += gap;
+}
+
+bool Ticket::tick(const Tick& tick, SentWord sent, bool link_is_alive) {
+  std::lock_guard lock(mutex_);
+  const bool sender_is_done = sent.epoch == use_.epoch && sent.state >= SentWord::kDrained;
+  if (!has_ended_) {
+    if (is_bound_ && waits_have_passed()) {
+      has_ended_ = true;
+    } else if (!link_is_alive) {
+      const auto [code, why] = link_->reason();
+      fail(tick, code, why);
+    } else if (sender_is_done && sent.state == SentWord::kFailed) {
+      fail(tick, long_code(sent.code), join(link_->peer().name, " gave the transfer up"));
+    } else if (is_bound_ && tick.now >= deadline_) {
+      fail(tick, kTimeout, join("not all layers from ", link_->peer().name, " arrived in time"));
+    } else if (is_discarded_ && !is_bound_) {
+      has_ended_ = true;
+    }
+  }
+  if (!has_ended_) return false;
+  if (is_poisoned_ && !(waits_have_passed() && (sender_is_done || !link_is_alive))) {
+    // A late flag write may undo the release, so it is repeated until nobody writes or waits any more.
+    write_flags(tick, poison_of(use_.epoch));
+    return false;
+  }
+  if (!waits_have_passed()) return false;
+  if (!link_is_alive) return true;  // the page goes with the link
+  if (is_poisoned_ && !is_zeroed_) {
+    write_flags(tick, 0);
+    is_zeroed_ = true;
+    return false;  // the zeroes are done at the next tick, which syncs the stream first
+  }
+  link_->retire(use_, code_);
+  return true;
+}
+
+void Ticket::write_flags(const Tick& tick, uint64_t value) {
+  for (int64_t layer = first_layer_; layer <= last_layer_; ++layer)
+    tick.write(link_->own_flag(use_.slot, layer), value);
+}
+
+void Ticket::fail(const Tick& tick, int64_t code, const std::string& why) {
+  has_ended_ = true;
+  code_ = code;
+  why_ = why;
+  if (!is_bound_) return;
+  // The error first, then the release: a stream that goes on finds the code.
+  status_->set(tick, code);
+  write_flags(tick, poison_of(use_.epoch));
+  is_poisoned_ = true;
+}
+
+}  // namespace datadist

@@ -1,0 +1,83 @@
+// The receiver's side of one transfer: what a binding waits for. It is found by the small integer that the
+// sender's application handed on.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <tuple>
+
+#include "link/lane.h"
+#include "link/page.h"
+#include "link/slots.h"
+#include "link/status.h"
+#include "link/tick.h"
+
+namespace datadist {
+
+class Link;
+
+// link (20 bits) | slot (10) | epoch (22): below 2^53, so that it survives JSON readers that know only
+// doubles.
+struct TicketNumber {
+  int64_t link;
+  uint32_t slot;
+  uint32_t epoch_low;
+  static constexpr uint32_t kEpochMask = (1u << 22) - 1;
+  int64_t pack() const { return link << 32 | int64_t{slot} << 22 | epoch_low; }
+  static TicketNumber unpack(int64_t number) {
+    return {number >> 32, static_cast<uint32_t>(number >> 22 & 0x3FF),
+            static_cast<uint32_t>(number) & kEpochMask};
+  }
+};
+
+class Ticket {
+ public:
+  Ticket(std::shared_ptr<Link> link, SlotUse use, SentWord sent)
+      : link_(std::move(link)), use_(use), first_layer_(sent.first_layer), last_layer_(sent.last_layer) {}
+
+  bool carries(int64_t layer) const { return layer >= first_layer_ && layer <= last_layer_; }
+  int64_t first_layer() const { return first_layer_; }
+  int64_t last_layer() const { return last_layer_; }
+  SlotUse use() const { return use_; }
+  const Link& link() const { return *link_; }
+  // (has ended, code, detail): ended with 0 means that all layers arrived and all waits passed.
+  std::tuple<bool, int64_t, std::string> state() const;
+
+  // Binding. From here on the deadline runs; an error is written to `status` before the flags are released.
+  void bind(std::shared_ptr<Status> status, std::chrono::milliseconds timeout, const char* asked);
+  void waits_submitted(std::shared_ptr<Lane> lane, uint64_t mark);
+  void unbind();  // nothing was queued after all
+  void discard();
+
+  // Watchdog; true when both sides are done with the slot and the link may forget the ticket.
+  bool tick(const Tick& tick, SentWord sent, bool link_is_alive);
+  void clock_gap(Clock::duration gap);
+
+ private:
+  void fail(const Tick& tick, int64_t code, const std::string& why);
+  void write_flags(const Tick& tick, uint64_t value);
+  bool waits_have_passed() const;
+
+  const std::shared_ptr<Link> link_;  // which forgets us when both sides are done
+  const SlotUse use_;
+  const int64_t first_layer_;
+  const int64_t last_layer_;
+
+  mutable std::mutex mutex_;
+  bool is_bound_ = false;
+  bool is_discarded_ = false;
+  bool waits_are_queued_ = false;
+  std::shared_ptr<Status> status_;
+  Clock::time_point deadline_{};
+  std::shared_ptr<Lane> lane_;
+  uint64_t mark_ = 0;
+  bool has_ended_ = false;
+  int64_t code_ = 0;
+  std::string why_;
+  bool is_poisoned_ = false;
+  bool is_zeroed_ = false;
+};
+
+}  // namespace datadist

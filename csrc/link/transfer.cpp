@@ -1,0 +1,289 @@
+#include "link/transfer.h"
+
+#include "error.h"
+#include "link/engine.h"
+#include "link/ticket.h"
+
+namespace datadist {
+
+// The steps of one transfer, made one at a time so that 100 000 blocks need no list of their copies.
+class TransferProgram : public Program {
+ public:
+  TransferProgram(std::shared_ptr<Transfer> transfer, bool notify_host)
+      : transfer_(std::move(transfer)), plan_(transfer_->plan_), notify_host_(notify_host) {}
+
+  void prepare() override {
+    RemoteCache& remote = *plan_.remote;
+    const LayerRange& range = plan_.remote_layers;
+    const int64_t first = range.first_layer * range.tensors_per_layer;
+    for (int64_t t = first; t < first + range.layers * range.tensors_per_layer; ++t) {
+      if (remote.tensors[t] != nullptr) continue;
+      Mapped mapped = transfer_->link_->transport().map(remote.exports[t]);
+      remote.mappings[t] = std::move(mapped.handle);
+      remote.tensors[t] = mapped.address;
+    }
+  }
+
+  bool next(Step* step) override {
+    switch (at_) {
+      case At::kStart:
+        at_ = At::kCopies;
+        *step = {Step::kWait, transfer_->start_[start_index()].address, nullptr, 1};
+        return true;
+      case At::kCopies:
+        if (next_copy(step)) return true;
+        at_ = At::kLayerEnd;
+        return next(step);
+      case At::kLayerEnd: {
+        const int64_t layer = layer_++;
+        tensor_ = 0;
+        const bool is_last = layer_ == plan_.local_layers.layers;
+        at_ = is_last ? At::kDone : (transfer_->is_layered() ? At::kStart : At::kCopies);
+        if (!transfer_->is_layered()) return next(step);
+        const auto [slot, epoch] = *transfer_->slot_;
+        *step = {Step::kRemoteWrite,
+                 transfer_->link_->peer_flag(slot, plan_.remote_layers.first_layer + layer), nullptr, epoch};
+        return true;
+      }
+      case At::kDone:
+        at_ = notify_host_ ? At::kCall : At::kEnd;
+        *step = {Step::kWrite, transfer_->done_.address, nullptr, 1};
+        return true;
+      case At::kCall:
+        at_ = At::kEnd;
+        *step = {Step::kCall, transfer_.get(), reinterpret_cast<const void*>(&TransferProgram::device_done),
+                 0};
+        return true;
+      case At::kEnd:
+        break;
+    }
+    return false;
+  }
+
+  void ended(uint64_t mark, int64_t code, const std::string& what) override {
+    transfer_->submission_ended(mark, code, what);
+  }
+
+ private:
+  enum class At { kStart, kCopies, kLayerEnd, kDone, kCall, kEnd };
+
+  static void device_done(void* transfer) { static_cast<Transfer*>(transfer)->device_done(); }
+  size_t start_index() const { return transfer_->is_layered() ? static_cast<size_t>(layer_) : 0; }
+
+  bool next_copy(Step* step) {
+    if (plan_.runs.empty() || tensor_ == plan_.local_layers.tensors_per_layer) return false;
+    const int64_t per_layer = plan_.local_layers.tensors_per_layer;
+    char* local = plan_.local->tensors[(plan_.local_layers.first_layer + layer_) * per_layer + tensor_];
+    char* remote = plan_.remote->tensors[(plan_.remote_layers.first_layer + layer_) * per_layer + tensor_];
+    const bool is_push = plan_.direction == Direction::kPush;
+    const int64_t block_bytes = plan_.local->geometry.block_bytes;
+    const Run& run = plan_.runs[run_];
+    *step = {Step::kCopy, (is_push ? remote : local) + run.dst * block_bytes,
+             (is_push ? local : remote) + run.src * block_bytes,
+             static_cast<uint64_t>(run.blocks * block_bytes)};
+    if (++run_ == plan_.runs.size()) {
+      run_ = 0;
+      ++tensor_;
+    }
+    return true;
+  }
+
+  const std::shared_ptr<Transfer> transfer_;
+  const TransferPlan& plan_;
+  const bool notify_host_;
+  At at_ = At::kStart;
+  int64_t layer_ = 0;  // of the range
+  int64_t tensor_ = 0;
+  size_t run_ = 0;
+};
+
+Transfer::Transfer(std::shared_ptr<Link> link, TransferPlan plan, std::optional<SlotUse> slot)
+    : link_(std::move(link)),
+      plan_(std::move(plan)),
+      slot_(slot),
+      words_(link_->engine().words()),
+      start_(words_.take(slot ? plan_.local_layers.layers : 1)),
+      done_(words_.take()),
+      passed_(words_.take()),
+      status_(std::make_shared<Status>(&words_)),
+      start_is_queued_(start_.size(), false) {
+  ++plan_.local->transfers;
+  ++plan_.remote->transfers;
+  link_->transfer_began();
+  if (slot_) link_->announce(*slot_, sent_word(SentWord::kOpen, kSuccess));
+}
+
+Transfer::~Transfer() {
+  for (const Word& word : start_) words_.give_back(word);
+  words_.give_back(done_);
+  words_.give_back(passed_);
+}
+
+void Transfer::submit(bool notify_host, const char* asked) {
+  auto lane = link_->take_lane(is_layered());
+  require(lane != nullptr, kLinkBusy, asked, ": all ", link_->options().streams, " streams of the link to ",
+          link_->peer().name,
+          " serve transfers that wait for their layers; let one finish, or raise streams_per_link. Nothing "
+          "was sent; the link is "
+          "still usable.");
+  {
+    std::lock_guard lock(mutex_);
+    lane_ = lane;
+    is_submitted_ = true;
+    if (is_layered()) deadline_ = Clock::now() + plan_.timeout;
+  }
+  link_->feeder().submit(lane, std::make_unique<TransferProgram>(shared_from_this(), notify_host));
+}
+
+void Transfer::cancel(const std::string& why) {
+  {
+    std::lock_guard lock(mutex_);
+    cancelled_ = why;
+  }
+  link_->engine().wake();
+}
+
+void Transfer::open_start_gate(int64_t local_layer) {
+  {
+    std::lock_guard lock(mutex_);
+    to_open_.push_back(start_[static_cast<size_t>(local_layer - first_layer())]);
+  }
+  link_->engine().wake();
+}
+
+std::pair<int64_t, std::string> Transfer::wait() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return has_ended_; });
+  return {code_, why_};
+}
+
+std::tuple<bool, int64_t, std::string> Transfer::state() const {
+  std::lock_guard lock(mutex_);
+  return {has_ended_, code_, why_};
+}
+
+char* Transfer::start_gate_for(int64_t local_layer) {
+  std::lock_guard lock(mutex_);
+  const size_t index = is_layered() ? static_cast<size_t>(local_layer - first_layer()) : 0;
+  start_is_queued_[index] = true;
+  return start_[index].address;
+}
+
+char* Transfer::passed_word_for_hold() {
+  std::lock_guard lock(mutex_);
+  passed_is_queued_ = true;
+  return passed_.address;
+}
+
+void Transfer::bind(std::shared_ptr<Status> status) {
+  std::lock_guard lock(mutex_);
+  status_ = std::move(status);
+}
+
+bool Transfer::is_bound() const {
+  std::lock_guard lock(mutex_);
+  return is_submitted_;
+}
+
+int64_t Transfer::ticket() const { return slot_ ? link_->ticket_of(*slot_) : 0; }
+
+SentWord Transfer::sent_word(SentWord::State state, int64_t code) const {
+  const int64_t first = plan_.remote_layers.first_layer;
+  return {slot_->epoch, static_cast<uint8_t>(first),
+          static_cast<uint8_t>(first + plan_.remote_layers.layers - 1), short_code(code), state};
+}
+
+void Transfer::submission_ended(uint64_t mark, int64_t code, const std::string& what) {
+  {
+    std::lock_guard lock(mutex_);
+    submission_has_ended_ = true;
+    mark_ = mark;
+    if (code != kSuccess) refused_ = {code, what};
+  }
+  link_->engine().wake();
+}
+
+void Transfer::device_done() {
+  std::lock_guard lock(mutex_);
+  end(kSuccess, "");
+}
+
+void Transfer::end(int64_t code, const std::string& why) {
+  if (has_ended_) return;
+  has_ended_ = true;
+  code_ = code;
+  why_ = why;
+  changed_.notify_all();
+}
+
+bool Transfer::has_started() const { return start_[0].seen() != 0; }
+
+// Every word that a caller's stream was told to write is written, so none of them is read or written any
+// more.
+bool Transfer::streams_have_passed() const {
+  for (size_t i = 0; i < start_.size(); ++i) {
+    if (start_is_queued_[i] && start_[i].seen() == 0) return false;
+  }
+  return !passed_is_queued_ || passed_.seen() != 0;
+}
+
+void Transfer::clock_gap(Clock::duration gap) {
+  std::lock_guard lock(mutex_);
+  if (deadline_) *deadline_ += gap;
+}
+
+bool Transfer::tick(const Tick& tick) {
+  std::lock_guard lock(mutex_);
+  for (const Word& gate : std::exchange(to_open_, {})) tick.write(gate, 1);
+  if (!has_ended_) {
+    // A blocking call's deadline starts when the earlier work of the caller's stream is done.
+    if (!is_layered() && !deadline_ && has_started()) deadline_ = tick.now + plan_.timeout;
+    if (done_.seen() != 0) {
+      end(kSuccess, "");
+    } else if (!link_->is_alive()) {
+      const auto [code, why] = link_->reason();
+      fail(tick, code, why);
+    } else if (refused_) {
+      fail(tick, refused_->first, refused_->second);
+    } else if (deadline_ && tick.now >= *deadline_) {
+      fail(tick, kTimeout,
+           join("the transfer with ", link_->peer().name, " did not end within ", plan_.timeout.count(),
+                " ms"));
+    } else if (cancelled_) {
+      fail(tick, kFailed, *cancelled_);
+    }
+  }
+  if (!has_ended_) return false;
+  const bool drained =
+      !is_submitted_ || (submission_has_ended_ && lane_->has_passed(mark_)) || (lane_ && lane_->is_dropped());
+  if (drained && !is_drained_) this->drained();
+  return is_drained_ && streams_have_passed();
+}
+
+void Transfer::drained() {
+  is_drained_ = true;
+  if (slot_)
+    link_->slot_drained(*slot_, sent_word(code_ == kSuccess ? SentWord::kDrained : SentWord::kFailed, code_));
+  if (lane_) link_->give_back_lane(lane_);
+  const auto local = std::exchange(plan_.local, nullptr);
+  const auto remote = std::exchange(plan_.remote, nullptr);
+  --local->transfers;
+  --remote->transfers;
+  link_->transfer_retired();
+}
+
+void Transfer::fail(const Tick& tick, int64_t code, const std::string& why) {
+  // The error first, then the release: a stream that goes on finds the code.
+  status_->set(tick, code);
+  tick.write(done_, 1);
+  // What waits on a stream of its own is cut off there: none of its copies lands later.
+  if (is_layered() && lane_ && !lane_->is_dropped()) link_->feeder().drop_lane(lane_);
+  end(code, why);
+}
+
+HandleTable<Transfer>& tasks() {
+  static auto* table = new HandleTable<Transfer>("task");
+  return *table;
+}
+
+}  // namespace datadist

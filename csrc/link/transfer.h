@@ -1,0 +1,121 @@
+// One transfer as its initiator sees it: from checked arguments to the last word that somebody may still
+// read.
+//
+// A whole transfer has one start gate, written by the caller's stream. A layered one (a task) has one per
+// layer, and a slot at the receiver whose flags tell of each layer. Both end with a done gate, written by the
+// link's stream or, when something failed, by the watchdog after the error.
+#pragma once
+
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cache/cache.h"
+#include "link/lane.h"
+#include "link/link.h"
+#include "link/status.h"
+#include "plan/plan.h"
+
+namespace datadist {
+
+enum class Direction { kPush, kPull };
+
+// Checked, planned, and not yet known to any stream.
+struct TransferPlan {
+  Direction direction = Direction::kPush;
+  std::shared_ptr<LocalCache> local;
+  std::shared_ptr<RemoteCache> remote;
+  LayerRange local_layers;
+  LayerRange remote_layers;
+  std::vector<Run> runs;  // in the direction in which the bytes flow
+  std::chrono::milliseconds timeout{0};
+};
+
+class Transfer : public std::enable_shared_from_this<Transfer> {
+ public:
+  // `slot`: a layered push that somebody waits for. Takes the words it needs.
+  Transfer(std::shared_ptr<Link> link, TransferPlan plan, std::optional<SlotUse> slot);
+  ~Transfer();
+
+  // --- the initiator
+  // Hands the copies to the link's feeding thread. A layered transfer needs a stream of its own:
+  // LLM_LINK_BUSY when there is none. `notify_host`: somebody will `wait`.
+  void submit(bool notify_host, const char* asked);
+  // Ends it early; what it queued on a stream of its own is cut off.
+  void cancel(const std::string& why);
+  // Lets a layer go at once, without the forward.
+  void open_start_gate(int64_t local_layer);
+  // Blocks until it ended; (code, detail).
+  std::pair<int64_t, std::string> wait();
+  std::tuple<bool, int64_t, std::string> state() const;
+
+  // --- what a caller's stream needs; each call says that the stream will write the word
+  char* start_gate_for(int64_t layer);  // write 1
+  char* done_gate() const { return done_.address; }
+  char* passed_word_for_hold();  // write 1 behind everything that reads the done gate or the status
+  void bind(std::shared_ptr<Status> status);  // before submit; whole transfers have a status of their own
+  const std::shared_ptr<Status>& status() const { return status_; }
+  bool is_layered() const { return slot_.has_value(); }
+  bool is_bound() const;
+  int64_t layers() const { return plan_.local_layers.layers; }
+  int64_t first_layer() const { return plan_.local_layers.first_layer; }
+  bool carries(int64_t local_layer) const {
+    return local_layer >= first_layer() && local_layer < first_layer() + layers();
+  }
+  int64_t ticket() const;
+  Link& link() const { return *link_; }
+
+  // --- the watchdog; true when nothing of it is in use any more
+  bool tick(const Tick& tick);
+  void clock_gap(Clock::duration gap);
+
+ private:
+  friend class TransferProgram;
+  void submission_ended(uint64_t mark, int64_t code, const std::string& what);
+  void device_done();
+  void fail(const Tick& tick, int64_t code, const std::string& why);
+  void end(int64_t code, const std::string& why);
+  bool has_started() const;
+  bool streams_have_passed() const;
+  SentWord sent_word(SentWord::State state, int64_t code) const;
+  void drained();
+
+  // given at creation
+  const std::shared_ptr<Link> link_;
+  TransferPlan plan_;  // lets its caches go once drained: their last owner must be a Python thread
+  const std::optional<SlotUse> slot_;
+  WordPool& words_;
+  std::vector<Word> start_;
+  const Word done_;
+  const Word passed_;
+  std::shared_ptr<Status> status_;
+
+  // progress
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::shared_ptr<Lane> lane_;
+  bool has_own_lane_ = false;
+  bool is_submitted_ = false;
+  std::optional<std::string> cancelled_;
+  std::vector<Word> to_open_;
+  std::vector<bool> start_is_queued_;
+  bool passed_is_queued_ = false;
+  std::optional<Clock::time_point> deadline_;
+  bool submission_has_ended_ = false;
+  uint64_t mark_ = 0;
+  std::optional<std::pair<int64_t, std::string>> refused_;
+
+  // result
+  bool has_ended_ = false;
+  int64_t code_ = kSuccess;
+  std::string why_;
+  bool is_drained_ = false;
+};
+
+HandleTable<Transfer>& tasks();
+
+}  // namespace datadist

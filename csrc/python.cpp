@@ -1,0 +1,316 @@
+// The native interface of _C.pyi. Thin: every function converts, releases the GIL and calls down.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/utils/pybind.h>
+#include <torch/extension.h>
+#include <torch_npu/csrc/core/npu/NPUFunctions.h>
+
+#include "link/binding.h"
+#include "link/instance.h"
+#include "link/ticket.h"
+#include "python_error.h"
+#include "transport/mapped/mapped.h"
+
+namespace py = pybind11;
+
+namespace datadist {
+namespace {
+
+struct PythonError : torch::PyTorchError {
+  PythonError(int64_t code, std::string message) : torch::PyTorchError(std::move(message)), code(code) {}
+  PyObject* python_type() override {
+    try {
+      const py::object type = py::module_::import("torch_llm_datadist.errors").attr("class_for_code")(code);
+      return type.ptr();  // borrowed: the module keeps its classes alive
+    } catch (py::error_already_set& error) {
+      error.restore();
+      PyErr_Clear();
+      return PyExc_RuntimeError;
+    }
+  }
+  int64_t code;
+};
+
+struct Waiter {
+  std::mutex mutex;
+  std::shared_ptr<Transfer> transfer;
+};
+
+HandleTable<Waiter>& waiters() {
+  static auto* table = new HandleTable<Waiter>("transfer");
+  return *table;
+}
+
+std::pair<int64_t, std::string> transfer_wait(int64_t handle) {
+  const auto waiter = waiters().get(handle, "transfer_wait");
+  waiters().remove(handle);
+  std::shared_ptr<Transfer> transfer;
+  {
+    std::lock_guard lock(waiter->mutex);
+    transfer.swap(waiter->transfer);
+  }
+  require(transfer != nullptr, kParamInvalid, "transfer_wait: no op was called with transfer=", handle);
+  return transfer->wait();
+}
+
+std::vector<char*> check_cache_tensors(const std::vector<at::Tensor>& tensors, int device,
+                                       int64_t num_blocks) {
+  require(!tensors.empty(), kParamInvalid, "register_cache: no tensors");
+  std::vector<char*> addresses;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const at::Tensor& tensor = tensors[i];
+    require(tensor.device().is_privateuseone() && tensor.device().index() == device, kParamInvalid,
+            "register_cache: tensor ", i, " is on ", tensor.device().str(), "; npu:", device,
+            " was expected");
+    require(tensor.is_contiguous(), kParamInvalid, "register_cache: tensor ", i, " is not contiguous");
+    require(tensor.nbytes() == tensors[0].nbytes(), kParamInvalid, "register_cache: tensor ", i, " has ",
+            tensor.nbytes(), " bytes, tensor 0 has ", tensors[0].nbytes(),
+            "; all tensors of a cache are equal");
+    addresses.push_back(static_cast<char*>(tensor.data_ptr()));
+  }
+  const auto bytes = static_cast<int64_t>(tensors[0].nbytes());
+  require(num_blocks >= 1 && bytes >= num_blocks && bytes % num_blocks == 0, kParamInvalid,
+          "register_cache: ", bytes, " bytes per tensor are not ", num_blocks, " equal blocks");
+  return addresses;
+}
+
+int64_t register_cache(Instance& instance, const std::vector<at::Tensor>& tensors, int64_t num_blocks) {
+  auto addresses = check_cache_tensors(tensors, instance.device(), num_blocks);
+  std::vector<std::shared_ptr<void>> storage;
+  for (const at::Tensor& tensor : tensors)
+    storage.push_back(std::make_shared<c10::Storage>(tensor.storage()));
+  const auto bytes = static_cast<int64_t>(tensors[0].nbytes());
+  return instance.caches().add({static_cast<int64_t>(tensors.size()), num_blocks, bytes / num_blocks},
+                               std::move(addresses), std::move(storage));
+}
+
+std::vector<Exported> export_cache(Instance& instance, int64_t cache_id) {
+  const auto cache = instance.caches().get(cache_id, "export_cache");
+  std::vector<Exported> exported;
+  for (char* address : cache->tensors) exported.push_back(mapped::export_address(instance.device(), address));
+  return exported;
+}
+
+void add_remote_cache(Instance& instance, int64_t handle, int64_t cache_id, std::optional<uint64_t> model_id,
+                      int64_t num_blocks, int64_t tensor_bytes, const std::vector<Exported>& segments) {
+  const auto link = instance.link(handle, "add_remote_cache");
+  require(
+      num_blocks >= 1 && tensor_bytes >= num_blocks && tensor_bytes % num_blocks == 0 && !segments.empty(),
+      kParamInvalid, "add_remote_cache: ", link->peer().name, " announced ", segments.size(), " tensors of ",
+      tensor_bytes, " bytes in ", num_blocks, " blocks");
+  auto cache = std::make_shared<RemoteCache>();
+  cache->id = cache_id;
+  cache->model_id = model_id;
+  cache->geometry = {static_cast<int64_t>(segments.size()), num_blocks, tensor_bytes / num_blocks};
+  cache->exports = segments;
+  link->remote_caches().add(std::move(cache));
+}
+
+int64_t prepare_push(int64_t handle, uint64_t model_id, const std::vector<at::Tensor>& cache,
+                     const at::Tensor& src_blocks, const at::Tensor& dst_blocks, int64_t src_layer,
+                     int64_t dst_layer, int64_t num_layers, int64_t tensors_per_layer, int64_t timeout_ms) {
+  const char* asked = "prepare_push";
+  for (const at::Tensor* ids : {&src_blocks, &dst_blocks}) {
+    require(
+        ids->device().is_cpu() && ids->scalar_type() == at::kLong && ids->dim() == 1 && ids->is_contiguous(),
+        kParamInvalid, asked, ": block ids are one-dimensional contiguous int64 CPU tensors");
+  }
+  std::vector<char*> addresses;
+  for (const at::Tensor& tensor : cache) addresses.push_back(static_cast<char*>(tensor.data_ptr()));
+  const auto link = require_link(handle, asked);
+  TransferPlan plan =
+      plan_transfer(*link, {Direction::kPush, asked, std::move(addresses),
+                            src_blocks.const_data_ptr<int64_t>(), static_cast<size_t>(src_blocks.numel()),
+                            dst_blocks.const_data_ptr<int64_t>(), static_cast<size_t>(dst_blocks.numel()),
+                            model_id, src_layer, dst_layer, num_layers, tensors_per_layer, timeout_ms});
+  const int64_t end = plan.remote_layers.first_layer + plan.remote_layers.layers;
+  require(end <= static_cast<int64_t>(kLayers), kParamInvalid, asked, ": layer ", end - 1, " at ",
+          link->peer().name, " has no arrival flag; layers 0 to ", kLayers - 1, " have");
+  auto transfer = std::make_shared<Transfer>(link, std::move(plan), link->take_slot(asked));
+  link->engine().watch(transfer);
+  return tasks().add(std::move(transfer));
+}
+
+void task_free(int64_t task) {
+  const auto transfer = tasks().remove(task);
+  if (transfer != nullptr && !transfer->is_bound())
+    transfer->cancel("the task was freed before it was bound");
+}
+
+std::shared_ptr<Ticket> ticket_of(int64_t number, const char* asked) {
+  const TicketNumber ticket = TicketNumber::unpack(number);
+  const auto link = number > 0 ? links().find(ticket.link) : nullptr;
+  require(link != nullptr && ticket.slot < kSlots, kParamInvalid, asked, ": ", number,
+          " is no ticket of a link of this process");
+  return link->ticket(ticket.slot, ticket.epoch_low, asked);
+}
+
+int64_t binding_create(int device, std::vector<int64_t> layers, int64_t timeout_ms) {
+  auto binding =
+      std::make_shared<Binding>(Engine::of(device), std::move(layers), std::chrono::milliseconds(timeout_ms));
+  const int64_t number = bindings().add(binding);
+  binding->set_number(number);
+  return number;
+}
+
+void binding_bind(int64_t number, const std::vector<int64_t>& task_numbers,
+                  const std::vector<int64_t>& tickets, const std::vector<int64_t>& open_layers,
+                  int64_t timeout_ms) {
+  const auto binding = bindings().get(number, "bind");
+  std::vector<std::shared_ptr<Transfer>> bound;
+  for (const int64_t task : task_numbers) bound.push_back(tasks().get(task, "bind"));
+  binding->bind(std::move(bound), tickets, open_layers, std::chrono::milliseconds(timeout_ms));
+}
+
+void binding_destroy(int64_t number) {
+  auto binding = bindings().remove(number);
+  if (binding != nullptr) Engine::of(binding->device())->bury(std::move(binding));
+}
+
+at::Tensor tensor_from_address(int64_t address, const std::vector<int64_t>& shape, at::ScalarType dtype,
+                               int device) {
+  require(address > 0, kParamInvalid, "tensor_from_address: address ", address);
+  const auto options =
+      at::TensorOptions().dtype(dtype).device(c10::Device(c10::DeviceType::PrivateUse1, device));
+  int64_t elements = 1;
+  for (const int64_t size : shape) elements *= size;
+  at::Tensor tensor = at::empty({0}, options);
+  c10::Storage storage(c10::Storage::use_byte_size_t(), static_cast<size_t>(elements) * tensor.element_size(),
+                       c10::DataPtr(reinterpret_cast<void*>(address), options.device()), nullptr, false);
+  return tensor.set_(storage, 0, shape);
+}
+
+template <typename... Args>
+LinkOptions link_options(int64_t keep_alive_ms, int64_t transfer_timeout_ms, int64_t max_in_flight,
+                         int64_t streams_per_link) {
+  require(keep_alive_ms >= 100 && transfer_timeout_ms >= 1, kParamInvalid, "keep_alive_ms = ", keep_alive_ms,
+          " (at least 100), transfer_timeout_ms = ", transfer_timeout_ms, " (at least 1)");
+  return {std::chrono::milliseconds(keep_alive_ms), std::chrono::milliseconds(transfer_timeout_ms),
+          static_cast<size_t>(max_in_flight), static_cast<size_t>(streams_per_link)};
+}
+
+}  // namespace
+
+void throw_python_error(const Error& error) { throw PythonError(error.code(), error.what()); }
+
+void attach_waiter(int64_t handle, std::shared_ptr<Transfer> transfer) {
+  const auto waiter = waiters().get(handle, "transfer");
+  std::lock_guard lock(waiter->mutex);
+  waiter->transfer = std::move(transfer);
+}
+
+}  // namespace datadist
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  using namespace datadist;  // NOLINT
+  const auto nogil = py::call_guard<py::gil_scoped_release>();
+  m.attr("BUILT_FOR_TORCH_NPU") = BUILT_FOR_TORCH_NPU;
+  py::register_exception_translator([](std::exception_ptr pointer) {
+    try {
+      if (pointer) std::rethrow_exception(pointer);
+    } catch (const Error& error) {
+      PythonError translated(error.code(), error.what());
+      PyErr_SetString(translated.python_type(), translated.what());
+    }
+  });
+
+  py::class_<Exported>(m, "Segment")
+      .def(py::init([](const py::bytes& handle, int64_t offset, uint64_t address) {
+             return Exported{std::string(handle), offset, address};
+           }),
+           py::arg("handle"), py::arg("offset"), py::arg("address"))
+      .def_property_readonly("handle", [](const Exported& segment) { return py::bytes(segment.handle); })
+      .def_readonly("offset", &Exported::offset)
+      .def_readonly("address", &Exported::address);
+
+  py::class_<Instance>(m, "Instance")
+      .def(py::init([](int device, int64_t cluster_id, int64_t keep_alive_ms, int64_t transfer_timeout_ms,
+                       int64_t max_in_flight, int64_t streams_per_link) {
+             return std::make_unique<Instance>(
+                 device, cluster_id,
+                 link_options(keep_alive_ms, transfer_timeout_ms, max_in_flight, streams_per_link));
+           }),
+           py::arg("device"), py::arg("cluster_id"), py::kw_only(), py::arg("keep_alive_ms") = 3000,
+           py::arg("transfer_timeout_ms") = 1000, py::arg("max_in_flight") = 256,
+           py::arg("streams_per_link") = 64, nogil)
+      .def("close", &Instance::close, nogil)
+      .def("register_cache", &register_cache, py::arg("tensors"), py::arg("num_blocks"), nogil)
+      .def("export_cache", &export_cache, py::arg("cache_id"), nogil)
+      .def(
+          "withdraw_cache", [](Instance& self, int64_t id) { self.caches().withdraw(id); },
+          py::arg("cache_id"), nogil)
+      .def(
+          "is_cache_in_use",
+          [](Instance& self, int64_t id) { return self.caches().get(id, "is_cache_in_use")->transfers > 0; },
+          py::arg("cache_id"), nogil)
+      .def(
+          "release_cache", [](Instance& self, int64_t id) { self.caches().release(id); }, py::arg("cache_id"))
+      .def(
+          "open_link",
+          [](Instance& self, int64_t cluster_id, std::string name, int device, int pid, int64_t start_time,
+             bool in_this_process) {
+            const auto link =
+                self.open_link({cluster_id, std::move(name), device, pid, start_time, in_this_process});
+            return std::make_pair(link->handle(),
+                                  mapped::export_address(self.device(), link->page().address));
+          },
+          py::arg("peer_cluster_id"), py::arg("peer_name"), py::arg("peer_device"), py::arg("peer_pid"),
+          py::arg("peer_start_time"), py::arg("in_this_process"), nogil)
+      .def(
+          "connect_link",
+          [](Instance& self, int64_t link, int64_t peer_link, const Exported& page) {
+            self.link(link, "connect_link")->connect(peer_link, page);
+          },
+          py::arg("link"), py::arg("peer_link"), py::arg("peer_page"), nogil)
+      .def("add_remote_cache", &add_remote_cache, py::arg("link"), py::arg("cache_id"), py::arg("model_id"),
+           py::arg("num_blocks"), py::arg("tensor_bytes"), py::arg("segments"), nogil)
+      .def(
+          "drop_remote_cache",
+          [](Instance& self, int64_t link, int64_t id) {
+            self.link(link, "drop_remote_cache")->remote_caches().drop(id);
+          },
+          py::arg("link"), py::arg("cache_id"), nogil)
+      .def(
+          "is_remote_cache_in_use",
+          [](Instance& self, int64_t link, int64_t id) {
+            return self.link(link, "is_remote_cache_in_use")->remote_caches().is_in_use(id);
+          },
+          py::arg("link"), py::arg("cache_id"), nogil)
+      .def(
+          "link_status",
+          [](Instance& self, int64_t handle) {
+            const auto link = self.link(handle, "link_status");
+            const auto [code, why] = link->reason();
+            return std::make_tuple(link->is_alive(), code, link->is_alive() ? std::string() : why);
+          },
+          py::arg("link"), nogil)
+      .def("close_link", &Instance::close_link, py::arg("link"), nogil);
+
+  m.def("transfer_create", [] { return waiters().add(std::make_shared<Waiter>()); });
+  m.def("transfer_wait", &transfer_wait, py::arg("transfer"), nogil);
+  m.def("prepare_push", &prepare_push, py::arg("link"), py::arg("model_id"), py::arg("cache"),
+        py::arg("src_blocks"), py::arg("dst_blocks"), py::arg("src_layer"), py::arg("dst_layer"),
+        py::arg("num_layers"), py::arg("tensors_per_layer"), py::arg("timeout_ms"), nogil);
+  m.def(
+      "task_ticket", [](int64_t task) { return tasks().get(task, "task_ticket")->ticket(); }, py::arg("task"),
+      nogil);
+  m.def(
+      "task_state", [](int64_t task) { return tasks().get(task, "task_state")->state(); }, py::arg("task"),
+      nogil);
+  m.def("task_free", &task_free, py::arg("task"), nogil);
+  m.def(
+      "ticket_state", [](int64_t ticket) { return ticket_of(ticket, "ticket_state")->state(); },
+      py::arg("ticket"), nogil);
+  m.def(
+      "ticket_discard", [](int64_t ticket) { ticket_of(ticket, "ticket_discard")->discard(); },
+      py::arg("ticket"), nogil);
+  m.def("binding_create", &binding_create, py::arg("device"), py::arg("layers"), py::arg("timeout_ms"),
+        nogil);
+  m.def("binding_bind", &binding_bind, py::arg("binding"), py::arg("tasks"), py::arg("tickets"),
+        py::arg("open_layers"), py::arg("timeout_ms"), nogil);
+  m.def("binding_destroy", &binding_destroy, py::arg("binding"), nogil);
+  m.def("tensor_from_address", &tensor_from_address, py::arg("address"), py::arg("shape"), py::arg("dtype"),
+        py::arg("device"), nogil);
+  m.def("stop_all", &Engine::stop_all, nogil);
+}

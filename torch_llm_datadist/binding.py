@@ -1,0 +1,119 @@
+"""Task and Binding: how a request's transfers meet a model's forward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from torch_llm_datadist import _native
+
+
+class TransferState(NamedTuple):
+    """``has_ended`` with code 0 means that every byte has left (task) or arrived (ticket)."""
+
+    has_ended: bool
+    code: int
+    detail: str
+
+
+class Task:
+    """The sender's handle of a push whose layers a forward releases one by one.
+
+    Made by ``CacheManager.prepare_push``. Hand ``ticket`` to the receiver's application with the request; it is an
+    integer below 2**53. Dropping a task that was never bound gives it up, and the receiver's waits end with a code.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.ticket = _native.load().task_ticket(number)
+
+    def state(self) -> TransferState:
+        """Polls; never blocks."""
+        return TransferState(*_native.load().task_state(self.number))
+
+    def __del__(self) -> None:
+        native = _native.loaded()
+        if native is not None and hasattr(self, "number"):
+            native.task_free(self.number)
+
+    def __repr__(self) -> str:
+        return f"Task({self.number}, ticket={self.ticket})"
+
+
+class Binding:
+    """Joins tasks (what a forward sends) and tickets (what it waits for) to the forward's layer ops.
+
+    ``id`` stays the same for the life of the forward, so a graph may hold it as a constant; ``bind`` before each
+    forward says which transfers it serves.
+
+    Args:
+        device: index of the NPU that the caches are on.
+        layers: the layer indices that the forward's ops name.
+        timeout_s: default deadline of what is bound, from ``bind`` to the last byte.
+    """
+
+    def __init__(self, device: int, layers: Iterable[int], timeout_s: float = 60.0) -> None:
+        self.layers = tuple(layers)
+        self.id = _native.load().binding_create(device, self.layers, _milliseconds(timeout_s))
+
+    def bind(
+        self,
+        transfers: Sequence[Task | int] = (),
+        *,
+        open_layers: Iterable[int] = (),
+        timeout_s: float | None = None,
+    ) -> None:
+        """Connects the next forward to these transfers, in place of the last ones.
+
+        Call it outside graphs, before each forward; ``bind(())`` is a forward without a transfer, all gates open.
+        Blocks only while a ticket that was just issued has not been confirmed by its sender's watchdog.
+
+        Args:
+            transfers: tasks to send, and tickets (ints) to wait for; several of either.
+            open_layers: layers that have no gate in this forward: a wait for one passes at once, although its bytes
+                may be missing, and a task sends one at once.
+            timeout_s: deadline of these transfers; default is the binding's.
+
+        Raises:
+            LLMException: LLM_PARAM_INVALID for a ticket that is used up or does not carry a layer which the forward
+                waits for, and for a task that was bound before; LLM_LINK_BUSY when the link has no stream left for a
+                task; LLM_TIMEOUT when a ticket was not confirmed. Nothing is bound then, the tasks stay usable.
+        """
+        tasks = [t.number for t in transfers if isinstance(t, Task)]
+        tickets = [_ticket_number(t) for t in transfers if not isinstance(t, Task)]
+        timeout_ms = 0 if timeout_s is None else _milliseconds(timeout_s)
+        _native.load().binding_bind(self.id, tasks, tickets, list(open_layers), timeout_ms)
+
+    def close(self) -> None:
+        """Frees the binding; streams that still hold its gates keep them until they have passed. Idempotent."""
+        native = _native.loaded()
+        if native is not None and getattr(self, "id", None) is not None:
+            native.binding_destroy(self.id)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Binding({self.id}, layers={self.layers})"
+
+
+def ticket_state(ticket: int) -> TransferState:
+    """How a ticket of this process stands; polls, never blocks."""
+    return TransferState(*_native.load().ticket_state(_ticket_number(ticket)))
+
+
+def discard(ticket: int) -> None:
+    """Gives a ticket back that nobody will wait for, so that its slot can be used again."""
+    _native.load().ticket_discard(_ticket_number(ticket))
+
+
+def _ticket_number(ticket: object) -> int:
+    if isinstance(ticket, bool) or not isinstance(ticket, int):
+        raise TypeError(f"a ticket (int) or a Task was expected, got {type(ticket).__name__}: {ticket!r}")
+    return ticket
+
+
+def _milliseconds(timeout_s: float) -> int:
+    if not timeout_s > 0 or timeout_s > 10**6:
+        raise ValueError(f"timeout_s = {timeout_s}: seconds above 0 and up to 10**6 were expected")
+    return max(1, round(timeout_s * 1000))

@@ -1,0 +1,181 @@
+"""The transfer ops, as functions. ``torch.ops.torch_llm_datadist.*`` are the same ops for graphs.
+
+Every op orders itself on the caller's current torch_npu stream and returns at once; the bytes move on streams of the
+link. ``status`` is an int32[1] NPU tensor that the caller makes once, outside any graph: 0 while all is well, else an
+``LLMStatusCode`` (``LLM_FAILED`` reads as -1). What can be checked is checked before anything is queued and raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from torch_llm_datadist import _native
+
+_native.load()
+_ops = torch.ops.torch_llm_datadist
+
+
+def push_blocks(
+    status: Tensor,
+    cache: Sequence[Tensor],
+    src_blocks: Tensor,
+    dst_blocks: Tensor,
+    *,
+    link: int,
+    model_id: int = 0,
+    src_layer: int = 0,
+    dst_layer: int = 0,
+    num_layers: int = -1,
+    tensors_per_layer: int = 2,
+    timeout_ms: int = 0,
+    hold_stream: bool = True,
+    transfer: int = 0,
+) -> None:
+    """Copies blocks of a local cache into blocks of a peer's, after what is queued on the current stream.
+
+    In plain torch, were the peer's cache here: ``for t in range(...): remote[t][dst_blocks] = cache[t][src_blocks]``.
+
+    Stream: the copies start when the current stream gets here. With ``hold_stream`` the stream goes on when the bytes
+    have left, so later kernels may overwrite the source blocks; without it the source blocks belong to the transfer
+    until ``transfer`` was waited for. The receiver is not told; use ``CacheManager.prepare_push`` for that.
+
+    Args:
+        status: int32[1] on the cache's device; written when ``hold_stream``.
+        cache: all tensors of one registered blocks cache, in the order in which it was registered.
+        src_blocks: int64[n] on the CPU, block ids in ``cache``; a pair of -1 is padding.
+        dst_blocks: int64[n] on the CPU, block ids in the peer's cache; none twice.
+        link: ``LLMDataDist.link_id(cluster_id)``.
+        model_id: of the peer's ``BlocksCacheKey``.
+        src_layer, dst_layer: first layer here and there.
+        num_layers: -1 for all that follow.
+        tensors_per_layer: tensors of a layer lie next to one another (K0, V0, K1, V1 …).
+        timeout_ms: from when the stream got here to the last byte; 0 is the link's default.
+        hold_stream: see above.
+        transfer: handle of a host that waits; 0 for none.
+
+    Raises:
+        LLMException: with the code and what is still usable; nothing was queued.
+
+    Source: seed 003, push_blocks.
+    """
+    _ops.push_blocks.default(
+        status, cache, src_blocks, dst_blocks, link, model_id, src_layer, dst_layer, num_layers,
+        tensors_per_layer, timeout_ms, hold_stream, transfer,
+    )  # fmt: skip
+
+
+@torch.library.register_fake("torch_llm_datadist::push_blocks")
+def _(*args: object) -> None:
+    return None
+
+
+def pull_blocks(
+    status: Tensor,
+    cache: Sequence[Tensor],
+    src_blocks: Tensor,
+    dst_blocks: Tensor,
+    *,
+    link: int,
+    model_id: int = 0,
+    src_layer: int = 0,
+    dst_layer: int = 0,
+    num_layers: int = -1,
+    tensors_per_layer: int = 2,
+    timeout_ms: int = 0,
+    hold_stream: bool = True,
+    transfer: int = 0,
+) -> None:
+    """Copies blocks of a peer's cache into blocks of a local one, after what is queued on the current stream.
+
+    In plain torch, were the peer's cache here: ``for t in range(...): cache[t][dst_blocks] = remote[t][src_blocks]``.
+
+    Stream: with ``hold_stream`` later kernels on the current stream see the blocks. Whether the peer's blocks are
+    ready is the caller's to know, as in the original.
+
+    Args: as ``push_blocks``, with ``src_blocks`` and ``src_layer`` at the peer, ``dst_blocks`` and ``dst_layer`` here.
+
+    Raises:
+        LLMException: with the code and what is still usable; nothing was queued.
+
+    Source: manual page pull_blocks.
+    """
+    _ops.pull_blocks.default(
+        status, cache, src_blocks, dst_blocks, link, model_id, src_layer, dst_layer, num_layers,
+        tensors_per_layer, timeout_ms, hold_stream, transfer,
+    )  # fmt: skip
+
+
+@torch.library.register_fake("torch_llm_datadist::pull_blocks")
+def _(*args: object) -> None:
+    return None
+
+
+def push_layer(status: Tensor, after: Tensor, layer: int, binding: int) -> None:
+    """Lets the bound tasks send one layer, once the current stream has got here.
+
+    Does not wait: until ``finish`` the layer's source blocks belong to the tasks. Nothing is sent when no bound task
+    carries the layer.
+
+    Args:
+        status: int32[1] on the caches' device, one per binding; 0 = all is well so far.
+        after: any tensor that the layer's last kernel produced; read, so no compiler moves the push ahead of it.
+        layer: layer index in the local cache, from 0.
+        binding: id of the ``Binding`` that says which transfers this forward serves; constant in a graph.
+
+    Raises:
+        LLMException: the binding was never bound, or is not for that layer.
+    """
+    _ops.push_layer.default(status, after, layer, binding)
+
+
+@torch.library.register_fake("torch_llm_datadist::push_layer")
+def _(*args: object) -> None:
+    return None
+
+
+def wait_layer(status: Tensor, before: Tensor, layer: int, binding: int) -> None:
+    """Holds the current stream until one layer of the bound tickets has arrived.
+
+    Kernels that use ``before`` after this op, on this stream, may read that layer's blocks. On a dead peer or a passed
+    deadline the stream goes on and ``status`` holds the code; the host is not blocked.
+
+    Args:
+        status: int32[1] on the caches' device, one per binding; 0 = all is well so far.
+        before: any tensor that the next kernel reads (its query, say); marked as written, so no compiler moves that
+            kernel ahead of the wait.
+        layer: layer index in the local cache, from 0.
+        binding: id of the ``Binding`` that says which transfers this forward waits for; constant in a graph.
+
+    Raises:
+        LLMException: the binding was never bound, or is not for that layer.
+    """
+    _ops.wait_layer.default(status, before, layer, binding)
+
+
+@torch.library.register_fake("torch_llm_datadist::wait_layer")
+def _(*args: object) -> None:
+    return None
+
+
+def finish(status: Tensor, before: Tensor, binding: int) -> None:
+    """Holds the current stream until all bound tasks have sent their last byte, or failed.
+
+    Behind it the source blocks are the caller's again: later kernels on this stream may overwrite them.
+
+    Args:
+        status: int32[1] on the caches' device, one per binding.
+        before: any tensor that the next kernel reads or writes; marked as written.
+        binding: id of the ``Binding``.
+
+    Raises:
+        LLMException: the binding was never bound.
+    """
+    _ops.finish.default(status, before, binding)
+
+
+@torch.library.register_fake("torch_llm_datadist::finish")
+def _(*args: object) -> None:
+    return None
