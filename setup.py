@@ -62,13 +62,16 @@ class NinjaFile:
             "",
         ]
 
-    def shared(self, target: str, out: Path, sources: list[Path], cflags: str, ldflags: str) -> None:
+    def shared(
+        self, target: str, out: Path, sources: list[Path], cflags: str, ldflags: str, after: Path | None = None
+    ) -> None:
         objects = []
         for source in sources:
             obj = self.build / target / source.relative_to(ROOT).with_suffix(".o")
             self.lines.append(f"build {obj}: cxx {source}\n  flags = {cflags}")
             objects.append(str(obj))
-        self.lines.append(f"build {out}: link {' '.join(objects)}\n  flags = {ldflags}")
+        order = f" || {after}" if after else ""
+        self.lines.append(f"build {out}: link {' '.join(objects)}{order}\n  flags = {ldflags}")
 
     def write(self, phonies: dict[str, list[Path]]) -> Path:
         for name, outs in phonies.items():
@@ -110,7 +113,9 @@ def write_ninja(build: Path, package: Path) -> None:
     )  # fmt: skip
     for name in COMPANIONS:
         emulator.append(lib / f"lib{name}.so")
-        ninja.shared("emulator", emulator[-1], [], common, f"-Wl,-soname,lib{name}.so -nostdlib -x c++ /dev/null")
+        # NEEDED as in CANN: torch_npu looks for runtime functions through libacl_op_compiler's handle, too.
+        flags = f"-Wl,-soname,lib{name}.so -nostdlib -x c++ /dev/null -L{lib} -Wl,--no-as-needed -lascendcl"
+        ninja.shared("emulator", emulator[-1], [], common, f"{flags} -Wl,-rpath,'$$ORIGIN'", after=emulator[0])
 
     aten = package / "emulator" / "_aten.so"
     ninja.shared("aten", aten, cpp_in("emulator_aten"), f"{common} {with_torch} -I{ROOT}/csrc", link_torch)

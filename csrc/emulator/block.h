@@ -1,0 +1,44 @@
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+namespace emu {
+
+class AddressSpace;
+class Import;
+
+enum class Place : uint8_t { Device, Imported, Pinned };
+
+// One live range of emulated addresses. Whoever holds it keeps the bytes mapped: freeing takes the address
+// out of service at once, and the mapping goes when the last task that touches it is done.
+class Block : public std::enable_shared_from_this<Block> {
+ public:
+  Block(AddressSpace& space, Place place, uintptr_t base, size_t size, size_t mapped, int32_t device, int fd);
+  ~Block();
+  Block(const Block&) = delete;
+  Block& operator=(const Block&) = delete;
+
+  bool contains(uintptr_t address, size_t length) const {
+    return address >= base && length <= size && address - base <= size - length;
+  }
+  // Where this process itself may touch the bytes behind an address of this block.
+  std::byte* host(uintptr_t address) const;
+
+  const Place place;
+  const uintptr_t base;  // what the program holds
+  const size_t size;     // bytes that may be touched
+  const size_t mapped;   // the same in whole pages
+  const int32_t device;  // as this process counts them; -1 for pinned and for devices it does not see
+  const int fd;          // memfd with the bytes; -1 for pinned
+  std::atomic<bool> freed{false};
+  std::shared_ptr<Import> import;  // set for Place::Imported
+  bool peer_enabled = false;       // imported with ENABLE_PEER_ACCESS
+
+ private:
+  AddressSpace& space_;
+};
+
+}  // namespace emu

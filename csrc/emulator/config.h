@@ -1,0 +1,20 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace emu {
+
+// Read from the environment once, when the process makes its first call.
+struct Config {
+  uint64_t device_memory = uint64_t{64} << 30;  // TORCH_LLM_DATADIST_EMULATE_DEVICE_MEMORY, bytes per device
+  uint64_t task_delay_us = 0;                   // TORCH_LLM_DATADIST_EMULATE_TASK_DELAY_US
+  uint64_t bandwidth[4] = {};                   // …_BANDWIDTH_{H2D,D2H,D2D,PEER}, bytes/s; 0: memory speed
+  // Physical ids of the devices that this process sees, from TORCH_LLM_DATADIST_EMULATE_DEVICES (a count,
+  // default 8) and ASCEND_RT_VISIBLE_DEVICES (a list of those).
+  std::vector<int32_t> physical_devices;
+
+  static Config from_environment();
+};
+
+}  // namespace emu

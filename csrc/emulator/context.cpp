@@ -1,0 +1,96 @@
+#include "emulator/context.h"
+
+#include <algorithm>
+
+#include "emulator/device.h"
+#include "emulator/error.h"
+#include "emulator/runtime.h"
+#include "emulator/signal.h"
+#include "emulator/stream.h"
+
+namespace emu {
+
+std::shared_ptr<Context> Context::create(Device& device, bool primary) {
+  std::shared_ptr<Context> context(new Context(device, primary));
+  context->handle = Runtime::get().contexts.add(context);
+  context->default_stream_ = context->add_stream(0, 0);
+  return context;
+}
+
+Context::~Context() = default;
+
+std::shared_ptr<Stream> Context::add_stream(uint32_t priority, uint32_t flags) {
+  if (const aclError code = failure(); code != ACL_SUCCESS) {
+    fail(code, "the context stopped after a failed task (%s)", failure_message().c_str());
+  }
+  if (device.streams.fetch_add(1) >= Device::kMaxStreams) {
+    device.streams.fetch_sub(1);
+    fail(ACL_ERROR_RT_NO_STREAM_RESOURCE, "device %d has its %d streams in use", device.id,
+         Device::kMaxStreams);
+  }
+  auto stream = std::make_shared<Stream>(shared_from_this(), priority, flags);
+  stream->handle = Runtime::get().streams.add(stream);
+  std::lock_guard lock(mutex_);
+  streams_.push_back(stream);
+  return stream;
+}
+
+void Context::remove_stream(const std::shared_ptr<Stream>& stream) {
+  if (Runtime::get().streams.remove(stream->handle) == nullptr) return;  // somebody else was faster
+  device.streams.fetch_sub(1);
+  std::lock_guard lock(mutex_);
+  std::erase(streams_, stream);
+}
+
+std::shared_ptr<Stream> Context::stream(aclrtStream handle) {
+  if (handle == nullptr) {
+    std::lock_guard lock(mutex_);
+    if (default_stream_ == nullptr) fail(ACL_ERROR_RT_CONTEXT_NULL, "the current context was destroyed");
+    return default_stream_;
+  }
+  auto stream = Runtime::get().streams.get(handle);
+  if (&stream->context() != this) {
+    fail(ACL_ERROR_RT_STREAM_CONTEXT,
+         "stream %p belongs to another context (of device %d) than the current one (%d)", handle,
+         stream->context().device.id, device.id);
+  }
+  return stream;
+}
+
+std::vector<std::shared_ptr<Stream>> Context::streams() const {
+  std::lock_guard lock(mutex_);
+  return streams_;
+}
+
+void Context::stop(aclError code, const std::string& why) {
+  {
+    std::lock_guard lock(mutex_);
+    if (failure_.load() != ACL_SUCCESS) return;
+    failure_message_ = why;
+    failure_.store(code);
+  }
+  for (const auto& stream : streams()) stream->interrupt();
+}
+
+std::string Context::failure_message() const {
+  std::lock_guard lock(mutex_);
+  return failure_message_;
+}
+
+void Context::synchronize(int32_t timeout_ms) {
+  const Deadline deadline = deadline_in_ms(timeout_ms);
+  for (const auto& stream : streams()) stream->synchronize(deadline);
+}
+
+void Context::destroy() {
+  if (destroyed_.exchange(true)) return;
+  for (const auto& stream : streams()) {
+    stream->close();
+    remove_stream(stream);
+  }
+  std::lock_guard lock(mutex_);
+  default_stream_ = nullptr;
+  Runtime::get().contexts.remove(handle);
+}
+
+}  // namespace emu

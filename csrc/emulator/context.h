@@ -1,0 +1,57 @@
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "emulator/acl_headers.h"
+
+namespace emu {
+
+class Device;
+class Stream;
+
+// Streams that fail together. The plugin's links rely on one rule: what happens in a context stays in it.
+class Context : public std::enable_shared_from_this<Context> {
+ public:
+  static std::shared_ptr<Context> create(Device& device, bool primary);
+  ~Context();
+
+  std::shared_ptr<Stream> add_stream(uint32_t priority, uint32_t flags);
+  void remove_stream(const std::shared_ptr<Stream>& stream);
+  // The stream meant by a handle: null is the default stream. Throws for a dead handle (107017) and for a
+  // stream of another context (107003).
+  std::shared_ptr<Stream> stream(aclrtStream handle);
+
+  // A task failed on a stream with STOP_ON_FAILURE: no stream of this context runs or takes anything more.
+  void stop(aclError code, const std::string& why);
+  aclError failure() const { return failure_.load(); }
+  std::string failure_message() const;
+
+  // Waits for all streams of this context; throws what the first failing one says.
+  void synchronize(int32_t timeout_ms);
+  // Ends all streams without running what is queued. Idempotent.
+  void destroy();
+  bool destroyed() const { return destroyed_.load(std::memory_order_relaxed); }
+  std::vector<std::shared_ptr<Stream>> streams() const;
+
+  Device& device;
+  const bool primary;
+  aclrtContext handle = nullptr;
+  std::mutex host_functions;  // the runtime runs them one at a time per context
+
+ private:
+  Context(Device& device, bool primary) : device(device), primary(primary) {}
+
+  mutable std::mutex mutex_;
+  std::vector<std::shared_ptr<Stream>> streams_;
+  std::shared_ptr<Stream> default_stream_;
+  std::atomic<aclError> failure_{ACL_SUCCESS};
+  std::string failure_message_;
+  std::atomic<bool> destroyed_{false};
+};
+
+}  // namespace emu

@@ -1,0 +1,92 @@
+#include "emulator/copy.h"
+
+#include <atomic>
+#include <cstring>
+
+#include "emulator/block.h"
+#include "emulator/device.h"
+#include "emulator/error.h"
+#include "emulator/host_memory.h"
+#include "emulator/ipc_memory.h"
+#include "emulator/runtime.h"
+#include "emulator/value.h"
+
+namespace emu {
+namespace {
+
+aclError check_reach(const Block& block, const Device& from, std::string& why) {
+  if (block.place == Place::Imported) return block.import->check(from, block.peer_enabled, why);
+  if (block.place == Place::Device && !from.may_access(block.device)) {
+    why = text("device %d has no access to memory of device %d (aclrtDeviceEnablePeerAccess)", from.id,
+               block.device);
+    return ACL_ERROR_RT_PARAM_INVALID;
+  }
+  return ACL_SUCCESS;
+}
+
+// Words are moved whole: a copy of 8 bytes is how a flag is written where a value write is refused.
+bool move_word(std::byte* dst, const std::byte* src) {
+  if (((reinterpret_cast<uintptr_t>(dst) | reinterpret_cast<uintptr_t>(src)) & 7) != 0) return false;
+  const uint64_t word = std::atomic_ref(*reinterpret_cast<uint64_t*>(const_cast<std::byte*>(src)))
+                            .load(std::memory_order_acquire);
+  store_word(reinterpret_cast<uint64_t*>(dst), word);
+  return true;
+}
+
+}  // namespace
+
+Where locate(uintptr_t address, size_t length) {
+  const Runtime& runtime = Runtime::get();
+  if (runtime.memory.in_range(Place::Device, address)) return Where::Device;
+  if (runtime.memory.in_range(Place::Imported, address)) return Where::Imported;
+  if (runtime.memory.in_range(Place::Pinned, address)) return Where::Pinned;
+  return runtime.host_memory->contains(address, length) ? Where::Pinned : Where::Pageable;
+}
+
+aclError pin(uintptr_t address, size_t length, const Device& from, Pin& out, std::string& why) {
+  Runtime& runtime = Runtime::get();
+  const bool emulated = runtime.memory.in_range(Place::Device, address) ||
+                        runtime.memory.in_range(Place::Imported, address) ||
+                        runtime.memory.in_range(Place::Pinned, address);
+  if (!emulated) {  // ordinary host memory, which the program answers for
+    out.host = reinterpret_cast<std::byte*>(address);
+    return ACL_SUCCESS;
+  }
+  out.block = runtime.memory.find(address);
+  if (out.block == nullptr) {
+    why = text("0x%zx is not in live memory (freed, unmapped or never allocated)", address);
+    return ACL_ERROR_RT_SYS_DMA;
+  }
+  if (!out.block->contains(address, length)) {
+    why = text("[0x%zx, +%zu) runs out of its allocation [0x%zx, +%zu)", address, length, out.block->base,
+               out.block->size);
+    return ACL_ERROR_RT_SYS_DMA;
+  }
+  if (const aclError code = check_reach(*out.block, from, why); code != ACL_SUCCESS) return code;
+  out.host = out.block->host(address);
+  return ACL_SUCCESS;
+}
+
+aclError move(const Copy& copy, const Device& from, std::string& why) {
+  Pin dst;
+  Pin src;
+  if (const aclError code = pin(copy.dst, copy.dst_span(), from, dst, why); code != ACL_SUCCESS) return code;
+  if (const aclError code = pin(copy.src, copy.src_span(), from, src, why); code != ACL_SUCCESS) return code;
+  if (copy.bytes() != sizeof(uint64_t) || copy.height != 1 || !move_word(dst.host, src.host)) {
+    for (size_t row = 0; row < copy.height; ++row) {
+      std::memmove(dst.host + row * copy.dst_pitch, src.host + row * copy.src_pitch, copy.width);
+    }
+  }
+  Runtime::get().bytes_copied.fetch_add(copy.bytes(), std::memory_order_relaxed);
+  return ACL_SUCCESS;
+}
+
+uint64_t modelled_ns(Direction direction, size_t bytes) {
+  if (direction == Direction::H2H) return 0;
+  const uint64_t rate =
+      Runtime::get().bandwidth[static_cast<size_t>(direction)].load(std::memory_order_relaxed);
+  if (rate == 0) return 0;
+  return static_cast<uint64_t>(static_cast<double>(bytes) * 1e9 / static_cast<double>(rate));
+}
+
+}  // namespace emu

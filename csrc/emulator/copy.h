@@ -1,0 +1,58 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "emulator/acl_headers.h"
+
+namespace emu {
+
+class Block;
+class Context;
+class Device;
+class Stream;
+
+enum class Direction : uint8_t { H2D, D2H, D2D, Peer, H2H };
+
+// Where an address lies. What lies in the device range counts as device memory also when it is not live:
+// that is found out by the task that touches it.
+enum class Where : uint8_t { Device, Imported, Pinned, Pageable };
+Where locate(uintptr_t address, size_t length);
+
+inline bool is_host(Where where) { return where == Where::Pinned || where == Where::Pageable; }
+
+// `height` rows of `width` bytes.
+struct Copy {
+  uintptr_t dst = 0;
+  uintptr_t src = 0;
+  size_t width = 0;
+  size_t height = 1;
+  size_t dst_pitch = 0;
+  size_t src_pitch = 0;
+  Direction direction = Direction::H2H;
+  const char* call = "";  // the entry point that asked for it
+
+  size_t dst_span() const { return height == 0 ? 0 : (height - 1) * dst_pitch + width; }
+  size_t src_span() const { return height == 0 ? 0 : (height - 1) * src_pitch + width; }
+  size_t bytes() const { return width * height; }
+};
+
+// A place in live memory, held as long as this exists.
+struct Pin {
+  std::shared_ptr<Block> block;
+  std::byte* host = nullptr;
+};
+
+// For tasks: holds the bytes behind an address or says why that is impossible. `from`: the device that
+// touches.
+aclError pin(uintptr_t address, size_t length, const Device& from, Pin& out, std::string& why);
+
+// Moves the bytes, here and now. The code that the task fails with, and why.
+aclError move(const Copy& copy, const Device& from, std::string& why);
+
+// How long `bytes` take at the bandwidth set for the direction; zero when none is set.
+uint64_t modelled_ns(Direction direction, size_t bytes);
+
+}  // namespace emu

@@ -1,0 +1,308 @@
+#include <thread>
+
+#include "emulator/context.h"
+#include "emulator/copy.h"
+#include "emulator/device.h"
+#include "emulator/entry.h"
+#include "emulator/faults.h"
+#include "emulator/runtime.h"
+#include "emulator/stream.h"
+
+namespace emu {
+namespace {
+
+constexpr size_t kMaxWidth = 5'000'000;
+constexpr size_t kMaxHeight = 5'242'880;
+
+Context& current() { return *Thread::self().context; }
+
+uintptr_t address(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer); }
+
+const char* word(Where where) {
+  switch (where) {
+    case Where::Device:
+      return "device memory";
+    case Where::Imported:
+      return "imported device memory";
+    case Where::Pinned:
+      return "pinned host memory";
+    default:
+      return "pageable host memory";
+  }
+}
+
+Direction direction_of(Where dst, Where src, const Copy& copy) {
+  if (is_host(dst)) return is_host(src) ? Direction::H2H : Direction::D2H;
+  if (is_host(src)) return Direction::H2D;
+  if (dst == Where::Imported || src == Where::Imported) return Direction::Peer;
+  const auto to = Runtime::get().memory.find(copy.dst);
+  const auto from = Runtime::get().memory.find(copy.src);
+  return to != nullptr && from != nullptr && to->device != from->device ? Direction::Peer : Direction::D2D;
+}
+
+// Throws unless device `from` may reach both ends. Addresses that are not live are left to the task.
+void check_peers(const Copy& copy, const Device& from) {
+  for (const uintptr_t end : {copy.dst, copy.src}) {
+    const auto block = Runtime::get().memory.find(end);
+    if (block == nullptr || block->place != Place::Device || from.may_access(block->device)) continue;
+    fail(ACL_ERROR_RT_PARAM_INVALID,
+         "0x%zx is memory of device %d, and device %d did not call aclrtDeviceEnablePeerAccess for it", end,
+         block->device, from.id);
+  }
+}
+
+struct Ends {
+  Where dst;
+  Where src;
+};
+
+// What the pointers are decides; of the kind only these things matter.
+Ends check_kind(const Copy& copy, aclrtMemcpyKind kind, bool async) {
+  const Ends ends{locate(copy.dst, copy.dst_span()), locate(copy.src, copy.src_span())};
+  const bool imported = ends.dst == Where::Imported || ends.src == Where::Imported;
+  const bool host = is_host(ends.dst) || is_host(ends.src);
+  if (imported && (host || kind != ACL_MEMCPY_DEVICE_TO_DEVICE || !async)) {
+    fail(ACL_ERROR_RT_PARAM_INVALID,
+         "kind %d, %s to %s%s: imported memory takes part in asynchronous DEVICE_TO_DEVICE copies only", kind,
+         word(ends.src), word(ends.dst), async ? "" : " (synchronous)");
+  }
+  if (kind == ACL_MEMCPY_DEVICE_TO_DEVICE && host) {
+    fail(ACL_ERROR_RT_PARAM_INVALID, "kind DEVICE_TO_DEVICE with %s as source and %s as destination",
+         word(ends.src), word(ends.dst));
+  }
+  return ends;
+}
+
+void wait_ns(uint64_t ns) { std::this_thread::sleep_for(std::chrono::nanoseconds(ns)); }
+
+void move_now(const Copy& copy, const Device& from) {
+  std::string why;
+  const auto started = Clock::now();
+  const aclError code = move(copy, from, why);
+  if (code != ACL_SUCCESS) fail(code, "%s", why.c_str());
+  if (const uint64_t ns = modelled_ns(copy.direction, copy.bytes()); ns != 0) {
+    const auto spent = std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - started).count();
+    if (ns > static_cast<uint64_t>(spent)) wait_ns(ns - spent);
+  }
+}
+
+class CopyTask final : public Task {
+ public:
+  explicit CopyTask(const Copy& copy) : Task(copy.call), copy_(copy) {}
+
+  aclError run(Stream& stream) override {
+    std::string why;
+    const uint64_t ns = modelled_ns(copy_.direction, copy_.bytes());
+    const auto started = ns != 0 ? Clock::now() : Clock::time_point();
+    aclError code = Runtime::get().faults->next_copy(stream, why);
+    if (code == ACL_SUCCESS) code = move(copy_, stream.context().device, why);
+    if (code != ACL_SUCCESS) stream.explain(std::move(why));
+    if (ns != 0) stream.pass_time(std::chrono::nanoseconds(ns) - (Clock::now() - started));
+    return code;
+  }
+
+ private:
+  const Copy copy_;
+};
+
+aclError copy_async(Copy copy, aclrtMemcpyKind kind, aclrtStream handle) {
+  auto stream = current().stream(handle);
+  const Ends ends = check_kind(copy, kind, true);
+  if (is_host(ends.dst) && is_host(ends.src)) {
+    fail(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, "both addresses are host memory");
+  }
+  copy.direction = direction_of(ends.dst, ends.src, copy);
+  check_peers(copy, current().device);
+  if (ends.dst == Where::Pageable || ends.src == Where::Pageable) {
+    // The device cannot read pages that may move: wait for the stream, then copy while the caller waits.
+    stream->synchronize(std::nullopt);
+    move_now(copy, current().device);
+    return ACL_SUCCESS;
+  }
+  stream->submit(std::make_shared<CopyTask>(copy));
+  return ACL_SUCCESS;
+}
+
+aclError copy_sync(Copy copy, aclrtMemcpyKind kind) {
+  const Ends ends = check_kind(copy, kind, false);
+  copy.direction = direction_of(ends.dst, ends.src, copy);
+  check_peers(copy, current().device);
+  move_now(copy, current().device);
+  return ACL_SUCCESS;
+}
+
+// False when there is nothing to do.
+bool make_row(Copy& copy, const char* call, void* dst, size_t dest_max, const void* src, size_t count) {
+  if (count == 0 || dst == src) return false;
+  not_null(dst, "dst");
+  not_null(src, "src");
+  if (count > dest_max)
+    fail(ACL_ERROR_RT_PARAM_INVALID, "count %zu is more than destMax %zu", count, dest_max);
+  copy = {.dst = address(dst), .src = address(src), .width = count, .call = call};
+  return true;
+}
+
+void check_async_kind(aclrtMemcpyKind kind) {
+  if (kind >= ACL_MEMCPY_HOST_TO_HOST && kind <= ACL_MEMCPY_HOST_TO_BUF_TO_DEVICE) return;
+  fail(ACL_ERROR_INVALID_PARAM, "kind %d; the asynchronous copy takes 0 to 5", kind);
+}
+
+void check_sync_kind(aclrtMemcpyKind kind) {
+  if (kind >= ACL_MEMCPY_HOST_TO_HOST && kind <= ACL_MEMCPY_DEFAULT) return;
+  fail(ACL_ERROR_INVALID_PARAM, "kind %d; the synchronous copy takes 0 to 4", kind);
+}
+
+bool make_rows(Copy& copy, const char* call, void* dst, size_t dpitch, const void* src, size_t spitch,
+               size_t width, size_t height, aclrtMemcpyKind kind) {
+  if (kind < ACL_MEMCPY_HOST_TO_DEVICE || kind > ACL_MEMCPY_DEFAULT) {
+    fail(ACL_ERROR_INVALID_PARAM, "kind %d; the 2-D copy takes 1 to 4", kind);
+  }
+  if (width > dpitch || width > spitch) {
+    fail(ACL_ERROR_RT_PARAM_INVALID, "width %zu is more than dpitch %zu or spitch %zu", width, dpitch,
+         spitch);
+  }
+  if (width > kMaxWidth || height > kMaxHeight) {
+    fail(ACL_ERROR_RT_PARAM_INVALID, "%zu bytes x %zu rows; the most is %zu x %zu", width, height, kMaxWidth,
+         kMaxHeight);
+  }
+  if (width == 0 || height == 0) return false;
+  not_null(dst, "dst");
+  not_null(src, "src");
+  copy = {.dst = address(dst),
+          .src = address(src),
+          .width = width,
+          .height = height,
+          .dst_pitch = dpitch,
+          .src_pitch = spitch,
+          .call = call};
+  return true;
+}
+
+struct Batch {
+  void** dsts;
+  size_t* dest_maxs;
+  void** srcs;
+  size_t* sizes;
+  size_t count;
+  aclrtMemcpyBatchAttr* attrs;
+  size_t* attr_indexes;
+  size_t attr_count;
+  size_t* fail_index;
+};
+
+void check_batch(const Batch& batch) {
+  not_null(batch.dsts, "dsts");
+  not_null(batch.dest_maxs, "destMaxs");
+  not_null(batch.srcs, "srcs");
+  not_null(batch.sizes, "sizes");
+  not_null(batch.attrs, "attrs");
+  not_null(batch.attr_indexes, "attrsIndexes");
+  *not_null(batch.fail_index, "failIndex") = SIZE_MAX;
+  if (batch.count == 0 || batch.attr_count == 0 || batch.attr_count > batch.count) {
+    fail(ACL_ERROR_RT_PARAM_INVALID, "%zu copies with %zu attributes", batch.count, batch.attr_count);
+  }
+  for (size_t i = 0; i < batch.attr_count; ++i) {
+    const size_t before = i == 0 ? 0 : batch.attr_indexes[i - 1];
+    if ((i == 0 && batch.attr_indexes[0] != 0) || (i != 0 && batch.attr_indexes[i] <= before) ||
+        batch.attr_indexes[i] >= batch.count) {
+      fail(ACL_ERROR_RT_PARAM_INVALID, "attrsIndexes must start at 0 and grow; entry %zu is %zu", i,
+           batch.attr_indexes[i]);
+    }
+  }
+}
+
+// The batch moves between host and device only; its order is undefined, so it runs as it comes.
+template <class Submit>
+aclError copy_batch(const Batch& batch, const char* call, Submit&& submit) {
+  check_batch(batch);
+  for (size_t i = 0; i < batch.count; ++i) {
+    try {
+      Copy copy;
+      if (!make_row(copy, call, batch.dsts[i], batch.dest_maxs[i], batch.srcs[i], batch.sizes[i])) continue;
+      const Where dst = locate(copy.dst, copy.width);
+      const Where src = locate(copy.src, copy.width);
+      if (is_host(dst) == is_host(src)) {
+        fail(ACL_ERROR_RT_PARAM_INVALID, "%s to %s; a batch moves between host and device only", word(src),
+             word(dst));
+      }
+      submit(copy, is_host(src) ? ACL_MEMCPY_HOST_TO_DEVICE : ACL_MEMCPY_DEVICE_TO_HOST);
+    } catch (Error& error) {
+      *batch.fail_index = i;
+      error.message = text("copy %zu: %s", i, error.message.c_str());
+      throw;
+    }
+  }
+  return ACL_SUCCESS;
+}
+
+}  // namespace
+}  // namespace emu
+
+using namespace emu;
+
+aclError aclrtMemcpy(void* dst, size_t destMax, const void* src, size_t count, aclrtMemcpyKind kind) {
+  return ENTER(aclrtMemcpy, {
+    Copy copy;
+    check_sync_kind(kind);
+    return make_row(copy, "aclrtMemcpy", dst, destMax, src, count) ? copy_sync(copy, kind) : ACL_SUCCESS;
+  });
+}
+
+aclError aclrtMemcpyAsync(void* dst, size_t destMax, const void* src, size_t count, aclrtMemcpyKind kind,
+                          aclrtStream stream) {
+  return ENTER(aclrtMemcpyAsync, {
+    Copy copy;
+    check_async_kind(kind);
+    return make_row(copy, "aclrtMemcpyAsync", dst, destMax, src, count) ? copy_async(copy, kind, stream)
+                                                                        : ACL_SUCCESS;
+  });
+}
+
+aclError aclrtMemcpyAsyncWithCondition(void* dst, size_t destMax, const void* src, size_t count,
+                                       aclrtMemcpyKind kind, aclrtStream stream) {
+  return ENTER(aclrtMemcpyAsyncWithCondition, {
+    Copy copy;
+    check_async_kind(kind);
+    if (!make_row(copy, "aclrtMemcpyAsyncWithCondition", dst, destMax, src, count)) return ACL_SUCCESS;
+    return copy_async(copy, kind, stream);
+  });
+}
+
+aclError aclrtMemcpy2d(void* dst, size_t dpitch, const void* src, size_t spitch, size_t width, size_t height,
+                       aclrtMemcpyKind kind) {
+  return ENTER(aclrtMemcpy2d, {
+    Copy copy;
+    if (!make_rows(copy, "aclrtMemcpy2d", dst, dpitch, src, spitch, width, height, kind)) return ACL_SUCCESS;
+    return copy_sync(copy, kind);
+  });
+}
+
+aclError aclrtMemcpy2dAsync(void* dst, size_t dpitch, const void* src, size_t spitch, size_t width,
+                            size_t height, aclrtMemcpyKind kind, aclrtStream stream) {
+  return ENTER(aclrtMemcpy2dAsync, {
+    Copy copy;
+    if (!make_rows(copy, "aclrtMemcpy2dAsync", dst, dpitch, src, spitch, width, height, kind))
+      return ACL_SUCCESS;
+    return copy_async(copy, kind, stream);
+  });
+}
+
+aclError aclrtMemcpyBatch(void** dsts, size_t* destMaxs, void** srcs, size_t* sizes, size_t numBatches,
+                          aclrtMemcpyBatchAttr* attrs, size_t* attrsIndexes, size_t numAttrs,
+                          size_t* failIndex) {
+  return ENTER(aclrtMemcpyBatch, {
+    const Batch batch{dsts, destMaxs, srcs, sizes, numBatches, attrs, attrsIndexes, numAttrs, failIndex};
+    return copy_batch(batch, "aclrtMemcpyBatch",
+                      [](const Copy& copy, aclrtMemcpyKind kind) { copy_sync(copy, kind); });
+  });
+}
+
+aclError aclrtMemcpyBatchAsync(void** dsts, size_t* destMaxs, void** srcs, size_t* sizes, size_t numBatches,
+                               aclrtMemcpyBatchAttr* attrs, size_t* attrsIndexes, size_t numAttrs,
+                               size_t* failIndex, aclrtStream stream) {
+  return ENTER(aclrtMemcpyBatchAsync, {
+    const Batch batch{dsts, destMaxs, srcs, sizes, numBatches, attrs, attrsIndexes, numAttrs, failIndex};
+    return copy_batch(batch, "aclrtMemcpyBatchAsync",
+                      [stream](const Copy& copy, aclrtMemcpyKind kind) { copy_async(copy, kind, stream); });
+  });
+}

@@ -1,0 +1,53 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+
+#include "emulator/acl_headers.h"
+
+namespace emu {
+
+class Context;
+
+// One emulated NPU as this process sees it.
+class Device {
+ public:
+  static constexpr int32_t kMaxStreams = 1984;
+  static constexpr int32_t kMaxEvents = 65536;
+  static constexpr uint32_t kCubeCores = 24;
+  static constexpr uint32_t kVectorCores = 48;
+
+  Device(int32_t id, int32_t physical_id, size_t memory) : id(id), physical_id(physical_id), memory(memory) {}
+
+  // Counts a set; makes the primary context on the first.
+  std::shared_ptr<Context> set();
+  // Takes one set back, or all; the last one ends the primary context.
+  void reset(bool all);
+  std::shared_ptr<Context> primary();
+
+  // Books device memory against the limit; throws Error when there is not enough.
+  void book(size_t bytes);
+  void unbook(size_t bytes) { used.fetch_sub(bytes); }
+
+  bool may_access(int32_t peer) const { return peer == id || (peers.load() >> peer & 1) != 0; }
+
+  const int32_t id;
+  const int32_t physical_id;
+  const size_t memory;
+  std::atomic<size_t> used{0};
+  std::atomic<size_t> peak{0};
+  std::atomic<uint64_t> peers{0};  // bit n: this device may touch memory of device n
+  std::atomic<int32_t> streams{0};
+  std::atomic<int32_t> events{0};  // hardware event ids in use
+  std::atomic<int32_t> saturation_mode{ACL_RT_OVERFLOW_MODE_INFNAN};
+  std::atomic<uint32_t> core_limits[2] = {kCubeCores, kVectorCores};
+
+ private:
+  std::mutex mutex_;
+  std::shared_ptr<Context> primary_;
+  int64_t sets_ = 0;
+};
+
+}  // namespace emu

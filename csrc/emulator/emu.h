@@ -1,0 +1,56 @@
+#pragma once
+
+// What the emulated runtime offers beside the ACL functions: the way to device bytes for emulated compute,
+// and faults and delays for tests. Plain C, so that it can be reached by dlsym or ctypes in libascendcl.so; a
+// real libascendcl.so has none of it.
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define EMU_API __attribute__((visibility("default")))
+
+// Where this process may touch the byte behind a live device address (its own or an imported one); NULL for
+// any other address. Constant time. The result stays valid until the allocation is freed.
+EMU_API void* emuHostAlias(const void* device_address);
+
+// From now on each task takes this much longer; 0 ends it.
+EMU_API void emuSetTaskDelay(uint64_t us);
+
+// Queues a task that takes this long. Returns an aclError, as a submit does.
+EMU_API int emuStreamDelay(void* stream, uint64_t us);
+
+enum EmuDirection { EMU_H2D = 0, EMU_D2H = 1, EMU_D2D = 2, EMU_PEER = 3 };
+
+// Copies of that direction take at least size / bandwidth; 0 lifts it. 100000 for an unknown direction.
+EMU_API int emuSetBandwidth(int direction, uint64_t bytes_per_s);
+
+// The nth following call (1: the next) of that entry point returns `code` and does nothing. nth 0 disarms.
+// 100000 when there is no such entry point.
+EMU_API int emuFailNext(const char* function, int nth, int code);
+
+// The nth following copy task that runs on the stream (NULL: on any) fails with `code` and copies nothing.
+// One such fault at a time; nth 0 disarms.
+EMU_API int emuFailTask(void* stream, int nth, int code);
+
+// How often the entry point was called; -1 when there is no such one.
+EMU_API int64_t emuCalls(const char* function);
+
+struct EmuStats {
+  uint64_t live_allocations;  // device, imported and pinned together
+  uint64_t device_bytes;      // of all devices, in whole pages
+  uint64_t live_contexts;
+  uint64_t live_streams;  // default streams included
+  uint64_t live_events;
+  uint64_t tasks_run;
+  uint64_t bytes_copied;
+};
+
+EMU_API void emuStats(struct EmuStats* out);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif

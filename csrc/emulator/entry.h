@@ -1,0 +1,56 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <new>
+
+#include "emulator/error.h"
+#include "emulator/thread.h"
+
+namespace emu {
+
+enum class Needs : uint8_t { Nothing, Init, Context, Work, Refused };
+
+enum class Entry : uint16_t {
+#define ENTRY(name, needs) name,
+#include "emulator/entry_table.inc"
+#undef ENTRY
+  kCount
+};
+
+// The mutable half of a row of the table: what faults and counters hang on.
+struct EntryState {
+  std::atomic<uint64_t> calls{0};
+  std::atomic<int32_t> calls_until_fault{0};  // 0: none armed
+  std::atomic<int32_t> fault_code{0};
+};
+
+const char* name_of(Entry entry);
+Entry entry_named(const char* name);  // Entry::kCount when there is none
+
+// Everything that is the same for all entry points: counters, injected faults, fork, init and context checks.
+// Throws Error. The one place for call traces, too.
+void begin(Entry entry, Thread& self);
+
+aclError report(Entry entry, Thread& self, const Error& error);
+aclError report(Entry entry, Thread& self, aclError code);
+
+// Runs the body of an entry point. No exception and no half-set error state leaves the C interface.
+template <class Body>
+aclError enter(Entry entry, Body&& body) {
+  Thread& self = Thread::self();
+  try {
+    begin(entry, self);
+    const aclError code = body();
+    return code == ACL_SUCCESS ? code : report(entry, self, code);
+  } catch (const Error& error) {
+    return report(entry, self, error);
+  } catch (const std::bad_alloc&) {
+    return report(entry, self, Error{ACL_ERROR_BAD_ALLOC, "the host is out of memory"});
+  }
+}
+
+}  // namespace emu
+
+// extern "C" aclError f(...) { return ENTER(f, { ...; return ACL_SUCCESS; }); }
+#define ENTER(function, ...) ::emu::enter(::emu::Entry::function, [&]()->aclError __VA_ARGS__)

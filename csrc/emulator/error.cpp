@@ -1,0 +1,91 @@
+#include "emulator/error.h"
+
+#include <cstdarg>
+#include <cstdio>
+
+namespace emu {
+namespace {
+
+std::string format_list(const char* format, va_list args) {
+  va_list again;
+  va_copy(again, args);
+  const int length = vsnprintf(nullptr, 0, format, again);
+  va_end(again);
+  std::string out(static_cast<size_t>(length > 0 ? length : 0), '\0');
+  vsnprintf(out.data(), out.size() + 1, format, args);
+  return out;
+}
+
+}  // namespace
+
+std::string text(const char* format, ...) {
+  va_list args;
+  va_start(args, format);
+  std::string out = format_list(format, args);
+  va_end(args);
+  return out;
+}
+
+void fail(aclError code, const char* format, ...) {
+  va_list args;
+  va_start(args, format);
+  std::string message = format_list(format, args);
+  va_end(args);
+  throw Error{code, std::move(message)};
+}
+
+const char* meaning(aclError code) {
+  switch (code) {
+    case ACL_ERROR_INVALID_PARAM:
+    case ACL_ERROR_RT_PARAM_INVALID:
+      return "invalid parameter";
+    case ACL_ERROR_UNINITIALIZE:
+      return "aclInit was not called";
+    case ACL_ERROR_REPEAT_INITIALIZE:
+      return "aclInit was called twice";
+    case ACL_ERROR_INTERNAL_ERROR:
+      return "internal error";
+    case ACL_ERROR_RT_INVALID_DEVICEID:
+      return "invalid device id";
+    case ACL_ERROR_RT_CONTEXT_NULL:
+      return "the thread has no current context";
+    case ACL_ERROR_RT_STREAM_CONTEXT:
+      return "the stream is not in the current context";
+    case ACL_ERROR_RT_ADDR_UNALIGNED:
+      return "unaligned address";
+    case ACL_ERROR_RT_INVALID_HANDLE:
+      return "invalid handle";
+    case ACL_ERROR_RT_STREAM_ABORT:
+      return "the stream was aborted";
+    case ACL_ERROR_RT_DEVICE_TASK_ABORT:
+      return "the device's tasks were aborted";
+    case ACL_ERROR_RT_FEATURE_NOT_SUPPORT:
+      return "feature not supported";
+    case ACL_ERROR_RT_MEMORY_ALLOCATION:
+      return "out of memory";
+    case ACL_ERROR_RT_DEVICE_OOM:
+      return "out of device memory";
+    case ACL_ERROR_RT_NO_PERMISSION:
+      return "no permission";
+    case ACL_ERROR_RT_STREAM_SYNC_TIMEOUT:
+      return "the wait for a stream timed out";
+    case ACL_ERROR_RT_EVENT_SYNC_TIMEOUT:
+      return "the wait for an event timed out";
+    case ACL_ERROR_RT_IPC_ERROR:
+      return "IPC error";
+    case ACL_ERROR_RT_SYS_DMA:
+      return "copy engine error: the address is not live device memory";
+    case ACL_ERROR_RT_LINK_ERROR:
+      return "link error: the peer's memory cannot be reached";
+    case ACL_ERROR_RT_SUSPECT_REMOTE_ERROR:
+      return "suspected remote error: the peer released the memory";
+    case ACL_ERROR_RT_LOST_HEARTBEAT:
+      return "device lost: no heartbeat";
+    case ACL_ERROR_RT_DRV_INTERNAL_ERROR:
+      return "driver error";
+    default:
+      return "error";
+  }
+}
+
+}  // namespace emu

@@ -1,0 +1,130 @@
+#include "emulator/event.h"
+
+#include "emulator/context.h"
+#include "emulator/device.h"
+#include "emulator/error.h"
+#include "emulator/runtime.h"
+#include "emulator/stream.h"
+
+namespace emu {
+namespace {
+
+uint64_t now_us() {
+  return std::chrono::duration_cast<std::chrono::microseconds>(Clock::now().time_since_epoch()).count();
+}
+
+class RecordTask final : public Task {
+ public:
+  explicit RecordTask(std::shared_ptr<Record> record)
+      : Task("aclrtRecordEvent"), record_(std::move(record)) {}
+
+  aclError run(Stream&) override {
+    record_->time_us.store(now_us());
+    record_->settle(Record::kDone);
+    return ACL_SUCCESS;
+  }
+  void dropped(aclError code) override {
+    record_->lost_code.store(code);
+    record_->settle(Record::kLost);
+  }
+
+ private:
+  const std::shared_ptr<Record> record_;
+};
+
+}  // namespace
+
+void Record::settle(uint32_t how) {
+  state.store(how);
+  if (waiters.load() != 0) futex_wake_all(&state);
+}
+
+bool Record::wait_on(Stream& stream, Deadline deadline) {
+  if (state.load() == kDone) return true;
+  waiters.fetch_add(1);
+  bool done = true;
+  // A lost record never comes: the device would wait, so this does.
+  for (uint32_t seen = state.load(); seen != kDone; seen = state.load()) {
+    if (stream.stopping() || (deadline && Clock::now() >= *deadline)) {
+      done = false;
+      break;
+    }
+    stream.park(&state, seen, std::chrono::milliseconds(5));
+  }
+  waiters.fetch_sub(1);
+  return done;
+}
+
+bool Record::wait_on_host(Deadline deadline) {
+  waiters.fetch_add(1);
+  bool settled = true;
+  while (state.load() == kPending) {
+    if (!deadline) {
+      futex_wait(&state, kPending);
+      continue;
+    }
+    const auto left = *deadline - Clock::now();
+    if (left.count() <= 0) {
+      settled = false;
+      break;
+    }
+    futex_wait(&state, kPending, left);
+  }
+  waiters.fetch_sub(1);
+  return settled;
+}
+
+Event::Event(Device& device, bool ex, uint32_t flags)
+    : device(device),
+      ex(ex),
+      flags(flags),
+      id(Runtime::get().next_event_id.fetch_add(1)),
+      waits_finished_(std::make_shared<std::atomic<uint64_t>>(0)) {
+  if (ex) return;
+  if (device.events.fetch_add(1) >= Device::kMaxEvents) {
+    device.events.fetch_sub(1);
+    fail(ACL_ERROR_RT_NO_EVENT_RESOURCE, "device %d has its %d hardware events in use", device.id,
+         Device::kMaxEvents);
+  }
+  latest_ = std::make_shared<Record>();
+}
+
+Event::~Event() {
+  if (!ex && latest_ != nullptr) device.events.fetch_sub(1);
+}
+
+std::shared_ptr<Record> Event::latest() const {
+  std::lock_guard lock(mutex_);
+  return latest_;
+}
+
+void Event::record(Stream& stream) {
+  auto record = ex ? std::make_shared<Record>() : latest();
+  stream.submit(std::make_shared<RecordTask>(record));
+  if (!ex) return;
+  std::lock_guard lock(mutex_);
+  latest_ = std::move(record);
+}
+
+void Event::reset(Stream& stream) {
+  stream.submit(make_task("aclrtResetEvent", [record = latest()](Stream&) -> aclError {
+    record->settle(Record::kPending);
+    return ACL_SUCCESS;
+  }));
+}
+
+void Event::make_wait(Stream& stream, uint32_t timeout_s) {
+  auto record = latest();
+  if (record == nullptr) return;  // an Ex event that was never recorded holds nobody up
+  auto wait = [record, finished = waits_finished_, timeout_s](Stream& waiter) -> aclError {
+    Deadline deadline;
+    if (timeout_s != 0) deadline = Clock::now() + std::chrono::seconds(timeout_s);
+    const bool done = record->wait_on(waiter, deadline);
+    finished->fetch_add(1);
+    return done ? ACL_SUCCESS : ACL_ERROR_RT_WAIT_TIMEOUT;
+  };
+  stream.submit(make_task("aclrtStreamWaitEvent", std::move(wait)));
+  waits_queued_.fetch_add(1);
+}
+
+}  // namespace emu

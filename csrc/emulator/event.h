@@ -1,0 +1,63 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+
+#include "emulator/acl_headers.h"
+#include "emulator/signal.h"
+
+namespace emu {
+
+class Device;
+class Stream;
+class Task;
+
+// What a wait is for. It outlives its event, so an event may be destroyed right after a wait on it was
+// queued.
+struct Record {
+  enum : uint32_t { kPending = 0, kDone = 1, kLost = 2 };
+
+  void settle(uint32_t how);
+  // On a stream's worker: false when the stream was ended first, or the time (0: none) was over.
+  bool wait_on(Stream& stream, Deadline deadline);
+  // On a host thread: false when the deadline passed.
+  bool wait_on_host(Deadline deadline);
+
+  std::atomic<uint32_t> state{kPending};
+  std::atomic<uint32_t> waiters{0};
+  std::atomic<uint64_t> time_us{0};
+  std::atomic<aclError> lost_code{ACL_SUCCESS};  // why the recording stream will never get there
+};
+
+// Both families of events behind one handle. `ex`: re-recordable, a wait binds to the latest record at the
+// time of the call. Otherwise a hardware event id: one state, set by a record, cleared only by a reset.
+class Event {
+ public:
+  static constexpr uint32_t kAllFlags =
+      ACL_EVENT_SYNC | ACL_EVENT_CAPTURE_STREAM_PROGRESS | ACL_EVENT_TIME_LINE;
+
+  Event(Device& device, bool ex, uint32_t flags);
+  ~Event();
+
+  void record(Stream& stream);
+  void reset(Stream& stream);
+  void make_wait(Stream& stream, uint32_t timeout_s);
+  // The record that a query or a host wait is about; null when an Ex event was never recorded.
+  std::shared_ptr<Record> latest() const;
+  bool waits_are_done() const { return waits_finished_->load() == waits_queued_.load(); }
+
+  Device& device;
+  const bool ex;
+  const uint32_t flags;
+  const uint32_t id;
+
+ private:
+  mutable std::mutex mutex_;
+  std::shared_ptr<Record> latest_;
+  std::atomic<uint64_t> waits_queued_{0};
+  std::shared_ptr<std::atomic<uint64_t>> waits_finished_;
+};
+
+}  // namespace emu

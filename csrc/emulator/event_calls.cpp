@@ -1,0 +1,216 @@
+#include "emulator/context.h"
+#include "emulator/device.h"
+#include "emulator/entry.h"
+#include "emulator/event.h"
+#include "emulator/runtime.h"
+#include "emulator/stream.h"
+
+namespace emu {
+namespace {
+
+Context& current() { return *Thread::self().context; }
+
+constexpr uint32_t kOldFlags = Event::kAllFlags | ACL_EVENT_DEVICE_USE_ONLY | ACL_EVENT_EXTERNAL;
+constexpr uint32_t kExFlags = Event::kAllFlags | ACL_EVENT_IPC;
+
+aclError create(aclrtEvent* out, bool ex, uint32_t flags, uint32_t allowed) {
+  not_null(out, "event");
+  if (flags == 0 || (flags & ~allowed) != 0) {
+    fail(ACL_ERROR_RT_PARAM_INVALID, "flag 0x%x is not a combination of 0x%x", flags, allowed);
+  }
+  if ((flags & (ACL_EVENT_EXTERNAL | ACL_EVENT_IPC)) != 0 && (flags & (flags - 1)) != 0) {
+    fail(ACL_ERROR_RT_PARAM_INVALID, "flag 0x%x: EXTERNAL and IPC stand alone", flags);
+  }
+  if ((flags & ACL_EVENT_IPC) != 0) {
+    fail(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, "IPC events are not emulated yet");
+  }
+  *out = Runtime::get().events.add(std::make_shared<Event>(current().device, ex, flags));
+  return ACL_SUCCESS;
+}
+
+std::shared_ptr<Event> event_of(aclrtEvent handle) { return Runtime::get().events.get(handle); }
+
+void check_same_device(const Event& event, const Stream& stream) {
+  const int32_t on = stream.context().device.id;
+  if (event.device.id == on) return;
+  fail(ACL_ERROR_RT_PARAM_INVALID, "the event is of device %d, stream %d of device %d", event.device.id,
+       stream.id, on);
+}
+
+void check_flag(const Event& event, uint32_t flag, const char* name) {
+  if ((event.flags & flag) != 0) return;
+  fail(ACL_ERROR_RT_PARAM_INVALID, "the event was made with flags 0x%x, without %s", event.flags, name);
+}
+
+aclError wait_event(aclrtStream stream_handle, aclrtEvent handle, uint32_t timeout_s) {
+  auto stream = current().stream(stream_handle);
+  auto event = event_of(handle);
+  check_same_device(*event, *stream);
+  check_flag(*event, ACL_EVENT_SYNC | ACL_EVENT_EXTERNAL, "ACL_EVENT_SYNC");
+  event->make_wait(*stream, timeout_s);
+  return ACL_SUCCESS;
+}
+
+aclError synchronize(aclrtEvent handle, int32_t timeout_ms) {
+  auto record = event_of(handle)->latest();
+  if (record == nullptr) return ACL_SUCCESS;
+  if (!record->wait_on_host(deadline_in_ms(timeout_ms))) {
+    fail(ACL_ERROR_RT_EVENT_SYNC_TIMEOUT, "the event was not reached in %d ms", timeout_ms);
+  }
+  if (record->state.load() == Record::kLost) {
+    fail(record->lost_code.load(), "the stream that recorded the event was stopped before it got there");
+  }
+  return ACL_SUCCESS;
+}
+
+bool is_recorded(const Event& event) {
+  auto record = event.latest();
+  if (record == nullptr) return true;
+  if (record->state.load() == Record::kLost) {
+    fail(record->lost_code.load(), "the stream that recorded the event was stopped before it got there");
+  }
+  return record->state.load() == Record::kDone;
+}
+
+uint64_t timestamp_of(const Event& event) {
+  check_flag(event, ACL_EVENT_TIME_LINE, "ACL_EVENT_TIME_LINE");
+  auto record = event.latest();
+  if (record == nullptr || record->state.load() != Record::kDone) {
+    fail(ACL_ERROR_RT_EVENT_TIMESTAMP_INVALID, "the event was not recorded yet");
+  }
+  return record->time_us.load();
+}
+
+}  // namespace
+}  // namespace emu
+
+using namespace emu;
+
+aclError aclrtCreateEvent(aclrtEvent* event) {
+  return ENTER(aclrtCreateEvent, { return create(event, false, Event::kAllFlags, kOldFlags); });
+}
+
+aclError aclrtCreateEventWithFlag(aclrtEvent* event, uint32_t flag) {
+  return ENTER(aclrtCreateEventWithFlag, { return create(event, false, flag, kOldFlags); });
+}
+
+aclError aclrtCreateEventExWithFlag(aclrtEvent* event, uint32_t flag) {
+  return ENTER(aclrtCreateEventExWithFlag, { return create(event, true, flag, kExFlags); });
+}
+
+aclError aclrtDestroyEvent(aclrtEvent event) {
+  return ENTER(aclrtDestroyEvent, {
+    event_of(event);
+    Runtime::get().events.remove(event);
+    return ACL_SUCCESS;
+  });
+}
+
+aclError aclrtRecordEvent(aclrtEvent event, aclrtStream stream) {
+  return ENTER(aclrtRecordEvent, {
+    auto on = current().stream(stream);
+    auto recorded = event_of(event);
+    check_same_device(*recorded, *on);
+    recorded->record(*on);
+    return ACL_SUCCESS;
+  });
+}
+
+aclError aclrtResetEvent(aclrtEvent event, aclrtStream stream) {
+  return ENTER(aclrtResetEvent, {
+    auto on = current().stream(stream);
+    auto cleared = event_of(event);
+    if (cleared->ex) {
+      fail(ACL_ERROR_RT_FEATURE_NOT_SUPPORT,
+           "events of aclrtCreateEventExWithFlag are recorded again, not reset");
+    }
+    check_same_device(*cleared, *on);
+    cleared->reset(*on);
+    return ACL_SUCCESS;
+  });
+}
+
+aclError aclrtStreamWaitEvent(aclrtStream stream, aclrtEvent event) {
+  return ENTER(aclrtStreamWaitEvent,
+               { return wait_event(stream, event, Runtime::get().wait_timeout_s.load()); });
+}
+
+aclError aclrtStreamWaitEventWithTimeout(aclrtStream stream, aclrtEvent event, int32_t timeout) {
+  return ENTER(aclrtStreamWaitEventWithTimeout, {
+    if (timeout < 0) fail(ACL_ERROR_RT_PARAM_INVALID, "timeout %d is negative", timeout);
+    return wait_event(stream, event, static_cast<uint32_t>(timeout));
+  });
+}
+
+aclError aclrtQueryEvent(aclrtEvent event, aclrtEventStatus* status) {
+  return ENTER(aclrtQueryEvent, {
+    not_null(status, "status");
+    auto asked = event_of(event);
+    if (asked->ex) fail(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, "not for events of aclrtCreateEventExWithFlag");
+    *status = is_recorded(*asked) ? ACL_EVENT_STATUS_COMPLETE : ACL_EVENT_STATUS_NOT_READY;
+    return ACL_SUCCESS;
+  });
+}
+
+aclError aclrtQueryEventStatus(aclrtEvent event, aclrtEventRecordedStatus* status) {
+  return ENTER(aclrtQueryEventStatus, {
+    not_null(status, "status");
+    *status = is_recorded(*event_of(event)) ? ACL_EVENT_RECORDED_STATUS_COMPLETE
+                                            : ACL_EVENT_RECORDED_STATUS_NOT_READY;
+    return ACL_SUCCESS;
+  });
+}
+
+aclError aclrtQueryEventWaitStatus(aclrtEvent event, aclrtEventWaitStatus* status) {
+  return ENTER(aclrtQueryEventWaitStatus, {
+    not_null(status, "status");
+    auto asked = event_of(event);
+    if (asked->ex) fail(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, "not for events of aclrtCreateEventExWithFlag");
+    *status = asked->waits_are_done() ? ACL_EVENT_WAIT_STATUS_COMPLETE : ACL_EVENT_WAIT_STATUS_NOT_READY;
+    return ACL_SUCCESS;
+  });
+}
+
+aclError aclrtSynchronizeEvent(aclrtEvent event) {
+  return ENTER(aclrtSynchronizeEvent, { return synchronize(event, -1); });
+}
+
+aclError aclrtSynchronizeEventWithTimeout(aclrtEvent event, int32_t timeout) {
+  return ENTER(aclrtSynchronizeEventWithTimeout, { return synchronize(event, timeout); });
+}
+
+aclError aclrtEventElapsedTime(float* ms, aclrtEvent startEvent, aclrtEvent endEvent) {
+  return ENTER(aclrtEventElapsedTime, {
+    not_null(ms, "ms");
+    const uint64_t start = timestamp_of(*event_of(startEvent));
+    const uint64_t end = timestamp_of(*event_of(endEvent));
+    if (end < start)
+      fail(ACL_ERROR_RT_EVENT_TIMESTAMP_REVERSAL, "the end event was reached before the start event");
+    *ms = static_cast<float>(end - start) / 1000.0F;
+    return ACL_SUCCESS;
+  });
+}
+
+aclError aclrtEventGetTimestamp(aclrtEvent event, uint64_t* timestamp) {
+  return ENTER(aclrtEventGetTimestamp, {
+    *not_null(timestamp, "timestamp") = timestamp_of(*event_of(event));
+    return ACL_SUCCESS;
+  });
+}
+
+aclError aclrtGetEventId(aclrtEvent event, uint32_t* eventId) {
+  return ENTER(aclrtGetEventId, {
+    auto asked = event_of(event);
+    if (asked->ex) fail(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, "an Ex event has no hardware id");
+    *not_null(eventId, "eventId") = asked->id;
+    return ACL_SUCCESS;
+  });
+}
+
+aclError aclrtGetEventAvailNum(uint32_t* eventCount) {
+  return ENTER(aclrtGetEventAvailNum, {
+    *not_null(eventCount, "eventCount") =
+        static_cast<uint32_t>(Device::kMaxEvents - current().device.events.load());
+    return ACL_SUCCESS;
+  });
+}

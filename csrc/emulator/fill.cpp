@@ -1,0 +1,60 @@
+// Memory set to one value: aclrtMemset and aclrtMemsetAsync.
+
+#include <cstring>
+
+#include "emulator/context.h"
+#include "emulator/copy.h"
+#include "emulator/device.h"
+#include "emulator/entry.h"
+#include "emulator/runtime.h"
+#include "emulator/stream.h"
+
+namespace emu {
+namespace {
+
+aclError fill(uintptr_t address, int32_t value, size_t count, const Device& from, std::string& why) {
+  Pin target;
+  if (const aclError code = pin(address, count, from, target, why); code != ACL_SUCCESS) return code;
+  std::memset(target.host, value, count);
+  return ACL_SUCCESS;
+}
+
+void check(void* pointer, size_t max_count, size_t count) {
+  not_null(pointer, "devPtr");
+  if (count > max_count)
+    fail(ACL_ERROR_RT_PARAM_INVALID, "count %zu is more than maxCount %zu", count, max_count);
+}
+
+}  // namespace
+}  // namespace emu
+
+using namespace emu;
+
+aclError aclrtMemset(void* devPtr, size_t maxCount, int32_t value, size_t count) {
+  return ENTER(aclrtMemset, {
+    check(devPtr, maxCount, count);
+    std::string why;
+    const Device& device = Thread::self().context->device;
+    const aclError code = fill(reinterpret_cast<uintptr_t>(devPtr), value, count, device, why);
+    if (code != ACL_SUCCESS) fail(code, "%s", why.c_str());
+    return ACL_SUCCESS;
+  });
+}
+
+aclError aclrtMemsetAsync(void* devPtr, size_t maxCount, int32_t value, size_t count, aclrtStream stream) {
+  return ENTER(aclrtMemsetAsync, {
+    check(devPtr, maxCount, count);
+    auto on = Thread::self().context->stream(stream);
+    const auto address = reinterpret_cast<uintptr_t>(devPtr);
+    if (is_host(locate(address, count))) {
+      fail(ACL_ERROR_RT_PARAM_INVALID, "%p is not device memory", devPtr);
+    }
+    on->submit(make_task("aclrtMemsetAsync", [address, value, count](Stream& stream) -> aclError {
+      std::string why;
+      const aclError code = fill(address, value, count, stream.context().device, why);
+      if (code != ACL_SUCCESS) stream.explain(std::move(why));
+      return code;
+    }));
+    return ACL_SUCCESS;
+  });
+}

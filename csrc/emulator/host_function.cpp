@@ -1,0 +1,155 @@
+// Host functions in stream order: aclrtLaunchHostFunc, and the older callbacks that a thread of the program
+// serves.
+
+#include "emulator/host_function.h"
+
+#include "emulator/context.h"
+#include "emulator/entry.h"
+#include "emulator/runtime.h"
+#include "emulator/stream.h"
+
+namespace emu {
+
+void Reports::subscribe(uint64_t thread, Stream& stream) {
+  std::lock_guard lock(mutex_);
+  uint64_t none = 0;
+  if (!stream.report_thread.compare_exchange_strong(none, thread)) {
+    fail(ACL_ERROR_RT_STREAM_SUBSCRIBE, "stream %d has a subscriber already", stream.id);
+  }
+  ++mailboxes_[thread].streams;
+}
+
+void Reports::unsubscribe(uint64_t thread, Stream& stream) {
+  std::lock_guard lock(mutex_);
+  uint64_t expected = thread;
+  if (!stream.report_thread.compare_exchange_strong(expected, 0)) {
+    fail(ACL_ERROR_RT_THREAD_SUBSCRIBE, "thread %lu did not subscribe to stream %d", thread, stream.id);
+  }
+  auto it = mailboxes_.find(thread);
+  if (it != mailboxes_.end() && --it->second.streams == 0) mailboxes_.erase(it);
+  posted_.notify_all();
+}
+
+bool Reports::post(uint64_t thread, std::shared_ptr<Report> report) {
+  std::lock_guard lock(mutex_);
+  auto it = mailboxes_.find(thread);
+  if (it == mailboxes_.end()) return false;
+  it->second.waiting.push_back(std::move(report));
+  posted_.notify_all();
+  return true;
+}
+
+std::shared_ptr<Report> Reports::take(uint64_t thread, Deadline deadline) {
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    auto it = mailboxes_.find(thread);
+    if (it == mailboxes_.end()) {
+      fail(ACL_ERROR_RT_THREAD_SUBSCRIBE, "this thread is not subscribed to any stream");
+    }
+    if (!it->second.waiting.empty()) {
+      auto report = std::move(it->second.waiting.front());
+      it->second.waiting.pop_front();
+      return report;
+    }
+    if (!deadline) {
+      posted_.wait(lock);
+    } else if (posted_.wait_until(lock, *deadline) == std::cv_status::timeout) {
+      return nullptr;
+    }
+  }
+}
+
+namespace {
+
+// While a host function runs, its thread may not submit, wait or allocate.
+class InHostFunction {
+ public:
+  InHostFunction() : before_(Thread::self().in_host_function) { Thread::self().in_host_function = true; }
+  ~InHostFunction() { Thread::self().in_host_function = before_; }
+
+ private:
+  const bool before_;
+};
+
+aclError serve(Stream& stream, const std::shared_ptr<Report>& report, bool blocks) {
+  if (!Runtime::get().reports->post(stream.report_thread.load(), report)) {
+    stream.explain("nobody is subscribed to the stream's callbacks any more");
+    return ACL_ERROR_RT_STREAM_NO_CB_REG;
+  }
+  while (blocks && report->done.load() == 0 && !stream.stopping()) {
+    stream.park(&report->done, 0, std::chrono::milliseconds(5));
+  }
+  return ACL_SUCCESS;
+}
+
+}  // namespace
+}  // namespace emu
+
+using namespace emu;
+
+aclError aclrtLaunchHostFunc(aclrtStream stream, aclrtHostFunc fn, void* args) {
+  return ENTER(aclrtLaunchHostFunc, {
+    not_null(reinterpret_cast<void*>(fn), "fn");
+    auto on = Thread::self().context->stream(stream);
+    on->submit(make_task("aclrtLaunchHostFunc", [fn, args](Stream& runs) -> aclError {
+      // One at a time per context, as the one thread that the real runtime has for them would.
+      std::lock_guard turn(runs.context().host_functions);
+      InHostFunction marked;
+      fn(args);
+      return ACL_SUCCESS;
+    }));
+    return ACL_SUCCESS;
+  });
+}
+
+aclError aclrtLaunchCallback(aclrtCallback fn, void* userData, aclrtCallbackBlockType blockType,
+                             aclrtStream stream) {
+  return ENTER(aclrtLaunchCallback, {
+    not_null(reinterpret_cast<void*>(fn), "fn");
+    if (blockType != ACL_CALLBACK_NO_BLOCK && blockType != ACL_CALLBACK_BLOCK) {
+      fail(ACL_ERROR_RT_PARAM_INVALID, "block type %d is neither 0 nor 1", blockType);
+    }
+    auto on = Thread::self().context->stream(stream);
+    if (on->report_thread.load() == 0) {
+      fail(ACL_ERROR_RT_STREAM_NO_CB_REG, "no thread subscribed to stream %d (aclrtSubscribeReport)", on->id);
+    }
+    on->submit(make_task("aclrtLaunchCallback", [fn, userData, blockType](Stream& runs) -> aclError {
+      auto report = std::make_shared<Report>();
+      report->function = fn;
+      report->argument = userData;
+      return serve(runs, report, blockType == ACL_CALLBACK_BLOCK);
+    }));
+    return ACL_SUCCESS;
+  });
+}
+
+aclError aclrtSubscribeReport(uint64_t threadId, aclrtStream stream) {
+  return ENTER(aclrtSubscribeReport, {
+    if (threadId == 0) fail(ACL_ERROR_RT_PARAM_INVALID, "thread id is 0");
+    Runtime::get().reports->subscribe(threadId, *Thread::self().context->stream(stream));
+    return ACL_SUCCESS;
+  });
+}
+
+aclError aclrtUnSubscribeReport(uint64_t threadId, aclrtStream stream) {
+  return ENTER(aclrtUnSubscribeReport, {
+    Runtime::get().reports->unsubscribe(threadId, *Thread::self().context->stream(stream));
+    return ACL_SUCCESS;
+  });
+}
+
+aclError aclrtProcessReport(int32_t timeout) {
+  return ENTER(aclrtProcessReport, {
+    if (timeout < -1 || timeout == 0)
+      fail(ACL_ERROR_RT_PARAM_INVALID, "timeout %d ms; -1 waits for ever", timeout);
+    auto report = Runtime::get().reports->take(Thread::self().id, deadline_in_ms(timeout));
+    if (report == nullptr) fail(ACL_ERROR_RT_REPORT_TIMEOUT, "no callback came in %d ms", timeout);
+    {
+      InHostFunction marked;
+      report->function(report->argument);
+    }
+    report->done.store(1);
+    futex_wake_all(&report->done);
+    return ACL_SUCCESS;
+  });
+}

@@ -1,0 +1,44 @@
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+
+#include "emulator/acl_headers.h"
+#include "emulator/signal.h"
+
+namespace emu {
+
+class Stream;
+
+// One launched callback on its way to the thread that subscribed for the stream.
+struct Report {
+  aclrtCallback function;
+  void* argument;
+  std::atomic<uint32_t> done{0};
+};
+
+// The mailboxes of threads that loop in aclrtProcessReport.
+class Reports {
+ public:
+  void subscribe(uint64_t thread, Stream& stream);
+  void unsubscribe(uint64_t thread, Stream& stream);
+  bool post(uint64_t thread, std::shared_ptr<Report> report);  // false: nobody is subscribed
+  // The next one for the calling thread; null when none came in time. Throws 107012 when it did not
+  // subscribe.
+  std::shared_ptr<Report> take(uint64_t thread, Deadline deadline);
+
+ private:
+  struct Mailbox {
+    int streams = 0;
+    std::deque<std::shared_ptr<Report>> waiting;
+  };
+
+  std::mutex mutex_;
+  std::condition_variable posted_;
+  std::map<uint64_t, Mailbox> mailboxes_;
+};
+
+}  // namespace emu

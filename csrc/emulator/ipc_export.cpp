@@ -1,0 +1,90 @@
+// The exporting half of IPC memory.
+
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "emulator/device.h"
+#include "emulator/error.h"
+#include "emulator/ipc_memory.h"
+#include "emulator/runtime.h"
+
+namespace emu {
+
+void Exports::make_ledger() {
+  if (ledger_ != nullptr) return;
+  const int fd = memfd_create("emulated-npu-exports", MFD_CLOEXEC);
+  if (fd < 0 || ftruncate(fd, sizeof(Ledger)) != 0) {
+    fail(ACL_ERROR_RT_RESOURCE_ALLOC_FAIL, "memfd for exports: %s", std::strerror(errno));
+  }
+  void* at = mmap(nullptr, sizeof(Ledger), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (at == MAP_FAILED) {
+    ::close(fd);
+    fail(ACL_ERROR_RT_RESOURCE_ALLOC_FAIL, "mmap of the exports: %s", std::strerror(errno));
+  }
+  ledger_fd_ = fd;
+  ledger_ = static_cast<Ledger*>(at);
+  ledger_->magic = Ledger::kMagic;
+}
+
+IpcKey Exports::add(const Block& block, uint64_t offset, uint64_t size, uint64_t flags) {
+  std::lock_guard lock(mutex_);
+  make_ledger();
+  if (open_.size() >= Ledger::kSlots)
+    fail(ACL_ERROR_RT_RESOURCE_ALLOC_FAIL, "%u keys are open", Ledger::kSlots);
+  while ((ledger_->slots[next_ % Ledger::kSlots].generation.load() & 1) != 0) ++next_;
+  const uint32_t index = next_++ % Ledger::kSlots;
+  Ledger::Slot& slot = ledger_->slots[index];
+  slot.flags = static_cast<uint32_t>(flags);
+  if (getrandom(&slot.secret, sizeof slot.secret, 0) != sizeof slot.secret) slot.secret = block.base ^ next_;
+  slot.fd = block.fd;
+  slot.physical_device = Runtime::get().device(block.device).physical_id;
+  slot.offset = offset;
+  slot.size = size;
+  slot.pid_count.store(0);
+  const uint32_t generation = slot.generation.fetch_add(1) + 1;
+  open_.push_back({index, block.base});
+  return {getpid(), Peer::start_time(getpid()), ledger_fd_, index, generation, slot.secret};
+}
+
+Ledger::Slot& Exports::slot_of(const IpcKey& key) {
+  if (ledger_ == nullptr || ledger_->slots[key.slot].generation.load() != key.generation ||
+      ledger_->slots[key.slot].secret != key.secret) {
+    fail(ACL_ERROR_RT_PARAM_INVALID, "the key is not, or no longer, an export of this process");
+  }
+  return ledger_->slots[key.slot];
+}
+
+void Exports::allow(const IpcKey& key, const int32_t* pids, size_t count) {
+  std::lock_guard lock(mutex_);
+  Ledger::Slot& slot = slot_of(key);
+  const uint32_t before = slot.pid_count.load();
+  if (before + count > Ledger::kMaxPids) {
+    fail(ACL_ERROR_RT_PARAM_INVALID, "%u pids and %zu more; the most is %u", before, count, Ledger::kMaxPids);
+  }
+  for (size_t i = 0; i < count; ++i) slot.pids[before + i].store(pids[i]);
+  slot.pid_count.store(before + static_cast<uint32_t>(count));
+}
+
+void Exports::end(uint32_t slot) {
+  ledger_->slots[slot].generation.fetch_add(1);
+  std::erase_if(open_, [slot](const Open& open) { return open.slot == slot; });
+}
+
+void Exports::close(const IpcKey& key) {
+  std::lock_guard lock(mutex_);
+  slot_of(key);
+  end(key.slot);
+}
+
+void Exports::revoke(const Block& block) {
+  std::lock_guard lock(mutex_);
+  for (size_t i = open_.size(); i-- > 0;) {
+    if (open_[i].base == block.base) end(open_[i].slot);
+  }
+}
+
+}  // namespace emu

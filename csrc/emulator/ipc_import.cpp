@@ -1,0 +1,122 @@
+// The importing half of IPC memory.
+
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "emulator/device.h"
+#include "emulator/error.h"
+#include "emulator/ipc_memory.h"
+#include "emulator/runtime.h"
+
+namespace emu {
+
+Exporter::Exporter(const IpcKey& key) : peer(key.pid, key.started) {
+  const int fd = peer.open_fd(key.ledger_fd);
+  if (fd < 0) {
+    fail(ACL_ERROR_RT_IPC_ERROR, "the exports of process %d cannot be opened: %s", key.pid,
+         std::strerror(errno));
+  }
+  struct stat about{};
+  const bool fits = fstat(fd, &about) == 0 && about.st_size == sizeof(Ledger);
+  void* at = fits ? mmap(nullptr, sizeof(Ledger), PROT_READ, MAP_SHARED, fd, 0) : MAP_FAILED;
+  close(fd);
+  if (at == MAP_FAILED || static_cast<const Ledger*>(at)->magic != Ledger::kMagic) {
+    if (at != MAP_FAILED) munmap(at, sizeof(Ledger));
+    fail(ACL_ERROR_RT_IPC_ERROR, "process %d does not export memory of an emulated device", key.pid);
+  }
+  ledger = static_cast<const Ledger*>(at);
+}
+
+Exporter::~Exporter() { munmap(const_cast<Ledger*>(ledger), sizeof(Ledger)); }
+
+aclError Import::check(const Device& from, bool peer_enabled, std::string& why) const {
+  if (!exporter_->peer.alive()) {
+    why = text("process %d, which exported the memory, is gone", exporter_->peer.pid);
+    return ACL_ERROR_RT_LINK_ERROR;
+  }
+  if (exporter_->ledger->slots[key_.slot].generation.load(std::memory_order_acquire) != key_.generation) {
+    why = text("process %d freed the memory or closed its key", exporter_->peer.pid);
+    return ACL_ERROR_RT_SUSPECT_REMOTE_ERROR;
+  }
+  if (physical_device_ == from.physical_id || peer_enabled) return ACL_SUCCESS;
+  for (const auto& device : Runtime::get().devices) {
+    if (device->physical_id == physical_device_ && from.may_access(device->id)) return ACL_SUCCESS;
+  }
+  why =
+      text("the memory lies on device %d, and it was imported without ENABLE_PEER_ACCESS", physical_device_);
+  return ACL_ERROR_RT_PARAM_INVALID;
+}
+
+std::shared_ptr<Exporter> Imports::exporter(const IpcKey& key) {
+  auto& known = exporters_[{key.pid, key.started}];
+  if (auto exporter = known.lock()) {
+    if (!exporter->peer.alive())
+      fail(ACL_ERROR_RT_IPC_ERROR, "process %d, which exported the memory, is gone", key.pid);
+    return exporter;
+  }
+  auto exporter = std::make_shared<Exporter>(key);
+  known = exporter;
+  return exporter;
+}
+
+namespace {
+
+void check_white_list(const Ledger::Slot& slot) {
+  if ((slot.flags & ACL_RT_IPC_MEM_EXPORT_FLAG_DISABLE_PID_VALIDATION) != 0) return;
+  const int32_t self = getpid();
+  const uint32_t count = slot.pid_count.load();
+  for (uint32_t i = 0; i < count && i < Ledger::kMaxPids; ++i) {
+    if (slot.pids[i].load() == self) return;
+  }
+  fail(ACL_ERROR_RT_NO_PERMISSION,
+       "process %d is not on the key's white list of %u (aclrtIpcMemSetImportPid)", self, count);
+}
+
+int32_t local_id(int32_t physical, const Device& otherwise) {
+  for (const auto& device : Runtime::get().devices) {
+    if (device->physical_id == physical) return device->id;
+  }
+  return otherwise.id;
+}
+
+}  // namespace
+
+uintptr_t Imports::open(const char* text, const IpcKey& key, Device& device, bool enable_peer) {
+  std::lock_guard lock(mutex_);
+  if (auto it = open_.find(text); it != open_.end()) {
+    ++it->second.references;
+    return it->second.base;
+  }
+  auto from = exporter(key);
+  const Ledger::Slot& slot = from->ledger->slots[key.slot];
+  if (slot.generation.load(std::memory_order_acquire) != key.generation || slot.secret != key.secret) {
+    fail(ACL_ERROR_RT_IPC_ERROR, "process %d closed the key, or freed its memory", key.pid);
+  }
+  check_white_list(slot);
+  const int fd = from->peer.open_fd(slot.fd);
+  if (fd < 0) {
+    fail(ACL_ERROR_RT_IPC_ERROR, "memory of process %d cannot be opened: %s", key.pid, std::strerror(errno));
+  }
+  const int32_t physical = slot.physical_device;
+  auto block = Runtime::get().memory.adopt(fd, slot.offset, slot.size, local_id(physical, device),
+                                           std::make_shared<Import>(from, key, physical), enable_peer);
+  open_[text] = {block->base, 1};
+  return block->base;
+}
+
+bool Imports::close(const char* text) {
+  std::lock_guard lock(mutex_);
+  auto it = open_.find(text);
+  if (it == open_.end()) return false;
+  if (--it->second.references == 0) {
+    Runtime::get().memory.release(Place::Imported, it->second.base);
+    open_.erase(it);
+  }
+  return true;
+}
+
+}  // namespace emu

@@ -1,0 +1,86 @@
+#include "emulator/runtime.h"
+
+#include <pthread.h>
+
+#include <cstdlib>
+
+#include "emulator/context.h"
+#include "emulator/device.h"
+#include "emulator/event.h"
+#include "emulator/faults.h"
+#include "emulator/host_function.h"
+#include "emulator/host_memory.h"
+#include "emulator/ipc_memory.h"
+#include "emulator/stream.h"
+
+namespace emu {
+namespace {
+
+// A user's host function that never returns must not keep the process from exiting.
+constexpr auto kExitPatience = std::chrono::seconds(5);
+
+}  // namespace
+
+Runtime& Runtime::get() {
+  static Runtime& runtime = *new Runtime;
+  return runtime;
+}
+
+Runtime::Runtime()
+    : config(Config::from_environment()),
+      host_memory(std::make_unique<HostMemory>()),
+      reports(std::make_unique<Reports>()),
+      exports(std::make_unique<Exports>()),
+      imports(std::make_unique<Imports>()),
+      faults(std::make_unique<Faults>()) {
+  for (const int32_t physical : config.physical_devices) {
+    const auto id = static_cast<int32_t>(devices.size());
+    devices.push_back(std::make_unique<Device>(id, physical, config.device_memory));
+  }
+  task_delay_us.store(config.task_delay_us);
+  for (size_t i = 0; i < 4; ++i) bandwidth[i].store(config.bandwidth[i]);
+  pthread_atfork(nullptr, nullptr, [] {
+    Runtime& runtime = get();
+    // The workers and what they held locked are not in the child.
+    if (runtime.used_.load()) runtime.forked_.store(true);
+  });
+  // Host functions may use libraries whose static destructors run after this.
+  std::atexit([] { get().stop_everything(); });
+}
+
+uint64_t Runtime::initialise() { return references_.fetch_add(1) + 1; }
+
+uint64_t Runtime::finalise() {
+  uint64_t open = references_.load();
+  while (open > 0 && !references_.compare_exchange_weak(open, open - 1)) {
+  }
+  if (open == 1) stop_everything();
+  return open == 0 ? 0 : open - 1;
+}
+
+void Runtime::finalise_all() {
+  references_.store(0);
+  stop_everything();
+}
+
+void Runtime::stop_everything() {
+  if (forked()) return;
+  std::vector<std::shared_ptr<Stream>> ended;
+  for (const auto& context : contexts.all()) {
+    for (auto& stream : context->streams()) ended.push_back(std::move(stream));
+    context->destroy();
+  }
+  for (const auto& device : devices) device->reset(true);
+  const auto deadline = Clock::now() + kExitPatience;
+  for (const auto& stream : ended) stream->wait_for_worker(deadline);
+}
+
+Device& Runtime::device(int32_t id) {
+  if (id < 0 || static_cast<size_t>(id) >= devices.size()) {
+    fail(ACL_ERROR_RT_INVALID_DEVICEID, "device %d does not exist; this process sees %zu", id,
+         devices.size());
+  }
+  return *devices[static_cast<size_t>(id)];
+}
+
+}  // namespace emu

@@ -1,0 +1,77 @@
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <memory>
+#include <vector>
+
+#include "emulator/address_space.h"
+#include "emulator/config.h"
+#include "emulator/entry.h"
+#include "emulator/handle.h"
+
+namespace emu {
+
+class Context;
+class Device;
+class Event;
+class Exports;
+class Faults;
+class HostMemory;
+class Imports;
+class Reports;
+class Stream;
+
+// All state of the emulator in this process. Made by the first call and never destroyed: threads, static
+// destructors and interpreter shutdown may call in at any time.
+class Runtime {
+ public:
+  static Runtime& get();
+
+  EntryState& entry(Entry e) { return entries_[static_cast<size_t>(e)]; }
+
+  bool initialised() const { return references_.load(std::memory_order_relaxed) > 0; }
+  // aclInit counts; returns how many are open now.
+  uint64_t initialise();
+  uint64_t finalise();
+  void finalise_all();
+  // Ends all contexts and waits, with a bound, for their workers.
+  void stop_everything();
+
+  bool forked() const { return forked_.load(std::memory_order_relaxed); }
+  void forbid_after_fork() { used_.store(true); }
+
+  Device& device(int32_t id);  // throws 107001
+
+  const Config config;
+  std::vector<std::unique_ptr<Device>> devices;
+  AddressSpace memory;
+  HandleTable<Context, 1> contexts{"context"};
+  HandleTable<Stream, 2> streams{"stream"};
+  HandleTable<Event, 3> events{"event"};
+  const std::unique_ptr<HostMemory> host_memory;
+  const std::unique_ptr<Reports> reports;
+  const std::unique_ptr<Exports> exports;
+  const std::unique_ptr<Imports> imports;
+  const std::unique_ptr<Faults> faults;
+
+  std::atomic<int32_t> next_stream_id{0};
+  std::atomic<uint32_t> next_event_id{0};
+  std::atomic<uint64_t> task_delay_us{0};
+  std::atomic<uint64_t> bandwidth[4] = {};
+  std::atomic<uint64_t> tasks_run{0};
+  std::atomic<uint64_t> bytes_copied{0};
+  std::atomic<int64_t> system_parameters[3] = {};
+  std::atomic<uint64_t> execute_timeout_us{0};
+  std::atomic<uint32_t> wait_timeout_s{0};
+
+ private:
+  Runtime();
+
+  std::array<EntryState, static_cast<size_t>(Entry::kCount)> entries_;
+  std::atomic<uint64_t> references_{0};
+  std::atomic<bool> used_{false};
+  std::atomic<bool> forked_{false};
+};
+
+}  // namespace emu

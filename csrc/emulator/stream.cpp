@@ -1,0 +1,234 @@
+#include "emulator/stream.h"
+
+#include <pthread.h>
+
+#include <thread>
+
+#include "emulator/context.h"
+#include "emulator/device.h"
+#include "emulator/error.h"
+#include "emulator/runtime.h"
+#include "emulator/thread.h"
+
+namespace emu {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::nanoseconds;
+
+// An idle worker looks for work this often before it sleeps: a wake-up costs microseconds, a task does not.
+constexpr int kSpins = 400;
+// A task that is told to end between its last look and its sleep is seen after this long.
+constexpr nanoseconds kLongestPark = milliseconds(5);
+
+}  // namespace
+
+Stream::Stream(std::shared_ptr<Context> context, uint32_t priority, uint32_t flags)
+    : priority(priority),
+      flags(flags),
+      id(Runtime::get().next_stream_id.fetch_add(1)),
+      core_limits{Device::kCubeCores, Device::kVectorCores},
+      context_(std::move(context)) {}
+
+Stream::~Stream() = default;
+
+void Stream::check_takes_work() const {
+  if (closed_.load()) fail(ACL_ERROR_RT_INVALID_HANDLE, "stream %d is destroyed", id);
+  if (const aclError code = context_->failure(); code != ACL_SUCCESS) [[unlikely]] {
+    fail(code, "stream %d is stopped: %s", id, context_->failure_message().c_str());
+  }
+}
+
+void Stream::submit(std::shared_ptr<Task> task) {
+  std::lock_guard lock(submit_mutex_);
+  check_takes_work();
+  const uint64_t number = submitted_.load(std::memory_order_relaxed);
+  if (number - finished_.load(std::memory_order_acquire) >= kDepth) [[unlikely]] {
+    for (int i = 0; i < kSpins && number - finished_.load() >= kDepth; ++i) cpu_relax();
+    progress_.wait(
+        [&] {
+          return number - finished_.load() < kDepth || closed_.load() || context_->failure() != ACL_SUCCESS;
+        },
+        std::nullopt);
+    check_takes_work();
+  }
+  ring_[number % kDepth] = std::move(task);
+  submitted_.store(number + 1);
+  if (!worker_started_.load(std::memory_order_relaxed)) [[unlikely]]
+    start_worker();
+  if (asleep_.load() != 0 && asleep_.exchange(0) != 0) futex_wake_all(&asleep_);
+}
+
+void Stream::start_worker() {
+  worker_started_.store(true);
+  worker_runs_.store(true);
+  std::thread([self = shared_from_this()] { self->work(); }).detach();
+}
+
+void Stream::sleep_until_work() {
+  const uint64_t next = finished_.load(std::memory_order_relaxed);
+  auto must_wake = [&] { return (submitted_.load() != next && !halted_.load()) || closed_.load(); };
+  for (int i = 0; i < kSpins; ++i) {
+    if (must_wake()) return;
+    cpu_relax();
+  }
+  for (;;) {
+    asleep_.store(1);
+    if (must_wake()) break;
+    futex_wait(&asleep_, 1);
+  }
+  asleep_.store(0);
+}
+
+std::shared_ptr<Task> Stream::next() {
+  for (;;) {
+    const uint64_t number = finished_.load(std::memory_order_relaxed);
+    if (submitted_.load(std::memory_order_acquire) == number || (halted_.load() && !closed_.load())) {
+      if (closed_.load()) return nullptr;
+      sleep_until_work();
+      continue;
+    }
+    auto task = std::move(ring_[number % kDepth]);
+    aclError drop = ACL_SUCCESS;
+    if (closed_.load() || number < drop_before_.load()) drop = ACL_ERROR_RT_STREAM_ABORT;
+    if (const aclError code = context_->failure(); code != ACL_SUCCESS) drop = code;
+    if (drop == ACL_SUCCESS) return task;
+    task->dropped(drop);
+    task = nullptr;
+    finished_.store(number + 1);
+    progress_.raise();
+  }
+}
+
+void Stream::run(Task& task) {
+  Runtime& runtime = Runtime::get();
+  if (const uint64_t us = runtime.task_delay_us.load(std::memory_order_relaxed); us != 0) [[unlikely]] {
+    pass_time(std::chrono::microseconds(us));
+  }
+  const aclError code = stopping() ? ACL_ERROR_RT_STREAM_ABORT : task.run(*this);
+  runtime.tasks_run.fetch_add(1, std::memory_order_relaxed);
+  if (code == ACL_SUCCESS) [[likely]]
+    return;
+  if (stopping()) {  // it did not fail, it was ended
+    task.dropped(code);
+    return;
+  }
+  std::string why;
+  {
+    std::lock_guard lock(why_mutex_);
+    why = text("%s on stream %d of device %d failed with %d (%s)%s%s", task.what, id, context_->device.id,
+               code, meaning(code), why_.empty() ? "" : ": ", why_.c_str());
+    why_ = why;
+  }
+  if (failure_mode.load() == ACL_STOP_ON_FAILURE) {
+    context_->stop(code, why);
+    task.dropped(code);
+  } else {
+    untold_failure_.store(code);
+  }
+}
+
+void Stream::work() {
+  pthread_setname_np(pthread_self(), text("npu-stream-%d", id).substr(0, 15).c_str());
+  while (auto task = next()) {
+    run(*task);
+    // Gone before the task counts as finished: who synchronises may free what it held.
+    task = nullptr;
+    finished_.store(finished_.load(std::memory_order_relaxed) + 1);
+    progress_.raise();
+  }
+  worker_runs_.store(false);
+  progress_.raise();
+}
+
+void Stream::synchronize(Deadline deadline) {
+  const uint64_t target = submitted_.load();
+  const uint32_t aborts = aborts_.load();
+  auto cut_short = [&] {
+    return closed_.load() || halted_.load() || aborts_.load() != aborts || context_->failure() != ACL_SUCCESS;
+  };
+  const bool in_time = progress_.wait([&] { return finished_.load() >= target || cut_short(); }, deadline);
+  if (const aclError code = context_->failure(); code != ACL_SUCCESS) {
+    fail(code, "%s", context_->failure_message().c_str());
+  }
+  if (closed_.load()) fail(ACL_ERROR_RT_INVALID_HANDLE, "stream %d was destroyed", id);
+  if (halted_.load() || aborts_.load() != aborts) {
+    fail(ACL_ERROR_RT_STREAM_ABORT, "stream %d was %s meanwhile", id, halted_.load() ? "stopped" : "aborted");
+  }
+  if (!in_time) fail(ACL_ERROR_RT_STREAM_SYNC_TIMEOUT, "stream %d still has work", id);
+  if (const aclError code = untold_failure_.exchange(ACL_SUCCESS); code != ACL_SUCCESS) {
+    std::lock_guard lock(why_mutex_);
+    const std::string why = std::move(why_);
+    why_.clear();
+    fail(code, "%s", why.c_str());
+  }
+}
+
+bool Stream::idle() {
+  if (const aclError code = context_->failure(); code != ACL_SUCCESS) {
+    fail(code, "%s", context_->failure_message().c_str());
+  }
+  if (const aclError code = untold_failure_.load(); code != ACL_SUCCESS) {
+    std::lock_guard lock(why_mutex_);
+    fail(code, "%s", why_.c_str());
+  }
+  return finished_.load() >= submitted_.load();
+}
+
+void Stream::interrupt() {
+  if (const auto* word = parked_on_.load()) futex_wake_all(word);
+  if (asleep_.exchange(0) != 0) futex_wake_all(&asleep_);
+  progress_.raise();
+}
+
+void Stream::abort() {
+  const uint64_t target = submitted_.load();
+  drop_before_.store(target);
+  aborts_.fetch_add(1);
+  halted_.store(false);
+  interrupt();
+  progress_.wait([&] { return finished_.load() >= target || closed_.load(); }, std::nullopt);
+}
+
+void Stream::halt() {
+  halted_.store(true);
+  interrupt();
+}
+
+void Stream::close() {
+  closed_.store(true);
+  interrupt();
+}
+
+bool Stream::stopping() const {
+  return closed_.load(std::memory_order_relaxed) || halted_.load(std::memory_order_relaxed) ||
+         drop_before_.load(std::memory_order_relaxed) > finished_.load(std::memory_order_relaxed) ||
+         context_->failure() != ACL_SUCCESS;
+}
+
+void Stream::park(const std::atomic<uint32_t>* word, uint32_t expected, nanoseconds timeout) {
+  parked_on_.store(word);
+  if (!stopping()) futex_wait(word, expected, std::min(timeout, kLongestPark));
+  parked_on_.store(nullptr);
+}
+
+bool Stream::pass_time(nanoseconds duration) {
+  const auto end = Clock::now() + duration;
+  while (!stopping()) {
+    const auto left = end - Clock::now();
+    if (left.count() <= 0) return true;
+    if (left > std::chrono::microseconds(100)) {
+      park(&clock_word_, 0, left - std::chrono::microseconds(60));  // timers wake up late
+    } else {
+      cpu_relax();
+    }
+  }
+  return false;
+}
+
+void Stream::explain(std::string why) {
+  std::lock_guard lock(why_mutex_);
+  why_ = std::move(why);
+}
+
+}  // namespace emu

@@ -1,0 +1,99 @@
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "emulator/signal.h"
+#include "emulator/task.h"
+
+namespace emu {
+
+class Context;
+
+// A first-in-first-out queue of tasks with a worker thread of its own, started by the first task.
+//
+//   state      tasks                      submit            synchronize
+//   running    run in order               queued            waits; a mode-0 failure is told once
+//   stopped    dropped (context failed)   the code          the code
+//   halted     stay queued                queued            107023 (aclrtStreamStop)
+//   closed     dropped                    107017            107017
+class Stream : public std::enable_shared_from_this<Stream> {
+ public:
+  static constexpr uint64_t kDepth = 2048;
+
+  Stream(std::shared_ptr<Context> context, uint32_t priority, uint32_t flags);
+  ~Stream();
+
+  // Returns before the task runs. Blocks while kDepth tasks are queued.
+  void submit(std::shared_ptr<Task> task);
+  // Returns when all that was submitted by now is done; throws Error when it is not going to be.
+  void synchronize(Deadline deadline);
+  // True when nothing is queued. Throws Error after a failure.
+  bool idle();
+
+  void abort();      // ends the running task, drops the queue; the stream stays usable
+  void halt();       // ends the running task and takes no other
+  void close();      // as abort, for good; does not wait
+  void interrupt();  // makes the running task look at stopping() now
+
+  // For running tasks. True when the task should end at once.
+  bool stopping() const;
+  // Sleeps until the word no longer holds `expected`, the stream is interrupted, or the time is over.
+  void park(const std::atomic<uint32_t>* word, uint32_t expected, std::chrono::nanoseconds timeout);
+  // Lets time pass on the stream; false when it was cut short.
+  bool pass_time(std::chrono::nanoseconds duration);
+  void explain(std::string why);  // the running task failed, and this is why
+
+  Context& context() const { return *context_; }
+  void wait_for_worker(Deadline deadline) {
+    progress_.wait([&] { return !worker_runs_.load(); }, deadline);
+  }
+
+  const uint32_t priority;
+  const uint32_t flags;
+  const int32_t id;
+  aclrtStream handle = nullptr;
+  std::atomic<uint64_t> failure_mode{0};
+  std::atomic<bool> failure_mode_set{false};
+  std::atomic<uint32_t> overflow_check{0};
+  std::atomic<uint32_t> custom_tag{0};
+  std::atomic<uint32_t> cache_op_info{0};
+  std::atomic<uint32_t> core_limits[2];
+  std::atomic<uint64_t> report_thread{0};  // subscribed by aclrtSubscribeReport; 0: none
+
+ private:
+  void start_worker();
+  void work();
+  std::shared_ptr<Task> next();  // null: the stream is closed
+  void run(Task& task);
+  void sleep_until_work();
+  void check_takes_work() const;
+
+  const std::shared_ptr<Context> context_;
+  std::array<std::shared_ptr<Task>, kDepth> ring_;
+  // Sequence numbers. Only the worker moves finished_, only submitters (under submit_mutex_) submitted_.
+  std::atomic<uint64_t> submitted_{0};
+  std::atomic<uint64_t> finished_{0};
+  std::atomic<uint64_t> drop_before_{0};  // tasks below this number are aborted
+  std::atomic<uint32_t> aborts_{0};
+  std::mutex submit_mutex_;
+  Signal progress_;  // finished_ moved, or the state changed
+
+  std::atomic<uint32_t> asleep_{0};  // futex word of the idle worker
+  std::atomic<const std::atomic<uint32_t>*> parked_on_{nullptr};
+  std::atomic<uint32_t> clock_word_{0};  // never changes: what pass_time() sleeps on
+  std::atomic<bool> closed_{false};
+  std::atomic<bool> halted_{false};
+  std::atomic<bool> worker_started_{false};
+  std::atomic<bool> worker_runs_{false};
+
+  std::atomic<aclError> untold_failure_{ACL_SUCCESS};  // of mode 0
+  mutable std::mutex why_mutex_;
+  std::string why_;
+};
+
+}  // namespace emu

@@ -1,0 +1,64 @@
+// Entry points that exist so that torch_npu loads, and refuse by name: nothing here ever pretends to have
+// worked.
+
+#include "emulator/entry.h"
+
+namespace emu {
+namespace {
+
+// begin() refuses every entry point of this kind, so the body is never reached.
+aclError never() { return ACL_ERROR_INTERNAL_ERROR; }
+
+}  // namespace
+}  // namespace emu
+
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+#define REFUSED(name, ...)                          \
+  aclError name(__VA_ARGS__) {                      \
+    return ENTER(name, { return ::emu::never(); }); \
+  }
+
+// Kernels: a CPU cannot run them.
+REFUSED(aclrtBinaryLoadFromData, const void*, size_t, const aclrtBinaryLoadOptions*, aclrtBinHandle*)
+REFUSED(aclrtBinaryGetFunction, const aclrtBinHandle, const char*, aclrtFuncHandle*)
+REFUSED(aclrtGetFunctionAddr, aclrtFuncHandle, void**, void**)
+EXPORTED REFUSED(rtDevBinaryRegister, const void*, void**);
+EXPORTED REFUSED(rtFunctionRegister, void*, const void*, const char*, const void*, uint32_t);
+EXPORTED REFUSED(rtKernelLaunch, const void*, uint32_t, void*, uint32_t, void*, void*);
+EXPORTED REFUSED(rtGetC2cCtrlAddr, uint64_t*, uint32_t*);
+
+aclError aclopCompileAndExecute(const char* opType, int, const aclTensorDesc* const[],
+                                const aclDataBuffer* const[], int, const aclTensorDesc* const[],
+                                aclDataBuffer* const[], const aclopAttr*, aclopEngineType, aclopCompileType,
+                                const char*, aclrtStream) {
+  ::emu::Thread::self().wanted = opType == nullptr ? "" : opType;
+  return ENTER(aclopCompileAndExecute, { return ::emu::never(); });
+}
+
+aclError aclopCompileAndExecuteV2(const char* opType, int, aclTensorDesc*[], aclDataBuffer*[], int,
+                                  aclTensorDesc*[], aclDataBuffer*[], aclopAttr*, aclopEngineType,
+                                  aclopCompileType, const char*, aclrtStream) {
+  ::emu::Thread::self().wanted = opType == nullptr ? "" : opType;
+  return ENTER(aclopCompileAndExecuteV2, { return ::emu::never(); });
+}
+
+// Virtual memory management.
+REFUSED(aclrtReserveMemAddress, void**, size_t, size_t, void*, uint64_t)
+REFUSED(aclrtReleaseMemAddress, void*)
+REFUSED(aclrtMallocPhysical, aclrtDrvMemHandle*, size_t, const aclrtPhysicalMemProp*, uint64_t)
+REFUSED(aclrtFreePhysical, aclrtDrvMemHandle)
+REFUSED(aclrtMapMem, void*, size_t, size_t, aclrtDrvMemHandle, uint64_t)
+REFUSED(aclrtUnmapMem, void*)
+REFUSED(aclrtMemExportToShareableHandle, aclrtDrvMemHandle, aclrtMemHandleType, uint64_t, uint64_t*)
+REFUSED(aclrtMemImportFromShareableHandle, uint64_t, int32_t, aclrtDrvMemHandle*)
+REFUSED(aclrtMemSetPidToShareableHandle, uint64_t, int32_t*, size_t)
+
+// IPC events.
+REFUSED(aclrtIpcGetEventHandle, aclrtEvent, aclrtIpcEventHandle*)
+REFUSED(aclrtIpcOpenEventHandle, aclrtIpcEventHandle, aclrtEvent*)
+
+// Graph capture and replay.
+REFUSED(aclmdlRICaptureBegin, aclrtStream, aclmdlRICaptureMode)
+REFUSED(aclmdlRICaptureEnd, aclrtStream, aclmdlRI*)
+REFUSED(aclmdlRIExecuteAsync, aclmdlRI, aclrtStream)
+REFUSED(aclmdlRIDestroy, aclmdlRI)
