@@ -1,0 +1,143 @@
+"""Caches across links: told to peers, learned from peers, and withdrawn in two phases.
+
+A withdrawn cache is dropped by each peer, which answers when none of its transfers touches it any more; only
+then is the memory handed back. All of this runs on the control thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from . import wire
+from .peer import LinkState, Peer
+from .registry import CacheRegistry, HeldCache, LocalCache
+
+if TYPE_CHECKING:
+    from . import _C
+
+logger = logging.getLogger("torch_llm_datadist")
+
+_DRAIN_POLL_S = 0.01
+_HELD_POLL_S = 0.1
+
+
+def segment_record(segment: _C.Segment, peer: Peer) -> wire.SegmentRecord:
+    is_in_this_process = peer.identity is not None and peer.identity.is_in_this_process()
+    return wire.SegmentRecord(segment.handle, segment.offset, segment.address if is_in_this_process else 0)
+
+
+class Announcements:
+    """
+    Args:
+        make_segment: ``_C.Segment``.
+    """
+
+    def __init__(
+        self,
+        native: _C.Instance,
+        make_segment: Callable[[bytes, int, int], _C.Segment],
+        registry: CacheRegistry,
+    ) -> None:
+        self._native = native
+        self._make_segment = make_segment
+        self._registry = registry
+        self._draining: list[
+            tuple[Peer, int]
+        ] = []  # peers' withdrawn caches that transfers of ours still touch
+
+    def segment(self, record: wire.SegmentRecord) -> _C.Segment:
+        return self._make_segment(record.handle, record.offset, record.address)
+
+    # Ours, to a peer.
+
+    def export_to(self, peer: Peer) -> list[wire.CacheRecord]:
+        """Every reachable cache, for the message that joins the peer."""
+        return [self._export(local, peer) for local in self._registry.reachable()]
+
+    def catch_up(self, peer: Peer) -> None:
+        """Tells a peer that has just been linked what changed while it was joining."""
+        reachable = {local.cache.cache_id: local for local in self._registry.reachable()}
+        for cache_id in sorted(peer.announced - reachable.keys()):
+            peer.send(wire.Withdraw(cache_id))
+        for cache_id in reachable.keys() - peer.announced:
+            self.announce(reachable[cache_id], [peer])
+
+    def announce(self, local: LocalCache, peers: Iterable[Peer]) -> None:
+        for peer in peers:
+            is_new = local.cache.cache_id not in peer.announced
+            if peer.state == LinkState.LINKED and is_new and local.cache.remote_accessible:
+                peer.send(wire.Announce(self._export(local, peer)))
+
+    def withdraw(self, held: HeldCache, peers: Iterable[Peer]) -> None:
+        cache_id = held.local.cache.cache_id
+        for peer in peers:
+            if cache_id in peer.announced and not peer.cannot_write():
+                held.waiting_for.append(peer)
+                if peer.is_open:
+                    peer.send(wire.Withdraw(cache_id))
+        held.is_announced = True
+
+    def on_withdrawn(self, peer: Peer, cache_id: int) -> None:
+        peer.announced.discard(cache_id)
+        for held in self._registry.held():
+            if held.local.cache.cache_id == cache_id:
+                held.waiting_for = [other for other in held.waiting_for if other is not peer]
+
+    def _export(self, local: LocalCache, peer: Peer) -> wire.CacheRecord:
+        cache = local.cache
+        segments = [segment_record(s, peer) for s in self._native.export_cache(cache.cache_id)]
+        peer.announced.add(cache.cache_id)
+        return wire.CacheRecord(
+            cache_id=cache.cache_id,
+            model_id=local.model_id,
+            num_blocks=cache.num_blocks,
+            tensor_bytes=local.tensor_bytes,
+            segments=segments,
+        )
+
+    # A peer's, to us.
+
+    def learn(self, peer: Peer, record: wire.CacheRecord) -> None:
+        if record.cache_id in peer.remote_caches:
+            raise ValueError(f"{peer} announced cache {record.cache_id} twice")
+        if record.tensor_bytes % record.num_blocks:
+            raise ValueError(
+                f"{peer} announced cache {record.cache_id} with {record.tensor_bytes} bytes per tensor, "
+                f"which {record.num_blocks} blocks do not divide"
+            )
+        self._native.add_remote_cache(
+            peer.link,
+            record.cache_id,
+            record.model_id,
+            record.num_blocks,
+            record.tensor_bytes,
+            [self.segment(s) for s in record.segments],
+        )
+        peer.remote_caches[record.cache_id] = record
+
+    def on_withdraw(self, peer: Peer, cache_id: int) -> None:
+        if peer.remote_caches.pop(cache_id, None) is not None:
+            self._native.drop_remote_cache(peer.link, cache_id)
+            self._draining.append((peer, cache_id))
+        elif (peer, cache_id) not in self._draining:
+            peer.send(wire.Withdrawn(cache_id))
+
+    # Time.
+
+    def tick(self) -> float | None:
+        """Answers withdrawals that have ended, hands back memory; returns the seconds until the next look."""
+        still_draining = []
+        for peer, cache_id in self._draining:
+            if not peer.is_open:
+                continue  # its CLOSED message answers for all of its caches
+            if self._native.is_remote_cache_in_use(peer.link, cache_id):
+                still_draining.append((peer, cache_id))
+            else:
+                peer.send(wire.Withdrawn(cache_id))
+        self._draining = still_draining
+        self._registry.release_free(self._native)
+        if self._draining:
+            return _DRAIN_POLL_S
+        return _HELD_POLL_S if self._registry.held() else None

@@ -1,0 +1,162 @@
+"""A push or pull of blocks, checked as far as this end can: which blocks and layers of which local cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from . import checks
+from .errors import ParamInvalidError
+from .link_table import Link
+
+
+@dataclass(frozen=True)
+class BlockTransfer:
+    """
+    Attributes:
+        src_blocks, dst_blocks: CPU int64, as many in one as in the other; block i goes to block i.
+        src_layer, dst_layer: the first layer at either end.
+        num_layers: layers to move.
+        tensors_per_layer: tensors that make a layer.
+    """
+
+    src_blocks: torch.Tensor
+    dst_blocks: torch.Tensor
+    src_layer: int
+    dst_layer: int
+    num_layers: int
+    tensors_per_layer: int
+
+
+def read_blocks(
+    asked: str, src_blocks: object, dst_blocks: object, *, local: str, num_blocks: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Checks two block lists; ``local`` names the one that indexes the local cache."""
+    src = checks.integers(f"{asked}: src_blocks", () if src_blocks is None else src_blocks)
+    dst = checks.integers(f"{asked}: dst_blocks", dst_blocks)
+    for name, blocks in (("src_blocks", src), ("dst_blocks", dst)):
+        if not blocks:
+            raise ParamInvalidError(
+                f"{asked}: {name} is empty, expected at least one block. Nothing was sent."
+            )
+    if len(src) != len(dst):
+        raise ParamInvalidError(
+            f"{asked}: src_blocks has {len(src)} entries and dst_blocks {len(dst)}; expected as many. "
+            "Nothing was sent."
+        )
+    own = src if local == "src_blocks" else dst
+    if max(own) >= num_blocks:
+        i = next(i for i, block in enumerate(own) if block >= num_blocks)
+        raise ParamInvalidError(
+            f"{asked}: {local}[{i}] = {own[i]} is outside the local cache, which has {num_blocks} blocks. "
+            "Nothing was sent; the link is still usable."
+        )
+    return torch.tensor(src, dtype=torch.int64), torch.tensor(dst, dtype=torch.int64)
+
+
+def read_layer_range(asked: str, name: str, value: object) -> range | None:
+    """A range of layers with step 1 that is not empty, or None when it was not given."""
+    if value is None:
+        return None
+    if not isinstance(value, range):
+        raise TypeError(f"{asked}: {name} is {value!r} ({type(value).__name__}), expected a range")
+    if value.step != 1 or value.start < 0 or not value or value.stop > checks.INT32_MAX:
+        raise ParamInvalidError(
+            f"{asked}: {name} is {value}, expected a range from 0 or more, not empty, with step 1"
+        )
+    return value
+
+
+def read_tensors_per_layer(asked: str, value: object) -> int:
+    checked = checks.uint32(f"{asked}: tensor_num_per_layer", value)
+    if checked == 0:
+        raise ParamInvalidError(f"{asked}: tensor_num_per_layer is 0, expected 1 or more")
+    return checked
+
+
+def whole_layers(asked: str, num_tensors: int, tensors_per_layer: int) -> int:
+    """How many layers the local cache has; the seed wants the number of tensors to be a multiple."""
+    if tensors_per_layer > num_tensors or num_tensors % tensors_per_layer:
+        raise ParamInvalidError(
+            f"{asked}: tensor_num_per_layer is {tensors_per_layer}, expected a divisor of the {num_tensors} "
+            "tensors of the local cache. Nothing was sent."
+        )
+    return num_tensors // tensors_per_layer
+
+
+def read_push_layers(
+    asked: str,
+    num_tensors: int,
+    src_layer_range: object,
+    dst_layer_range: object,
+    tensor_num_per_layer: object,
+) -> tuple[range, range, int]:
+    """Source layers, destination layers, tensors per layer. No range means all layers of the source."""
+    src = read_layer_range(asked, "src_layer_range", src_layer_range)
+    dst = read_layer_range(asked, "dst_layer_range", dst_layer_range)
+    per_layer = read_tensors_per_layer(asked, tensor_num_per_layer)
+    everything = range(whole_layers(asked, num_tensors, per_layer))
+    src, dst = src or everything, dst or everything
+    _check_local_range(asked, "src_layer_range", src, len(everything))
+    _check_same_length(asked, src, dst)
+    return src, dst, per_layer
+
+
+def read_pull_layers(
+    asked: str,
+    num_tensors: int,
+    src_layer_range: object,
+    dst_layer_range: object,
+    tensor_num_per_layer: object,
+) -> tuple[range | None, range, int]:
+    """Source layers (None: all that the remote cache has), destination layers, tensors per layer.
+
+    Without a range all tensors are one layer, and ``tensor_num_per_layer`` counts for nothing.
+    """
+    src = read_layer_range(asked, "src_layer_range", src_layer_range)
+    dst = read_layer_range(asked, "dst_layer_range", dst_layer_range)
+    per_layer = read_tensors_per_layer(asked, tensor_num_per_layer)
+    if src is None and dst is None:
+        return None, range(1), num_tensors
+    everything = range(whole_layers(asked, num_tensors, per_layer))
+    dst = dst or everything
+    _check_local_range(asked, "dst_layer_range", dst, len(everything))
+    if src is not None:
+        _check_same_length(asked, src, dst)
+    return src, dst, per_layer
+
+
+def check_remote_count(
+    asked: str, link: Link, remote_tensors: int, layers: range, tensors_per_layer: int
+) -> None:
+    """Without a source range the whole remote cache is meant, so it has to have as many tensors as are
+    pulled.
+    """
+    wanted = len(layers) * tensors_per_layer
+    if remote_tensors != wanted:
+        raise ParamInvalidError(
+            f"{asked}: the remote cache has {remote_tensors} tensors, expected {wanted}, the tensors to fill "
+            f"(cluster {link.cluster_id}, {link.peer}); src_layer_range chooses a part. Nothing was sent; "
+            "the link is still usable."
+        )
+
+
+def _check_local_range(asked: str, name: str, layers: range, num_layers: int) -> None:
+    if layers.stop > num_layers:
+        raise ParamInvalidError(
+            f"{asked}: {name} is {layers}, the local cache has {num_layers} layers. Nothing was sent."
+        )
+
+
+def _check_same_length(asked: str, src: range, dst: range) -> None:
+    if len(src) != len(dst):
+        raise ParamInvalidError(
+            f"{asked}: src_layer_range has {len(src)} layers ({src}) and dst_layer_range {len(dst)} ({dst}); "
+            "expected as many. Nothing was sent."
+        )
+
+
+def addresses(tensors: Sequence[torch.Tensor]) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]

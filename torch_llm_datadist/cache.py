@@ -1,0 +1,214 @@
+"""What a cache is: ``CacheDesc`` describes its tensors, ``Cache`` is the handle of a registered one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import TYPE_CHECKING
+
+from . import checks
+from .data_type import DataType, Placement, element_bytes
+from .errors import ParamInvalidError
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_DIMS = 31
+
+
+class CacheDesc:
+    """Describes a cache of ``num_tensors`` equal tensors.
+
+    Args:
+        num_tensors: uint32; for a model with K and V, two per layer, in the order K0, V0, K1, V1, …
+        shape: shape of each tensor; dimension 0 counts the blocks of a blocks cache, or the batch.
+        data_type: element type; only its size matters to a transfer.
+        placement: where the tensors lie.
+        batch_dim_index: carried, and used by nothing.
+        seq_len_dim_index: carried, and used by nothing; -1 for none.
+        kv_tensor_format: carried, and used by nothing.
+
+    Raises:
+        TypeError: a wrong type, ``None`` included (but for ``kv_tensor_format``).
+        ValueError: an integer outside its C type.
+        LLMException: empty shape, or an index outside of it (``LLM_PARAM_INVALID``).
+
+    Source: manual page CacheDesc.
+    """
+
+    def __init__(
+        self,
+        num_tensors: int,
+        shape: Sequence[int],
+        data_type: DataType,
+        placement: Placement = Placement.DEVICE,
+        batch_dim_index: int = 0,
+        seq_len_dim_index: int = -1,
+        kv_tensor_format: str | None = None,
+    ) -> None:
+        self._num_tensors = checks.uint32("CacheDesc: num_tensors", num_tensors)
+        if not isinstance(shape, (list, tuple)):
+            raise TypeError(f"CacheDesc: shape is {shape!r}, expected a list or tuple of ints")
+        dims = [checks.int64(f"CacheDesc: shape[{i}]", dim) for i, dim in enumerate(shape)]
+        if not dims:
+            raise ParamInvalidError("CacheDesc: shape is empty, expected at least one dimension")
+        self._shape: list[int] | tuple[int, ...] = dims if isinstance(shape, list) else tuple(dims)
+        self._data_type = checks.instance("CacheDesc: data_type", data_type, DataType)
+        self._placement = checks.instance("CacheDesc: placement", placement, Placement)
+        self._batch_dim = checks.int32("CacheDesc: batch_dim_index", batch_dim_index)
+        self._seq_len_dim_index = checks.int32("CacheDesc: seq_len_dim_index", seq_len_dim_index)
+        if not 0 <= self._batch_dim < len(dims):
+            raise ParamInvalidError(
+                f"CacheDesc: batch_dim_index is {batch_dim_index}, expected 0 to {len(dims) - 1}"
+            )
+        if not -1 <= self._seq_len_dim_index < len(dims):
+            raise ParamInvalidError(
+                f"CacheDesc: seq_len_dim_index is {seq_len_dim_index}, expected -1 to {len(dims) - 1}"
+            )
+        if kv_tensor_format is not None:
+            checks.instance("CacheDesc: kv_tensor_format", kv_tensor_format, str)
+        self._kv_tensor_format = kv_tensor_format
+        self._batch_size = dims[self._batch_dim]
+
+    @property
+    def num_tensors(self) -> int:
+        return self._num_tensors
+
+    @property
+    def shape(self) -> list[int] | tuple[int, ...]:
+        return self._shape
+
+    @property
+    def data_type(self) -> DataType:
+        return self._data_type
+
+    @property
+    def placement(self) -> Placement:
+        return self._placement
+
+    @property
+    def batch_dim(self) -> int:
+        return self._batch_dim
+
+    @property
+    def batch_size(self) -> int:
+        """``shape[batch_dim_index]`` as it was at construction."""
+        return self._batch_size
+
+    @property
+    def seq_len_dim_index(self) -> int:
+        return self._seq_len_dim_index
+
+    @property
+    def kv_tensor_format(self) -> str | None:
+        return self._kv_tensor_format
+
+    @property
+    def size(self) -> int:
+        """Bytes of one tensor; ``LLMException`` (``LLM_PARAM_INVALID``) while the shape is none that a tensor
+        has.
+        """
+        if len(self._shape) > MAX_DIMS or any(dim <= 0 for dim in self._shape):
+            raise ParamInvalidError(
+                f"CacheDesc: shape is {list(self._shape)}, expected 1 to {MAX_DIMS} dimensions, "
+                "each greater than 0"
+            )
+        return prod(self._shape) * element_bytes(self._data_type)
+
+    def update_dim(self, dim_index: int, dim_value: int) -> None:
+        """Changes one dimension in place; needs a shape given as a list. ``batch_size`` stays as it is."""
+        index = checks.int64("update_dim: dim_index", dim_index)
+        value = checks.int64("update_dim: dim_value", dim_value)
+        if not isinstance(self._shape, list):
+            raise TypeError("update_dim: the shape was given as a tuple, expected a list")
+        if not 0 <= index < len(self._shape):
+            raise ParamInvalidError(f"update_dim: dim_index is {index}, expected 0 to {len(self._shape) - 1}")
+        self._shape[index] = value
+
+    def __repr__(self) -> str:
+        return (
+            f"CacheDesc(num_tensors={self._num_tensors}, shape={list(self._shape)}, "
+            f"data_type={self._data_type.name}, placement={self._placement.name})"
+        )
+
+
+class Cache:
+    """Handle of a cache, made by a ``CacheManager``. Source: manual page Cache.
+
+    It refers to its tensors, which stay alive until the cache is unregistered and no transfer can touch them
+    any more.
+    """
+
+    def __init__(
+        self,
+        cache_id: int,
+        cache_desc: CacheDesc,
+        tensor_addrs: Sequence[int],
+        is_blocks_cache: bool,
+        *,
+        tensors: Sequence[torch.Tensor] = (),
+        remote_accessible: bool = False,
+    ) -> None:
+        self._cache_id = cache_id
+        self._cache_desc = cache_desc
+        self._tensor_addrs = list(tensor_addrs)
+        self._is_blocks_cache = is_blocks_cache
+        self._tensors = tuple(tensors)
+        self._remote_accessible = remote_accessible
+        self._num_blocks = cache_desc.shape[0] if is_blocks_cache else 0
+
+    @staticmethod
+    def create_cpu_cache(cache_desc: CacheDesc, addrs: list[int]) -> Cache:
+        """A handle (id -1) for host memory of the caller, as an operand of ``swap_blocks`` only.
+
+        Raises:
+            TypeError, ValueError: a wrong type; an address outside uint64.
+            LLMException: not a HOST desc, or another number of addresses than tensors
+                (``LLM_PARAM_INVALID``).
+        """
+        desc = checks.instance("create_cpu_cache: cache_desc", cache_desc, CacheDesc)
+        found = checks.integers("create_cpu_cache: addrs", addrs, kinds=(list,))
+        if desc.placement != Placement.HOST:
+            raise ParamInvalidError(f"create_cpu_cache: placement is {desc.placement.name}, expected HOST")
+        if len(found) != desc.num_tensors:
+            raise ParamInvalidError(
+                f"create_cpu_cache: addrs has {len(found)} entries, expected num_tensors = {desc.num_tensors}"
+            )
+        return Cache(-1, desc, found, True)
+
+    @property
+    def cache_id(self) -> int:
+        return self._cache_id
+
+    @property
+    def cache_desc(self) -> CacheDesc:
+        return self._cache_desc
+
+    @property
+    def tensor_addrs(self) -> list[int]:
+        """Device address of each tensor."""
+        return self._tensor_addrs
+
+    @property
+    def is_blocks_cache(self) -> bool:
+        return self._is_blocks_cache
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """The tensors, in the order of registration."""
+        return self._tensors
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of each tensor; 0 for a contiguous cache."""
+        return self._num_blocks
+
+    @property
+    def remote_accessible(self) -> bool:
+        """Peers may reach it."""
+        return self._remote_accessible
+
+    def __repr__(self) -> str:
+        return (
+            f"Cache(cache_id={self._cache_id}, {self._cache_desc}, is_blocks_cache={self._is_blocks_cache})"
+        )

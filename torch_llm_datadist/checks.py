@@ -1,0 +1,82 @@
+"""Checks of arguments. One rule for all entry points: a wrong type is a ``TypeError``, an integer that its C
+type cannot hold a ``ValueError``, any other bad value an ``LLMException`` (``ParamInvalidError``).
+
+``bool`` is not an integer here, ``None`` is no object, and numpy integers are not integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar, cast
+
+from .errors import ParamInvalidError
+
+T = TypeVar("T")
+
+INT32_MAX = 2**31 - 1
+
+
+def is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def integer(name: str, value: object, low: int, high: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected an int")
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value}, expected {low} to {high}")
+    return int(value)
+
+
+def uint16(name: str, value: object) -> int:
+    return integer(name, value, 0, 2**16 - 1)
+
+
+def uint32(name: str, value: object) -> int:
+    return integer(name, value, 0, 2**32 - 1)
+
+
+def uint64(name: str, value: object) -> int:
+    return integer(name, value, 0, 2**64 - 1)
+
+
+def int32(name: str, value: object) -> int:
+    return integer(name, value, -(2**31), INT32_MAX)
+
+
+def int64(name: str, value: object) -> int:
+    return integer(name, value, -(2**63), 2**63 - 1)
+
+
+def instance(name: str, value: object, kind: type[T], *, what: str = "") -> T:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected {what or kind.__name__}")
+    return value
+
+
+def boolean(name: str, value: object) -> bool:
+    return instance(name, value, bool, what="True or False")
+
+
+def integers(name: str, value: Any, *, kinds: tuple[type, ...] = (list, tuple)) -> list[int]:
+    """A list or tuple of ints, as a list; each in 0 … 2**63-1."""
+    if not isinstance(value, kinds):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise TypeError(f"{name} is of type {type(value).__name__}, expected a {wanted} of ints")
+    value = cast(Sequence[int], value)
+    if not set(map(type, value)) <= {int}:
+        for i, item in enumerate(value):
+            if not is_integer(item):
+                raise TypeError(f"{name}[{i}] is {item!r} ({type(item).__name__}), expected an int")
+    if value and (min(value) < 0 or max(value) >= 2**63):
+        i, item = next((i, v) for i, v in enumerate(value) if not 0 <= v < 2**63)
+        raise ValueError(f"{name}[{i}] is {item}, expected 0 to {2**63 - 1}")
+    return list(value)
+
+
+def timeout_ms(name: str, value: object) -> int:
+    """A time limit in milliseconds: an int > 0 that an int32 holds."""
+    checked = int32(name, value)
+    if checked <= 0:
+        raise ParamInvalidError(f"{name} is {checked} ms, expected more than 0")
+    return checked

@@ -1,0 +1,227 @@
+"""``LLMConfig``: typed properties that become the option dictionary of ``LLMDataDist.init``.
+
+An option is one ``Option`` descriptor: its key, what it accepts, how it is spelled in the dictionary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, overload
+
+from . import checks
+from . import option_checks as accept
+
+T = TypeVar("T")
+OWN_PREFIX = "torch_llm_datadist."
+
+
+class Option(Generic[T]):
+    """A property of ``LLMConfig``. ``None`` unsets it: reading gives the default, and nothing is emitted.
+
+    Args:
+        key: key in the option dictionary.
+        default: what reading gives before it was set.
+        check: (name, value) → value; raises on a bad one.
+        spell: value → text in the dictionary.
+        drop: a value that is not emitted, although set.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        default: T,
+        check: Callable[[str, Any], T],
+        *,
+        spell: Callable[[Any], str] = str,
+        drop: object = None,
+        doc: str = "",
+    ) -> None:
+        self.key, self.default, self.check, self.spell, self.drop = key, default, check, spell, drop
+        self.__doc__ = f"{doc} Option ``{key}``."
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, config: None, owner: type) -> Option[T]: ...
+    @overload
+    def __get__(self, config: LLMConfig, owner: type) -> T: ...
+    def __get__(self, config: LLMConfig | None, owner: type) -> Option[T] | T:
+        if config is None:
+            return self
+        value: T = config._values.get(self.name, self.default)
+        return value
+
+    def __set__(self, config: LLMConfig, value: T | None) -> None:
+        if value is None:
+            config._values.pop(self.name, None)
+        else:
+            config._values[self.name] = self.check(f"LLMConfig: {self.name}", value)
+
+    def emit(self, config: LLMConfig) -> dict[str, str]:
+        value = config._values.get(self.name)
+        if value is None or value == self.drop:
+            return {}
+        return {self.key: self.spell(value)}
+
+
+def _flag(key: str, doc: str, drop: object = None) -> Option[bool]:
+    return Option(key, False, checks.boolean, spell=accept.spell_bool, drop=drop, doc=doc)
+
+
+def _json_option(key: str, doc: str, drop: object = "") -> Option[str]:
+    return Option(key, "", accept.json_text, drop=drop, doc=doc)
+
+
+class LLMConfig:
+    """Builds the option dictionary of ``LLMDataDist.init``.
+
+    >>> config = LLMConfig()
+    >>> config.device_id = 0
+    >>> config.enable_cache_manager = True
+    >>> options = config.generate_options()
+
+    Each option is a property; setting it checks the value. A wrong type raises ``TypeError``; a bad value
+    ``LLMException`` (``LLM_PARAM_INVALID``); what no int32 (``rdma_*``: uint32) holds ``ValueError``.
+    ``None`` unsets. A name that is no option raises ``AttributeError``.
+
+    Source: manual page LLMConfig.
+    """
+
+    __slots__ = ("_emitted", "_options", "_values")
+
+    device_id: Option[int | list[int] | tuple[int, ...] | None] = Option(
+        "ge.exec.deviceId",
+        None,
+        accept.device_id,
+        spell=lambda v: ";".join(map(str, v)) if isinstance(v, (list, tuple)) else str(v),
+        doc="The device of the instance: int32, or a list of one.",
+    )
+    sync_kv_timeout: Option[int | str | None] = Option(
+        "llm.SyncKvCacheWaitTime",
+        None,
+        accept.positive_ms,
+        doc="Milliseconds that one blocking push or pull may take; 1000 where it is not set.",
+    )
+    listen_ip_info: Option[str] = Option(
+        "llm.listenIpInfo",
+        "",
+        accept.string,
+        drop="",
+        doc='Where this instance listens: "ip:port" or "[ipv6]:port"; port 0 lets the system choose.',
+    )
+    enable_cache_manager = _flag(
+        "llm.EnableCacheManager", "Must be True, or be implied by ``local_comm_res``."
+    )
+    enable_remote_cache_accessible = _flag(
+        "llm.EnableRemoteCacheAccessible", "Peers reach registered caches one-sidedly; pushing needs it."
+    )
+    mem_pool_cfg = _json_option("llm.MemPoolConfig", "JSON: the device memory pool.")
+    host_mem_pool_cfg = _json_option("llm.HostMemPoolConfig", "JSON: the pinned host memory pool.")
+    rdma_traffic_class: Option[int | None] = Option(
+        "llm.RdmaTrafficClass",
+        None,
+        checks.uint32,
+        doc="uint32; the RoCE traffic class, 0 to 255 in steps of 4.",
+    )
+    rdma_service_level: Option[int | None] = Option(
+        "llm.RdmaServiceLevel", None, checks.uint32, doc="uint32; the RoCE service level, 0 to 7."
+    )
+    local_comm_res = _json_option(
+        "llm.LocalCommRes",
+        "JSON: the local device's part of a rank table, or an empty string. When set, even to an empty "
+        "string, it turns the cache manager and remote-accessible mode on.",
+        drop=None,
+    )
+    link_total_time: Option[int] = Option(
+        "llm.LinkTotalTime",
+        0,
+        accept.in_range(0, 2**32 - 1),
+        doc="Seconds for a two-sided link; 0: the default.",
+    )
+    link_retry_count: Option[int] = Option(
+        "llm.LinkRetryCount", 1, accept.in_range(1, 100), doc="Attempts within ``link_total_time``."
+    )
+    transfer_backend: Option[str] = Option(
+        "llm.TransferBackend", "", accept.string, doc='"hixl", or not set.'
+    )
+    global_resource_config = _json_option("llm.GlobalResourceConfig", "JSON for the hixl engine.", drop=None)
+    deploy_res_path: Option[str] = Option(
+        "llm.deployResPath",
+        "",
+        accept.string,
+        drop="",
+        doc="Used by nothing here; carried for older callers.",
+    )
+    enable_switch_role = _flag("llm.EnableSwitchRole", "``switch_role`` does not need it.", drop=False)
+    buf_pool_cfg: Option[str] = Option(
+        "llm.BufPoolCfg",
+        "",
+        accept.buffer_pools,
+        drop="",
+        doc="JSON; used by nothing here; carried for older callers.",
+    )
+    cluster_info: Option[str] = Option(
+        "llm.ClusterInfo",
+        "",
+        accept.json_text,
+        spell=accept.spell_cluster_info,
+        drop="",
+        doc="JSON; used by nothing here; carried for older callers.",
+    )
+    output_max_size: Option[int | None] = Option(
+        "llm.OutputMaxSize", None, checks.int64, doc="Used by nothing here; carried for older callers."
+    )
+    mem_utilization: Option[float] = Option(
+        "llm.MemoryUtilization", 0.95, accept.fraction, doc="Used by nothing here; carried for older callers."
+    )
+    ge_options: Option[dict[str, str]] = Option(
+        "", {}, accept.text_map, doc="Further options, key → value, as they are."
+    )
+
+    keep_alive_ms: Option[int] = Option(
+        OWN_PREFIX + "KeepAliveMs",
+        3000,
+        accept.positive,
+        doc="Milliseconds after which a silent peer counts as lost.",
+    )
+    max_in_flight: Option[int] = Option(
+        OWN_PREFIX + "MaxInFlight", 256, accept.positive, doc="Tickets that a link has at most at one time."
+    )
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {}
+        self._options: dict[str, str] = {}
+        self._emitted: set[str] = set()
+
+    def generate_options(self) -> dict[str, str]:
+        """The option dictionary, all values strings, flags "1" or "0".
+
+        It is the same object at each call, as with the original; keys that a caller added stay. An option
+        that was unset since the last call is no longer in it.
+        """
+        fresh = dict(self.ge_options)
+        for option in _OPTIONS:
+            fresh.update(option.emit(self))
+        if "ge.exec.deviceId" in fresh and self.device_id is not None:
+            fresh["ge.session_device_id"] = fresh["ge.exec.deviceId"].split(";")[0]
+        fresh["llm.MemoryUtilization"] = str(self.mem_utilization)
+        for key in self._emitted - fresh.keys():
+            self._options.pop(key, None)
+        self._emitted = set(fresh)
+        self._options.update(fresh)
+        return self._options
+
+    def gen_options(self) -> dict[str, str]:
+        """Another name of ``generate_options``."""
+        return self.generate_options()
+
+    @property
+    def options(self) -> dict[str, str]:
+        """What ``generate_options`` returns."""
+        return self.generate_options()
+
+
+_OPTIONS = [o for o in vars(LLMConfig).values() if isinstance(o, Option) and o.key]
+
+LlmConfig = LLMConfig

@@ -1,0 +1,212 @@
+"""The control thread of an instance: reads messages, hands each to its handler, keeps the deadlines."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import TYPE_CHECKING
+
+import zmq
+
+from . import wire
+from .announcements import Announcements
+from .cluster import endpoint
+from .errors import EngineFailedError, LLMException, LLMStatusCode
+from .farewell import Farewell
+from .handshake import Handshake, Target
+from .identity import Identity, why_not_protocol
+from .link_table import LinkTable
+from .loop import ControlLoop
+from .peer import LinkState, Peer, RouterChannel
+from .peers import Peers, resolve
+from .registry import CacheRegistry, HeldCache, LocalCache
+
+if TYPE_CHECKING:
+    from . import _C
+
+logger = logging.getLogger("torch_llm_datadist")
+
+
+class Control:
+    """Everything but ``loop`` and ``table`` is for the control thread only."""
+
+    def __init__(
+        self,
+        native: _C.Instance,
+        make_segment: Callable[[bytes, int, int], _C.Segment],
+        identity: Identity,
+        registry: CacheRegistry,
+    ) -> None:
+        self.table = LinkTable()
+        self._peers = Peers(native, identity, self.table)
+        self._announcements = Announcements(native, make_segment, registry)
+        self._farewell = Farewell(self._peers, registry)
+        self._router: zmq.Socket[bytes] | None = None
+        self._serials = itertools.count(1)
+        self.loop = ControlLoop(f"llm_datadist-{identity.cluster_id}", self._tick)
+        self._handshake = Handshake(self._peers, self._announcements, self.loop)
+
+    # Requests.
+
+    def listen(self, ip: str, port: int) -> int:
+        """Starts to listen; returns the port."""
+        router = self.loop.socket(zmq.ROUTER)
+        router.setsockopt(zmq.IPV6, 1)
+        router.setsockopt(zmq.LINGER, 0)
+        router.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
+        router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        try:
+            router.bind(f"tcp://{endpoint(ip, port)}")
+        except zmq.ZMQError as error:
+            self.loop.close_socket(router)
+            raise EngineFailedError(
+                f"init: cannot listen at {endpoint(ip, port)} (listen_ip_info): {error.strerror}"
+            ) from None
+        self._router = router
+        self.loop.on_message(router, self._on_router_message)
+        bound = router.getsockopt(zmq.LAST_ENDPOINT)
+        assert isinstance(bound, bytes)
+        return int(bound.rstrip(b"\0").rpartition(b":")[2])
+
+    def begin_link(self, target: Target, deadline: float, answer: Future[LLMStatusCode]) -> None:
+        peer = self._handshake.begin(target, deadline, answer)
+        if peer is not None:
+            self.loop.on_message(peer.channel.socket, partial(self._on_dealer_message, peer))  # type: ignore[attr-defined]
+
+    def begin_unlink(
+        self, cluster_id: int, deadline: float, force: bool, answer: Future[LLMStatusCode]
+    ) -> None:
+        self._farewell.begin(cluster_id, deadline, force, answer)
+
+    def begin_sync(self, cluster_id: int, answer: Future[bool]) -> None:
+        peer = self._peers.open(cluster_id)
+        if peer is None:
+            resolve(answer, False)
+            return
+        serial = next(self._serials)
+        peer.syncs[serial] = answer
+        peer.send(wire.Sync(serial))
+
+    def begin_close(self, closed: Future[None], deadline: float) -> None:
+        self._handshake.is_refusing = True
+        self._farewell.begin_close(closed, deadline)
+
+    def announce(self, local: LocalCache) -> None:
+        self._announcements.announce(local, self._peers)
+
+    def withdraw(self, held: HeldCache) -> None:
+        self._announcements.withdraw(held, self._peers)
+
+    # Time.
+
+    def _tick(self) -> float | None:
+        now = time.monotonic()
+        wanted = [self._announcements.tick(), self._farewell.tick(now)]
+        for peer in self._peers:
+            if peer.deadline and now >= peer.deadline:
+                self._on_deadline(peer)
+        wanted += [peer.deadline - now for peer in self._peers if peer.deadline]
+        return min((max(0.0, w) for w in wanted if w is not None), default=None)
+
+    def _on_deadline(self, peer: Peer) -> None:
+        if peer.is_open:
+            self._farewell.on_deadline(peer)
+        elif peer.state == LinkState.CONNECTING and peer.is_client_end:
+            why = "no answer in time; is an instance listening there (listen_ip_info)?"
+            self._peers.fail(peer, LLMStatusCode.LLM_LINK_FAILED, why)
+        else:
+            self._peers.fail(peer, LLMStatusCode.LLM_TIMEOUT, "the handshake did not end in time")
+
+    # Messages.
+
+    def _on_router_message(self, frames: list[zmq.Frame]) -> None:
+        assert self._router is not None
+        if len(frames) != 2:
+            self._peers.log_odd("an unknown sender", f"a message of {len(frames)} frames")
+            return
+        channel = RouterChannel(self._router, frames[0].bytes)
+        peer = self._peers.by_route.get(channel.route)
+        address = _address_of(frames[1])
+        try:
+            message = wire.decode(frames[1].bytes)
+        except wire.MalformedMessageError as error:
+            self._peers.log_odd(peer or address, f"a malformed message ({error})")
+        except wire.OtherProtocolError as error:
+            refusal = why_not_protocol(error.version)
+            self._peers.log_odd(peer or address, refusal.reason)
+            channel.send(wire.encode(wire.Refused(refusal.code, refusal.reason)))
+        else:
+            if peer is not None:
+                self._on_peer_message(peer, message)
+            elif isinstance(message, wire.Hello):
+                self._handshake.on_hello(message, channel, address)
+            elif not isinstance(message, wire.Closed):
+                self._peers.log_odd(address, f"{type(message).__name__} without a link")
+                channel.send(wire.encode(wire.Closed("this instance knows no link on that connection")))
+
+    def _on_dealer_message(self, peer: Peer, frames: list[zmq.Frame]) -> None:
+        try:
+            message = wire.decode(b"".join(frame.bytes for frame in frames))
+        except wire.MalformedMessageError as error:
+            self._peers.log_odd(peer, f"a malformed message ({error})")
+        except wire.OtherProtocolError as error:
+            refusal = why_not_protocol(error.version)
+            if peer.is_handshaking:
+                self._peers.fail(peer, refusal.code, refusal.reason)
+        else:
+            self._on_peer_message(peer, message)
+
+    def _on_peer_message(self, peer: Peer, message: wire.Message) -> None:
+        try:
+            self._dispatch(peer, message)
+        except Exception as error:
+            code = error.status_code if isinstance(error, LLMException) else LLMStatusCode.LLM_LINK_FAILED
+            logger.debug("%s: %s failed", peer, type(message).__name__, exc_info=True)
+            reason = f"{type(message).__name__.lower()} failed: {error}"
+            if peer.is_handshaking:
+                self._peers.fail(peer, code, reason)
+            elif peer.is_open:
+                self._peers.end(peer, reason, level=logging.WARNING)
+
+    def _dispatch(self, peer: Peer, message: wire.Message) -> None:
+        is_client_end, is_open = peer.is_client_end, peer.is_open
+        match message, peer.state:
+            case wire.Closed(), _:
+                self._farewell.on_closed(peer, message)
+            case wire.Welcome(), LinkState.CONNECTING if is_client_end:
+                self._handshake.on_welcome(peer, message)
+            case wire.Refused(), (LinkState.CONNECTING | LinkState.JOINING) if is_client_end:
+                self._handshake.on_refused(peer, message)
+            case wire.Joined(), LinkState.JOINING if is_client_end:
+                self._handshake.on_joined(peer, message)
+            case wire.Join(), LinkState.CONNECTING if not is_client_end:
+                self._handshake.on_join(peer, message)
+            case wire.Announce(), _ if is_open:
+                self._announcements.learn(peer, message.cache)
+            case wire.Withdraw(), _ if is_open:
+                self._announcements.on_withdraw(peer, message.cache_id)
+            case wire.Withdrawn(), _ if is_open:
+                self._announcements.on_withdrawn(peer, message.cache_id)
+            case wire.Sync(), _ if is_open:
+                # What was registered before the question was asked is announced before the answer.
+                self.loop.run_commands()
+                peer.send(wire.Synced(message.serial))
+            case wire.Synced(), _ if is_open:
+                resolve(peer.syncs.pop(message.serial, None), True)
+            case wire.Bye(), _ if is_open:
+                self._farewell.on_bye(peer, message)
+            case _, LinkState.CLOSED:
+                pass  # it was under way when this end was closed
+            case _:
+                self._peers.log_odd(peer, f"{type(message).__name__} while {peer.state.value}")
+
+
+def _address_of(frame: zmq.Frame) -> str:
+    try:
+        return str(frame.get("Peer-Address"))
+    except zmq.ZMQError:
+        return "unknown address"

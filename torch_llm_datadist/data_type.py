@@ -1,0 +1,83 @@
+"""Element types and placements of caches."""
+
+from __future__ import annotations
+
+from enum import Enum, IntEnum
+from typing import TYPE_CHECKING
+
+from .errors import ParamInvalidError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Placement(IntEnum):
+    """Where a cache lies. Source: manual page Placement."""
+
+    HOST = 0
+    DEVICE = 1
+
+    def __str__(self) -> str:
+        return f"Placement.{self.name}"
+
+
+class DataType(Enum):
+    """Element type of a cache; the value is the graph engine's number. Source: manual page DataType."""
+
+    DT_FLOAT = 0
+    DT_FLOAT16 = 1
+    DT_INT8 = 2
+    DT_INT32 = 3
+    DT_UINT8 = 4
+    DT_INT16 = 6
+    DT_UINT16 = 7
+    DT_UINT32 = 8
+    DT_INT64 = 9
+    DT_UINT64 = 10
+    DT_DOUBLE = 11
+    DT_BOOL = 12
+    DT_STRING = 13
+    DT_BF16 = 27
+
+
+# Name of the torch dtype and bytes of one element. A string has a size in the engine but no elements to move.
+_TORCH = {
+    DataType.DT_FLOAT: ("float32", 4),
+    DataType.DT_FLOAT16: ("float16", 2),
+    DataType.DT_INT8: ("int8", 1),
+    DataType.DT_INT32: ("int32", 4),
+    DataType.DT_UINT8: ("uint8", 1),
+    DataType.DT_INT16: ("int16", 2),
+    DataType.DT_UINT16: ("uint16", 2),
+    DataType.DT_UINT32: ("uint32", 4),
+    DataType.DT_INT64: ("int64", 8),
+    DataType.DT_UINT64: ("uint64", 8),
+    DataType.DT_DOUBLE: ("float64", 8),
+    DataType.DT_BOOL: ("bool", 1),
+    DataType.DT_STRING: (None, 16),
+    DataType.DT_BF16: ("bfloat16", 2),
+}
+
+
+def element_bytes(data_type: DataType) -> int:
+    return _TORCH[data_type][1]
+
+
+def torch_dtype(data_type: DataType) -> torch.dtype:
+    """The torch dtype with the same bytes; ``ParamInvalidError`` for ``DT_STRING``, which has none."""
+    import torch
+
+    name = _TORCH[data_type][0]
+    if name is None:
+        raise ParamInvalidError(f"{data_type.name} has no torch dtype; a cache holds numbers or bools")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def from_torch_dtype(dtype: torch.dtype) -> DataType:
+    """The ``DataType`` of a torch dtype; ``ParamInvalidError`` where LLM-DataDist has no name for it."""
+    name = str(dtype).removeprefix("torch.")
+    for data_type, (torch_name, _) in _TORCH.items():
+        if torch_name == name:
+            return data_type
+    raise ParamInvalidError(f"{dtype} has no DataType; view the tensor as one with elements of the same size")

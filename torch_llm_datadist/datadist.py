@@ -1,0 +1,278 @@
+"""``LLMDataDist``: one instance, bound to one device, and its links to others."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from . import checks
+from .cluster import LLMClusterInfo, LLMRole
+from .errors import LLMStatusCode, ParamInvalidError
+from .handshake import Target
+from .link_table import LinkInfo
+from .running import Running
+from .transfer import RegisterMemStatus
+
+if TYPE_CHECKING:
+    from .cache_manager import CacheManager
+
+logger = logging.getLogger("torch_llm_datadist")
+
+_FINALIZE_S = 3.0
+_FINALIZE_AT_EXIT_S = 1.0
+
+
+class LLMDataDist:
+    """An instance: registers caches, links to other instances, moves KV blocks between them.
+
+    >>> datadist = LLMDataDist(LLMRole.PROMPT, cluster_id=1)
+    >>> datadist.init(config.generate_options())
+    >>> cache = datadist.cache_manager.register_blocks_cache(desc, tensors)
+    >>> status, per_cluster = datadist.link_clusters([peer])
+
+    Several instances may live in one process. Before ``init`` and after ``finalize`` all but ``init``,
+    ``finalize`` and ``cluster_id`` raise ``RuntimeError``.
+
+    Args:
+        role: a label; it selects nothing.
+        cluster_id: uint64; different for all instances that are linked to each other.
+
+    Source: manual page LLMDataDist.
+    """
+
+    def __init__(self, role: LLMRole, cluster_id: int) -> None:
+        self._role = checks.instance("LLMDataDist: role", role, LLMRole)
+        self._cluster_id = checks.uint64("LLMDataDist: cluster_id", cluster_id)
+        self._lock = threading.Lock()
+        self._running: Running | None = None
+
+    def init(self, options: dict[str, str]) -> None:
+        """Binds the instance to its device, and starts to listen if ``listen_ip_info`` is set.
+
+        On an initialised instance it does nothing.
+
+        Args:
+            options: what ``LLMConfig.generate_options`` returns. The cache manager must be on (or be implied
+                by ``local_comm_res``); without a device it is device 0.
+
+        Raises:
+            TypeError: not a dict of str to str.
+            LLMException: ``LLM_PARAM_INVALID`` for a bad option, ``LLM_FAILED`` when the listening address is
+                taken. The instance may be initialised again.
+
+        Source: manual page init.
+        """
+        with self._lock:
+            if self._running is None:
+                self._running = Running(self._cluster_id, options)
+                # After torch_npu was imported, so that this runs before its own shutdown.
+                atexit.register(self._finalize_at_exit)
+
+    def finalize(self) -> None:
+        """Unlinks from all peers, withdraws all caches and frees everything; at most a few seconds.
+
+        Memory that a peer may still write is not handed back before that peer is gone. Idempotent.
+
+        Source: manual page finalize.
+        """
+        self._finalize(_FINALIZE_S)
+        atexit.unregister(self._finalize_at_exit)
+
+    def link_clusters(
+        self, clusters: Sequence[LLMClusterInfo], timeout: int = 3000
+    ) -> tuple[LLMStatusCode, list[LLMStatusCode]]:
+        """Links to listening instances, all at the same time.
+
+        Failures are returned, and logged with their reasons on the logger ``torch_llm_datadist``. A peer that
+        does not listen yet is tried again until the timeout.
+
+        Args:
+            clusters: for each peer its cluster_id and its one remote address; while ``local_comm_res`` is
+                empty or not set, also one local address.
+            timeout: int32, > 0, in milliseconds, for the whole call.
+
+        Returns:
+            The status of the last entry that failed, or ``LLM_SUCCESS``, and one status per entry:
+            ``LLM_ALREADY_LINK``; ``LLM_PROCESSING_LINK`` while the same link is being made;
+            ``LLM_LINK_FAILED`` when nobody answers or the two cannot be linked; ``LLM_TIMEOUT`` when the
+            handshake was begun but did not end; ``LLM_PARAM_INVALID`` when the two ends are set up
+            differently, another cluster listens there, or an entry has not exactly one remote address. An
+            empty list gives ``(LLM_PARAM_INVALID, [])``.
+
+        Raises:
+            TypeError, ValueError, LLMException: bad arguments.
+
+        Source: manual page link_clusters.
+        """
+        running = self._initialised()
+        asked = "link_clusters"
+        entries = _read_clusters(asked, clusters)
+        timeout_ms = checks.timeout_ms(f"{asked}: timeout", timeout)
+        for i, entry in enumerate(entries):
+            if running.options.needs_local_ip and len(entry.local_ip_info_list) != 1:
+                raise ParamInvalidError(
+                    f"{asked}: clusters[{i}] has {len(entry.local_ip_info_list)} local addresses, expected "
+                    "one (append_local_ip_info), because local_comm_res is empty or not set"
+                )
+        ids = _cluster_ids(asked, entries)
+        is_good = [len(entry.remote_addresses) == 1 for entry in entries]
+        targets = [
+            Target(cluster_id, *entry.remote_addresses[0])
+            for cluster_id, entry, good in zip(ids, entries, is_good, strict=True)
+            if good
+        ]
+        answers = iter(running.links.link(targets, timeout_ms / 1000))
+        return _overall(
+            asked, entries, [next(answers) if good else LLMStatusCode.LLM_PARAM_INVALID for good in is_good]
+        )
+
+    def unlink_clusters(
+        self, clusters: Sequence[LLMClusterInfo], timeout: int = 3000, force: bool = False
+    ) -> tuple[LLMStatusCode, list[LLMStatusCode]]:
+        """Ends links. A link that is not there counts as ended.
+
+        Without ``force`` running blocking transfers may end first, and the peer closes its end before this
+        one is closed; ``LLM_UNLINK_FAILED`` when it does not answer in time, and the link stays. With
+        ``force`` this end is closed at once.
+
+        Args:
+            clusters: for each peer its cluster_id, and without ``force`` its one remote address.
+            timeout: int32, > 0, in milliseconds, for the whole call.
+
+        Returns, raises: as ``link_clusters``.
+
+        Source: manual page unlink_clusters.
+        """
+        running = self._initialised()
+        asked = "unlink_clusters"
+        entries = _read_clusters(asked, clusters)
+        timeout_ms = checks.timeout_ms(f"{asked}: timeout", timeout)
+        checks.boolean(f"{asked}: force", force)
+        ids = _cluster_ids(asked, entries)
+        is_good = [force or len(entry.remote_addresses) == 1 for entry in entries]
+        wanted = [cluster_id for cluster_id, good in zip(ids, is_good, strict=True) if good]
+        answers = iter(running.links.unlink(wanted, timeout_ms / 1000, force))
+        return _overall(
+            asked, entries, [next(answers) if good else LLMStatusCode.LLM_PARAM_INVALID for good in is_good]
+        )
+
+    @property
+    def cluster_id(self) -> int:
+        return self._cluster_id
+
+    @property
+    def cache_manager(self) -> CacheManager:
+        return self._initialised().cache_manager
+
+    @property
+    def kv_cache_manager(self) -> NoReturn:
+        """The manager of the older API; with the cache manager on it is an error, as with the original."""
+        self._initialised()
+        raise ParamInvalidError("kv_cache_manager: the cache manager is on; use cache_manager")
+
+    # Not in the original.
+
+    @property
+    def listen_port(self) -> int | None:
+        """The port at which this instance listens; None if it does not."""
+        return self._initialised().listen_port
+
+    def link_id(self, cluster_id: int) -> int:
+        """The native handle of the link to a cluster; ``NotYetLinkError`` without one. For ``ops``."""
+        running = self._initialised()
+        return running.links.table.get(checks.uint64("link_id: cluster_id", cluster_id), "link_id").handle
+
+    def wait_linked(self, cluster_ids: Iterable[int], timeout_s: float = 30.0) -> None:
+        """Blocks until there is a link to each of the clusters, whoever makes it.
+
+        Raises:
+            TimeoutExceededError: naming the clusters that are missing.
+        """
+        running = self._initialised()
+        wanted = [checks.uint64(f"wait_linked: cluster_ids[{i}]", c) for i, c in enumerate(cluster_ids)]
+        running.links.table.wait_linked(wanted, timeout_s)
+
+    def links(self) -> list[LinkInfo]:
+        """The links there are, and their states."""
+        return self._initialised().links.table.infos()
+
+    # Not there yet. Source of each: the manual page of its name.
+
+    def link(self, comm_name: str, cluster_rank_info: dict[int, int], rank_table: str) -> int:
+        self._initialised()
+        raise NotImplementedError(
+            "LLMDataDist.link is not there yet; link_clusters makes a link from one side"
+        )
+
+    def unlink(self, comm_id: int) -> None:
+        self._initialised()
+        raise NotImplementedError(
+            "LLMDataDist.unlink is not there yet; unlink_clusters ends links of link_clusters"
+        )
+
+    def query_register_mem_status(self, comm_id: int) -> RegisterMemStatus:
+        self._initialised()
+        raise NotImplementedError(
+            "LLMDataDist.query_register_mem_status is not there yet; links of link_clusters are ready at once"
+        )
+
+    def switch_role(self, role: LLMRole, switch_options: dict[str, str] | None = None) -> None:
+        self._initialised()
+        raise NotImplementedError("LLMDataDist.switch_role is not there yet; the role selects nothing")
+
+    def check_link_status(self, remote_cluster_id: int) -> None:
+        """Of the older API; with the cache manager on it is an error, as with the original."""
+        self._initialised()
+        raise ParamInvalidError("check_link_status: the cache manager is on; links() lists the links")
+
+    # Inside.
+
+    def _initialised(self) -> Running:
+        running = self._running
+        if running is None:
+            raise RuntimeError("llm datadist is not initialized")
+        return running
+
+    def _finalize(self, timeout_s: float) -> None:
+        with self._lock:
+            running, self._running = self._running, None
+            if running is not None:
+                running.close(timeout_s)
+
+    def _finalize_at_exit(self) -> None:
+        began = time.monotonic()
+        try:
+            self._finalize(_FINALIZE_AT_EXIT_S)
+        except Exception as error:
+            logger.warning("finalize at exit failed after %.1f s: %s", time.monotonic() - began, error)
+
+
+def _read_clusters(asked: str, clusters: object) -> list[LLMClusterInfo]:
+    if not isinstance(clusters, (list, tuple)):
+        raise TypeError(f"{asked}: clusters is {clusters!r}, expected a list of LLMClusterInfo")
+    return [
+        checks.instance(f"{asked}: clusters[{i}]", entry, LLMClusterInfo) for i, entry in enumerate(clusters)
+    ]
+
+
+def _cluster_ids(asked: str, entries: Sequence[LLMClusterInfo]) -> list[int]:
+    return [
+        checks.uint64(f"{asked}: clusters[{i}].remote_cluster_id", entry.remote_cluster_id)
+        for i, entry in enumerate(entries)
+    ]
+
+
+def _overall(
+    asked: str, entries: Sequence[LLMClusterInfo], codes: list[LLMStatusCode]
+) -> tuple[LLMStatusCode, list[LLMStatusCode]]:
+    if not entries:
+        return LLMStatusCode.LLM_PARAM_INVALID, []
+    for entry, code in zip(entries, codes, strict=True):
+        if code == LLMStatusCode.LLM_PARAM_INVALID and len(entry.remote_addresses) != 1:
+            logger.warning("%s: %r has not exactly one remote address (append_remote_ip_info)", asked, entry)
+    failed = [code for code in codes if code != LLMStatusCode.LLM_SUCCESS]
+    return (failed[-1] if failed else LLMStatusCode.LLM_SUCCESS), codes

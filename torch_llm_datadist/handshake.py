@@ -1,0 +1,241 @@
+"""Makes a link: HELLO, WELCOME, JOIN, JOINED, from either end. Memory is exported only after WELCOME."""
+
+from __future__ import annotations
+
+import logging
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import zmq
+
+from . import wire
+from .announcements import Announcements, segment_record
+from .cluster import endpoint
+from .errors import LLMException, LLMStatusCode
+from .identity import Identity, Refusal, different_versions, why_not_link
+from .link_table import Link
+from .loop import ControlLoop
+from .peer import Channel, DealerChannel, LinkState, Peer
+from .peers import Peers, resolve
+
+logger = logging.getLogger("torch_llm_datadist")
+
+MAX_LINKS = 512
+_MAX_HANDSHAKES = 256  # that a server has under way at one time
+_HANDSHAKE_S = 5.0  # that a server gives a client between HELLO and JOIN
+
+
+@dataclass(frozen=True)
+class Target:
+    """A peer to link to, and where it listens."""
+
+    cluster_id: int
+    ip: str
+    port: int
+
+
+class Handshake:
+    def __init__(self, peers: Peers, announcements: Announcements, loop: ControlLoop) -> None:
+        self._peers = peers
+        self._own = peers.identity
+        self._native = peers.native
+        self._announcements = announcements
+        self._loop = loop
+        self.is_refusing = False
+
+    # The client's end.
+
+    def begin(self, target: Target, deadline: float, answer: Future[LLMStatusCode]) -> Peer | None:
+        """Greets a server; returns the peer to read from, or None when that is over already."""
+        refusal = self._why_not_begin(target)
+        if refusal is not None:
+            logger.warning(
+                "link_clusters: cluster %d: %s (%s)", target.cluster_id, refusal.reason, refusal.code.name
+            )
+            answer.set_result(refusal.code)
+            return None
+        address = endpoint(target.ip, target.port)
+        try:
+            channel = DealerChannel(self._loop, target.ip, target.port)
+        except zmq.ZMQError as error:
+            logger.warning("link_clusters: cluster %d at %s: %s", target.cluster_id, address, error.strerror)
+            answer.set_result(LLMStatusCode.LLM_LINK_FAILED)
+            return None
+        peer = Peer(target.cluster_id, address, channel, LinkState.CONNECTING, deadline, True, attempt=answer)
+        self._peers.add(peer)
+        peer.send(wire.Hello(wanted_cluster_id=target.cluster_id, identity=self._own))
+        return peer
+
+    def _why_not_begin(self, target: Target) -> Refusal | None:
+        if self.is_refusing:
+            return Refusal(LLMStatusCode.LLM_FAILED, "this instance is being finalized")
+        if target.cluster_id == self._own.cluster_id:
+            return Refusal(LLMStatusCode.LLM_PARAM_INVALID, "that is this instance's own cluster_id")
+        if self._peers.open(target.cluster_id):
+            return Refusal(LLMStatusCode.LLM_ALREADY_LINK, "it is linked already")
+        if self._peers.handshaking(target.cluster_id):
+            return Refusal(LLMStatusCode.LLM_PROCESSING_LINK, "a link to it is being made")
+        return self._why_full()
+
+    def _why_full(self) -> Refusal | None:
+        if sum(peer.is_open for peer in self._peers) >= MAX_LINKS:
+            return Refusal(
+                LLMStatusCode.LLM_CLUSTER_NUM_EXCEED_LIMIT,
+                f"cluster {self._own.cluster_id} has {MAX_LINKS} links, which is the limit",
+            )
+        return None
+
+    def on_welcome(self, peer: Peer, message: wire.Welcome) -> None:
+        peer.identity = message.identity
+        if message.identity.cluster_id != peer.cluster_id:
+            self._peers.fail(
+                peer,
+                LLMStatusCode.LLM_PARAM_INVALID,
+                f"the instance there is cluster {message.identity.cluster_id}",
+            )
+            return
+        refusal = why_not_link(self._own, message.identity)
+        if refusal is not None:
+            self._peers.fail(peer, refusal.code, refusal.reason)
+            return
+        self._warn_of_versions(peer, message.identity)
+        peer.state = LinkState.JOINING
+        page = self._open_link(peer)
+        peer.send(wire.Join(peer.link, page, self._announcements.export_to(peer)))
+
+    def on_refused(self, peer: Peer, message: wire.Refused) -> None:
+        try:
+            code = LLMStatusCode(message.code) or LLMStatusCode.LLM_LINK_FAILED
+        except ValueError:
+            code = LLMStatusCode.LLM_LINK_FAILED
+        self._peers.fail(peer, code, f"it refused: {message.reason}")
+
+    def on_joined(self, peer: Peer, message: wire.Joined) -> None:
+        self._connect(peer, message)
+        self._linked(peer)
+
+    # The server's end.
+
+    def on_hello(self, message: wire.Hello, channel: Channel, address: str) -> None:
+        client = message.identity
+        refusal = self._why_refuse(message)
+        if refusal is not None:
+            logger.warning(
+                "refused a link to cluster %d (%s, pid %d): %s",
+                client.cluster_id,
+                address,
+                client.pid,
+                refusal.reason,
+            )
+            channel.send(wire.encode(wire.Refused(refusal.code, refusal.reason)))
+            return
+        deadline = time.monotonic() + _HANDSHAKE_S
+        peer = Peer(
+            client.cluster_id, address, channel, LinkState.CONNECTING, deadline, False, identity=client
+        )
+        self._peers.add(peer)
+        peer.send(wire.Welcome(identity=self._own))
+
+    def _why_refuse(self, message: wire.Hello) -> Refusal | None:
+        client = message.identity
+        if self.is_refusing:
+            return Refusal(
+                LLMStatusCode.LLM_LINK_FAILED, f"cluster {self._own.cluster_id} is being finalized"
+            )
+        if message.wanted_cluster_id != self._own.cluster_id:
+            return Refusal(
+                LLMStatusCode.LLM_PARAM_INVALID,
+                f"the instance there is cluster {self._own.cluster_id}, not {message.wanted_cluster_id}",
+            )
+        if sum(peer.is_handshaking and not peer.is_client_end for peer in self._peers) >= _MAX_HANDSHAKES:
+            return Refusal(LLMStatusCode.LLM_LINK_BUSY, f"{_MAX_HANDSHAKES} links are being made already")
+        return why_not_link(self._own, client) or self._why_full() or self._why_crossing(client)
+
+    def _why_crossing(self, client: Identity) -> Refusal | None:
+        """Two instances that link to each other at the same time: the attempt of the lower cluster_id goes
+        on.
+        """
+        is_calling = any(peer.is_client_end for peer in self._peers.handshaking(client.cluster_id))
+        if is_calling and self._own.cluster_id < client.cluster_id:
+            return Refusal(
+                LLMStatusCode.LLM_PROCESSING_LINK,
+                f"cluster {self._own.cluster_id} is making a link to cluster {client.cluster_id} itself",
+            )
+        return None
+
+    def on_join(self, peer: Peer, message: wire.Join) -> None:
+        holder = self._other_holder(peer)
+        if holder is not None:
+            reason = f"cluster {peer.cluster_id} is linked already, by {holder}"
+            peer.send(wire.Refused(LLMStatusCode.LLM_ALREADY_LINK, reason))
+            self._peers.fail(peer, LLMStatusCode.LLM_ALREADY_LINK, reason)
+            return
+        assert peer.identity is not None
+        self._warn_of_versions(peer, peer.identity)
+        peer.state = LinkState.JOINING
+        try:
+            page = self._open_link(peer)
+            self._connect(peer, message)
+            joined = wire.Joined(peer.link, page, self._announcements.export_to(peer))
+        except Exception as error:
+            code = error.status_code if isinstance(error, LLMException) else LLMStatusCode.LLM_LINK_FAILED
+            peer.send(wire.Refused(code, str(error)[:4096]))
+            raise
+        peer.send(joined)
+        self._linked(peer)
+
+    def _other_holder(self, peer: Peer) -> Peer | None:
+        """Who holds the link of that cluster and is still alive. A stale link of the same client is ended."""
+        old = self._peers.open(peer.cluster_id)
+        if old is None or old.identity is None or peer.identity is None:
+            return None
+        if old.identity.instance == peer.identity.instance:
+            # It asks because it has no link any more, so its end is closed.
+            old.is_drained = True
+            self._peers.end(old, "the peer has closed its end and links anew")
+        elif old.identity.is_gone() or not self._native.link_status(old.link)[0]:
+            self._peers.end(old, "a new instance of the peer links", level=logging.WARNING)
+        else:
+            return old
+        return None
+
+    # Both ends.
+
+    def _open_link(self, peer: Peer) -> wire.SegmentRecord:
+        identity = peer.identity
+        assert identity is not None
+        peer.link, page = self._native.open_link(
+            peer.cluster_id,
+            f"{peer.address} pid {identity.pid}",
+            identity.device,
+            identity.pid,
+            identity.start_time,
+            identity.is_in_this_process(),
+        )
+        return segment_record(page, peer)
+
+    def _connect(self, peer: Peer, message: wire.Join | wire.Joined) -> None:
+        self._native.connect_link(peer.link, message.link, self._announcements.segment(message.page))
+        for record in message.caches:
+            self._announcements.learn(peer, record)
+
+    def _linked(self, peer: Peer) -> None:
+        assert peer.identity is not None
+        for old in self._peers:
+            is_stale = old.state == LinkState.CLOSED and old.identity is not None
+            if is_stale and old.identity and old.identity.instance == peer.identity.instance:
+                old.is_drained = True  # the peer has closed its old end before it made this one
+        peer.state = LinkState.LINKED
+        peer.deadline = 0.0
+        self._announcements.catch_up(peer)
+        self._peers.table.add(
+            Link(peer.cluster_id, peer.link, f"{peer.address}, pid {peer.identity.pid}", peer.remote_caches)
+        )
+        logger.info("linked to %s", peer)
+        resolve(peer.attempt, LLMStatusCode.LLM_SUCCESS)
+
+    def _warn_of_versions(self, peer: Peer, identity: Identity) -> None:
+        differences = different_versions(self._own, identity)
+        if differences:
+            logger.warning("%s runs other versions: %s", peer, differences)

@@ -1,0 +1,125 @@
+"""Links of an instance, for its callers' threads: each request goes to the control thread and has a deadline.
+
+What a running transfer needs is never asked of a control thread, neither this one nor a peer's.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import TYPE_CHECKING
+
+from .control import Control
+from .errors import LLMStatusCode
+from .handshake import Target
+from .identity import Identity
+from .registry import CacheRegistry, HeldCache, LocalCache
+
+if TYPE_CHECKING:
+    from . import _C
+
+logger = logging.getLogger("torch_llm_datadist")
+
+_GRACE_S = 2.0  # that a caller waits for the control thread beyond the deadline
+
+
+class LinkService:
+    """
+    Args:
+        native: the native instance.
+        make_segment: ``_C.Segment``.
+        identity: who this instance is.
+        registry: its caches.
+    """
+
+    def __init__(
+        self,
+        native: _C.Instance,
+        make_segment: Callable[[bytes, int, int], _C.Segment],
+        identity: Identity,
+        registry: CacheRegistry,
+    ) -> None:
+        self._control = Control(native, make_segment, identity, registry)
+        self._loop = self._control.loop
+        self._name = f"the control thread of cluster {identity.cluster_id}"
+        self.identity = identity
+        self.table = self._control.table
+
+    def listen(self, ip: str, port: int) -> int:
+        """Starts to listen; returns the port. ``EngineFailedError`` when it is taken."""
+        return self._loop.call(lambda: self._control.listen(ip, port), 10.0)
+
+    def link(self, targets: Sequence[Target], timeout_s: float) -> list[LLMStatusCode]:
+        """One status per target, in order."""
+        deadline = time.monotonic() + timeout_s
+        requests = [partial(self._control.begin_link, target, deadline) for target in targets]
+        return self._ask(requests, deadline, LLMStatusCode.LLM_TIMEOUT)
+
+    def unlink(self, cluster_ids: Sequence[int], timeout_s: float, force: bool) -> list[LLMStatusCode]:
+        """One status per cluster, in order. A link that is not there counts as unlinked."""
+        deadline = time.monotonic() + timeout_s
+        requests = [partial(self._control.begin_unlink, c, deadline, force) for c in cluster_ids]
+        return self._ask(requests, deadline, LLMStatusCode.LLM_UNLINK_FAILED)
+
+    def announce(self, local: LocalCache) -> None:
+        """Makes a cache that was registered after linking known to all linked peers; returns at once."""
+        self._loop.post(lambda: self._control.announce(local))
+
+    def withdraw(self, held: HeldCache) -> None:
+        """Asks all peers to drop a cache; returns at once."""
+        self._loop.post(lambda: self._control.withdraw(held))
+
+    def sync(self, cluster_id: int, timeout_s: float) -> bool:
+        """Waits until what the peer has registered up to now is known here; False if that took too long."""
+        answer: Future[bool] = Future()
+        self._loop.post(lambda: self._control.begin_sync(cluster_id, answer))
+        try:
+            return answer.result(timeout_s)
+        except TimeoutError:
+            return False
+
+    def close(self, timeout_s: float) -> None:
+        """Unlinks from all peers, waits for held memory, ends the control thread. Idempotent and bounded."""
+        deadline = time.monotonic() + timeout_s
+        closed: Future[None] = Future()
+        if self._loop.post(lambda: self._control.begin_close(closed, deadline)):
+            try:
+                closed.result(timeout_s + 0.2)
+            except TimeoutError:
+                logger.warning("finalize: %s is stuck", self._name)
+        if not self._loop.stop(max(0.5, deadline - time.monotonic())):
+            logger.warning("finalize: %s has not ended", self._name)
+
+    def _ask(
+        self,
+        requests: Sequence[Callable[[Future[LLMStatusCode]], None]],
+        deadline: float,
+        late: LLMStatusCode,
+    ) -> list[LLMStatusCode]:
+        answers = [self._post(request) for request in requests]
+        codes = []
+        for answer in answers:
+            try:
+                codes.append(answer.result(max(0.0, deadline + _GRACE_S - time.monotonic())))
+            except TimeoutError:
+                logger.warning("%s is late", self._name)
+                codes.append(late)
+        return codes
+
+    def _post(self, request: Callable[[Future[LLMStatusCode]], None]) -> Future[LLMStatusCode]:
+        answer: Future[LLMStatusCode] = Future()
+
+        def run() -> None:
+            try:
+                request(answer)
+            except Exception:
+                if not answer.done():
+                    answer.set_result(LLMStatusCode.LLM_FAILED)
+                raise
+
+        if not self._loop.post(run):
+            answer.set_result(LLMStatusCode.LLM_FAILED)
+        return answer

@@ -1,0 +1,99 @@
+"""The option dictionary of ``LLMDataDist.init``, read and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from . import checks
+from .cluster import parse_endpoint
+from .config import OWN_PREFIX
+from .errors import ParamInvalidError
+
+DEFAULT_SYNC_KV_TIMEOUT_MS = 1000
+
+
+@dataclass(frozen=True)
+class Options:
+    """What an instance is made with.
+
+    Attributes:
+        listen: (ip, port) to listen at, or None for an instance that only links to others.
+        remote_accessible: remote-accessible mode.
+        needs_local_ip: ``link_clusters`` wants the own address in each entry (``local_comm_res`` is empty or
+            not set).
+        sync_kv_timeout_ms: limit of one blocking push or pull.
+    """
+
+    device: int
+    listen: tuple[str, int] | None
+    remote_accessible: bool
+    needs_local_ip: bool
+    sync_kv_timeout_ms: int
+    keep_alive_ms: int
+    max_in_flight: int
+
+
+def read_options(options: object) -> Options:
+    """Raises as ``LLMDataDist.init`` says; in the order in which the original checks."""
+    given = checks.instance("init: options", options, dict, what="a dict of str to str")
+    _check_flow_graph_memory(given)
+    for key, value in given.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise TypeError(
+                f"init: option {key!r} is {value!r}, expected a str (LLMConfig spells True as '1')"
+            )
+    local_comm_res = given.get("llm.LocalCommRes")
+    implied = "1" if local_comm_res is not None else "0"
+    if given.get("llm.EnableCacheManager", implied) != "1":
+        raise ParamInvalidError(
+            "init: enable_cache_manager is off; set LLMConfig.enable_cache_manager or local_comm_res"
+            + (", which needs the cache manager" if local_comm_res is not None else "")
+        )
+    if "llm.TransferBackend" in given:
+        raise NotImplementedError(
+            "init: option transfer_backend (llm.TransferBackend) is not there yet; leave it unset"
+        )
+    for name, key in (("mem_pool_cfg", "llm.MemPoolConfig"), ("host_mem_pool_cfg", "llm.HostMemPoolConfig")):
+        if given.get(key):
+            raise NotImplementedError(
+                f"init: option {name} ({key}) is not there yet; register your own tensors"
+            )
+    listen = given.get("llm.listenIpInfo")
+    return Options(
+        device=_device(given),
+        listen=parse_endpoint("init: listen_ip_info", listen) if listen is not None else None,
+        remote_accessible=given.get("llm.EnableRemoteCacheAccessible", implied) == "1",
+        needs_local_ip=not local_comm_res,
+        sync_kv_timeout_ms=_number(
+            given, "sync_kv_timeout", "llm.SyncKvCacheWaitTime", DEFAULT_SYNC_KV_TIMEOUT_MS, low=1
+        ),
+        keep_alive_ms=_number(given, "keep_alive_ms", OWN_PREFIX + "KeepAliveMs", 3000, low=1),
+        max_in_flight=_number(given, "max_in_flight", OWN_PREFIX + "MaxInFlight", 256, low=1),
+    )
+
+
+def _check_flow_graph_memory(given: Mapping[object, object]) -> None:
+    key = "ge.flowGraphMemMaxSize"
+    if key in given:
+        value = checks.instance(f"init: option {key}", given[key], str)
+        if not (value.isascii() and value.isdigit()):
+            raise ParamInvalidError(f"init: option {key} is {value!r}, expected one number of bytes")
+
+
+def _device(given: Mapping[str, str]) -> int:
+    key = "ge.exec.deviceId"
+    if ";" in given.get(key, ""):
+        raise ParamInvalidError(f"init: device_id is {given[key]!r}, expected one device per instance")
+    return _number(given, "device_id", key, 0, low=0)
+
+
+def _number(given: Mapping[str, str], name: str, key: str, default: int, *, low: int) -> int:
+    text = given.get(key)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit()) or not low <= int(text) <= checks.INT32_MAX:
+        raise ParamInvalidError(
+            f"init: {name} ({key}) is {text!r}, expected a number from {low} to {checks.INT32_MAX}"
+        )
+    return int(text)

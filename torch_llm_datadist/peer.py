@@ -1,0 +1,135 @@
+"""One peer as the control thread sees it: its identity, the state of the link to it, and the channel to reach
+it.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+import zmq
+
+from . import wire
+from .cluster import endpoint
+from .errors import LLMStatusCode
+from .identity import Identity
+from .loop import LINGER_MS, ControlLoop
+
+
+class LinkState(Enum):
+    """CONNECTING → JOINING → LINKED → UNLINKING (asked the peer to close) or LEAVING (was asked) → CLOSED."""
+
+    CONNECTING = "connecting"
+    JOINING = "joining"
+    LINKED = "linked"
+    UNLINKING = "unlinking"
+    LEAVING = "leaving"
+    CLOSED = "closed"
+
+
+class Channel(Protocol):
+    def send(self, data: bytes) -> bool:
+        """False when the peer cannot be reached any more; never blocks."""
+
+    def close(self) -> None: ...
+
+
+class DealerChannel:
+    """The client's end: a socket of its own."""
+
+    def __init__(self, loop: ControlLoop, ip: str, port: int) -> None:
+        self._loop = loop
+        self.socket = loop.socket(zmq.DEALER)
+        try:
+            self.socket.setsockopt(zmq.IPV6, 1)
+            self.socket.setsockopt(zmq.LINGER, 0)
+            self.socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
+            self.socket.connect(f"tcp://{endpoint(ip, port)}")
+        except zmq.ZMQError:
+            loop.close_socket(self.socket)
+            raise
+
+    def send(self, data: bytes) -> bool:
+        return _send(self.socket, [data])
+
+    def close(self) -> None:
+        self._loop.close_socket(self.socket, LINGER_MS)
+
+
+class RouterChannel:
+    """The server's end: one route of the listening socket."""
+
+    def __init__(self, socket: zmq.Socket[bytes], route: bytes) -> None:
+        self._socket = socket
+        self.route = route
+
+    def send(self, data: bytes) -> bool:
+        return _send(self._socket, [self.route, data])
+
+    def close(self) -> None:
+        pass
+
+
+def _send(socket: zmq.Socket[bytes], frames: list[bytes]) -> bool:
+    try:
+        socket.send_multipart(frames, zmq.NOBLOCK)
+    except zmq.ZMQError:  # the queue is full, or the route is gone
+        return False
+    return True
+
+
+@dataclass(eq=False)
+class Peer:
+    """
+    Attributes:
+        address: where it listens, or where it came from.
+        link: handle of the native link; 0 before there is one.
+        announced: caches of this instance that were announced to it.
+        remote_caches: caches that it announced, by its cache id.
+        deadline: by when the current state must have ended; 0 for a state that may last.
+        attempt: result of ``link_clusters`` for it, in the states before LINKED.
+        unlinks: results of ``unlink_clusters`` for it.
+        syncs: answers that are awaited, by serial.
+        is_drained: it has closed its end: nothing of it can touch this instance's memory.
+    """
+
+    cluster_id: int
+    address: str
+    channel: Channel
+    state: LinkState
+    deadline: float
+    is_client_end: bool
+    identity: Identity | None = None
+    link: int = 0
+    announced: set[int] = field(default_factory=set)
+    remote_caches: dict[int, wire.CacheRecord] = field(default_factory=dict)
+    attempt: Future[LLMStatusCode] | None = None
+    unlinks: list[Future[LLMStatusCode]] = field(default_factory=list)
+    syncs: dict[int, Future[bool]] = field(default_factory=dict)
+    is_bye_sent: bool = False
+    is_unreachable: bool = False
+    is_drained: bool = False
+    departed_at: float = 0.0
+
+    def __str__(self) -> str:
+        pid = f", pid {self.identity.pid}" if self.identity else ""
+        return f"cluster {self.cluster_id} ({self.address}{pid})"
+
+    @property
+    def is_handshaking(self) -> bool:
+        return self.state in (LinkState.CONNECTING, LinkState.JOINING)
+
+    @property
+    def is_open(self) -> bool:
+        """This end of the link exists."""
+        return self.state in (LinkState.LINKED, LinkState.UNLINKING, LinkState.LEAVING)
+
+    def cannot_write(self) -> bool:
+        """Nothing of it can touch this instance's memory any more."""
+        return self.is_drained or (self.identity is not None and self.identity.is_gone())
+
+    def send(self, message: wire.Message) -> None:
+        if not self.channel.send(wire.encode(message)):
+            self.is_unreachable = True

@@ -1,0 +1,133 @@
+"""The caches that an instance has registered, and those it has withdrawn but must still hold."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .cache import Cache
+from .peer import Peer
+
+if TYPE_CHECKING:
+    from . import _C
+
+logger = logging.getLogger("torch_llm_datadist")
+
+
+@dataclass(frozen=True)
+class LocalCache:
+    """A registered cache. ``model_id`` is None when it was registered without a key."""
+
+    cache: Cache
+    model_id: int | None
+    tensor_bytes: int
+
+
+@dataclass(frozen=True)
+class HeldCacheInfo:
+    """A cache that was unregistered and whose memory is still held.
+
+    Attributes:
+        length_bytes: of all its tensors.
+        waiting_for: the peers that may still touch it, in words.
+    """
+
+    cache_id: int
+    length_bytes: int
+    waiting_for: tuple[str, ...]
+
+
+@dataclass(eq=False)
+class HeldCache:
+    """Keeps the tensors of a withdrawn cache alive until nobody can touch them any more.
+
+    Attributes:
+        waiting_for: peers that were announced the cache and have not confirmed that they dropped it.
+        is_announced: ``waiting_for`` is complete; the control thread fills it in.
+    """
+
+    local: LocalCache
+    waiting_for: list[Peer] = field(default_factory=list)
+    is_announced: bool = False
+
+    def is_free(self) -> bool:
+        """No peer can touch it any more."""
+        self.waiting_for = [peer for peer in self.waiting_for if not peer.cannot_write()]
+        return self.is_announced and not self.waiting_for
+
+    def info(self) -> HeldCacheInfo:
+        return HeldCacheInfo(
+            self.local.cache.cache_id,
+            self.local.tensor_bytes * len(self.local.cache.tensors),
+            tuple(str(peer) for peer in self.waiting_for),
+        )
+
+
+class CacheRegistry:
+    """Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._caches: dict[int, LocalCache] = {}
+        self._held: list[HeldCache] = []
+
+    def add(self, local: LocalCache) -> None:
+        with self._lock:
+            self._caches[local.cache.cache_id] = local
+
+    def find(self, cache: Cache) -> LocalCache | None:
+        with self._lock:
+            local = self._caches.get(cache.cache_id)
+        return local if local is not None and local.cache is cache else None
+
+    def withdraw(self, cache_id: int) -> HeldCache | None:
+        """Moves a cache from the registered ones to the held ones; None if it is not registered."""
+        with self._lock:
+            local = self._caches.pop(cache_id, None)
+            if local is None:
+                return None
+            held = HeldCache(local)
+            self._held.append(held)
+            return held
+
+    def reachable(self) -> list[LocalCache]:
+        """The caches to announce to peers, in the order of registration."""
+        with self._lock:
+            return [local for local in self._caches.values() if local.cache.remote_accessible]
+
+    def ids(self) -> list[int]:
+        with self._lock:
+            return list(self._caches)
+
+    def held(self) -> list[HeldCache]:
+        with self._lock:
+            return list(self._held)
+
+    def release_free(self, native: _C.Instance) -> None:
+        """Hands back the memory that neither a peer nor a transfer of this instance can touch."""
+        for held in self.held():
+            cache_id = held.local.cache.cache_id
+            if held.is_free() and not native.is_cache_in_use(cache_id):
+                native.release_cache(cache_id)
+                with self._lock:
+                    self._held.remove(held)
+
+
+# Memory that a peer may still write must not go back to the allocator when its instance ends; it lies here
+# until the peer is gone. A process that exits takes it along.
+_left_over: list[HeldCache] = []
+_left_over_lock = threading.Lock()
+
+
+def leave_over(held: list[HeldCache]) -> None:
+    with _left_over_lock:
+        _left_over.extend(held)
+
+
+def left_over_caches() -> list[HeldCacheInfo]:
+    """What ended instances of this process still hold; releases what has become free."""
+    with _left_over_lock:
+        _left_over[:] = [held for held in _left_over if not held.is_free()]
+        return [held.info() for held in _left_over]

@@ -1,0 +1,87 @@
+"""What exists of an instance between ``init`` and ``finalize``."""
+
+from __future__ import annotations
+
+import logging
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from . import _native, emulator
+from .errors import ParamInvalidError
+from .identity import own_identity
+from .link import LinkService
+from .options import read_options
+from .registry import CacheRegistry, leave_over, left_over_caches
+
+if TYPE_CHECKING:
+    from . import _C
+
+logger = logging.getLogger("torch_llm_datadist")
+
+
+class Running:
+    """The native instance, its links and its caches.
+
+    Args:
+        options: of ``LLMDataDist.init``, not checked yet.
+    """
+
+    def __init__(self, cluster_id: int, options: object) -> None:
+        self.options = read_options(options)
+        native = _native.load()
+        from .cache_manager import CacheManager
+
+        device = self.options.device
+        _check_device(device)
+        left_over_caches()
+        self.registry = CacheRegistry()
+        self.instance: _C.Instance = native.Instance(
+            device,
+            cluster_id,
+            keep_alive_ms=self.options.keep_alive_ms,
+            transfer_timeout_ms=self.options.sync_kv_timeout_ms,
+            max_in_flight=self.options.max_in_flight,
+        )
+        identity = own_identity(
+            cluster_id, device, remote_accessible=self.options.remote_accessible, cann=_cann_version(native)
+        )
+        self.links = LinkService(self.instance, native.Segment, identity, self.registry)
+        self.cache_manager = CacheManager(native, self.instance, self.links, self.registry, self.options)
+        self.listen_port: int | None = None
+        try:
+            if self.options.listen is not None:
+                self.listen_port = self.links.listen(*self.options.listen)
+        except BaseException:
+            self.close(0.0)
+            raise
+
+    def close(self, timeout_s: float) -> None:
+        self.cache_manager.close()
+        self.links.close(timeout_s)
+        held = self.registry.held()
+        for cache in held:
+            cache.is_announced = True  # nobody is left who could announce it
+        held = [cache for cache in held if not cache.is_free()]
+        if held:
+            leave_over(held)
+            logger.warning(
+                "finalize: the memory of %d caches stays held, because peers may still write it: %s",
+                len(held),
+                "; ".join(sorted({name for cache in held for name in cache.info().waiting_for})),
+            )
+        self.instance.close()
+
+
+def _check_device(device: int) -> None:
+    import torch_npu
+
+    count = torch_npu.npu.device_count()
+    if device >= count:
+        raise ParamInvalidError(f"init: device_id is {device}, this process sees {count} devices")
+
+
+def _cann_version(native: ModuleType) -> str:
+    if emulator.is_enabled():
+        return "emulated"
+    version = getattr(native, "runtime_version", None)
+    return str(version()) if version is not None else ""

@@ -1,0 +1,167 @@
+"""The control messages between two instances: msgpack, one frame each, at most 1 MiB.
+
+    client                     server
+    HELLO(identity)      ->
+                         <-    WELCOME(identity)  or  REFUSED(code, reason)
+    JOIN(page, caches)   ->                        memory is exported from here on
+                         <-    JOINED(page, caches)
+
+and then, either way, in any order:
+
+    ANNOUNCE(cache)             one more cache can be reached
+    WITHDRAW(cache_id)          stop using it …
+    WITHDRAWN(cache_id)         … done: nothing of mine touches it any more
+    SYNC(serial), SYNCED        asks whether all announcements up to now have been sent
+    BYE(reason)                 please close your end
+    CLOSED(reason)              my end is closed: nothing of mine is in flight any more
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from .identity import PROTOCOL_VERSION, Identity, Natural
+
+MAX_MESSAGE_BYTES = 2**20
+
+Positive: TypeAlias = Annotated[int, Meta(ge=1)]
+Text: TypeAlias = Annotated[str, Meta(max_length=4096)]
+
+
+class SegmentRecord(msgspec.Struct, array_like=True, frozen=True):
+    """Where memory lies for a peer. ``address`` is 0 for a peer in another process."""
+
+    handle: Annotated[bytes, Meta(max_length=4096)]
+    offset: Natural
+    address: Natural
+
+
+class CacheRecord(msgspec.Struct, frozen=True, kw_only=True):
+    cache_id: Positive
+    model_id: Natural | None
+    num_blocks: Positive
+    tensor_bytes: Positive
+    segments: Annotated[list[SegmentRecord], Meta(min_length=1, max_length=65536)]
+
+
+class _Message(msgspec.Struct, frozen=True, tag=str.lower, tag_field="type"):
+    pass
+
+
+class Hello(_Message, frozen=True, kw_only=True):
+    protocol: int = PROTOCOL_VERSION
+    wanted_cluster_id: Natural
+    identity: Identity
+
+
+class Welcome(_Message, frozen=True, kw_only=True):
+    protocol: int = PROTOCOL_VERSION
+    identity: Identity
+
+
+class Refused(_Message, frozen=True):
+    code: int
+    reason: Text
+
+
+class Join(_Message, frozen=True):
+    link: Natural
+    page: SegmentRecord
+    caches: Annotated[list[CacheRecord], Meta(max_length=65536)]
+
+
+class Joined(_Message, frozen=True):
+    link: Natural
+    page: SegmentRecord
+    caches: Annotated[list[CacheRecord], Meta(max_length=65536)]
+
+
+class Announce(_Message, frozen=True):
+    cache: CacheRecord
+
+
+class Withdraw(_Message, frozen=True):
+    cache_id: Positive
+
+
+class Withdrawn(_Message, frozen=True):
+    cache_id: Positive
+
+
+class Sync(_Message, frozen=True):
+    serial: Natural
+
+
+class Synced(_Message, frozen=True):
+    serial: Natural
+
+
+class Bye(_Message, frozen=True):
+    reason: Text
+
+
+class Closed(_Message, frozen=True):
+    reason: Text
+
+
+Message: TypeAlias = (
+    Hello | Welcome | Refused | Join | Joined | Announce | Withdraw | Withdrawn | Sync | Synced | Bye | Closed
+)
+
+
+class _Greeting(msgspec.Struct):
+    """The part of a HELLO or WELCOME that every version of the protocol has."""
+
+    type: str
+    protocol: int
+
+
+class MalformedMessageError(ValueError):
+    """The bytes are no message of this protocol."""
+
+
+class OtherProtocolError(ValueError):
+    """A greeting of another version of the protocol."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"protocol version {version}")
+        self.version = version
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Message)
+_greeting_decoder = msgspec.msgpack.Decoder(_Greeting)
+
+
+def encode(message: Message) -> bytes:
+    data = _encoder.encode(message)
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise ValueError(
+            f"a {type(message).__name__} message has {len(data)} bytes, the limit is {MAX_MESSAGE_BYTES}; "
+            "register fewer tensors per instance"
+        )
+    return data
+
+
+def decode(data: bytes) -> Message:
+    """Raises ``OtherProtocolError`` or ``MalformedMessageError``, and nothing else."""
+    try:
+        message: Message = _decoder.decode(data)
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        version = _greeting_version(data)
+        if version is not None and version != PROTOCOL_VERSION:
+            raise OtherProtocolError(version) from None
+        raise MalformedMessageError(str(error)) from None
+    if isinstance(message, (Hello, Welcome)) and message.protocol != PROTOCOL_VERSION:
+        raise OtherProtocolError(message.protocol)
+    return message
+
+
+def _greeting_version(data: bytes) -> int | None:
+    try:
+        return _greeting_decoder.decode(data).protocol
+    except (msgspec.MsgspecError, RecursionError, ValueError):
+        return None
