@@ -1,6 +1,7 @@
 // The torch ops: schemas, and bodies that check, call down and queue local gates on the caller's stream. The
 // bytes move on streams of the link.
 #include <ATen/core/Tensor.h>
+#include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 #include <torch_npu/csrc/core/npu/NPUGraphsUtils.h>
 #include <torch_npu/csrc/core/npu/NPUStream.h>
@@ -16,10 +17,13 @@ namespace {
 
 using Gates = Binding::Gates;
 
+// The current stream of a device, with that device current: the caller's may be another one.
 struct StreamInUse {
+  c10::DeviceGuard guard;
   aclrtStream raw;
   explicit StreamInUse(int device)
-      : raw(c10_npu::getCurrentNPUStream(static_cast<c10::DeviceIndex>(device)).stream(false)) {}
+      : guard(c10::Device(c10::DeviceType::PrivateUse1, static_cast<c10::DeviceIndex>(device))),
+        raw(c10_npu::getCurrentNPUStream(static_cast<c10::DeviceIndex>(device)).stream(false)) {}
 };
 
 void require_no_capture(const StreamInUse& stream, const char* asked) {

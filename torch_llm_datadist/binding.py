@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -24,17 +25,14 @@ class Task:
     """
 
     def __init__(self, number: int) -> None:
+        native = _native.load()
         self.number = number
-        self.ticket = _native.load().task_ticket(number)
+        self.ticket: int = native.task_ticket(number)
+        weakref.finalize(self, native.task_free, number).atexit = False
 
     def state(self) -> TransferState:
         """Polls; never blocks."""
         return TransferState(*_native.load().task_state(self.number))
-
-    def __del__(self) -> None:
-        native = _native.loaded()
-        if native is not None and hasattr(self, "number"):
-            native.task_free(self.number)
 
     def __repr__(self) -> str:
         return f"Task({self.number}, ticket={self.ticket})"
@@ -54,7 +52,10 @@ class Binding:
 
     def __init__(self, device: int, layers: Iterable[int], timeout_s: float = 60.0) -> None:
         self.layers = tuple(layers)
-        self.id = _native.load().binding_create(device, self.layers, _milliseconds(timeout_s))
+        native = _native.load()
+        self.id: int = native.binding_create(device, self.layers, _milliseconds(timeout_s))
+        self._close = weakref.finalize(self, native.binding_destroy, self.id)
+        self._close.atexit = False
 
     def bind(
         self,
@@ -86,12 +87,7 @@ class Binding:
 
     def close(self) -> None:
         """Frees the binding; streams that still hold its gates keep them until they have passed. Idempotent."""
-        native = _native.loaded()
-        if native is not None and getattr(self, "id", None) is not None:
-            native.binding_destroy(self.id)
-
-    def __del__(self) -> None:
-        self.close()
+        self._close()
 
     def __repr__(self) -> str:
         return f"Binding({self.id}, layers={self.layers})"

@@ -223,7 +223,7 @@ void Link::tick(const Tick& tick) {
     retired_epochs_[ticket->use().slot] = ticket->use().epoch;
     std::erase(tickets_, ticket);
   }
-  if (!alive) feeder_->request_stop();
+  if (is_over()) feeder_->request_stop();
   send_mail(tick);
 }
 
@@ -281,7 +281,7 @@ void Link::send_mail(const Tick& tick) {
   }
   // The last word: the link is over and its streams are drained, so nothing more will be written to that
   // page.
-  if (!is_alive() && feeder_->has_stopped()) {
+  if (is_over() && feeder_->has_stopped()) {
     write(offsetof(Mail, state), kEndIsClosed);
     acl::symbols().aclrtSynchronizeStreamWithTimeout(tick.mail, 1000);
     std::lock_guard lock(mutex_);

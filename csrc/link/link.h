@@ -98,6 +98,7 @@ class Link : public std::enable_shared_from_this<Link> {
     uint64_t value;
   };
 
+  bool is_over() const { return state_.load(std::memory_order_acquire) >= kDead; }
   void read_mail(const Tick& tick);
   void watch_heartbeat(const Tick& tick);
   void send_mail(const Tick& tick);

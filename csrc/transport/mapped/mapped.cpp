@@ -18,12 +18,17 @@ namespace {
 class AllocatorScope {
  public:
   explicit AllocatorScope(int device) {
-    DATADIST_ACL(c10_npu::SetDevice(device));
+    DATADIST_ACL(c10_npu::GetDevice(&previous_));
+    DATADIST_ACL(c10_npu::SetDevice(static_cast<c10::DeviceIndex>(device)));
     DATADIST_ACL(aclrtSetDevice(device));
   }
+  ~AllocatorScope() { c10_npu::SetDevice(static_cast<c10::DeviceIndex>(previous_)); }
+  AllocatorScope(const AllocatorScope&) = delete;
+  AllocatorScope& operator=(const AllocatorScope&) = delete;
 
  private:
-  acl::ContextScope restore_;
+  acl::ContextScope restore_;  // last, after torch_npu's own record
+  int32_t previous_ = 0;
 };
 
 class MappedTransport : public Transport {
