@@ -37,7 +37,10 @@ class TerminatedError(Exception):
 
 def run(command_line: CommandLine) -> int:
     """Runs the demo; returns the exit status."""
-    is_emulated = os.environ.get(EMULATE, "0") not in ("", "0") or not emulator.has_npu()
+    wanted = emulator.is_wanted()
+    is_emulated = not emulator.has_npu() if wanted is None else wanted
+    if is_emulated:
+        emulator.enable()  # In the workers; here it only makes sure, early, that the emulator is built.
     children: list[Child] = []
     previous = {
         number: signal.signal(number, _raise_terminated) for number in (signal.SIGTERM, signal.SIGHUP)
