@@ -55,7 +55,7 @@ class Control:
     def listen(self, ip: str, port: int) -> int:
         """Starts to listen; returns the port."""
         router = self.loop.socket(zmq.ROUTER)
-        router.setsockopt(zmq.IPV6, 1)
+        router.setsockopt(zmq.IPV6, ":" in ip)
         router.setsockopt(zmq.LINGER, 0)
         router.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)

@@ -43,7 +43,7 @@ class DealerChannel:
         self._loop = loop
         self.socket = loop.socket(zmq.DEALER)
         try:
-            self.socket.setsockopt(zmq.IPV6, 1)
+            self.socket.setsockopt(zmq.IPV6, ":" in ip)
             self.socket.setsockopt(zmq.LINGER, 0)
             self.socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
             self.socket.connect(f"tcp://{endpoint(ip, port)}")
