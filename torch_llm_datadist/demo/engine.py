@@ -10,13 +10,14 @@ import torch_llm_datadist as datadist
 from torch_llm_datadist.demo.channel import Channel, Inbox
 from torch_llm_datadist.demo.model import allocate_blocks, build_model
 from torch_llm_datadist.demo.options import Options
+from torch_llm_datadist.errors import NotYetLinkError
 
 CLUSTER_IDS = {"prefill": 1, "decode": 2}
 DEVICES = {"prefill": 0, "decode": 1}
 CACHE_MODEL_ID = 0
 LINK_TIMEOUT_MS = 20_000
 # A transfer's deadline covers the prefill that makes its layers. A lost peer is noticed long before.
-TRANSFER_TIMEOUT_MS = 120_000
+TRANSFER_TIMEOUT_S = 120.0
 
 
 class PeerLostError(Exception):
@@ -45,7 +46,6 @@ class Engine:
         config.device_id = DEVICES[role]
         config.enable_cache_manager = True
         config.enable_remote_cache_accessible = True
-        config.sync_kv_timeout = TRANSFER_TIMEOUT_MS
         if role == "decode":
             config.listen_ip_info = "127.0.0.1:0"
         self.datadist.init(config.generate_options())
@@ -61,10 +61,10 @@ class Engine:
     def peer_cluster_id(self) -> int:
         return CLUSTER_IDS[self.peer_role]
 
-    def bind(self, transfers: Sequence[object]) -> None:
+    def bind(self, transfers: Sequence[datadist.Task | int]) -> None:
         """Joins the transfers to the next forward. A layer dropped on purpose is named: none waits for it."""
         dropped = [self.options.sabotaged_layer] if self.options.sabotage == "drop-layer" else []
-        self.binding.bind(transfers, open_layers=dropped)
+        self.binding.bind(transfers, open_layers=dropped, timeout_s=TRANSFER_TIMEOUT_S)
 
     def wait_for_stream(self) -> None:
         """Waits until the stream has done all that is queued, but not on behalf of a peer that is lost."""
@@ -85,4 +85,7 @@ class Engine:
 
     def check_peer(self) -> None:
         """Ends this worker if the library's watchdog has found its peer dead or frozen."""
-        raise NotImplementedError
+        try:
+            self.datadist.link_id(self.peer_cluster_id)
+        except NotYetLinkError as error:
+            raise PeerLostError(f"lost its peer {self.peer_role}: {error}") from error

@@ -8,7 +8,7 @@ import torch_llm_datadist as datadist
 from torch_llm_datadist import emulator
 from torch_llm_datadist.demo import model as demo_model
 from torch_llm_datadist.demo.compare import Generated
-from torch_llm_datadist.demo.engine import CACHE_MODEL_ID, LINK_TIMEOUT_MS, TRANSFER_TIMEOUT_MS, Engine
+from torch_llm_datadist.demo.engine import CACHE_MODEL_ID, LINK_TIMEOUT_MS, TRANSFER_TIMEOUT_S, Engine
 from torch_llm_datadist.demo.model import Generation, allocate_blocks
 from torch_llm_datadist.demo.paged_cache import PagedCache
 from torch_llm_datadist.demo.sabotage import push_hooks, wrong_table
@@ -49,7 +49,7 @@ def prefill_and_push(engine: Engine, dst_blocks: Sequence[int]) -> float:
     table = wrong_table(dst_blocks) if options.sabotage == "swap" else dst_blocks
     key = datadist.BlocksCacheKey(engine.peer_cluster_id, CACHE_MODEL_ID)
     task = engine.datadist.cache_manager.prepare_push(
-        key, engine.cache, src_blocks, table, timeout=TRANSFER_TIMEOUT_MS
+        key, engine.cache, src_blocks, table, timeout_s=TRANSFER_TIMEOUT_S
     )
     engine.channel.send("ticket", to="decode", ticket=task.ticket)
     if options.sabotage == "no-wait":
