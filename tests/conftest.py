@@ -1,0 +1,30 @@
+"""The whole suite runs on emulated NPUs where no Ascend device is, and unchanged on real ones.
+
+pytest imports this file before any test module, so before torch; with pytest-xdist, in each worker.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.peers import peers as peers
+from torch_llm_datadist import emulator
+
+if emulator.is_wanted() or (emulator.is_wanted() is None and not emulator.has_npu()):
+    emulator.enable()
+
+# They test the emulator itself, which does not run in a process that uses a real device.
+collect_ignore_glob = [] if emulator.is_enabled() else ["test_emulator*.py"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs_npu: cannot be emulated; FAIL_WITHOUT_NPU=1 fails it instead of skipping")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("needs_npu") and emulator.is_enabled():
+        if os.environ.get("FAIL_WITHOUT_NPU", "0") != "0":
+            pytest.fail("needs a real NPU")
+        pytest.skip("needs a real NPU")
