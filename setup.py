@@ -1,8 +1,8 @@
 """Builds the three native parts with ninja, on any machine: no CANN, no NPU and no import of torch_npu needed.
 
-  plugin     torch_llm_datadist/_C*.so            the ops and everything under them
-  emulator   torch_llm_datadist/emulator/lib/     libascendcl.so and its companions, on a plain CPU
-  aten       torch_llm_datadist/emulator/_aten.so aten compute on emulated device memory
+plugin     torch_llm_datadist/_C*.so            the ops and everything under them
+emulator   torch_llm_datadist/emulator/lib/     libascendcl.so and its companions, on a plain CPU
+aten       torch_llm_datadist/emulator/_aten.so aten compute on emulated device memory
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ COMPANIONS = ("hccl", "acl_op_compiler", "ge_runner", "graph", "acl_tdt_channel"
 def package_dir(name: str) -> Path:
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
-        raise SystemExit(f"setup.py: {name} is not installed for {sys.executable}; pip install {name}==2.13.0")
+        raise SystemExit(
+            f"setup.py: {name} is not installed for {sys.executable}; pip install {name}==2.13.0"
+        )
     return Path(spec.origin).parent
 
 
@@ -63,7 +65,13 @@ class NinjaFile:
         ]
 
     def shared(
-        self, target: str, out: Path, sources: list[Path], cflags: str, ldflags: str, after: Path | None = None
+        self,
+        target: str,
+        out: Path,
+        sources: list[Path],
+        cflags: str,
+        ldflags: str,
+        after: Path | None = None,
     ) -> None:
         objects = []
         for source in sources:
@@ -109,13 +117,15 @@ def write_ninja(build: Path, package: Path) -> None:
     emulator = [lib / "libascendcl.so"]
     ninja.shared(
         "emulator", emulator[0], cpp_in("emulator"), f"{common} {acl} -I{ROOT}/csrc",
-        "-Wl,-soname,libascendcl.so -Wl,-z,defs -pthread -ldl -lrt",
+        f"-Wl,-soname,libascendcl.so -Wl,-z,defs -Wl,--version-script={ROOT}/csrc/emulator/exports.map -pthread",
     )  # fmt: skip
     for name in COMPANIONS:
         emulator.append(lib / f"lib{name}.so")
         # NEEDED as in CANN: torch_npu looks for runtime functions through libacl_op_compiler's handle, too.
         flags = f"-Wl,-soname,lib{name}.so -nostdlib -x c++ /dev/null -L{lib} -Wl,--no-as-needed -lascendcl"
-        ninja.shared("emulator", emulator[-1], [], common, f"{flags} -Wl,-rpath,'$$ORIGIN'", after=emulator[0])
+        ninja.shared(
+            "emulator", emulator[-1], [], common, f"{flags} -Wl,-rpath,'$$ORIGIN'", after=emulator[0]
+        )
 
     aten = package / "emulator" / "_aten.so"
     ninja.shared("aten", aten, cpp_in("emulator_aten"), f"{common} {with_torch} -I{ROOT}/csrc", link_torch)
@@ -138,7 +148,11 @@ class NinjaBuild(build_ext):
     """One ninja run instead of setuptools' compiler calls; BUILD_TARGETS picks parts of it."""
 
     def run(self) -> None:
-        build = ROOT / "build" / f"ninja-{sysconfig.get_platform()}-{sys.version_info.major}{sys.version_info.minor}"
+        build = (
+            ROOT
+            / "build"
+            / f"ninja-{sysconfig.get_platform()}-{sys.version_info.major}{sys.version_info.minor}"
+        )
         # Built into the tree in either case: in-place use needs nothing more, a wheel copies from there.
         package = ROOT / "torch_llm_datadist"
         (package / "emulator" / "lib").mkdir(parents=True, exist_ok=True)
