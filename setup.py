@@ -1,4 +1,4 @@
-"""Builds the three native parts with ninja, on any machine: no CANN, no NPU and no import of torch_npu needed.
+"""Builds the three native parts with ninja, on any machine: no CANN, no NPU, no import of torch_npu needed.
 
 plugin     torch_llm_datadist/_C*.so            the ops and everything under them
 emulator   torch_llm_datadist/emulator/lib/     libascendcl.so and its companions, on a plain CPU
@@ -117,7 +117,8 @@ def write_ninja(build: Path, package: Path) -> None:
     emulator = [lib / "libascendcl.so"]
     ninja.shared(
         "emulator", emulator[0], cpp_in("emulator"), f"{common} {acl} -I{ROOT}/csrc",
-        f"-Wl,-soname,libascendcl.so -Wl,-z,defs -Wl,--version-script={ROOT}/csrc/emulator/exports.map -pthread",
+        "-Wl,-soname,libascendcl.so -Wl,-z,defs -pthread "
+        f"-Wl,--version-script={ROOT}/csrc/emulator/exports.map",
     )  # fmt: skip
     for name in COMPANIONS:
         emulator.append(lib / f"lib{name}.so")

@@ -1,4 +1,4 @@
-"""The emulated libascendcl.so by ctypes, without torch: for tests of the emulator and for the peers they start."""
+"""The emulated libascendcl.so by ctypes, without torch: for the emulator's tests and for their peers."""
 
 from __future__ import annotations
 

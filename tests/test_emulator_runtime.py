@@ -131,7 +131,7 @@ def peer(program: str, **environment: str) -> Iterator[Peer]:
         started.process.communicate()
 
 
-# --- the table of entry points -------------------------------------------------------------------------------
+# --- the table of entry points ---
 
 
 def symbols(path: Path, *flags: str) -> set[str]:
@@ -239,7 +239,7 @@ def test_machine_says_atlas_a2_with_cann_9_1(library: Acl) -> None:
         assert library.last_out("aclGetDeviceCapability", 0, info, kind=ctypes.c_int64) > 0
 
 
-# --- devices and contexts -------------------------------------------------------------------------------------
+# --- devices and contexts ---
 
 
 def test_devices_are_eight_unless_the_environment_says_otherwise() -> None:
@@ -360,7 +360,7 @@ def test_stream_of_another_context_is_107003(acl: Acl) -> None:
     acl.synchronize(stream)
 
 
-# --- streams ---------------------------------------------------------------------------------------------------
+# --- streams ---
 
 
 def test_submit_returns_before_the_work_runs(acl: Acl) -> None:
@@ -588,7 +588,7 @@ def test_host_waits_do_not_burn_a_core(acl: Acl) -> None:
     acl.aclrtSynchronizeDevice()
 
 
-# --- failing tasks ---------------------------------------------------------------------------------------------
+# --- failing tasks ---
 
 
 def fail_a_copy(acl: Acl, stream: int, code: int = c.LINK_ERROR) -> None:
@@ -680,7 +680,7 @@ def test_host_that_waits_for_an_event_of_a_stopped_stream_gets_the_code(acl: Acl
     assert acl.code.aclrtSynchronizeEventWithTimeout(event, DEADLINE_S * 1000) == c.LINK_ERROR
 
 
-# --- events ----------------------------------------------------------------------------------------------------
+# --- events ---
 
 
 def status_of(acl: Acl, event: int) -> int:
@@ -850,7 +850,7 @@ def test_event_wait_with_timeout_is_a_task_error(acl: Acl) -> None:
     assert acl.code.aclrtSynchronizeStreamWithTimeout(stream, DEADLINE_S * 1000) == c.WAIT_TIMEOUT
 
 
-# --- value write and value wait --------------------------------------------------------------------------------
+# --- value write and value wait ---
 
 
 @pytest.mark.parametrize(
@@ -919,7 +919,7 @@ def test_memory_freed_under_a_value_wait_is_a_task_error(acl: Acl) -> None:
     assert acl.code.aclrtSynchronizeStreamWithTimeout(stream, DEADLINE_S * 1000) == c.COPY_ENGINE
 
 
-# --- host functions --------------------------------------------------------------------------------------------
+# --- host functions ---
 
 HostFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
@@ -1009,7 +1009,7 @@ def test_process_report_without_subscription_is_107012(acl: Acl) -> None:
     assert acl.code.aclrtProcessReport(1) == 107012
 
 
-# --- memory ----------------------------------------------------------------------------------------------------
+# --- memory ---
 
 
 def test_device_address_cannot_be_touched_by_the_host() -> None:
@@ -1139,7 +1139,7 @@ def test_freed_memory_is_given_back_to_the_host(acl: Acl) -> None:
     assert descriptors() == before
 
 
-# --- copies ----------------------------------------------------------------------------------------------------
+# --- copies ---
 
 
 def test_copies_between_all_places_move_the_bytes(acl: Acl) -> None:
@@ -1331,7 +1331,7 @@ def test_memset_checks_and_sets(acl: Acl) -> None:
     assert acl.code.aclrtMemsetAsync(ctypes.addressof(buffer), 64, 0, 64, None) == c.INVALID_PARAM
 
 
-# --- memory between processes ----------------------------------------------------------------------------------
+# --- memory between processes ---
 
 EXPORTER = """
 acl.aclrtSetDevice(0)
@@ -1556,7 +1556,7 @@ def test_nothing_is_left_behind_after_sigkill(acl: Acl) -> None:
     assert during - before == set()
 
 
-# --- faults and delays -----------------------------------------------------------------------------------------
+# --- faults and delays ---
 
 
 def test_nth_call_can_be_made_to_fail_and_does_nothing(acl: Acl) -> None:
@@ -1665,7 +1665,7 @@ def test_stats_count_what_is_alive(acl: Acl) -> None:
     assert [b - a for a, b in zip(before, after, strict=True)][:5] == [1, MIB, 0, 1, 1]
 
 
-# --- the life of a process -------------------------------------------------------------------------------------
+# --- the life of a process ---
 
 
 def test_forked_child_is_refused_by_name() -> None:
