@@ -977,6 +977,16 @@ def test_host_function_must_not_submit_wait_or_allocate(acl: Acl) -> None:
     assert codes == [c.UNSUPPORTED] * 3
 
 
+def test_host_function_can_fail_its_task(acl: Acl) -> None:
+    stream = acl.stream(stop_on_failure=True)
+    function = HostFunction(lambda _: acl.library.emuFailRunningTask(507035))
+
+    acl.aclrtLaunchHostFunc(stream, function, None)
+
+    assert acl.code.aclrtSynchronizeStream(stream) == 507035
+    assert acl.code.emuFailRunningTask(507035) == 100000
+
+
 def test_callback_runs_on_the_thread_that_subscribed(acl: Acl) -> None:
     stream = acl.stream()
     seen: list[int] = []

@@ -36,6 +36,10 @@ EMU_API int emuFailNext(const char* function, int nth, int code);
 // One such fault at a time; nth 0 disarms.
 EMU_API int emuFailTask(void* stream, int nth, int code);
 
+// From inside a host function (aclrtLaunchHostFunc): its task ends with `code`, as a kernel that failed
+// would. Emulated compute reports that way. 100000 from anywhere else.
+EMU_API int emuFailRunningTask(int code);
+
 // How often the entry point was called; -1 when there is no such one.
 EMU_API int64_t emuCalls(const char* function);
 

@@ -4,6 +4,7 @@
 #include "emulator/host_function.h"
 
 #include "emulator/context.h"
+#include "emulator/emu.h"
 #include "emulator/entry.h"
 #include "emulator/runtime.h"
 #include "emulator/stream.h"
@@ -87,6 +88,13 @@ aclError serve(Stream& stream, const std::shared_ptr<Report>& report, bool block
 
 using namespace emu;
 
+int emuFailRunningTask(int code) {
+  Thread& self = Thread::self();
+  if (!self.in_host_function) return ACL_ERROR_INVALID_PARAM;
+  self.host_function_result = code;
+  return ACL_SUCCESS;
+}
+
 aclError aclrtLaunchHostFunc(aclrtStream stream, aclrtHostFunc fn, void* args) {
   return ENTER(aclrtLaunchHostFunc, {
     not_null(reinterpret_cast<void*>(fn), "fn");
@@ -95,8 +103,9 @@ aclError aclrtLaunchHostFunc(aclrtStream stream, aclrtHostFunc fn, void* args) {
       // One at a time per context, as the one thread that the real runtime has for them would.
       std::lock_guard turn(runs.context().host_functions);
       InHostFunction marked;
+      Thread::self().host_function_result = ACL_SUCCESS;
       fn(args);
-      return ACL_SUCCESS;
+      return Thread::self().host_function_result;
     }));
     return ACL_SUCCESS;
   });

@@ -7,8 +7,8 @@
 namespace emu {
 
 void IpcKey::print(char* out) const {
-  std::snprintf(out, kLength, "emu:%08x:%010" PRIx64 ":%06x:%04x:%08x:%016" PRIx64, pid, started,
-                ledger_fd, slot, generation, secret);
+  std::snprintf(out, kLength, "emu:%08x:%010" PRIx64 ":%06x:%04x:%08x:%016" PRIx64, pid, started, ledger_fd,
+                slot, generation, secret);
   // All 65 bytes travel; the filler keeps them defined.
   const size_t used = std::strlen(out);
   std::memset(out + used, '=', kLength - 1 - used);
@@ -16,10 +16,10 @@ void IpcKey::print(char* out) const {
 }
 
 bool IpcKey::parse(const char* text, IpcKey& out) {
-  const auto fields = std::sscanf(
-      text, "emu:%8" SCNx32 ":%10" SCNx64 ":%6" SCNx32 ":%4" SCNx32 ":%8" SCNx32 ":%16" SCNx64,
-      reinterpret_cast<uint32_t*>(&out.pid), &out.started, reinterpret_cast<uint32_t*>(&out.ledger_fd),
-      &out.slot, &out.generation, &out.secret);
+  const auto fields =
+      std::sscanf(text, "emu:%8" SCNx32 ":%10" SCNx64 ":%6" SCNx32 ":%4" SCNx32 ":%8" SCNx32 ":%16" SCNx64,
+                  reinterpret_cast<uint32_t*>(&out.pid), &out.started,
+                  reinterpret_cast<uint32_t*>(&out.ledger_fd), &out.slot, &out.generation, &out.secret);
   return fields == 6 && strnlen(text, kLength) == kLength - 1 && out.slot < 4096;
 }
 

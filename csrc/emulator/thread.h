@@ -14,6 +14,7 @@ class Context;
 struct Thread {
   std::shared_ptr<Context> context;
   bool in_host_function = false;
+  aclError host_function_result = ACL_SUCCESS;  // what the running host function's task ends with
   aclError last_error = ACL_SUCCESS;
   std::string message;       // waits for aclGetRecentErrMsg
   std::string message_held;  // what aclGetRecentErrMsg handed out: valid until its next call
