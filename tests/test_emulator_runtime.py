@@ -51,6 +51,9 @@ class Gate:
         self.acl.write_word(self.word, 1)
 
 
+HostFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
 def code_of(call: Callable[[], object]) -> int:
     with pytest.raises(AclError) as error:
         call()
@@ -324,6 +327,28 @@ def test_destroyed_or_made_up_context_is_refused(acl: Acl) -> None:
     assert acl.code.aclrtDestroyContext(context) == c.BAD_HANDLE
 
 
+def test_destroy_context_ends_its_streams_and_waits_for_what_runs(acl: Acl) -> None:
+    mine = acl.out("aclrtGetCurrentContext")
+    context = acl.context(0)
+    stream = acl.stream()
+    inside, ended = threading.Event(), []
+    function = HostFunction(lambda _: (inside.set(), release.wait(DEADLINE_S), ended.append(True))[0])
+    release = threading.Event()
+    acl.aclrtLaunchHostFunc(stream, function, None)
+    assert inside.wait(DEADLINE_S)
+
+    destroying = in_thread(lambda: acl.aclrtDestroyContext(context))
+    destroying.join(FEW_MS / 1000)
+    assert destroying.is_alive()
+    release.set()
+    joined(destroying)
+
+    assert ended == [True]
+    assert acl.code.aclrtSynchronizeStream(stream) == c.NO_CONTEXT
+    acl.aclrtSetCurrentContext(mine)
+    assert acl.code.aclrtSynchronizeStream(stream) == c.BAD_HANDLE
+
+
 def test_primary_context_is_not_destroyed_by_destroy_context(library: Acl) -> None:
     codes: list[int] = []
 
@@ -382,8 +407,7 @@ def test_stream_runs_in_order(acl: Acl) -> None:
     stream = acl.stream()
     count = 500
     ran: list[int] = []
-    function_type = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-    note = function_type(lambda n: ran.append(n or 0))
+    note = HostFunction(lambda n: ran.append(n or 0))
 
     for i in range(count):
         acl.aclrtLaunchHostFunc(stream, note, i)
@@ -443,18 +467,18 @@ def test_synchronize_device_waits_for_all_streams_of_the_context(acl: Acl) -> No
 
 
 def test_worker_threads_start_with_the_first_task(acl: Acl) -> None:
-    def threads() -> int:
-        return len(os.listdir("/proc/self/task"))
+    def workers() -> set[str]:
+        return {comm.read_text().strip() for comm in Path("/proc/self/task").glob("*/comm")} & names
 
-    before = threads()
     streams = [acl.stream() for _ in range(200)]
-    unused = threads()
+    names = {f"npu-stream-{acl.last_out('aclrtStreamGetId', stream)}" for stream in streams}
+    unused = workers()
     word = acl.malloc(64)
     acl.aclrtValueWrite(word, 1, 0, streams[0])
     acl.synchronize(streams[0])
 
-    assert unused == before
-    assert threads() == before + 1
+    assert unused == set()
+    assert len(workers()) == 1
 
 
 def test_submitter_blocks_when_2048_tasks_are_queued(acl: Acl) -> None:
@@ -921,8 +945,6 @@ def test_memory_freed_under_a_value_wait_is_a_task_error(acl: Acl) -> None:
 
 # --- host functions ---
 
-HostFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-
 
 def test_host_function_runs_in_stream_order_on_another_thread(acl: Acl) -> None:
     stream = acl.stream()
@@ -1139,14 +1161,17 @@ def test_device_memory_has_a_limit_and_mem_info_tells_it() -> None:
 
 
 def test_freed_memory_is_given_back_to_the_host(acl: Acl) -> None:
-    def descriptors() -> int:
-        return len(os.listdir("/proc/self/fd"))
+    def held() -> tuple[int, int]:
+        return len(os.listdir("/proc/self/fd")), Path("/proc/self/maps").read_text().count("\n")
 
-    before = descriptors()
-    for _ in range(50):
+    acl.aclrtFree(acl.malloc(MIB))
+    descriptors, areas = held()
+    for _ in range(200):
         acl.aclrtFree(acl.malloc(MIB))
+        acl.aclrtFreeHost(acl.malloc_host(64))
 
-    assert descriptors() == before
+    assert held()[0] == descriptors
+    assert held()[1] < areas + 20
 
 
 # --- copies ---

@@ -123,6 +123,7 @@ void AddressSpace::map(Place place, uintptr_t base, size_t mapped, int fd, uint6
 void AddressSpace::unmap(Place place, uintptr_t base, size_t mapped) {
   void* at = place == Place::Pinned ? reinterpret_cast<void*>(base) : alias(base);
   mmap(at, mapped, PROT_NONE, kReserve | MAP_FIXED, -1, 0);  // back into the reservation
+  madvise(at, mapped, MADV_DONTDUMP);  // like its neighbours, so that the kernel makes one area of them again
 }
 
 std::shared_ptr<Block> AddressSpace::publish(std::shared_ptr<Block> block) {

@@ -82,10 +82,12 @@ void Context::synchronize(int32_t timeout_ms) {
   for (const auto& stream : streams()) stream->synchronize(deadline);
 }
 
-void Context::destroy() {
+void Context::destroy(Deadline deadline) {
   if (destroyed_.exchange(true)) return;
-  for (const auto& stream : streams()) {
-    stream->close();
+  const auto ended = streams();
+  for (const auto& stream : ended) stream->close();
+  for (const auto& stream : ended) {
+    stream->wait_for_worker(deadline);
     remove_stream(stream);
   }
   std::lock_guard lock(mutex_);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "emulator/acl_headers.h"
+#include "emulator/signal.h"
 
 namespace emu {
 
@@ -17,6 +18,9 @@ class Stream;
 // Streams that fail together. The plugin's links rely on one rule: what happens in a context stays in it.
 class Context : public std::enable_shared_from_this<Context> {
  public:
+  // A user's host function that never returns must not keep a process from exiting.
+  static constexpr auto kPatience = std::chrono::seconds(5);
+
   static std::shared_ptr<Context> create(Device& device, bool primary);
   ~Context();
 
@@ -33,8 +37,8 @@ class Context : public std::enable_shared_from_this<Context> {
 
   // Waits for all streams of this context; throws what the first failing one says.
   void synchronize(int32_t timeout_ms);
-  // Ends all streams without running what is queued. Idempotent.
-  void destroy();
+  // Ends all streams without running what is queued, and waits until what runs has ended. Idempotent.
+  void destroy(Deadline deadline = Clock::now() + kPatience);
   bool destroyed() const { return destroyed_.load(std::memory_order_relaxed); }
   std::vector<std::shared_ptr<Stream>> streams() const;
 

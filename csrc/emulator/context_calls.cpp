@@ -24,6 +24,9 @@ aclError aclrtDestroyContext(aclrtContext context) {
       fail(ACL_ERROR_RT_PARAM_INVALID, "the primary context of device %d ends with aclrtResetDevice",
            ended->device.id);
     }
+    if (Thread::self().in_host_function) {
+      fail(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, "called from inside a host function");
+    }
     ended->destroy();
     if (Thread::self().context == ended) Thread::self().context = nullptr;
     return ACL_SUCCESS;

@@ -25,11 +25,13 @@ aclError check_reach(const Block& block, const Device& from, std::string& why) {
 }
 
 // Words are moved whole: a copy of 8 bytes is how a flag is written where a value write is refused.
-bool move_word(std::byte* dst, const std::byte* src) {
-  if (((reinterpret_cast<uintptr_t>(dst) | reinterpret_cast<uintptr_t>(src)) & 7) != 0) return false;
-  const uint64_t word = std::atomic_ref(*reinterpret_cast<uint64_t*>(const_cast<std::byte*>(src)))
-                            .load(std::memory_order_acquire);
-  store_word(reinterpret_cast<uint64_t*>(dst), word);
+bool move_word(const Pin& dst, const Pin& src) {
+  if (dst.block == nullptr || dst.block->place == Place::Pinned) return false;
+  if (((reinterpret_cast<uintptr_t>(dst.host) | reinterpret_cast<uintptr_t>(src.host)) & 7) != 0)
+    return false;
+  const uint64_t word =
+      std::atomic_ref(*reinterpret_cast<uint64_t*>(src.host)).load(std::memory_order_acquire);
+  store_word(reinterpret_cast<uint64_t*>(dst.host), word);
   return true;
 }
 
@@ -72,7 +74,7 @@ aclError move(const Copy& copy, const Device& from, std::string& why) {
   Pin src;
   if (const aclError code = pin(copy.dst, copy.dst_span(), from, dst, why); code != ACL_SUCCESS) return code;
   if (const aclError code = pin(copy.src, copy.src_span(), from, src, why); code != ACL_SUCCESS) return code;
-  if (copy.bytes() != sizeof(uint64_t) || copy.height != 1 || !move_word(dst.host, src.host)) {
+  if (copy.bytes() != sizeof(uint64_t) || copy.height != 1 || !move_word(dst, src)) {
     for (size_t row = 0; row < copy.height; ++row) {
       std::memmove(dst.host + row * copy.dst_pitch, src.host + row * copy.src_pitch, copy.width);
     }

@@ -28,6 +28,7 @@ class HandleTable {
       free_.pop_front();
     } else {
       index = static_cast<uint32_t>(slots_.size());
+      if (index > kMaxIndex) fail(ACL_ERROR_RT_RESOURCE_ALLOC_FAIL, "%u %s handles are live", index, what_);
       slots_.emplace_back();
     }
     slots_[index].object = std::move(object);
@@ -75,6 +76,7 @@ class HandleTable {
  private:
   static constexpr uint32_t kGenerationMask = 0xFFFFFF;
   static constexpr size_t kKeepFree = 256;
+  static constexpr uint32_t kMaxIndex = 0xFFFFF;
 
   struct Slot {
     uint32_t generation = 1;
@@ -89,7 +91,7 @@ class HandleTable {
 
   const Slot* slot_of(const void* handle) const {
     const auto bits = reinterpret_cast<uint64_t>(handle);
-    const uint64_t index = bits >> 8 & 0xFFFFF;
+    const uint64_t index = bits >> 8 & kMaxIndex;
     if (bits >> 52 != kKind || (bits & 0xFF) != 0 || index >= slots_.size()) return nullptr;
     const Slot& slot = slots_[index];
     if (slot.object == nullptr || slot.generation != (bits >> 28 & kGenerationMask)) return nullptr;

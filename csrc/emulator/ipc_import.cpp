@@ -101,6 +101,11 @@ uintptr_t Imports::open(const char* text, const IpcKey& key, Device& device, boo
   if (fd < 0) {
     fail(ACL_ERROR_RT_IPC_ERROR, "memory of process %d cannot be opened: %s", key.pid, std::strerror(errno));
   }
+  // Had the key ended in between, the number could by now stand for another file.
+  if (slot.generation.load(std::memory_order_acquire) != key.generation) {
+    ::close(fd);
+    fail(ACL_ERROR_RT_IPC_ERROR, "process %d closed the key, or freed its memory", key.pid);
+  }
   const int32_t physical = slot.physical_device;
   auto block = Runtime::get().memory.adopt(fd, slot.offset, slot.size, local_id(physical, device),
                                            std::make_shared<Import>(from, key, physical), enable_peer);

@@ -63,11 +63,15 @@ aclError allocate(void** out, size_t size, size_t extra, aclrtMemMallocPolicy po
 aclError release(void* pointer) {
   not_null(pointer, "devPtr");
   const auto base = reinterpret_cast<uintptr_t>(pointer);
-  auto block = Runtime::get().memory.release(Place::Device, base);
+  Runtime& runtime = Runtime::get();
+  // Keys end before the descriptor is closed: whoever still holds a live key must never open another file.
+  if (const auto exported = runtime.memory.find(base); exported != nullptr && exported->base == base) {
+    runtime.exports->revoke(*exported);
+  }
+  auto block = runtime.memory.release(Place::Device, base);
   if (block == nullptr) {
     fail(ACL_ERROR_RT_PARAM_INVALID, "%p was not allocated by aclrtMalloc, or is freed already", pointer);
   }
-  Runtime::get().exports->revoke(*block);
   Runtime::get().device(block->device).unbook(block->mapped);
   return ACL_SUCCESS;
 }
@@ -79,6 +83,7 @@ using namespace emu;
 
 extern "C" void* emuHostAlias(const void* device_address) {
   const auto address = reinterpret_cast<uintptr_t>(device_address);
+  if (Runtime::get().forked()) return nullptr;
   const auto block = Runtime::get().memory.find(address);
   return block == nullptr || block->place == Place::Pinned ? nullptr : block->host(address);
 }

@@ -14,13 +14,6 @@
 #include "emulator/stream.h"
 
 namespace emu {
-namespace {
-
-// A user's host function that never returns must not keep the process from exiting.
-constexpr auto kExitPatience = std::chrono::seconds(5);
-
-}  // namespace
-
 Runtime& Runtime::get() {
   static Runtime& runtime = *new Runtime;
   return runtime;
@@ -65,14 +58,10 @@ void Runtime::finalise_all() {
 
 void Runtime::stop_everything() {
   if (forked()) return;
-  std::vector<std::shared_ptr<Stream>> ended;
-  for (const auto& context : contexts.all()) {
-    for (auto& stream : context->streams()) ended.push_back(std::move(stream));
-    context->destroy();
-  }
+  for (const auto& stream : streams.all()) stream->close();
+  const auto deadline = Clock::now() + Context::kPatience;
+  for (const auto& context : contexts.all()) context->destroy(deadline);
   for (const auto& device : devices) device->reset(true);
-  const auto deadline = Clock::now() + kExitPatience;
-  for (const auto& stream : ended) stream->wait_for_worker(deadline);
 }
 
 Device& Runtime::device(int32_t id) {

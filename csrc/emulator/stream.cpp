@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 
+#include <system_error>
 #include <thread>
 
 #include "emulator/context.h"
@@ -52,17 +53,22 @@ void Stream::submit(std::shared_ptr<Task> task) {
         std::nullopt);
     check_takes_work();
   }
+  if (!worker_started_) [[unlikely]]
+    start_worker();
   ring_[number % kDepth] = std::move(task);
   submitted_.store(number + 1);
-  if (!worker_started_.load(std::memory_order_relaxed)) [[unlikely]]
-    start_worker();
   if (asleep_.load() != 0 && asleep_.exchange(0) != 0) futex_wake_all(&asleep_);
 }
 
 void Stream::start_worker() {
-  worker_started_.store(true);
   worker_runs_.store(true);
-  std::thread([self = shared_from_this()] { self->work(); }).detach();
+  try {
+    std::thread([self = shared_from_this()] { self->work(); }).detach();
+  } catch (const std::system_error& error) {
+    worker_runs_.store(false);
+    fail(ACL_ERROR_RT_RESOURCE_ALLOC_FAIL, "no thread for stream %d: %s", id, error.what());
+  }
+  worker_started_ = true;
 }
 
 void Stream::sleep_until_work() {

@@ -88,7 +88,7 @@ class Stream : public std::enable_shared_from_this<Stream> {
   std::atomic<uint32_t> clock_word_{0};  // never changes: what pass_time() sleeps on
   std::atomic<bool> closed_{false};
   std::atomic<bool> halted_{false};
-  std::atomic<bool> worker_started_{false};
+  bool worker_started_ = false;  // under submit_mutex_
   std::atomic<bool> worker_runs_{false};
 
   std::atomic<aclError> untold_failure_{ACL_SUCCESS};  // of mode 0
