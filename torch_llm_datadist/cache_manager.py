@@ -7,6 +7,7 @@ ever waits.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -26,6 +27,7 @@ from .block_transfer import (
 )
 from .cache import Cache, CacheDesc
 from .cache_manager_to_come import CacheManagerToCome, not_there
+from .checks import as_int64
 from .errors import EngineFailedError, KvCacheNotExistError, LLMStatusCode, ParamInvalidError, class_for_code
 from .keys import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 from .link import LinkService
@@ -266,7 +268,7 @@ class CacheManager(CacheManagerToCome):
             self._remote_record(asked, link, key)
             task = self._native.prepare_push(
                 link.handle,
-                _as_int64(key.model_id),
+                as_int64(key.model_id),
                 src_cache.tensors,
                 transfer.src_blocks,
                 transfer.dst_blocks,
@@ -363,21 +365,26 @@ class CacheManager(CacheManagerToCome):
     ) -> None:
         """Calls the op and waits on the host for its end; the current stream goes on meanwhile."""
         handle = self._native.transfer_create()
-        op(
-            self._status(),
-            list(cache.tensors),
-            transfer.src_blocks,
-            transfer.dst_blocks,
-            link=link.handle,
-            model_id=_as_int64(key.model_id),
-            src_layer=transfer.src_layer,
-            dst_layer=transfer.dst_layer,
-            num_layers=transfer.num_layers,
-            tensors_per_layer=transfer.tensors_per_layer,
-            timeout_ms=self._options.sync_kv_timeout_ms,
-            hold_stream=False,
-            transfer=handle,
-        )
+        try:
+            op(
+                self._status(),
+                list(cache.tensors),
+                transfer.src_blocks,
+                transfer.dst_blocks,
+                link=link.handle,
+                model_id=as_int64(key.model_id),
+                src_layer=transfer.src_layer,
+                dst_layer=transfer.dst_layer,
+                num_layers=transfer.num_layers,
+                tensors_per_layer=transfer.tensors_per_layer,
+                timeout_ms=self._options.sync_kv_timeout_ms,
+                hold_stream=False,
+                transfer=handle,
+            )
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._native.transfer_wait(handle)  # frees the handle
+            raise
         code, detail = self._native.transfer_wait(handle)
         if code != LLMStatusCode.LLM_SUCCESS:
             raise class_for_code(code)(detail if detail.startswith(asked) else f"{asked}: {detail}")
@@ -399,8 +406,3 @@ class CacheManager(CacheManagerToCome):
                 f"prepare_push: timeout_s is {timeout_s}, expected more than 0 and at most 2**31 ms"
             )
         return max(1, round(timeout_s * 1000))
-
-
-def _as_int64(number: int) -> int:
-    """An op's schema has signed integers only."""
-    return number - 2**64 if number >= 2**63 else number

@@ -48,6 +48,11 @@ def int64(name: str, value: object) -> int:
     return integer(name, value, -(2**63), 2**63 - 1)
 
 
+def as_int64(number: int) -> int:
+    """The same 64 bits with a sign: schemas of ops and the native core have signed integers only."""
+    return number - 2**64 if number >= 2**63 else number
+
+
 def instance(name: str, value: object, kind: type[T], *, what: str = "") -> T:
     if not isinstance(value, kind):
         raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected {what or kind.__name__}")

@@ -73,6 +73,7 @@ class Control:
         return int(bound.rstrip(b"\0").rpartition(b":")[2])
 
     def begin_link(self, target: Target, deadline: float, answer: Future[LLMStatusCode]) -> None:
+        self._farewell.look_for_death(target.cluster_id)
         peer = self._handshake.begin(target, deadline, answer)
         if peer is not None:
             self.loop.on_message(peer.channel.socket, partial(self._on_dealer_message, peer))  # type: ignore[attr-defined]

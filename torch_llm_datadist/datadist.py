@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 from . import checks
@@ -197,8 +198,10 @@ class LLMDataDist:
         running.links.table.wait_linked(wanted, timeout_s)
 
     def links(self) -> list[LinkInfo]:
-        """The links there are, and their states."""
-        return self._initialised().links.table.infos()
+        """The links there are, and their states; one whose peer has died may be there for 0.1 s as "lost"."""
+        running = self._initialised()
+        is_alive = {info: running.instance.link_status(info.link)[0] for info in running.links.table.infos()}
+        return [info if alive else replace(info, state="lost") for info, alive in is_alive.items()]
 
     # Not there yet. Source of each: the manual page of its name.
 

@@ -31,6 +31,7 @@ class Farewell:
     # Unlinking.
 
     def begin(self, cluster_id: int, deadline: float, force: bool, answer: Future[LLMStatusCode]) -> None:
+        self.look_for_death(cluster_id)
         peer = self._peers.open(cluster_id)
         if peer is None:
             answer.set_result(LLMStatusCode.LLM_SUCCESS)
@@ -48,6 +49,7 @@ class Farewell:
                 resolve(answer, LLMStatusCode.LLM_SUCCESS)
             self._peers.end(peer, "both ends unlinked")
         else:
+            peer.bye_reason = message.reason
             self._leave(peer, LinkState.LEAVING, time.monotonic() + _LEAVE_S)
 
     def on_closed(self, peer: Peer, message: wire.Closed) -> None:
@@ -72,7 +74,7 @@ class Farewell:
         if self._table.active(peer.cluster_id):
             return
         if peer.state == LinkState.LEAVING:
-            self._peers.end(peer, "unlinked by the peer")
+            self._peers.end(peer, f"the peer left: {peer.bye_reason}")
         elif not peer.is_bye_sent:
             peer.is_bye_sent = True
             peer.send(wire.Bye("finalized" if self._closed else "unlinked"))
@@ -114,15 +116,23 @@ class Farewell:
 
     def _look_for_deaths(self) -> None:
         for peer in self._peers:
-            if not peer.is_open:
-                continue
-            is_alive, _, what_happened = self._native.link_status(peer.link)
-            if is_alive:
-                continue
             # An end that was asked to close is seen as dead shortly before it says so.
             is_answering = peer.is_bye_sent and not peer.cannot_write()
-            if not is_answering:
-                self._peers.end(peer, what_happened or "it died", level=logging.WARNING)
+            if peer.is_open and not is_answering:
+                self._end_if_dead(peer)
+
+    def look_for_death(self, cluster_id: int) -> None:
+        """Ends the link to a cluster now if it is dead, not only at the next poll."""
+        peer = self._peers.open(cluster_id)
+        if peer is not None and peer.state == LinkState.LINKED:
+            self._end_if_dead(peer)
+
+    def _end_if_dead(self, peer: Peer) -> None:
+        is_alive, _, what_happened = self._native.link_status(peer.link)
+        if not is_alive:
+            # The core begins with the name of the link, which is in front of the reason anyway.
+            reason = what_happened.rpartition(" is down: ")[2]
+            self._peers.end(peer, reason or "it died", level=logging.WARNING)
 
     def _look_after_departed(self, peer: Peer, now: float) -> float | None:
         """Forgets a peer whose link has ended, once its last word has come or nobody waits for it."""

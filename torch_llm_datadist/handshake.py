@@ -11,6 +11,7 @@ import zmq
 
 from . import wire
 from .announcements import Announcements, segment_record
+from .checks import as_int64
 from .cluster import endpoint
 from .errors import LLMException, LLMStatusCode
 from .identity import Identity, Refusal, different_versions, why_not_link
@@ -206,8 +207,8 @@ class Handshake:
         identity = peer.identity
         assert identity is not None
         peer.link, page = self._native.open_link(
-            peer.cluster_id,
-            f"{peer.address} pid {identity.pid}",
+            as_int64(peer.cluster_id),
+            str(peer),
             identity.device,
             identity.pid,
             identity.start_time,

@@ -21,7 +21,7 @@ class LinkInfo:
     Attributes:
         link: handle of the native link.
         peer: address and pid of the peer.
-        state: "linked", or "unlinking" while it is being closed.
+        state: "linked", "unlinking" while it is being closed, or "lost".
     """
 
     cluster_id: int

@@ -109,6 +109,7 @@ class Peer:
     unlinks: list[Future[LLMStatusCode]] = field(default_factory=list)
     syncs: dict[int, Future[bool]] = field(default_factory=dict)
     is_bye_sent: bool = False
+    bye_reason: str = ""  # why the peer leaves, in its words
     is_unreachable: bool = False
     is_drained: bool = False
     departed_at: float = 0.0

@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from . import _native, emulator
+from .checks import as_int64
 from .errors import ParamInvalidError
 from .identity import own_identity
 from .link import LinkService
@@ -32,12 +33,12 @@ class Running:
         from .cache_manager import CacheManager
 
         device = self.options.device
-        _check_device(device)
+        _bring_up(device)
         left_over_caches()
         self.registry = CacheRegistry()
         self.instance: _C.Instance = native.Instance(
             device,
-            cluster_id,
+            as_int64(cluster_id),
             keep_alive_ms=self.options.keep_alive_ms,
             transfer_timeout_ms=self.options.sync_kv_timeout_ms,
             max_in_flight=self.options.max_in_flight,
@@ -72,12 +73,15 @@ class Running:
         self.instance.close()
 
 
-def _check_device(device: int) -> None:
+def _bring_up(device: int) -> None:
+    """torch_npu starts the runtime and the device at their first use; the core needs both before."""
+    import torch
     import torch_npu
 
     count = torch_npu.npu.device_count()
     if device >= count:
         raise ParamInvalidError(f"init: device_id is {device}, this process sees {count} devices")
+    torch.empty(1, device=f"npu:{device}")
 
 
 def _cann_version(native: ModuleType) -> str:
