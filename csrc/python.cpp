@@ -127,6 +127,7 @@ int64_t prepare_push(int64_t handle, uint64_t model_id, const std::vector<at::Te
   const int64_t end = plan.remote_layers.first_layer + plan.remote_layers.layers;
   require(end <= static_cast<int64_t>(kLayers), kParamInvalid, asked, ": layer ", end - 1, " at ",
           link->peer().name, " has no arrival flag; layers 0 to ", kLayers - 1, " have");
+  plan.timeout = std::chrono::milliseconds(timeout_ms);  // 0: what the binding says
   auto transfer = std::make_shared<Transfer>(link, std::move(plan), link->take_slot(asked));
   link->engine().watch(transfer);
   return tasks().add(std::move(transfer));
@@ -138,12 +139,16 @@ void task_free(int64_t task) {
     transfer->cancel("the task was freed before it was bound");
 }
 
-std::shared_ptr<Ticket> ticket_of(int64_t number, const char* asked) {
-  const TicketNumber ticket = TicketNumber::unpack(number);
-  const auto link = number > 0 ? links().find(ticket.link) : nullptr;
-  require(link != nullptr && ticket.slot < kSlots, kParamInvalid, asked, ": ", number,
-          " is no ticket of a link of this process");
-  return link->ticket(ticket.slot, ticket.epoch_low, asked);
+constexpr auto kConfirmedWithin = std::chrono::seconds(5);
+
+std::tuple<bool, int64_t, std::string> ticket_state(int64_t number) {
+  const auto ticket = find_ticket(number, "ticket_state", std::nullopt);
+  return ticket ? ticket->state()
+                : std::make_tuple(false, int64_t{kSuccess}, std::string("not confirmed by its sender yet"));
+}
+
+void ticket_discard(int64_t number) {
+  find_ticket(number, "discard", Clock::now() + kConfirmedWithin)->discard();
 }
 
 int64_t binding_create(int device, std::vector<int64_t> layers, int64_t timeout_ms) {
@@ -250,8 +255,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
           "open_link",
           [](Instance& self, int64_t cluster_id, std::string name, int device, int pid, int64_t start_time,
              bool in_this_process) {
-            const auto link =
-                self.open_link({cluster_id, std::move(name), device, pid, start_time, in_this_process});
+            const auto link = self.open_link({cluster_id, join("cluster ", cluster_id, " (", name, ")"),
+                                              device, pid, start_time, in_this_process});
             return std::make_pair(link->handle(),
                                   mapped::export_address(self.device(), link->page().address));
           },
@@ -299,12 +304,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       "task_state", [](int64_t task) { return tasks().get(task, "task_state")->state(); }, py::arg("task"),
       nogil);
   m.def("task_free", &task_free, py::arg("task"), nogil);
-  m.def(
-      "ticket_state", [](int64_t ticket) { return ticket_of(ticket, "ticket_state")->state(); },
-      py::arg("ticket"), nogil);
-  m.def(
-      "ticket_discard", [](int64_t ticket) { ticket_of(ticket, "ticket_discard")->discard(); },
-      py::arg("ticket"), nogil);
+  m.def("ticket_state", &ticket_state, py::arg("ticket"), nogil);
+  m.def("ticket_discard", &ticket_discard, py::arg("ticket"), nogil);
   m.def("binding_create", &binding_create, py::arg("device"), py::arg("layers"), py::arg("timeout_ms"),
         nogil);
   m.def("binding_bind", &binding_bind, py::arg("binding"), py::arg("tasks"), py::arg("tickets"),

@@ -27,14 +27,14 @@ TORCH_DTYPES = {
 }
 
 
-def start(state: SimpleNamespace, cluster_id: int, device: int, **options: Any) -> int:
+def start(state: SimpleNamespace, cluster_id: int, device: int, options: dict[str, Any] | None = None) -> int:
     """Starts an instance that listens; returns its port."""
     config = datadist.LLMConfig()
     config.device_id = device
     config.enable_cache_manager = True
     config.enable_remote_cache_accessible = True
     config.listen_ip_info = "127.0.0.1:0"
-    for name, value in options.items():
+    for name, value in (options or {}).items():
         setattr(config, name, value)
     state.device = device
     state.cluster_id = cluster_id

@@ -251,8 +251,7 @@ class CacheManager(CacheManagerToCome):
         receiver waits for the layers with ``task.ticket``.
 
         Args: as ``push_blocks``, and
-            timeout_s: seconds until the whole push must have ended; None means ``sync_kv_timeout`` for each
-                layer.
+            timeout_s: seconds from ``Binding.bind`` to the last byte; None leaves it to the binding.
 
         Raises: as ``push_blocks``; ``LLM_LINK_BUSY`` when the link has no ticket left.
 
@@ -263,7 +262,7 @@ class CacheManager(CacheManagerToCome):
             asked, dst_cache_key, src_cache, src_blocks, dst_blocks, src_layer_range, dst_layer_range,
             tensor_num_per_layer,
         )  # fmt: skip
-        timeout_ms = self._timeout_ms(timeout_s, transfer.num_layers)
+        timeout_ms = self._timeout_ms(timeout_s)
         with self._links.table.using(key.cluster_id, asked) as link:
             self._remote_record(asked, link, key)
             task = self._native.prepare_push(
@@ -396,9 +395,9 @@ class CacheManager(CacheManagerToCome):
         status: torch.Tensor = self._per_thread.status
         return status
 
-    def _timeout_ms(self, timeout_s: Any, num_layers: int) -> int:
+    def _timeout_ms(self, timeout_s: Any) -> int:
         if timeout_s is None:
-            return min(self._options.sync_kv_timeout_ms * num_layers, checks.INT32_MAX)
+            return 0  # what the binding says
         if not isinstance(timeout_s, (int, float)) or isinstance(timeout_s, bool):
             raise TypeError(f"prepare_push: timeout_s is {timeout_s!r}, expected a number of seconds or None")
         if not 0 < timeout_s <= checks.INT32_MAX / 1000:

@@ -46,22 +46,6 @@ Binding::Binding(std::shared_ptr<Engine> engine, std::vector<int64_t> layers,
 
 Binding::~Binding() = default;
 
-std::shared_ptr<Ticket> Binding::resolve(int64_t number, Clock::time_point deadline) {
-  const TicketNumber ticket = TicketNumber::unpack(number);
-  const auto link = number > 0 ? links().find(ticket.link) : nullptr;
-  require(link != nullptr && ticket.slot < kSlots, kParamInvalid, "bind: ", number,
-          " is no ticket of a link of this process; was its link closed, or made anew?");
-  // The sender's word may still be on its way: the application's own message overtook the watchdog's.
-  while (link->is_alive()) {
-    if ((link->sent(ticket.slot).epoch & TicketNumber::kEpochMask) == ticket.epoch_low) break;
-    require(engine_->wait_for_tick(deadline), kTimeout, "bind: ", link->peer().name,
-            " did not confirm ticket ", number,
-            " in time; was it issued on this link, and not used up already?");
-  }
-  link->require_alive("bind");
-  return link->ticket(ticket.slot, ticket.epoch_low, "bind");
-}
-
 void Binding::check_layers(const std::vector<std::shared_ptr<Transfer>>& tasks,
                            const std::vector<std::shared_ptr<Ticket>>& tickets,
                            const std::set<int64_t>& open) const {
@@ -95,7 +79,7 @@ void Binding::bind(std::vector<std::shared_ptr<Transfer>> tasks, const std::vect
   if (timeout.count() <= 0) timeout = timeout_;
   std::vector<std::shared_ptr<Ticket>> tickets;
   const auto deadline = Clock::now() + timeout;
-  for (const int64_t number : numbers) tickets.push_back(resolve(number, deadline));
+  for (const int64_t number : numbers) tickets.push_back(find_ticket(number, "bind", deadline));
   const std::set<int64_t> open(open_layers.begin(), open_layers.end());
   check_layers(tasks, tickets, open);
 
@@ -106,7 +90,7 @@ void Binding::bind(std::vector<std::shared_ptr<Transfer>> tasks, const std::vect
   for (const auto& ticket : tickets) ticket->bind(status, timeout, "bind");
   try {
     for (; bound < tasks.size(); ++bound) {
-      tasks[bound]->bind(status);
+      tasks[bound]->bind(status, timeout);
       tasks[bound]->submit(false, "bind");
     }
   } catch (const Error&) {

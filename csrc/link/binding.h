@@ -58,7 +58,6 @@ class Binding {
   };
   Gates gates_on(aclrtStream stream);
   void require_layer(int64_t layer, const char* asked) const;
-  std::shared_ptr<Ticket> resolve(int64_t number, Clock::time_point deadline);
   void check_layers(const std::vector<std::shared_ptr<Transfer>>& tasks,
                     const std::vector<std::shared_ptr<Ticket>>& tickets, const std::set<int64_t>& open) const;
 

@@ -187,7 +187,7 @@ void Link::peer_process_ended(const std::string& what) {
     std::lock_guard lock(mutex_);
     peer_is_gone_ = true;
   }
-  die(kNotYetLink, join(what, " (pid ", peer_.pid, ")"));
+  die(kNotYetLink, what);
 }
 
 void Link::clock_gap(Clock::duration gap) {
@@ -253,8 +253,8 @@ void Link::read_mail(const Tick& tick) {
 
 void Link::watch_heartbeat(const Tick& tick) {
   if (tick.now - alive_at_ <= options_.keep_alive) return;
-  die(kNotYetLink, join("no sign of life for ", options_.keep_alive.count(),
-                        " ms: the peer is frozen or cut off (pid ", peer_.pid, ")"));
+  die(kNotYetLink,
+      join("no sign of life for ", options_.keep_alive.count(), " ms; the peer is frozen or cut off"));
 }
 
 // Words only, and in order: what a word tells is true before the sequence says that there is news.

@@ -1,9 +1,28 @@
 #include "link/ticket.h"
 
 #include "error.h"
+#include "link/engine.h"
 #include "link/link.h"
 
 namespace datadist {
+
+std::shared_ptr<Ticket> find_ticket(int64_t number, const char* asked,
+                                    std::optional<Clock::time_point> deadline) {
+  const TicketNumber ticket = TicketNumber::unpack(number);
+  const auto link = number > 0 ? links().find(ticket.link) : nullptr;
+  require(link != nullptr && ticket.slot < kSlots, kParamInvalid, asked, ": ", number,
+          " is no ticket of a link of this process; was the link closed, or made anew since?");
+  while (true) {
+    const uint32_t ahead = (ticket.epoch_low - link->sent(ticket.slot).epoch) & TicketNumber::kEpochMask;
+    require(ahead <= TicketNumber::kEpochMask / 2, kParamInvalid, asked, ": ticket ", number, " from ",
+            link->peer().name, " is used up: its slot has been issued again since");
+    if (ahead == 0) return link->ticket(ticket.slot, ticket.epoch_low, asked);
+    link->require_alive(asked);
+    if (!deadline) return nullptr;
+    require(link->engine().wait_for_tick(*deadline), kTimeout, asked, ": ", link->peer().name,
+            " did not confirm ticket ", number, " in time; was it issued on this link?");
+  }
+}
 
 std::tuple<bool, int64_t, std::string> Ticket::state() const {
   std::lock_guard lock(mutex_);

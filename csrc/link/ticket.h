@@ -5,6 +5,7 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <tuple>
 
@@ -31,6 +32,15 @@ struct TicketNumber {
             static_cast<uint32_t>(number) & kEpochMask};
   }
 };
+
+class Ticket;
+
+// The ticket behind a number that another process's application handed over. The sender's own word on it may
+// still be on its way, since that message overtook it: waits for it until `deadline` (LLM_TIMEOUT), and
+// raises for a number that is no ticket of a live link, or used up. Returns nullptr instead of waiting when
+// there is no deadline.
+std::shared_ptr<Ticket> find_ticket(int64_t number, const char* asked,
+                                    std::optional<Clock::time_point> deadline);
 
 class Ticket {
  public:

@@ -175,8 +175,9 @@ char* Transfer::passed_word_for_hold() {
   return passed_.address;
 }
 
-void Transfer::bind(std::shared_ptr<Status> status) {
+void Transfer::bind(std::shared_ptr<Status> status, std::chrono::milliseconds timeout) {
   std::lock_guard lock(mutex_);
+  if (plan_.timeout.count() == 0) plan_.timeout = timeout;
   status_ = std::move(status);
 }
 

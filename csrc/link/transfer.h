@@ -57,7 +57,8 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   char* start_gate_for(int64_t layer);  // write 1
   char* done_gate() const { return done_.address; }
   char* passed_word_for_hold();  // write 1 behind everything that reads the done gate or the status
-  void bind(std::shared_ptr<Status> status);  // before submit; whole transfers have a status of their own
+  // Before submit; whole transfers have a status and a deadline of their own.
+  void bind(std::shared_ptr<Status> status, std::chrono::milliseconds timeout);
   const std::shared_ptr<Status>& status() const { return status_; }
   bool is_layered() const { return slot_.has_value(); }
   bool is_bound() const;

@@ -31,6 +31,21 @@ class AllocatorScope {
   int32_t previous_ = 0;
 };
 
+// The allocator shares a block by its first byte only, and a cache may be a view into a slab. nullptr: not
+// its memory.
+char* allocated_block_of(int device, const char* address) {
+  for (const auto& segment : c10_npu::NPUCachingAllocator::snapshot().segments) {
+    if (segment.device != device) continue;
+    char* block = reinterpret_cast<char*>(segment.address);
+    if (address < block || address >= block + segment.total_size) continue;
+    for (const auto& info : segment.blocks) {
+      if (address < block + info.size) return info.allocated ? block : nullptr;
+      block += info.size;
+    }
+  }
+  return nullptr;
+}
+
 class MappedTransport : public Transport {
  public:
   MappedTransport(int device, int peer_device, bool in_this_process)
@@ -81,14 +96,17 @@ DeviceMemory allocate(int device, size_t bytes) {
 
 Exported export_address(int device, void* address) {
   AllocatorScope scope(device);
+  char* const block = allocated_block_of(device, static_cast<char*>(address));
+  require(block != nullptr, kParamInvalid, "device memory at ", address,
+          " cannot be exported to peers: live memory of torch's NPU allocator on npu:", device,
+          " was expected");
   try {
-    const auto shared = c10_npu::NPUCachingAllocator::shareIpcHandle(address);
-    return {shared.handle, shared.offset, reinterpret_cast<uint64_t>(address)};
-  } catch (const std::exception& error) {
-    throw Error(kParamInvalid,
-                join("device memory at ", address,
-                     " cannot be exported to peers; memory of torch's NPU allocator was expected (",
-                     error.what(), ")"));
+    const auto shared = c10_npu::NPUCachingAllocator::shareIpcHandle(block);
+    return {shared.handle, shared.offset + (static_cast<char*>(address) - block),
+            reinterpret_cast<uint64_t>(address)};
+  } catch (const c10::Error& error) {
+    throw Error(kFailed,
+                join("exporting device memory at ", address, " failed: ", error.what_without_backtrace()));
   }
 }
 
