@@ -7,6 +7,7 @@ import torch
 import torch_npu
 
 import torch_llm_datadist as datadist
+from torch_llm_datadist.binding import ticket_state
 from torch_llm_datadist.demo.channel import Channel, Inbox
 from torch_llm_datadist.demo.model import allocate_blocks, build_model
 from torch_llm_datadist.demo.options import Options
@@ -74,14 +75,16 @@ class Engine:
             self.check_peer()
             time.sleep(0.001)
 
-    def check_status(self) -> None:
-        """Ends this worker if a transfer of the last forward failed."""
+    def check_transfer(self, transfer: datadist.Task | int) -> None:
+        """Waits for the forward that served this transfer, and ends this worker if the transfer failed."""
         self.wait_for_stream()
         code = int(self.status.item())
-        if code != 0:
-            self.check_peer()
-            name = datadist.LLMStatusCode(code & 0xFFFFFFFF).name
-            raise PeerLostError(f"a layer's transfer from or to {self.peer_role} failed with {name}")
+        if code == 0:
+            return
+        state = ticket_state(transfer) if isinstance(transfer, int) else transfer.state()
+        name = datadist.LLMStatusCode(code & 0xFFFFFFFF).name
+        what = f"lost its peer {self.peer_role}" if name == "LLM_NOT_YET_LINK" else "a transfer failed"
+        raise PeerLostError(f"{what}: {state.detail} ({name})")
 
     def check_peer(self) -> None:
         """Ends this worker if the library's watchdog has found its peer dead or frozen."""

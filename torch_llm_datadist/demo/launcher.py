@@ -124,9 +124,7 @@ class Conversation:
                 )
         for child in self._children.values():
             if not child.ended_well():
-                raise DemoError(
-                    f"{_name(child)} {child.how_it_ended()} after its result", child.output_tail()
-                )
+                raise DemoError(f"{_name(child)} {child.how_it_ended()}", child.output_tail())
 
     def _turn(self) -> None:
         """Waits for messages for a tenth of a second, then looks after both processes."""
@@ -192,8 +190,8 @@ class Conversation:
                 )
 
     def _watch_dead(self, child: Child, now: float) -> None:
-        if self._is_finishing or child.role not in self._closed:  # It may still have said why.
-            return
+        if (self._is_finishing and child.ended_well()) or child.role not in self._closed:
+            return  # All is well, or it may still have said why not.
         since = self._ended_since.setdefault(child.role, now)
         grace = OTHER_WORKER_ENDS_WITHIN_S if self._is_linked() else 0.0
         if now - since >= grace or all(each.has_ended() for each in self._children.values()):

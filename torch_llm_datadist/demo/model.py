@@ -74,7 +74,7 @@ class Generation:
         prompt: Sequence[int],
         wait_for_stream: Callable[[], None] = lambda: None,
     ) -> None:
-        """`wait_for_stream` is called before the host reads a result."""
+        """`wait_for_stream` is called before the host copies to or from the device, which would block it."""
         self.model = model
         self.cache = cache
         self.prompt = prompt
@@ -84,6 +84,7 @@ class Generation:
 
     def steps(self, count: int, first_hooks: LayerHooks | None = None) -> Iterator[int]:
         """Yields each new token. Only the first step waits for transfers, so only it has hooks."""
+        self.wait_for_stream()
         token, hooks = self.prompt[-1], first_hooks
         for position in range(len(self.prompt) - 1, len(self.prompt) - 1 + count):
             on_device = decode(self.model, self.cache, token, position, hooks)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch_npu
 
 import torch_llm_datadist as datadist
-from torch_llm_datadist import emulator
 from torch_llm_datadist.demo import model as demo_model
 from torch_llm_datadist.demo.compare import Generated
 from torch_llm_datadist.demo.engine import CACHE_MODEL_ID, LINK_TIMEOUT_MS, TRANSFER_TIMEOUT_S, Engine
@@ -54,8 +53,6 @@ def prefill_and_push(engine: Engine, dst_blocks: Sequence[int]) -> float:
     engine.channel.send("ticket", to="decode", ticket=task.ticket)
     if options.sabotage == "no-wait":
         engine.inbox.take("first-step-done", engine.check_peer)
-    if options.prefill_delay_s:
-        emulator.delay_stream(options.prefill_delay_s)
 
     computed, sent = (torch_npu.npu.Event(enable_timing=True) for _ in range(2))
     engine.bind([task])
@@ -66,7 +63,7 @@ def prefill_and_push(engine: Engine, dst_blocks: Sequence[int]) -> float:
     computed.record()
     datadist.ops.finish(engine.status, engine.blocks[-1], engine.binding.id)
     sent.record()
-    engine.check_status()
+    engine.check_transfer(task)
     return float(computed.elapsed_time(sent))
 
 

@@ -5,16 +5,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from torch_llm_datadist import emulator
 from torch_llm_datadist.demo.options import Options
 from torch_llm_datadist.demo.paged_cache import LayerHooks, PagedCache, PushLayers
 
 
 def push_hooks(options: Options, status: Tensor, binding: int, cache: PagedCache) -> LayerHooks:
-    """What prefill does with each layer: push it, unless it is to be sabotaged."""
+    """What prefill does with each layer: push it, unless something else is asked for."""
     if options.sabotage == "flip":
         return FlipOneByte(status, binding, options.sabotaged_layer, cache)
     if options.sabotage == "drop-layer":
         return DropOneLayer(status, binding, options.sabotaged_layer)
+    if options.prefill_delay_s:
+        return LatePush(status, binding, options.prefill_delay_s)
     return PushLayers(status, binding)
 
 
@@ -49,3 +52,15 @@ class DropOneLayer(PushLayers):
     def after_store(self, layer: int, stored: Tensor) -> None:
         if layer != self.layer:
             super().after_store(layer, stored)
+
+
+class LatePush(PushLayers):
+    """Not sabotage: a prefill that takes long (emulated), while decode waits for it."""
+
+    def __init__(self, status: Tensor, binding: int, delay_s: float) -> None:
+        super().__init__(status, binding)
+        self.delay_s = delay_s
+
+    def before_store(self, layer: int, fresh: Tensor) -> None:
+        if layer == 0:
+            emulator.delay_stream(self.delay_s)

@@ -10,6 +10,7 @@ from torch_llm_datadist import emulator
 from torch_llm_datadist.demo.channel import Channel, ChannelClosedError, Inbox
 from torch_llm_datadist.demo.child import die_with_parent
 from torch_llm_datadist.demo.options import Options
+from torch_llm_datadist.errors import NotYetLinkError
 
 
 def main() -> None:
@@ -35,10 +36,13 @@ def work(role: str, channel: Channel) -> None:
 
     # Only now: all of this imports torch.
     from torch_llm_datadist.demo import decode, prefill
-    from torch_llm_datadist.demo.engine import Engine
+    from torch_llm_datadist.demo.engine import Engine, PeerLostError
 
     engine = Engine(role, options, channel, inbox)
-    {"prefill": prefill, "decode": decode}[role].run(engine)
+    try:
+        {"prefill": prefill, "decode": decode}[role].run(engine)
+    except NotYetLinkError as error:
+        raise PeerLostError(f"lost its peer {engine.peer_role}: {error}") from error
 
 
 def tell(channel: Channel, error: BaseException) -> None:
