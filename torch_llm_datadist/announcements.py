@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from . import wire
+from .errors import KvCacheNotExistError
 from .peer import LinkState, Peer
 from .registry import CacheRegistry, HeldCache, LocalCache
 
@@ -43,9 +44,8 @@ class Announcements:
         self._native = native
         self._make_segment = make_segment
         self._registry = registry
-        self._draining: list[
-            tuple[Peer, int]
-        ] = []  # peers' withdrawn caches that transfers of ours still touch
+        # Caches that peers have withdrawn and that transfers of ours may still touch.
+        self._draining: list[tuple[Peer, int]] = []
 
     def segment(self, record: wire.SegmentRecord) -> _C.Segment:
         return self._make_segment(record.handle, record.offset, record.address)
@@ -54,21 +54,24 @@ class Announcements:
 
     def export_to(self, peer: Peer) -> list[wire.CacheRecord]:
         """Every reachable cache, for the message that joins the peer."""
-        return [self._export(local, peer) for local in self._registry.reachable()]
+        records = (self._export(local, peer) for local in self._registry.reachable())
+        return [record for record in records if record is not None]
 
     def catch_up(self, peer: Peer) -> None:
         """Tells a peer that has just been linked what changed while it was joining."""
         reachable = {local.cache.cache_id: local for local in self._registry.reachable()}
         for cache_id in sorted(peer.announced - reachable.keys()):
             peer.send(wire.Withdraw(cache_id))
-        for cache_id in reachable.keys() - peer.announced:
+        for cache_id in sorted(reachable.keys() - peer.announced):
             self.announce(reachable[cache_id], [peer])
 
     def announce(self, local: LocalCache, peers: Iterable[Peer]) -> None:
         for peer in peers:
             is_new = local.cache.cache_id not in peer.announced
             if peer.state == LinkState.LINKED and is_new and local.cache.remote_accessible:
-                peer.send(wire.Announce(self._export(local, peer)))
+                record = self._export(local, peer)
+                if record is not None:
+                    peer.send(wire.Announce(record))
 
     def withdraw(self, held: HeldCache, peers: Iterable[Peer]) -> None:
         cache_id = held.local.cache.cache_id
@@ -85,9 +88,13 @@ class Announcements:
             if held.local.cache.cache_id == cache_id:
                 held.waiting_for = [other for other in held.waiting_for if other is not peer]
 
-    def _export(self, local: LocalCache, peer: Peer) -> wire.CacheRecord:
+    def _export(self, local: LocalCache, peer: Peer) -> wire.CacheRecord | None:
+        """None for a cache that another thread has unregistered meanwhile."""
         cache = local.cache
-        segments = [segment_record(s, peer) for s in self._native.export_cache(cache.cache_id)]
+        try:
+            segments = [segment_record(s, peer) for s in self._native.export_cache(cache.cache_id)]
+        except KvCacheNotExistError:
+            return None
         peer.announced.add(cache.cache_id)
         return wire.CacheRecord(
             cache_id=cache.cache_id,

@@ -7,9 +7,8 @@ ever waits.
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +24,11 @@ from .block_transfer import (
     read_pull_layers,
     read_push_layers,
 )
+from .blocking_call import BlockingCall
 from .cache import Cache, CacheDesc
 from .cache_manager_to_come import CacheManagerToCome, not_there
 from .checks import as_int64
-from .errors import EngineFailedError, KvCacheNotExistError, LLMStatusCode, ParamInvalidError, class_for_code
+from .errors import EngineFailedError, KvCacheNotExistError, ParamInvalidError
 from .keys import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 from .link import LinkService
 from .link_table import Link
@@ -60,7 +60,8 @@ class CacheManager(CacheManagerToCome):
         self._links = links
         self._registry = registry
         self._options = options
-        self._per_thread = threading.local()
+        self._call = BlockingCall(native, options)
+        self._registering = threading.Lock()
         self._is_closed = False
 
     # Caches.
@@ -102,15 +103,9 @@ class CacheManager(CacheManagerToCome):
         if remote_accessible is not None:
             checks.boolean(f"{asked}: remote_accessible", remote_accessible)
         tensors = read_tensors(asked, self._native, self._options.device, desc, addrs)
-        cache_id = self._instance.register_cache(tensors, desc.shape[0])
-        is_reachable = remote_accessible is not False
-        cache = Cache(
-            cache_id, desc, addresses(tensors), True, tensors=tensors, remote_accessible=is_reachable
-        )
-        local = LocalCache(cache, blocks_cache_key.model_id if blocks_cache_key else None, desc.size)
-        self._registry.add(local)
-        self._links.announce(local)
-        return cache
+        model_id = blocks_cache_key.model_id if blocks_cache_key else None
+        with self._registering:  # peers learn of caches in the order of their ids
+            return self._register(desc, tensors, model_id, remote_accessible is not False)
 
     def unregister_cache(self, cache_id: int) -> None:
         """Ends a registration; returns at once.
@@ -175,7 +170,7 @@ class CacheManager(CacheManagerToCome):
         )  # fmt: skip
         with self._links.table.using(key.cluster_id, asked) as link:
             self._remote_record(asked, link, key)
-            self._run(asked, ops.push_blocks, src_cache, transfer, link, key)
+            self._call.run(asked, ops.push_blocks, src_cache, transfer, link, key.model_id)
 
     def pull_blocks(
         self,
@@ -230,7 +225,7 @@ class CacheManager(CacheManagerToCome):
                 check_remote_count(asked, link, len(remote.segments), dst_layers, per_layer)
             first = src_layers.start if src_layers is not None else 0
             transfer = BlockTransfer(src, dst, first, dst_layers.start, len(dst_layers), per_layer)
-            self._run(asked, ops.pull_blocks, dst_cache, transfer, link, key)
+            self._call.run(asked, ops.pull_blocks, dst_cache, transfer, link, key.model_id)
 
     def prepare_push(
         self,
@@ -286,6 +281,18 @@ class CacheManager(CacheManagerToCome):
         self._is_closed = True
         for cache_id in self._registry.ids():
             self._withdraw(cache_id)
+
+    def _register(
+        self, desc: CacheDesc, tensors: list[torch.Tensor], model_id: int | None, is_reachable: bool
+    ) -> Cache:
+        cache_id = self._instance.register_cache(tensors, desc.shape[0])
+        cache = Cache(
+            cache_id, desc, addresses(tensors), True, tensors=tensors, remote_accessible=is_reachable
+        )
+        local = LocalCache(cache, model_id, desc.size)
+        self._registry.add(local)
+        self._links.announce(local)
+        return cache
 
     def _withdraw(self, cache_id: int) -> None:
         held = self._registry.withdraw(cache_id)
@@ -352,48 +359,6 @@ class CacheManager(CacheManagerToCome):
                 "still usable."
             )
         return record
-
-    def _run(
-        self,
-        asked: str,
-        op: Callable[..., None],
-        cache: Cache,
-        transfer: BlockTransfer,
-        link: Link,
-        key: BlocksCacheKey,
-    ) -> None:
-        """Calls the op and waits on the host for its end; the current stream goes on meanwhile."""
-        handle = self._native.transfer_create()
-        try:
-            op(
-                self._status(),
-                list(cache.tensors),
-                transfer.src_blocks,
-                transfer.dst_blocks,
-                link=link.handle,
-                model_id=as_int64(key.model_id),
-                src_layer=transfer.src_layer,
-                dst_layer=transfer.dst_layer,
-                num_layers=transfer.num_layers,
-                tensors_per_layer=transfer.tensors_per_layer,
-                timeout_ms=self._options.sync_kv_timeout_ms,
-                hold_stream=False,
-                transfer=handle,
-            )
-        except BaseException:
-            with contextlib.suppress(Exception):
-                self._native.transfer_wait(handle)  # frees the handle
-            raise
-        code, detail = self._native.transfer_wait(handle)
-        if code != LLMStatusCode.LLM_SUCCESS:
-            raise class_for_code(code)(detail if detail.startswith(asked) else f"{asked}: {detail}")
-
-    def _status(self) -> torch.Tensor:
-        """The op's status tensor, one per thread; the code that counts is the one of ``transfer_wait``."""
-        if not hasattr(self._per_thread, "status"):
-            self._per_thread.status = torch.zeros(1, dtype=torch.int32, device=f"npu:{self._options.device}")
-        status: torch.Tensor = self._per_thread.status
-        return status
 
     def _timeout_ms(self, timeout_s: Any) -> int:
         if timeout_s is None:

@@ -1,0 +1,78 @@
+"""A blocking transfer: one op call, and a wait on the host for its end. No stream ever waits."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+
+from .block_transfer import BlockTransfer
+from .cache import Cache
+from .checks import as_int64
+from .errors import LLMStatusCode, class_for_code
+from .link_table import Link
+from .options import Options
+
+
+class BlockingCall:
+    """Thread-safe."""
+
+    def __init__(self, native: ModuleType, options: Options) -> None:
+        self._native = native
+        self._options = options
+        self._per_thread = threading.local()
+
+    def run(
+        self,
+        asked: str,
+        op: Callable[..., None],
+        cache: Cache,
+        transfer: BlockTransfer,
+        link: Link,
+        model_id: int,
+    ) -> None:
+        """Calls ``ops.push_blocks`` or ``ops.pull_blocks`` and waits, at most for ``sync_kv_timeout``.
+
+        Args:
+            asked: name of the caller's method, for messages.
+            cache: the local cache.
+            model_id: of the cache at the peer.
+
+        Raises:
+            LLMException: by the op, before anything was queued, or for how the transfer ended.
+        """
+        handle = self._native.transfer_create()
+        try:
+            op(
+                self._status(),
+                list(cache.tensors),
+                transfer.src_blocks,
+                transfer.dst_blocks,
+                link=link.handle,
+                model_id=as_int64(model_id),
+                src_layer=transfer.src_layer,
+                dst_layer=transfer.dst_layer,
+                num_layers=transfer.num_layers,
+                tensors_per_layer=transfer.tensors_per_layer,
+                timeout_ms=self._options.sync_kv_timeout_ms,
+                hold_stream=False,
+                transfer=handle,
+            )
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._native.transfer_wait(handle)  # frees the handle
+            raise
+        code, detail = self._native.transfer_wait(handle)
+        if code != LLMStatusCode.LLM_SUCCESS:
+            raise class_for_code(code)(detail if detail.startswith(asked) else f"{asked}: {detail}")
+
+    def _status(self) -> torch.Tensor:
+        """The op's status tensor, one per thread; the code that counts is the one of ``transfer_wait``."""
+        if not hasattr(self._per_thread, "status"):
+            device = f"npu:{self._options.device}"
+            self._per_thread.status = torch.zeros(1, dtype=torch.int32, device=device)
+        status: torch.Tensor = self._per_thread.status
+        return status
