@@ -11,6 +11,7 @@ import pytest
 
 from tests.peers import peers as peers
 from torch_llm_datadist import emulator
+from torch_llm_datadist.emulator.quiet import HARMLESS
 
 if emulator.is_wanted() or (emulator.is_wanted() is None and not emulator.has_npu()):
     emulator.enable()
@@ -20,7 +21,12 @@ collect_ignore_glob = [] if emulator.is_enabled() else ["test_emulator*.py"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "needs_npu: cannot be emulated; FAIL_WITHOUT_NPU=1 fails it instead of skipping")
+    config.addinivalue_line(
+        "markers", "needs_npu: cannot be emulated; FAIL_WITHOUT_NPU=1 fails it instead of skipping"
+    )
+    # pytest drops the filters that were set before it.
+    for message in HARMLESS:
+        config.addinivalue_line("filterwarnings", f"ignore:{message}")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,5 +1,6 @@
 #include "emulator_aten/alias.h"
 
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/List.h>
 #include <c10/core/InferenceMode.h>
 
@@ -39,6 +40,13 @@ at::Tensor Aliases::of(const at::Tensor& device) {
   if (device.is_conj()) alias._set_conj(true);
   if (device.is_neg()) alias._set_neg(true);
   return alias;
+}
+
+at::Tensor copy_of_host_tensor(const at::Tensor& tensor) {
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  at::Tensor copy = tensor.clone();
+  if (tensor.unsafeGetTensorImpl()->is_wrapped_number()) copy.unsafeGetTensorImpl()->set_wrapped_number(true);
+  return copy;
 }
 
 c10::IValue map_tensors(const c10::IValue& value, const std::function<at::Tensor(const at::Tensor&)>& map) {

@@ -22,6 +22,11 @@ class Aliases {
   c10::SmallVector<std::pair<c10::StorageImpl*, c10::Storage>, 4> storages_;
 };
 
+// A tensor of our own with the same value. Never hand the caller's on: its Python object would have to be
+// released with the GIL held, which the thread that releases a task must not wait for (nor may a meta kernel
+// written in Python give it one). And the caller may change it as soon as the op returned.
+at::Tensor copy_of_host_tensor(const at::Tensor& tensor);
+
 // Calls `map` on every tensor in the value, also inside lists and optionals, and returns the mapped value.
 c10::IValue map_tensors(const c10::IValue& value, const std::function<at::Tensor(const at::Tensor&)>& map);
 

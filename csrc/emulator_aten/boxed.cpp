@@ -1,5 +1,6 @@
 #include "emulator_aten/boxed.h"
 
+#include <ATen/MemoryOverlap.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
@@ -10,6 +11,7 @@
 #include "emulator_aten/alias.h"
 #include "emulator_aten/queue.h"
 #include "emulator_aten/random.h"
+#include "torch_npu/csrc/core/npu/NPUCachingAllocator.h"
 #include "torch_npu/csrc/core/npu/NPUFunctions.h"
 
 namespace emu_aten {
@@ -47,6 +49,21 @@ bool is_written_on_cpu(Arguments arguments, const Signature& signature) {
   });
 }
 
+// Such arguments are left to the CPU kernel's own checks and message, which would come too late in a queue.
+bool overlaps_itself(Arguments arguments, const Signature& signature) {
+  return std::ranges::any_of(signature.written, [&](size_t i) {
+    return arguments[i].isTensor() && arguments[i].toTensor().defined() &&
+           at::has_internal_overlap(arguments[i].toTensor()) == at::MemOverlap::Yes;
+  });
+}
+
+// Memory of the caching allocator is reused in stream order, so queued work needs no hold on it. Other memory
+// goes when its last tensor does.
+bool needs_holding(const at::Tensor& tensor) {
+  static const auto of_allocator = c10_npu::NPUCachingAllocator::get()->raw_deleter();
+  return tensor.storage().data_ptr().get_deleter() != of_allocator;
+}
+
 bool selects_by_mask(const c10::IValue& indices) {
   return std::ranges::any_of(indices.toListRef(), [](const c10::IValue& index) {
     return index.isTensor() && index.toTensor().defined() &&
@@ -57,8 +74,7 @@ bool selects_by_mask(const c10::IValue& indices) {
 c10::IValue on_cpu(const c10::IValue& argument, Aliases& aliases, bool keep_host_values) {
   return map_tensors(argument, [&](const at::Tensor& tensor) {
     if (on_npu(tensor)) return aliases.of(tensor);
-    // The caller may change a host tensor as soon as the op returned.
-    return keep_host_values && !tensor.unsafeGetTensorImpl()->is_wrapped_number() ? tensor.clone() : tensor;
+    return keep_host_values ? copy_of_host_tensor(tensor) : tensor;
   });
 }
 
@@ -76,6 +92,7 @@ BoxedKernel::BoxedKernel(const c10::OperatorHandle& op, ShapeRule rule)
 
 bool BoxedKernel::must_compute_now(Arguments arguments) const {
   if (signature_.needs_data || is_written_on_cpu(arguments, signature_)) return true;
+  if (overlaps_itself(arguments, signature_)) return true;
   return name_ == "aten::index.Tensor" && selects_by_mask(arguments[1]);
 }
 
@@ -106,7 +123,7 @@ void BoxedKernel::defer(const Shapes& shapes, c10::Device device, torch::jit::St
     } else {
       task->arguments.push_back(on_cpu(arguments[i], aliases, /*keep_host_values=*/true));
       map_tensors(arguments[i], [&](const at::Tensor& tensor) {
-        if (on_npu(tensor)) task->inputs.push_back(tensor.storage());
+        if (on_npu(tensor) && needs_holding(tensor)) task->held.push_back(tensor.storage());
         return tensor;
       });
     }
@@ -117,7 +134,6 @@ void BoxedKernel::defer(const Shapes& shapes, c10::Device device, torch::jit::St
   auto make = [&](const TensorShape& shape) {
     if (!shape.defined) return at::Tensor();
     at::Tensor result = allocate(shape, device);
-    task->inputs.push_back(result.storage());
     task->results.push_back(aliases.of(result));
     return result;
   };

@@ -3,7 +3,9 @@
 
 #include "emulator_aten/boxed.h"
 #include "emulator_aten/composite.h"
+#include "emulator_aten/quiet.h"
 #include "emulator_aten/rules.h"
+#include "emulator_aten/shape_rules.h"
 #include "emulator_aten/special.h"
 
 namespace emu_aten {
@@ -36,7 +38,7 @@ void install_op(const c10::OperatorHandle& op, torch::Library& npu, torch::Libra
       npu.impl(name.c_str(), boxed<Reroute>(DispatchKey::CompositeExplicitAutograd));
       break;
     case Rule::kBoxed:
-      npu.impl(name.c_str(), boxed<BoxedKernel>(op));
+      npu.impl(name.c_str(), boxed<BoxedKernel>(op, shape_rule_of(name)));
       break;
     case Rule::kRefuse:
       npu.impl(name.c_str(), boxed<Refuse>());
@@ -74,6 +76,7 @@ extern "C" __attribute__((visibility("default"))) const char* emuAtenInstall() {
   static std::string problem;
   try {
     emu_aten::install();
+    emu_aten::quiet_until_first_task();
     return nullptr;
   } catch (const std::exception& error) {
     problem = error.what();

@@ -7,6 +7,7 @@
 
 #include "acl/acl_rt.h"
 #include "emulator_aten/alias.h"
+#include "emulator_aten/quiet.h"
 #include "emulator_aten/runtime.h"
 #include "torch_npu/csrc/core/npu/NPUStream.h"
 #include "torch_npu/csrc/framework/OpCommand.h"
@@ -82,14 +83,13 @@ void submit(aclrtStream stream, std::unique_ptr<Task> task) {
 }  // namespace
 
 void enqueue(const std::string& name, std::unique_ptr<Task> task) {
+  first_task_is_queued();
   // stream(false): stream() would wait until the task queue is empty.
   const aclrtStream stream = c10_npu::getCurrentNPUStream().stream(false);
-  // Once on the stream the bytes are safe without us: the allocator reuses them in stream order. The storages
-  // stay in this closure, which torch_npu destroys outside its locks; a stream's thread must not free device
-  // memory.
-  auto inputs = std::make_shared<std::vector<c10::Storage>>(std::move(task->inputs));
+  // Held in this closure, not in the task: a stream's thread must not free device memory.
+  auto held = std::make_shared<std::vector<c10::Storage>>(std::move(task->held));
   auto shared = std::make_shared<std::unique_ptr<Task>>(std::move(task));
-  at_npu::native::OpCommand::RunOpApiV2(name, [stream, shared, inputs]() -> int {
+  at_npu::native::OpCommand::RunOpApiV2(name, [stream, shared, held]() -> int {
     submit(stream, std::move(*shared));
     return 0;  // anything else makes torch_npu drop all later ops without a word
   });

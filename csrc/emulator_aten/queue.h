@@ -19,7 +19,7 @@ struct Task {
   torch::jit::Stack arguments;  // all on the CPU
   std::vector<at::Tensor>
       results;  // where the op's fresh results go, in order; empty if it writes its arguments
-  std::vector<c10::Storage> inputs;  // device storages, held until the task is on the stream
+  std::vector<c10::Storage> held;  // device storages, until the task is on the stream
 };
 
 // Queues the task on the current stream of the current device.

@@ -15,7 +15,7 @@ constexpr size_t kMostPerOp = 4096;
 
 at::Tensor to_meta(const at::Tensor& tensor) {
   // Zero-dimensional CPU tensors mix with any device, and numbers must stay numbers.
-  if (tensor.device().is_cpu() && tensor.dim() == 0) return tensor;
+  if (tensor.device().is_cpu() && tensor.dim() == 0) return copy_of_host_tensor(tensor);
   return at::empty_strided(tensor.sizes(), tensor.strides(), tensor.options().device(c10::kMeta));
 }
 

@@ -1,0 +1,65 @@
+"""Moves the KV cache of language models between processes on Ascend NPUs, as torch ops on torch_npu streams.
+
+``import torch_llm_datadist`` imports neither torch nor torch_npu; a name is loaded when it is first used, so
+that ``torch_llm_datadist.emulator.enable()`` can still come before them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch_llm_datadist.binding import Binding as Binding
+    from torch_llm_datadist.binding import Task as Task
+    from torch_llm_datadist.cache import Cache as Cache
+    from torch_llm_datadist.cache import CacheDesc as CacheDesc
+    from torch_llm_datadist.cache_manager import CacheManager as CacheManager
+    from torch_llm_datadist.cluster import LLMClusterInfo as LLMClusterInfo
+    from torch_llm_datadist.cluster import LLMRole as LLMRole
+    from torch_llm_datadist.config import LLMConfig as LLMConfig
+    from torch_llm_datadist.config import LlmConfig as LlmConfig
+    from torch_llm_datadist.data_type import DataType as DataType
+    from torch_llm_datadist.data_type import Placement as Placement
+    from torch_llm_datadist.datadist import LLMDataDist as LLMDataDist
+    from torch_llm_datadist.errors import LLMException as LLMException
+    from torch_llm_datadist.errors import LLMStatusCode as LLMStatusCode
+    from torch_llm_datadist.errors import Status as Status
+    from torch_llm_datadist.keys import BlocksCacheKey as BlocksCacheKey
+
+# Public name: the module that defines it.
+_HOMES = {
+    "Binding": "binding",
+    "BlocksCacheKey": "keys",
+    "Cache": "cache",
+    "CacheDesc": "cache",
+    "CacheManager": "cache_manager",
+    "DataType": "data_type",
+    "LLMClusterInfo": "cluster",
+    "LLMConfig": "config",
+    "LLMDataDist": "datadist",
+    "LLMException": "errors",
+    "LLMRole": "cluster",
+    "LLMStatusCode": "errors",
+    "LlmConfig": "config",
+    "Placement": "data_type",
+    "Status": "errors",
+    "Task": "binding",
+}
+_SUBMODULES = ("emulator", "errors", "ops")
+
+__all__ = [*_HOMES, *_SUBMODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

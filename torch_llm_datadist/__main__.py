@@ -1,0 +1,73 @@
+"""``python -m torch_llm_datadist run|demo``."""
+
+from __future__ import annotations
+
+import argparse
+import runpy
+import sys
+from pathlib import Path
+
+USAGE = """\
+  run [--emulate | --no-emulate] script.py [args…]
+  run [--emulate | --no-emulate] -m module [args…]
+  demo [options]            `demo --help` lists them"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m torch_llm_datadist", usage=f"%(prog)s <command> …\n\n{USAGE}", add_help=True
+    )
+    parser.add_argument("command", choices=("run", "demo"), metavar="command")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def _run_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m torch_llm_datadist run",
+        description="Runs a script or module on NPUs; on an emulated one where no Ascend device is.",
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--emulate", dest="emulate", action="store_true", help="on emulated NPUs")
+    where.add_argument("--no-emulate", dest="emulate", action="store_false", help="on real ones only")
+    where.set_defaults(emulate=None)
+    parser.add_argument("-m", dest="is_module", action="store_true", help="run a module, as python -m does")
+    parser.add_argument("target", metavar="script", help="the script to run")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its arguments")
+    return parser
+
+
+def run(argv: list[str]) -> int:
+    options = _run_parser().parse_args(argv)
+    from torch_llm_datadist import emulator
+
+    emulator.choose(options.emulate)
+    sys.argv = [options.target, *options.arguments]
+    if options.is_module:
+        runpy.run_module(options.target, run_name="__main__", alter_sys=True)
+    else:
+        # As the interpreter does for a script: its directory is searched first, not the current one.
+        sys.path[0] = str(Path(options.target).resolve().parent)
+        runpy.run_path(options.target, run_name="__main__")
+    return 0
+
+
+def demo(argv: list[str]) -> int:
+    from torch_llm_datadist.demo import main as demo_main
+
+    return demo_main(argv)
+
+
+def main(argv: list[str]) -> int:
+    options = _parser().parse_args(argv)
+    return {"run": run, "demo": demo}[options.command](options.rest)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except ImportError as error:
+        # A part that is not built says how to build it; a traceback would only hide that.
+        if "make build" not in str(error):
+            raise
+        sys.exit(f"torch_llm_datadist: {error}")

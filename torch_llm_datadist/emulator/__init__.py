@@ -1,0 +1,25 @@
+"""An Ascend NPU out of nothing but a CPU: the released torch_npu wheel runs on an emulated ACL runtime.
+
+Switch it on before anything imports torch: by ``TORCH_LLM_DATADIST_EMULATE=1`` in the environment, by
+``enable()``, or by ``python -m torch_llm_datadist run --emulate script.py``. Importing this package imports
+neither torch nor torch_npu.
+"""
+
+from torch_llm_datadist.emulator.delay import delay_stream
+from torch_llm_datadist.emulator.faults import fail_next, fail_task, set_bandwidth, set_task_delay
+from torch_llm_datadist.emulator.presence import choose, has_npu
+from torch_llm_datadist.emulator.switch import disable, enable, is_enabled, is_wanted
+
+__all__ = [
+    "choose",
+    "delay_stream",
+    "disable",
+    "enable",
+    "fail_next",
+    "fail_task",
+    "has_npu",
+    "is_enabled",
+    "is_wanted",
+    "set_bandwidth",
+    "set_task_delay",
+]

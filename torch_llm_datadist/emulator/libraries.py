@@ -1,0 +1,54 @@
+"""The emulator's shared libraries: where they are, and how they get in front of torch_npu's loader."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+DIRECTORY = Path(__file__).resolve().parent
+RUNTIME = "libascendcl.so"
+COMPANIONS = (
+    "libhccl.so",
+    "libacl_op_compiler.so",
+    "libge_runner.so",
+    "libgraph.so",
+    "libacl_tdt_channel.so",
+)
+ATEN = DIRECTORY / "_aten.so"
+
+
+def _path(name: str) -> Path:
+    return DIRECTORY / "lib" / name
+
+
+def check_built() -> None:
+    """Raises ImportError naming what is missing and the command that builds it."""
+    missing = [path.name for path in (*map(_path, (RUNTIME, *COMPANIONS)), ATEN) if not path.exists()]
+    if missing:
+        raise ImportError(
+            f"the emulated Ascend runtime is not built: {', '.join(missing)} missing in {DIRECTORY}; "
+            "run `make build`"
+        )
+
+
+def preload() -> None:
+    """Loads what libtorch_npu.so asks for by name: a library that is loaded is not searched for again."""
+    for name in (RUNTIME, *COMPANIONS):
+        ctypes.CDLL(str(_path(name)), mode=ctypes.RTLD_GLOBAL)
+
+
+def runtime() -> ctypes.CDLL:
+    """The emulated libascendcl.so of this process."""
+    return ctypes.CDLL(str(_path(RUNTIME)))
+
+
+def install_aten() -> None:
+    """Makes aten ops compute on emulated device memory. torch_npu must have been imported."""
+    import torch
+
+    torch.ops.load_library(str(ATEN))
+    install = ctypes.CDLL(str(ATEN)).emuAtenInstall
+    install.restype = ctypes.c_char_p
+    problem = install()
+    if problem:
+        raise ImportError(f"aten ops for the emulated NPU could not be installed: {problem.decode()}")
