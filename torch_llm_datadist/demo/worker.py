@@ -18,14 +18,16 @@ def main() -> None:
     role, descriptor, launcher = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     die_with_parent(launcher)
     channel = Channel(socket.socket(fileno=descriptor))
+    status = 1
     try:
         work(role, channel)
+        status = 0
     except BaseException as error:
         tell(channel, error)
-        # Not by way of destructors: they might wait for a peer that is gone.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
+    # Without destructors: after a success they only take time, after a failure they may wait for a lost peer.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def work(role: str, channel: Channel) -> None:
