@@ -354,6 +354,35 @@ def test_push_blocks_works_from_a_thread_that_never_chose_a_device(pair: Any) ->
     assert torch.equal(instances.content(here)[:, 2], source[:, 1])
 
 
+@pytest.mark.parametrize(
+    ("timeout_s", "expected"),
+    [
+        ("1", TypeError),
+        (True, TypeError),
+        (0, ValueError),
+        (-1.0, ValueError),
+        (float("nan"), ValueError),
+        (1e10, ValueError),
+    ],
+)
+def test_prepare_push_refuses_bad_timeouts(pair: Any, timeout_s: Any, expected: Any) -> None:
+    here, _ = pair
+    check_raises(expected, lambda: here.manager.prepare_push(KEY, here.cache, [0], [0], timeout_s=timeout_s))
+
+
+def test_prepare_push_gives_a_task_with_a_ticket(pair: Any) -> None:
+    here, there = pair
+    before = restore(there, 2)
+
+    task = here.manager.prepare_push(KEY, here.cache, [0, 1], [2, 3], dst_layer_range=range(2), timeout_s=5)
+
+    assert isinstance(task, datadist.Task)
+    assert isinstance(task.ticket, int)
+    assert not task.state().has_ended
+    del task  # given up: nothing moves
+    assert torch.equal(instances.content(there), before)
+
+
 # Modes, registration and lifetime.
 
 

@@ -230,6 +230,55 @@ def test_a_cache_of_a_killed_peers_link_is_released(peers: Peers) -> None:
     assert client.call(wait_released, 10.0) == []
 
 
+def test_memory_that_a_frozen_peer_may_write_outlives_the_instance(peers: Peers) -> None:
+    client, server, _ = linked_pair(peers)
+    server.freeze()
+    client.call(wait_unlinked, 2, 10)
+
+    client.call(finalize)
+
+    assert [str(server.pid) in name for name in client.call(left_over)] == [True]
+    server.kill()
+    assert client.call(left_over) == []
+
+
+def left_over(state: SimpleNamespace) -> list[str]:
+    from torch_llm_datadist.registry import left_over_caches
+
+    return [name for held in left_over_caches() for name in held.waiting_for]
+
+
+def test_linking_to_a_frozen_server_ends_at_the_timeout(peers: Peers) -> None:
+    client, server = peers(2)
+    client.call(start, 1, 0, {})
+    port = server.call(start, 2, 1, {})
+    server.freeze()
+
+    began = time.monotonic()
+    codes = client.call(instances.link, 2, port, 500)
+
+    assert codes == ["LLM_LINK_FAILED"]
+    assert time.monotonic() - began < 3
+    server.thaw()
+    assert client.call(instances.link, 2, port) == ["LLM_SUCCESS"]
+    assert client.call(push, 2, [0], [0]) == "LLM_SUCCESS"
+
+
+def test_a_server_killed_while_linking_ends_at_the_timeout(peers: Peers) -> None:
+    client, server = peers(2)
+    client.call(start, 1, 0, {})
+    port = server.call(start, 2, 1, {})
+    server.freeze()
+    client.send(instances.link, 2, port, 700)
+
+    server.kill()
+
+    assert client.answer(10) == ["LLM_LINK_FAILED"]
+    (again,) = peers(1)
+    again.call(start, 2, 1, {"listen_ip_info": f"127.0.0.1:{port}"})
+    assert client.call(instances.link, 2, port) == ["LLM_SUCCESS"]
+
+
 def test_several_instances_live_in_one_process(peers: Peers) -> None:
     one, two = peers(2)
 
