@@ -14,6 +14,7 @@ std::shared_ptr<Context> Context::create(Device& device, bool primary) {
   std::shared_ptr<Context> context(new Context(device, primary));
   context->handle = Runtime::get().contexts.add(context);
   context->default_stream_ = context->add_stream(0, 0);
+  context->default_stream_->make_default();
   return context;
 }
 
@@ -78,8 +79,10 @@ std::string Context::failure_message() const {
 }
 
 void Context::synchronize(int32_t timeout_ms) {
+  const auto all = streams();
+  for (const auto& stream : all) stream->refuse_while_capturing();
   const Deadline deadline = deadline_in_ms(timeout_ms);
-  for (const auto& stream : streams()) stream->synchronize(deadline);
+  for (const auto& stream : all) stream->synchronize(deadline);
 }
 
 void Context::destroy(Deadline deadline) {

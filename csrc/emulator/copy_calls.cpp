@@ -5,6 +5,7 @@
 #include "emulator/device.h"
 #include "emulator/entry.h"
 #include "emulator/faults.h"
+#include "emulator/graph.h"
 #include "emulator/runtime.h"
 #include "emulator/stream.h"
 
@@ -114,6 +115,10 @@ aclError copy_async(Copy copy, aclrtMemcpyKind kind, aclrtStream handle) {
   copy.direction = direction_of(ends.dst, ends.src, copy);
   check_peers(copy, current().device);
   if (ends.dst == Where::Pageable || ends.src == Where::Pageable) {
+    Runtime::get().captures->check_unsafe(ACL_ERROR_RT_CAPTURE_MODE_BLOCK_ASYNC);
+    if (stream->is_capturing()) {
+      fail(ACL_ERROR_RT_PARAM_INVALID, "pageable host memory in a capture: allocate it with aclrtMallocHost");
+    }
     // The device cannot read pages that may move: wait for the stream, then copy while the caller waits.
     stream->synchronize(std::nullopt);
     move_now(copy, current().device);
@@ -124,6 +129,7 @@ aclError copy_async(Copy copy, aclrtMemcpyKind kind, aclrtStream handle) {
 }
 
 aclError copy_sync(Copy copy, aclrtMemcpyKind kind) {
+  Runtime::get().captures->check_unsafe(ACL_ERROR_RT_CAPTURE_MODE_NOT_SUPPORT);
   const Ends ends = check_kind(copy, kind, false);
   copy.direction = direction_of(ends.dst, ends.src, copy);
   check_peers(copy, current().device);

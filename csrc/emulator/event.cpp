@@ -3,6 +3,7 @@
 #include "emulator/context.h"
 #include "emulator/device.h"
 #include "emulator/error.h"
+#include "emulator/graph.h"
 #include "emulator/runtime.h"
 #include "emulator/stream.h"
 
@@ -98,12 +99,33 @@ std::shared_ptr<Record> Event::latest() const {
   return latest_;
 }
 
+std::shared_ptr<Graph> Event::open_capture() const {
+  std::lock_guard lock(mutex_);
+  auto graph = captured_in_.lock();
+  return graph != nullptr && graph->state() != Graph::kReady ? graph : nullptr;
+}
+
+void Event::refuse_while_captured() const {
+  const auto graph = open_capture();
+  if (graph == nullptr) return;
+  graph->invalidate();
+  fail(ACL_ERROR_RT_EVENT_CAPTURED, "the event was recorded in a capture that is still open");
+}
+
 void Event::record(Stream& stream) {
+  if (const auto graph = stream.capture()) {
+    auto edge = graph->record(stream);
+    std::lock_guard lock(mutex_);
+    captured_in_ = graph;
+    captured_ = std::move(edge);
+    return;
+  }
   auto record = ex ? std::make_shared<Record>() : latest();
   stream.submit(std::make_shared<RecordTask>(record));
-  if (!ex) return;
   std::lock_guard lock(mutex_);
-  latest_ = std::move(record);
+  captured_in_.reset();
+  captured_ = nullptr;
+  if (ex) latest_ = std::move(record);
 }
 
 void Event::reset(Stream& stream) {
@@ -114,8 +136,17 @@ void Event::reset(Stream& stream) {
 }
 
 void Event::make_wait(Stream& stream, uint32_t timeout_s) {
+  if (const auto graph = open_capture()) {
+    graph->wait(stream.shared_from_this(), captured_);
+    return;
+  }
   auto record = latest();
   if (record == nullptr) return;  // an Ex event that was never recorded holds nobody up
+  if (const auto graph = stream.capture()) {
+    graph->invalidate();
+    fail(ACL_ERROR_RT_CAPTURE_DEPENDENCY, "the event was recorded outside of the capture of stream %d",
+         stream.id);
+  }
   auto wait = [record, finished = waits_finished_, timeout_s](Stream& waiter) -> aclError {
     Deadline deadline;
     if (timeout_s != 0) deadline = Clock::now() + std::chrono::seconds(timeout_s);

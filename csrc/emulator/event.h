@@ -11,8 +11,8 @@
 namespace emu {
 
 class Device;
+class Graph;
 class Stream;
-class Task;
 
 // What a wait is for. It outlives its event, so an event may be destroyed right after a wait on it was
 // queued.
@@ -44,8 +44,11 @@ class Event {
   void record(Stream& stream);
   void reset(Stream& stream);
   void make_wait(Stream& stream, uint32_t timeout_s);
+  std::shared_ptr<Graph> open_capture() const;  // null when the latest record is not part of one
   // The record that a query or a host wait is about; null when an Ex event was never recorded.
   std::shared_ptr<Record> latest() const;
+  // Throws 107028, and spoils the capture, when the latest record is part of an open one.
+  void refuse_while_captured() const;
   bool waits_are_done() const { return waits_finished_->load() == waits_queued_.load(); }
 
   Device& device;
@@ -56,6 +59,8 @@ class Event {
  private:
   mutable std::mutex mutex_;
   std::shared_ptr<Record> latest_;
+  std::weak_ptr<Graph> captured_in_;  // the capture that holds the latest record, and that record
+  std::shared_ptr<Record> captured_;
   std::atomic<uint64_t> waits_queued_{0};
   std::shared_ptr<std::atomic<uint64_t>> waits_finished_;
 };

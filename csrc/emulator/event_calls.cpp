@@ -52,7 +52,9 @@ aclError wait_event(aclrtStream stream_handle, aclrtEvent handle, uint32_t timeo
 }
 
 aclError synchronize(aclrtEvent handle, int32_t timeout_ms) {
-  auto record = event_of(handle)->latest();
+  auto event = event_of(handle);
+  event->refuse_while_captured();
+  auto record = event->latest();
   if (record == nullptr) return ACL_SUCCESS;
   if (!record->wait_on_host(deadline_in_ms(timeout_ms))) {
     fail(ACL_ERROR_RT_EVENT_SYNC_TIMEOUT, "the event was not reached in %d ms", timeout_ms);
@@ -64,6 +66,7 @@ aclError synchronize(aclrtEvent handle, int32_t timeout_ms) {
 }
 
 bool is_recorded(const Event& event) {
+  event.refuse_while_captured();
   auto record = event.latest();
   if (record == nullptr) return true;
   if (record->state.load() == Record::kLost) {
@@ -166,6 +169,7 @@ aclError aclrtQueryEventWaitStatus(aclrtEvent event, aclrtEventWaitStatus* statu
     not_null(status, "status");
     auto asked = event_of(event);
     if (asked->ex) fail(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, "not for events of aclrtCreateEventExWithFlag");
+    asked->refuse_while_captured();
     *status = asked->waits_are_done() ? ACL_EVENT_WAIT_STATUS_COMPLETE : ACL_EVENT_WAIT_STATUS_NOT_READY;
     return ACL_SUCCESS;
   });

@@ -6,6 +6,7 @@
 #include "emulator/copy.h"
 #include "emulator/device.h"
 #include "emulator/entry.h"
+#include "emulator/graph.h"
 #include "emulator/runtime.h"
 #include "emulator/stream.h"
 
@@ -33,6 +34,7 @@ using namespace emu;
 aclError aclrtMemset(void* devPtr, size_t maxCount, int32_t value, size_t count) {
   return ENTER(aclrtMemset, {
     check(devPtr, maxCount, count);
+    Runtime::get().captures->check_unsafe(ACL_ERROR_RT_CAPTURE_MODE_NOT_SUPPORT);
     std::string why;
     const Device& device = Thread::self().context->device;
     const aclError code = fill(reinterpret_cast<uintptr_t>(devPtr), value, count, device, why);

@@ -1,16 +1,89 @@
-// Graph capture is not emulated yet: beginning one is refused (unsupported.cpp), and no stream is ever in
-// one.
+#include <cstdio>
 
 #include "emulator/context.h"
 #include "emulator/entry.h"
+#include "emulator/graph.h"
+#include "emulator/runtime.h"
+#include "emulator/stream.h"
+
+namespace emu {
+namespace {
+
+Context& current() { return *Thread::self().context; }
+
+void check_mode(int mode) {
+  if (mode >= ACL_MODEL_RI_CAPTURE_MODE_GLOBAL && mode <= ACL_MODEL_RI_CAPTURE_MODE_RELAXED) return;
+  fail(ACL_ERROR_RT_PARAM_INVALID, "capture mode %d is not 0, 1 or 2", mode);
+}
+
+std::shared_ptr<Graph> ready_graph(aclmdlRI handle) {
+  auto graph = Runtime::get().graphs.get(handle);
+  if (graph->state() == Graph::kCapturing) fail(ACL_ERROR_RT_MODEL_CAPTURED, "the graph is being captured");
+  if (graph->state() == Graph::kInvalid)
+    fail(ACL_ERROR_RT_STREAM_CAPTURE_INVALIDATED, "the capture was spoiled");
+  return graph;
+}
+
+void print(const Graph& graph, const char* path) {
+  std::FILE* file = std::fopen(path, "w");
+  if (file == nullptr) fail(ACL_ERROR_RT_FILE_OPEN, "'%s' cannot be written", path);
+  const std::string text = graph.describe();
+  std::fwrite(text.data(), 1, text.size(), file);
+  std::fclose(file);
+}
+
+}  // namespace
+}  // namespace emu
 
 using namespace emu;
 
+aclError aclmdlRICaptureBegin(aclrtStream stream, aclmdlRICaptureMode mode) {
+  return ENTER(aclmdlRICaptureBegin, {
+    check_mode(mode);
+    auto on = current().stream(stream);
+    if (on->is_default()) fail(ACL_ERROR_RT_STREAM_CAPTURE_IMPLICIT, "the default stream cannot be captured");
+    if (on->is_capturing()) fail(ACL_ERROR_RT_STREAM_CAPTURED, "stream %d is being captured already", on->id);
+    auto graph = std::make_shared<Graph>(Thread::self().context, on, mode);
+    graph->handle = Runtime::get().graphs.add(graph);
+    on->set_capture(graph);
+    Runtime::get().captures->open(graph);
+    return ACL_SUCCESS;
+  });
+}
+
 aclError aclmdlRICaptureGetInfo(aclrtStream stream, aclmdlRICaptureStatus* status, aclmdlRI* modelRI) {
   return ENTER(aclmdlRICaptureGetInfo, {
-    Thread::self().context->stream(stream);
-    *not_null(status, "status") = ACL_MODEL_RI_CAPTURE_STATUS_NONE;
-    if (modelRI != nullptr) *modelRI = nullptr;
+    not_null(status, "status");
+    const auto graph = current().stream(stream)->capture();
+    *status = graph == nullptr                      ? ACL_MODEL_RI_CAPTURE_STATUS_NONE
+              : graph->state() == Graph::kCapturing ? ACL_MODEL_RI_CAPTURE_STATUS_ACTIVE
+                                                    : ACL_MODEL_RI_CAPTURE_STATUS_INVALIDATED;
+    if (modelRI != nullptr) *modelRI = graph == nullptr ? nullptr : graph->handle;
+    return ACL_SUCCESS;
+  });
+}
+
+aclError aclmdlRICaptureEnd(aclrtStream stream, aclmdlRI* modelRI) {
+  return ENTER(aclmdlRICaptureEnd, {
+    not_null(modelRI, "modelRI");
+    *modelRI = nullptr;
+    auto on = current().stream(stream);
+    const auto graph = on->capture();
+    if (graph == nullptr) fail(ACL_ERROR_RT_STREAM_NOT_CAPTURED, "stream %d is not being captured", on->id);
+    if (graph->origin != on) {
+      fail(ACL_ERROR_RT_STREAM_CAPTURE_UNMATCHED, "the capture began on stream %d, not on stream %d",
+           graph->origin->id, on->id);
+    }
+    if (graph->mode != ACL_MODEL_RI_CAPTURE_MODE_RELAXED && graph->thread != Thread::self().id) {
+      fail(ACL_ERROR_RT_STREAM_CAPTURE_WRONG_THREAD, "another thread began the capture");
+    }
+    try {
+      graph->finish();
+    } catch (const Error&) {
+      Runtime::get().graphs.remove(graph->handle);
+      throw;
+    }
+    *modelRI = graph->handle;
     return ACL_SUCCESS;
   });
 }
@@ -18,8 +91,60 @@ aclError aclmdlRICaptureGetInfo(aclrtStream stream, aclmdlRICaptureStatus* statu
 aclError aclmdlRICaptureThreadExchangeMode(aclmdlRICaptureMode* mode) {
   return ENTER(aclmdlRICaptureThreadExchangeMode, {
     const aclmdlRICaptureMode given = *not_null(mode, "mode");
+    check_mode(given);
     *mode = static_cast<aclmdlRICaptureMode>(Thread::self().capture_mode);
     Thread::self().capture_mode = given;
+    return ACL_SUCCESS;
+  });
+}
+
+aclError aclmdlRIExecuteAsync(aclmdlRI modelRI, aclrtStream stream) {
+  return ENTER(aclmdlRIExecuteAsync, {
+    auto on = current().stream(stream);
+    if (on->is_capturing()) fail(ACL_ERROR_RT_STREAM_CAPTURED, "stream %d is being captured", on->id);
+    ready_graph(modelRI)->replay(*on);
+    return ACL_SUCCESS;
+  });
+}
+
+aclError aclmdlRIExecute(aclmdlRI modelRI, int32_t timeout) {
+  return ENTER(aclmdlRIExecute, {
+    auto on = current().add_stream(0, 0);
+    std::shared_ptr<void> ends(nullptr, [&](void*) {
+      on->close();
+      current().remove_stream(on);
+    });
+    ready_graph(modelRI)->replay(*on);
+    on->synchronize(deadline_in_ms(timeout));
+    return ACL_SUCCESS;
+  });
+}
+
+aclError aclmdlRIDestroy(aclmdlRI modelRI) {
+  return ENTER(aclmdlRIDestroy, {
+    Runtime::get().graphs.get(modelRI)->release();
+    Runtime::get().graphs.remove(modelRI);
+    return ACL_SUCCESS;
+  });
+}
+
+aclError aclmdlRIGetId(aclmdlRI modelRI, uint32_t* modelRIId) {
+  return ENTER(aclmdlRIGetId, {
+    *not_null(modelRIId, "modelRIId") = Runtime::get().graphs.get(modelRI)->id;
+    return ACL_SUCCESS;
+  });
+}
+
+aclError aclmdlRIDebugPrint(aclmdlRI modelRI) {
+  return ENTER(aclmdlRIDebugPrint, {
+    std::fputs(Runtime::get().graphs.get(modelRI)->describe().c_str(), stdout);
+    return ACL_SUCCESS;
+  });
+}
+
+aclError aclmdlRIDebugJsonPrint(aclmdlRI modelRI, const char* path, uint32_t) {
+  return ENTER(aclmdlRIDebugJsonPrint, {
+    print(*Runtime::get().graphs.get(modelRI), not_null(path, "path"));
     return ACL_SUCCESS;
   });
 }

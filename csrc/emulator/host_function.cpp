@@ -72,8 +72,8 @@ class InHostFunction {
   const bool before_;
 };
 
-aclError serve(Stream& stream, const std::shared_ptr<Report>& report, bool blocks) {
-  if (!Runtime::get().reports->post(stream.report_thread.load(), report)) {
+aclError serve(Stream& stream, uint64_t thread, const std::shared_ptr<Report>& report, bool blocks) {
+  if (!Runtime::get().reports->post(thread, report)) {
     stream.explain("nobody is subscribed to the stream's callbacks any more");
     return ACL_ERROR_RT_STREAM_NO_CB_REG;
   }
@@ -119,14 +119,16 @@ aclError aclrtLaunchCallback(aclrtCallback fn, void* userData, aclrtCallbackBloc
       fail(ACL_ERROR_RT_PARAM_INVALID, "block type %d is neither 0 nor 1", blockType);
     }
     auto on = Thread::self().context->stream(stream);
-    if (on->report_thread.load() == 0) {
+    // Taken now: a captured callback runs on another stream, and still goes to this stream's subscriber.
+    const uint64_t thread = on->report_thread.load();
+    if (thread == 0) {
       fail(ACL_ERROR_RT_STREAM_NO_CB_REG, "no thread subscribed to stream %d (aclrtSubscribeReport)", on->id);
     }
-    on->submit(make_task("aclrtLaunchCallback", [fn, userData, blockType](Stream& runs) -> aclError {
+    on->submit(make_task("aclrtLaunchCallback", [fn, userData, blockType, thread](Stream& runs) -> aclError {
       auto report = std::make_shared<Report>();
       report->function = fn;
       report->argument = userData;
-      return serve(runs, report, blockType == ACL_CALLBACK_BLOCK);
+      return serve(runs, thread, report, blockType == ACL_CALLBACK_BLOCK);
     }));
     return ACL_SUCCESS;
   });

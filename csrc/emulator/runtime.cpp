@@ -8,6 +8,7 @@
 #include "emulator/device.h"
 #include "emulator/event.h"
 #include "emulator/faults.h"
+#include "emulator/graph.h"
 #include "emulator/host_function.h"
 #include "emulator/host_memory.h"
 #include "emulator/ipc_memory.h"
@@ -21,6 +22,7 @@ Runtime& Runtime::get() {
 
 Runtime::Runtime()
     : config(Config::from_environment()),
+      captures(std::make_unique<Captures>()),
       host_memory(std::make_unique<HostMemory>()),
       reports(std::make_unique<Reports>()),
       exports(std::make_unique<Exports>()),

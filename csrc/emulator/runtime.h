@@ -12,11 +12,13 @@
 
 namespace emu {
 
+class Captures;
 class Context;
 class Device;
 class Event;
 class Exports;
 class Faults;
+class Graph;
 class HostMemory;
 class Imports;
 class Reports;
@@ -49,6 +51,8 @@ class Runtime {
   HandleTable<Context, 1> contexts{"context"};
   HandleTable<Stream, 2> streams{"stream"};
   HandleTable<Event, 3> events{"event"};
+  HandleTable<Graph, 4> graphs{"graph"};
+  const std::unique_ptr<Captures> captures;
   const std::unique_ptr<HostMemory> host_memory;
   const std::unique_ptr<Reports> reports;
   const std::unique_ptr<Exports> exports;
@@ -57,6 +61,7 @@ class Runtime {
 
   std::atomic<int32_t> next_stream_id{0};
   std::atomic<uint32_t> next_event_id{0};
+  std::atomic<uint32_t> next_graph_id{0};
   std::atomic<uint64_t> task_delay_us{0};
   std::atomic<uint64_t> bandwidth[4] = {};
   std::atomic<uint64_t> tasks_run{0};

@@ -8,6 +8,7 @@
 #include "emulator/context.h"
 #include "emulator/device.h"
 #include "emulator/error.h"
+#include "emulator/graph.h"
 #include "emulator/runtime.h"
 #include "emulator/thread.h"
 
@@ -40,7 +41,30 @@ void Stream::check_takes_work() const {
   }
 }
 
+std::shared_ptr<Graph> Stream::capture() const {
+  if (!is_capturing()) return nullptr;
+  std::lock_guard lock(capture_mutex_);
+  return capture_;
+}
+
+void Stream::set_capture(std::shared_ptr<Graph> graph) {
+  std::lock_guard lock(capture_mutex_);
+  capturing_.store(graph != nullptr);
+  capture_ = std::move(graph);
+}
+
+void Stream::refuse_while_capturing() const {
+  const auto graph = capture();
+  if (graph == nullptr) return;
+  graph->invalidate();
+  fail(ACL_ERROR_RT_STREAM_CAPTURED, "stream %d is being captured", id);
+}
+
 void Stream::submit(std::shared_ptr<Task> task) {
+  if (const auto graph = capture()) {
+    graph->add(*this, std::move(task));
+    return;
+  }
   std::lock_guard lock(submit_mutex_);
   check_takes_work();
   const uint64_t number = submitted_.load(std::memory_order_relaxed);
@@ -106,13 +130,18 @@ std::shared_ptr<Task> Stream::next() {
   }
 }
 
-void Stream::run(Task& task) {
+aclError Stream::run_now(Task& task) {
   Runtime& runtime = Runtime::get();
   if (const uint64_t us = runtime.task_delay_us.load(std::memory_order_relaxed); us != 0) [[unlikely]] {
     pass_time(std::chrono::microseconds(us));
   }
   const aclError code = stopping() ? ACL_ERROR_RT_STREAM_ABORT : task.run(*this);
   runtime.tasks_run.fetch_add(1, std::memory_order_relaxed);
+  return code;
+}
+
+void Stream::run(Task& task) {
+  const aclError code = run_now(task);
   if (code == ACL_SUCCESS) [[likely]]
     return;
   if (stopping()) {  // it did not fail, it was ended

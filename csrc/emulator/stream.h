@@ -13,6 +13,7 @@
 namespace emu {
 
 class Context;
+class Graph;
 
 // A first-in-first-out queue of tasks with a worker thread of its own, started by the first task.
 //
@@ -28,7 +29,8 @@ class Stream : public std::enable_shared_from_this<Stream> {
   Stream(std::shared_ptr<Context> context, uint32_t priority, uint32_t flags);
   ~Stream();
 
-  // Returns before the task runs. Blocks while kDepth tasks are queued.
+  // Returns before the task runs. Blocks while kDepth tasks are queued. While the stream is captured, the
+  // task goes into the graph instead.
   void submit(std::shared_ptr<Task> task);
   // Returns when all that was submitted by now is done; throws Error when it is not going to be.
   void synchronize(Deadline deadline);
@@ -48,6 +50,17 @@ class Stream : public std::enable_shared_from_this<Stream> {
   bool pass_time(std::chrono::nanoseconds duration);
   void explain(std::string why);  // the running task failed, and this is why
 
+  aclError run_now(Task& task);  // for replays: a task of a graph, on this stream's worker
+
+  // The capture that this stream takes part in; null: none.
+  std::shared_ptr<Graph> capture() const;
+  void set_capture(std::shared_ptr<Graph> graph);
+  bool is_capturing() const { return capturing_.load(std::memory_order_acquire); }
+  // Throws 107027, and spoils the capture, when the stream is in one: no query or wait is possible then.
+  void refuse_while_capturing() const;
+
+  bool is_default() const { return is_default_; }
+  void make_default() { is_default_ = true; }
   Context& context() const { return *context_; }
   void wait_for_worker(Deadline deadline) {
     progress_.wait([&] { return !worker_runs_.load(); }, deadline);
@@ -90,6 +103,11 @@ class Stream : public std::enable_shared_from_this<Stream> {
   std::atomic<bool> halted_{false};
   bool worker_started_ = false;  // under submit_mutex_
   std::atomic<bool> worker_runs_{false};
+
+  bool is_default_ = false;
+  std::atomic<bool> capturing_{false};
+  mutable std::mutex capture_mutex_;
+  std::shared_ptr<Graph> capture_;
 
   std::atomic<aclError> untold_failure_{ACL_SUCCESS};  // of mode 0
   mutable std::mutex why_mutex_;

@@ -15,7 +15,16 @@ Context& current() { return *Thread::self().context; }
 std::shared_ptr<Stream> own_stream(aclrtStream handle) {
   if (handle == nullptr)
     fail(ACL_ERROR_RT_PARAM_INVALID, "the default stream cannot be destroyed or stopped");
-  return current().stream(handle);
+  auto stream = current().stream(handle);
+  stream->refuse_while_capturing();
+  return stream;
+}
+
+// For calls that wait for a stream or ask about it.
+std::shared_ptr<Stream> live_stream(aclrtStream handle) {
+  auto stream = current().stream(handle);
+  stream->refuse_while_capturing();
+  return stream;
 }
 
 aclError set_failure_mode(Stream& stream, uint64_t mode) {
@@ -76,7 +85,7 @@ aclError aclrtDestroyStreamForce(aclrtStream stream) {
 
 aclError aclrtSynchronizeStream(aclrtStream stream) {
   return ENTER(aclrtSynchronizeStream, {
-    current().stream(stream)->synchronize(std::nullopt);
+    live_stream(stream)->synchronize(std::nullopt);
     return ACL_SUCCESS;
   });
 }
@@ -84,7 +93,7 @@ aclError aclrtSynchronizeStream(aclrtStream stream) {
 aclError aclrtSynchronizeStreamWithTimeout(aclrtStream stream, int32_t timeout) {
   return ENTER(aclrtSynchronizeStreamWithTimeout, {
     if (timeout < -1) fail(ACL_ERROR_RT_PARAM_INVALID, "timeout %d ms; -1 waits for ever", timeout);
-    current().stream(stream)->synchronize(deadline_in_ms(timeout));
+    live_stream(stream)->synchronize(deadline_in_ms(timeout));
     return ACL_SUCCESS;
   });
 }
@@ -92,14 +101,14 @@ aclError aclrtSynchronizeStreamWithTimeout(aclrtStream stream, int32_t timeout) 
 aclError aclrtStreamQuery(aclrtStream stream, aclrtStreamStatus* status) {
   return ENTER(aclrtStreamQuery, {
     not_null(status, "status");
-    *status = current().stream(stream)->idle() ? ACL_STREAM_STATUS_COMPLETE : ACL_STREAM_STATUS_NOT_READY;
+    *status = live_stream(stream)->idle() ? ACL_STREAM_STATUS_COMPLETE : ACL_STREAM_STATUS_NOT_READY;
     return ACL_SUCCESS;
   });
 }
 
 aclError aclrtStreamAbort(aclrtStream stream) {
   return ENTER(aclrtStreamAbort, {
-    current().stream(stream)->abort();
+    live_stream(stream)->abort();
     return ACL_SUCCESS;
   });
 }

@@ -57,8 +57,8 @@ REFUSED(aclrtMemSetPidToShareableHandle, uint64_t, int32_t*, size_t)
 REFUSED(aclrtIpcGetEventHandle, aclrtEvent, aclrtIpcEventHandle*)
 REFUSED(aclrtIpcOpenEventHandle, aclrtIpcEventHandle, aclrtEvent*)
 
-// Graph capture and replay.
-REFUSED(aclmdlRICaptureBegin, aclrtStream, aclmdlRICaptureMode)
-REFUSED(aclmdlRICaptureEnd, aclrtStream, aclmdlRI*)
-REFUSED(aclmdlRIExecuteAsync, aclmdlRI, aclrtStream)
-REFUSED(aclmdlRIDestroy, aclmdlRI)
+// Task groups and conditional tasks of a captured graph.
+REFUSED(aclmdlRICaptureTaskGrpBegin, aclrtStream)
+REFUSED(aclmdlRICaptureTaskGrpEnd, aclrtStream, aclrtTaskGrp*)
+REFUSED(aclmdlRICaptureTaskUpdateBegin, aclrtStream, aclrtTaskGrp)
+REFUSED(aclmdlRICaptureTaskUpdateEnd, aclrtStream)

@@ -1,0 +1,119 @@
+"""What the tests of the emulated runtime share: gates that hold streams, threads, peer processes."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from . import acl_calls as c
+from .acl_calls import Acl, AclError
+
+ROOT = Path(__file__).resolve().parents[1]
+MIB = 2**20
+FEW_MS = 30  # how long a test watches that something does not happen
+DEADLINE_S = 20  # how long it waits for what must happen
+
+
+class Gate:
+    """Holds a stream until it is opened."""
+
+    def __init__(self, acl: Acl, stream: int | None) -> None:
+        self.acl = acl
+        self.word = acl.malloc(64)
+        acl.aclrtValueWait(self.word, 1, c.EQ, stream)
+
+    def open(self) -> None:
+        self.acl.write_word(self.word, 1)
+
+
+HostFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+def code_of(call: Callable[[], object]) -> int:
+    with pytest.raises(AclError) as error:
+        call()
+    return error.value.code
+
+
+def in_thread(body: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=body, daemon=True)
+    thread.start()
+    return thread
+
+
+def joined(thread: threading.Thread) -> None:
+    thread.join(DEADLINE_S)
+    assert not thread.is_alive()
+
+
+# The program of a peer gets ``acl`` and ``say`` and ``hear`` (one line to and from the test).
+PREAMBLE = """
+import ctypes, os, sys, threading
+from tests import acl_calls as c
+from tests.acl_calls import Acl, AclError
+acl = Acl()
+say = lambda *words: print(*words, flush=True)
+hear = lambda: sys.stdin.readline().strip()
+def code_of(call):
+    try:
+        call()
+    except AclError as error:
+        return error.code
+    return 0
+"""
+
+
+class Peer:
+    def __init__(self, program: str, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PREAMBLE + textwrap.dedent(program)],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def say(self, *words: object) -> None:
+        assert self.process.stdin is not None
+        print(*words, file=self.process.stdin, flush=True)
+
+    def hear(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().strip()
+        if not line:
+            assert self.process.stderr is not None
+            pytest.fail("the peer said nothing: " + self.process.stderr.read())
+        return line
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(DEADLINE_S)
+
+    def end(self) -> str:
+        """Waits for its exit, which must be clean; what it wrote to stderr."""
+        _, errors = self.process.communicate(timeout=DEADLINE_S)
+        assert self.process.returncode == 0, errors
+        return errors
+
+
+@contextlib.contextmanager
+def peer(program: str, **environment: str) -> Iterator[Peer]:
+    started = Peer(program, **environment)
+    try:
+        yield started
+    finally:
+        if started.process.poll() is None:
+            started.process.kill()
+        started.process.communicate()

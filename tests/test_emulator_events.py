@@ -1,0 +1,178 @@
+"""Both families of events and their traps."""
+
+from __future__ import annotations
+
+import ctypes
+
+from . import acl_calls as c
+from .acl_calls import Acl
+from .acl_harness import DEADLINE_S, FEW_MS, Gate
+
+pytest_plugins = ["tests.acl_fixtures"]
+
+
+def status_of(acl: Acl, event: int) -> int:
+    return acl.last_out("aclrtQueryEventStatus", event)
+
+
+def test_ex_event_wait_binds_to_the_latest_record_at_the_call(acl: Acl) -> None:
+    first, second, waiting = acl.stream(), acl.stream(), acl.stream()
+    event = acl.event()
+    gate = Gate(acl, second)
+
+    acl.aclrtRecordEvent(event, first)
+    acl.aclrtStreamWaitEvent(waiting, event)
+    acl.aclrtRecordEvent(event, second)  # held by the gate; the wait above is not about it
+
+    acl.synchronize(waiting)
+    assert not acl.is_idle(second)
+    acl.aclrtStreamWaitEvent(waiting, event)
+    assert acl.code.aclrtSynchronizeStreamWithTimeout(waiting, FEW_MS) == c.STREAM_TIMEOUT
+    gate.open()
+    acl.synchronize(waiting)
+
+
+def test_ex_event_wait_before_any_record_is_a_no_op(acl: Acl) -> None:
+    stream, event = acl.stream(), acl.event()
+
+    acl.aclrtStreamWaitEvent(stream, event)
+
+    acl.synchronize(stream)
+    assert status_of(acl, event) == 1
+    acl.aclrtSynchronizeEvent(event)
+
+
+def test_hardware_event_wait_before_record_waits(acl: Acl) -> None:
+    recording, waiting = acl.stream(), acl.stream()
+    event = acl.hardware_event()
+
+    acl.aclrtStreamWaitEvent(waiting, event)
+    assert status_of(acl, event) == 0
+    assert acl.code.aclrtSynchronizeStreamWithTimeout(waiting, FEW_MS) == c.STREAM_TIMEOUT
+
+    acl.aclrtRecordEvent(event, recording)
+    acl.synchronize(waiting)
+    assert status_of(acl, event) == 1
+
+
+def test_hardware_event_stays_set_until_it_is_reset(acl: Acl) -> None:
+    recording, waiting = acl.stream(), acl.stream()
+    event = acl.hardware_event()
+    acl.aclrtRecordEvent(event, recording)
+    acl.aclrtStreamWaitEvent(waiting, event)
+    acl.aclrtStreamWaitEvent(waiting, event)
+    acl.synchronize(waiting)
+
+    acl.aclrtResetEvent(event, recording)
+    acl.synchronize(recording)
+    acl.aclrtStreamWaitEvent(waiting, event)
+
+    assert acl.code.aclrtSynchronizeStreamWithTimeout(waiting, FEW_MS) == c.STREAM_TIMEOUT
+    acl.aclrtRecordEvent(event, recording)
+    acl.synchronize(waiting)
+
+
+def test_status_enums_have_opposite_polarity(acl: Acl) -> None:
+    stream, waiting, event = acl.stream(), acl.stream(), acl.hardware_event()
+    gate = Gate(acl, stream)
+    acl.aclrtRecordEvent(event, stream)
+    acl.aclrtStreamWaitEvent(waiting, event)
+
+    assert acl.last_out("aclrtQueryEventStatus", event) == 0
+    assert acl.last_out("aclrtQueryEventWaitStatus", event) == 1
+    assert acl.last_out("aclrtQueryEvent", event) == 1
+    gate.open()
+    acl.synchronize(waiting)
+    assert acl.last_out("aclrtQueryEventStatus", event) == 1
+    assert acl.last_out("aclrtQueryEventWaitStatus", event) == 0
+    assert acl.last_out("aclrtQueryEvent", event) == 0
+
+
+def test_ex_events_are_not_reset_nor_asked_in_the_old_ways(acl: Acl) -> None:
+    stream, event = acl.stream(), acl.event()
+    out = ctypes.c_int32()
+
+    assert acl.code.aclrtResetEvent(event, stream) == c.UNSUPPORTED
+    assert acl.code.aclrtQueryEvent(event, ctypes.byref(out)) == c.UNSUPPORTED
+    assert acl.code.aclrtQueryEventWaitStatus(event, ctypes.byref(out)) == c.UNSUPPORTED
+
+
+def test_event_without_sync_flag_cannot_be_waited_on(acl: Acl) -> None:
+    stream, event = acl.stream(), acl.event(c.EVENT_PROGRESS)
+    acl.aclrtRecordEvent(event, stream)
+
+    assert acl.code.aclrtStreamWaitEvent(stream, event) == c.INVALID_PARAM
+
+
+def test_event_flags_are_checked(acl: Acl) -> None:
+    out = ctypes.c_void_p()
+
+    for flags in (0, 0x80, 0x40 | 0x1):
+        assert acl.code.aclrtCreateEventExWithFlag(ctypes.byref(out), flags) == c.INVALID_PARAM
+    assert acl.code.aclrtCreateEventWithFlag(ctypes.byref(out), 0x20 | 0x1) == c.INVALID_PARAM
+
+
+def test_event_may_be_destroyed_right_after_a_wait_was_queued(acl: Acl) -> None:
+    recording, waiting, event = acl.stream(), acl.stream(), acl.event()
+    gate = Gate(acl, recording)
+    acl.aclrtRecordEvent(event, recording)
+    acl.aclrtStreamWaitEvent(waiting, event)
+
+    acl.aclrtDestroyEvent(event)
+
+    assert acl.code.aclrtSynchronizeStreamWithTimeout(waiting, FEW_MS) == c.STREAM_TIMEOUT
+    gate.open()
+    acl.synchronize(waiting)
+    assert acl.code.aclrtDestroyEvent(event) == c.BAD_HANDLE
+
+
+def test_event_and_stream_of_different_devices_do_not_mix(acl: Acl) -> None:
+    event = acl.event()
+    acl.aclrtRecordEvent(event, acl.stream())
+    mine = acl.out("aclrtGetCurrentContext")
+    theirs = acl.context(1)
+    stream = acl.stream()
+
+    codes = [acl.code.aclrtRecordEvent(event, stream), acl.code.aclrtStreamWaitEvent(stream, event)]
+    acl.aclrtSynchronizeEvent(event)
+    status = status_of(acl, event)
+    acl.aclrtDestroyContext(theirs)
+    acl.aclrtSetCurrentContext(mine)
+
+    assert codes == [c.INVALID_PARAM] * 2
+    assert status == 1
+
+
+def test_event_sync_with_timeout_is_507047(acl: Acl) -> None:
+    stream, event = acl.stream(), acl.event()
+    gate = Gate(acl, stream)
+    acl.aclrtRecordEvent(event, stream)
+
+    assert acl.code.aclrtSynchronizeEventWithTimeout(event, 1) == c.EVENT_TIMEOUT
+    gate.open()
+    acl.aclrtSynchronizeEventWithTimeout(event, DEADLINE_S * 1000)
+
+
+def test_elapsed_time_is_the_time_between_the_records(acl: Acl) -> None:
+    stream = acl.stream()
+    start, end = acl.event(c.EVENT_TIME_LINE), acl.event(c.EVENT_TIME_LINE)
+    ms = ctypes.c_float()
+    assert acl.code.aclrtEventElapsedTime(ctypes.byref(ms), start, end) == 107006
+
+    acl.aclrtRecordEvent(start, stream)
+    acl.emuStreamDelay(stream, 20_000)
+    acl.aclrtRecordEvent(end, stream)
+    acl.synchronize(stream)
+    acl.aclrtEventElapsedTime(ctypes.byref(ms), start, end)
+
+    assert 20 <= ms.value < 2000
+    assert acl.code.aclrtEventElapsedTime(ctypes.byref(ms), end, start) == 107007
+    assert acl.code.aclrtEventElapsedTime(ctypes.byref(ms), acl.event(), end) == c.INVALID_PARAM
+
+
+def test_event_wait_with_timeout_is_a_task_error(acl: Acl) -> None:
+    stream, event = acl.stream(), acl.hardware_event()
+
+    acl.aclrtStreamWaitEventWithTimeout(stream, event, 1)
+
+    assert acl.code.aclrtSynchronizeStreamWithTimeout(stream, DEADLINE_S * 1000) == c.WAIT_TIMEOUT
