@@ -77,12 +77,13 @@ class Report:
         """The table, the verdict, and the JSON file."""
         options, layers = self._options, len(comparison.kv_layers)
         self._stop_progress()
-        table = Table("tokens", "blocks", "bytes", "transfer that compute did not hide", title="sent")
+        table = Table("tokens sent", "generated", "blocks", "bytes", "transfer not hidden by compute")
         table.add_row(
-            f"{options.sent_tokens} sent, {options.tokens} generated",
+            f"{options.sent_tokens:,}",
+            f"{options.tokens:,}",
             f"{options.sent_blocks} x {2 * layers} tensors",
             f"{options.sent_bytes:,}",
-            f"{exposed_ms:.1f} ms",
+            f"{exposed_ms:.2f} ms",
         )
         self._console.print(table)
         self._say(
