@@ -74,6 +74,15 @@ def test_link_joins_both_ends(node: Callable[..., Node]) -> None:
     assert server.native.links[near.peer_link] is far
 
 
+def test_link_is_known_to_the_server_when_the_client_is_told(node: Callable[..., Node]) -> None:
+    """A server that pushed right after its client's link_clusters had returned was told that there is no link."""
+    server, client = node(1, listens=True), node(2)
+    for _ in range(50):
+        assert link(client, server) == OK
+        assert server.links.table.get(2, "push_blocks").is_accepting
+        assert client.links.unlink([1], DEADLINE_S, force=False) == [OK]
+
+
 def test_link_announces_caches_of_both_ends(node: Callable[..., Node]) -> None:
     server, client = node(1, listens=True), node(2)
     server.register(1, model_id=5)

@@ -183,8 +183,7 @@ class Handshake:
             code = error.status_code if isinstance(error, LLMException) else LLMStatusCode.LLM_LINK_FAILED
             peer.send(wire.Refused(code, str(error)[:4096]))
             raise
-        peer.send(joined)
-        self._linked(peer)
+        self._linked(peer, joined)
 
     def _other_holder(self, peer: Peer) -> Peer | None:
         """Who holds the link of that cluster and is still alive. A stale link of the same client is ended."""
@@ -221,7 +220,8 @@ class Handshake:
         for record in message.caches:
             self._announcements.learn(peer, record)
 
-    def _linked(self, peer: Peer) -> None:
+    def _linked(self, peer: Peer, answer: wire.Joined | None = None) -> None:
+        """The server's callers find the link before the client's do: ``answer`` lets the client go on."""
         assert peer.identity is not None
         for old in self._peers:
             is_stale = old.state == LinkState.CLOSED and old.identity is not None
@@ -229,10 +229,12 @@ class Handshake:
                 old.is_drained = True  # the peer has closed its old end before it made this one
         peer.state = LinkState.LINKED
         peer.deadline = 0.0
-        self._announcements.catch_up(peer)
         self._peers.table.add(
             Link(peer.cluster_id, peer.link, f"{peer.address}, pid {peer.identity.pid}", peer.remote_caches)
         )
+        if answer is not None:
+            peer.send(answer)
+        self._announcements.catch_up(peer)
         logger.info("linked to %s", peer)
         resolve(peer.attempt, LLMStatusCode.LLM_SUCCESS)
 
