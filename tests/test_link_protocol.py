@@ -75,7 +75,7 @@ def test_link_joins_both_ends(node: Callable[..., Node]) -> None:
 
 
 def test_link_is_known_to_the_server_when_the_client_is_told(node: Callable[..., Node]) -> None:
-    """A server that pushed right after its client's link_clusters had returned was told that there is no link."""
+    """A server that pushed right after link_clusters returned at the client was told: no link."""
     server, client = node(1, listens=True), node(2)
     for _ in range(50):
         assert link(client, server) == OK
