@@ -123,6 +123,10 @@ class Acl:
     def synchronize(self, stream: int | None, timeout_ms: int = 20_000) -> None:
         self.aclrtSynchronizeStreamWithTimeout(stream, timeout_ms)
 
+    def sync_code(self, stream: int | None) -> int:
+        """What a synchronize returns; a stream that never ends is a time-out, not a test that hangs."""
+        return self.code.aclrtSynchronizeStreamWithTimeout(stream, 20_000)
+
     def is_idle(self, stream: int | None) -> bool:
         return self.last_out("aclrtStreamQuery", stream) == 0
 

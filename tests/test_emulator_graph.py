@@ -149,7 +149,7 @@ def test_waiting_for_or_asking_about_a_capturing_stream_is_107027_and_spoils_the
 ) -> None:
     stream, out = acl.stream(), ctypes.c_int32()
     calls: dict[str, Callable[[], int]] = {
-        "sync": lambda: acl.code.aclrtSynchronizeStream(stream),
+        "sync": lambda: acl.sync_code(stream),
         "query": lambda: acl.code.aclrtStreamQuery(stream, ctypes.byref(out)),
         "device sync": lambda: acl.code.aclrtSynchronizeDevice(),
         "destroy": lambda: acl.code.aclrtDestroyStream(stream),
@@ -200,9 +200,7 @@ def test_unsafe_calls_are_refused_by_mode_and_thread(
         "memcpy": lambda: acl.code.aclrtMemcpy(a, 64, b, 64, c.DEVICE_TO_DEVICE),
         "memset": lambda: acl.code.aclrtMemset(a, 64, 0, 64),
         "2-D": lambda: acl.code.aclrtMemcpy2d(a, 8, b, 8, 8, 8, c.DEVICE_TO_DEVICE),
-        "pageable": lambda: acl.code.aclrtMemcpyAsync(
-            a, 64, ctypes.addressof(host), 64, c.HOST_TO_DEVICE, other
-        ),
+        "pageable": lambda: acl.code.aclrtMemcpyAsync(a, 64, pageable, 64, c.HOST_TO_DEVICE, other),
     }
     codes: list[int] = []
 

@@ -119,7 +119,7 @@ def test_import_on_another_device_needs_peer_access(acl: Acl) -> None:
     with exporter(device=1) as (_, key):
         memory, stream, near = acl.import_key(key), acl.stream(), acl.malloc(64)
         acl.copy(near, memory, 64, stream)
-        assert acl.code.aclrtSynchronizeStream(stream) == c.INVALID_PARAM
+        assert acl.sync_code(stream) == c.INVALID_PARAM
         acl.aclrtIpcMemClose(key)
 
         memory = acl.import_key(key, flags=1)
@@ -223,7 +223,7 @@ def test_task_on_memory_that_the_exporter_freed_is_a_remote_error(acl: Acl) -> N
 
         acl.copy(memory, near, 64, stream)
 
-        assert acl.code.aclrtSynchronizeStream(stream) == c.REMOTE_ERROR
+        assert acl.sync_code(stream) == c.REMOTE_ERROR
         acl.aclrtIpcMemClose(key)
 
 

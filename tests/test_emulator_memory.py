@@ -259,7 +259,7 @@ def test_copy_outside_live_memory_is_a_task_error_not_a_crash(acl: Acl, how: str
         acl.aclrtFree(bad)
     gate.open()
 
-    assert acl.code.aclrtSynchronizeStream(stream) == c.COPY_ENGINE
+    assert acl.sync_code(stream) == c.COPY_ENGINE
     assert ("freed" if how == "freed" else "allocation") in acl.message()
 
 

@@ -157,7 +157,7 @@ def test_thread_inherits_no_context(acl: Acl) -> None:
         out = ctypes.c_void_p()
         codes.append(acl.code.aclrtMalloc(ctypes.byref(out), 64, 0))
         codes.append(acl.code.aclrtGetDevice(ctypes.byref(out)))
-        codes.append(acl.code.aclrtSynchronizeStream(None))
+        codes.append(acl.sync_code(None))
 
     joined(in_thread(body))
 
@@ -184,7 +184,7 @@ def test_reset_ends_the_primary_context_when_all_sets_are_taken_back() -> None:
     acl.aclrtResetDevice(2)
     say(active())
     acl.aclrtResetDevice(2)
-    say(active(), acl.code.aclrtSynchronizeStream(None))
+    say(active(), acl.sync_code(None))
     """
     with peer(program) as other:
         assert other.hear() == "1"
@@ -197,7 +197,7 @@ def test_set_current_context_switches_the_device(acl: Acl) -> None:
     assert acl.out("aclrtGetDevice", kind=ctypes.c_int32) == 3
 
     acl.aclrtDestroyContext(other)
-    assert acl.code.aclrtSynchronizeStream(None) == c.NO_CONTEXT
+    assert acl.sync_code(None) == c.NO_CONTEXT
 
 
 def test_destroyed_or_made_up_context_is_refused(acl: Acl) -> None:
@@ -226,9 +226,9 @@ def test_destroy_context_ends_its_streams_and_waits_for_what_runs(acl: Acl) -> N
     joined(destroying)
 
     assert ended == [True]
-    assert acl.code.aclrtSynchronizeStream(stream) == c.NO_CONTEXT
+    assert acl.sync_code(stream) == c.NO_CONTEXT
     acl.aclrtSetCurrentContext(mine)
-    assert acl.code.aclrtSynchronizeStream(stream) == c.BAD_HANDLE
+    assert acl.sync_code(stream) == c.BAD_HANDLE
 
 
 def test_primary_context_is_not_destroyed_by_destroy_context(library: Acl) -> None:
@@ -252,7 +252,7 @@ def test_stream_of_another_context_is_107003(acl: Acl) -> None:
     status = ctypes.c_int32()
 
     calls = [
-        acl.code.aclrtSynchronizeStream(stream),
+        acl.sync_code(stream),
         acl.code.aclrtStreamQuery(stream, ctypes.byref(status)),
         acl.code.aclrtRecordEvent(event, stream),
         acl.code.aclrtStreamWaitEvent(stream, event),

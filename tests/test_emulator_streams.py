@@ -151,7 +151,7 @@ def test_abort_ends_what_runs_and_what_waits_and_syncs_get_107023(acl: Acl) -> N
     def body() -> None:
         acl.aclrtSetCurrentContext(context)
         begun.set()
-        codes.append(acl.code.aclrtSynchronizeStream(stream))
+        codes.append(acl.sync_code(stream))
 
     thread = in_thread(body)
     begun.wait(DEADLINE_S)
@@ -202,16 +202,16 @@ def test_destroy_stream_force_ends_a_running_value_wait_and_drops_the_rest(acl: 
     acl.aclrtSynchronizeDevice()
 
     assert acl.read_word(word) == 0
-    assert acl.code.aclrtSynchronizeStream(stream) == c.BAD_HANDLE
+    assert acl.sync_code(stream) == c.BAD_HANDLE
 
 
 def test_freed_or_made_up_stream_is_107017(acl: Acl) -> None:
     stream, event = acl.stream(), acl.event()
     acl.aclrtDestroyStream(stream)
 
-    assert acl.code.aclrtSynchronizeStream(stream) == c.BAD_HANDLE
-    assert acl.code.aclrtSynchronizeStream(event) == c.BAD_HANDLE
-    assert acl.code.aclrtSynchronizeStream(0xDEADBEEF) == c.BAD_HANDLE
+    assert acl.sync_code(stream) == c.BAD_HANDLE
+    assert acl.sync_code(event) == c.BAD_HANDLE
+    assert acl.sync_code(0xDEADBEEF) == c.BAD_HANDLE
     assert acl.code.aclrtDestroyStream(stream) == c.BAD_HANDLE
 
 
@@ -261,11 +261,11 @@ def test_failing_task_with_mode_1_stops_every_stream_of_its_context(acl: Acl) ->
 
     status = ctypes.c_int32()
     out = ctypes.c_void_p()
-    assert acl.code.aclrtSynchronizeStream(failing) == c.LINK_ERROR
+    assert acl.sync_code(failing) == c.LINK_ERROR
     assert "fault injected" in acl.message()
-    assert acl.code.aclrtSynchronizeStream(other) == c.LINK_ERROR
+    assert acl.sync_code(other) == c.LINK_ERROR
     assert acl.code.aclrtStreamQuery(other, ctypes.byref(status)) == c.LINK_ERROR
-    assert acl.code.aclrtSynchronizeStream(None) == c.LINK_ERROR
+    assert acl.sync_code(None) == c.LINK_ERROR
     assert acl.code.aclrtValueWrite(word, 3, 0, other) == c.LINK_ERROR
     assert acl.code.aclrtCreateStream(ctypes.byref(out)) == c.LINK_ERROR
     gate.open()
@@ -281,7 +281,7 @@ def test_failing_task_leaves_other_contexts_alone(acl: Acl) -> None:
     failing = acl.stream(stop_on_failure=True)
 
     fail_a_copy(acl, failing)
-    assert acl.code.aclrtSynchronizeStream(failing) == c.LINK_ERROR
+    assert acl.sync_code(failing) == c.LINK_ERROR
 
     acl.aclrtDestroyContext(second)
     acl.aclrtSetCurrentContext(first)
@@ -298,7 +298,7 @@ def test_failing_task_with_mode_0_is_told_once_and_the_stream_goes_on(acl: Acl) 
     fail_a_copy(acl, stream, c.COPY_ENGINE)
     acl.aclrtValueWrite(word, 4, 0, stream)
 
-    assert acl.code.aclrtSynchronizeStream(stream) == c.COPY_ENGINE
+    assert acl.sync_code(stream) == c.COPY_ENGINE
     acl.synchronize(stream)
     assert acl.read_word(word) == 4
 

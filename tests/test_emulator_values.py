@@ -129,7 +129,7 @@ def test_host_function_must_not_submit_wait_or_allocate(acl: Acl) -> None:
         out = ctypes.c_void_p()
         acl.aclrtSetCurrentContext(context)
         codes.append(acl.code.aclrtMalloc(ctypes.byref(out), 64, 0))
-        codes.append(acl.code.aclrtSynchronizeStream(None))
+        codes.append(acl.sync_code(None))
         codes.append(acl.code.aclrtLaunchHostFunc(stream, None, None))
 
     function = HostFunction(body)
@@ -145,7 +145,7 @@ def test_host_function_can_fail_its_task(acl: Acl) -> None:
 
     acl.aclrtLaunchHostFunc(stream, function, None)
 
-    assert acl.code.aclrtSynchronizeStream(stream) == 507035
+    assert acl.sync_code(stream) == 507035
     assert acl.code.emuFailRunningTask(507035) == 100000
 
 
