@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch_npu  # noqa: F401
+import transformers
 from torch import nn
 from torch.nn import functional
 
@@ -16,6 +19,7 @@ from torch_llm_datadist import emulator
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 DELAY_S = 0.2
+ENABLE = "import torch_llm_datadist.emulator as emulator; emulator.enable()\n"
 
 
 def same_as_on_cpu(compute: Callable[..., object], *arguments: object) -> None:
@@ -320,6 +324,33 @@ def test_attention_has_gradients() -> None:
         torch.testing.assert_close(npu, cpu)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_llama_gives_the_cpus_logits_and_tokens(dtype: torch.dtype) -> None:
+    config = transformers.LlamaConfig(
+        num_hidden_layers=2, hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=256, initializer_range=0.1, bos_token_id=None, eos_token_id=None, pad_token_id=None,
+    )  # fmt: skip
+    prompt = torch.randint(256, (1, 33), generator=torch.Generator().manual_seed(0))
+
+    def generated(device: str) -> transformers.generation.GenerateDecoderOnlyOutput:
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval().to(device)
+        return model.generate(
+            prompt.to(device),
+            max_new_tokens=8,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+
+    cpu, npu = generated("cpu"), generated("npu")
+
+    assert torch.equal(npu.sequences.cpu(), cpu.sequences)
+    assert all(
+        torch.equal(on_npu.cpu(), on_cpu) for on_npu, on_cpu in zip(npu.logits, cpu.logits, strict=True)
+    )
+
+
 # Stream order
 
 
@@ -402,3 +433,20 @@ def test_memory_freed_while_the_stream_is_busy_can_be_returned_to_the_device() -
     torch.npu.empty_cache()
 
     assert torch.ones(4, device="npu").tolist() == [1, 1, 1, 1]
+
+
+def test_kernel_that_fails_says_so_and_fails_its_stream() -> None:
+    # In a process of its own: as on hardware, the device is of no use afterwards.
+    code = """
+import torch, torch_npu
+row = torch.embedding(torch.ones(4, 2, device="npu"), torch.tensor([99], device="npu"))
+print("returned")
+torch.npu.synchronize()
+"""
+
+    done = subprocess.run([sys.executable, "-c", ENABLE + code], capture_output=True, text=True, timeout=60)
+
+    assert done.returncode != 0
+    assert done.stdout == "returned\n"
+    assert "aten::embedding failed on the device: index out of range in self" in done.stderr
+    assert "507035" in done.stderr

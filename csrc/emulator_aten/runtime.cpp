@@ -33,10 +33,9 @@ void* host_twin(const void* device_address) {
 }
 
 void fail_running_task() {
-  static auto* const fail = reinterpret_cast<void (*)(int)>(symbol("emuFailRunningTask"));
-  if (!fail) std::abort();
+  static auto* const fail = required<int(int)>("emuFailRunningTask");
   constexpr int kVectorCoreException = 507035;
-  fail(kVectorCoreException);
+  if (fail(kVectorCoreException) != ACL_SUCCESS) std::abort();
 }
 
 aclError delay_stream(aclrtStream stream, uint64_t microseconds) {
