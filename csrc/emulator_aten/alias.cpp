@@ -1,8 +1,12 @@
 #include "emulator_aten/alias.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/List.h>
 #include <c10/core/InferenceMode.h>
+
+#include <cstring>
+#include <optional>
 
 #include "emulator_aten/runtime.h"
 
@@ -23,7 +27,8 @@ at::Tensor Aliases::of(const at::Tensor& device) {
                               "torch_llm_datadist.emulator computes on strided tensors only, not on ",
                               device.layout());
   // An inference tensor could not be written by a stream's thread, which is not in inference mode.
-  c10::InferenceMode normal_tensors(false);
+  std::optional<c10::InferenceMode> normal_tensors;
+  if (c10::InferenceMode::is_enabled()) normal_tensors.emplace(false);
   c10::StorageImpl* key = device.storage().unsafeGetStorageImpl();
   const c10::Storage* shared = nullptr;
   for (const auto& [impl, storage] : storages_) {
@@ -44,9 +49,12 @@ at::Tensor Aliases::of(const at::Tensor& device) {
 
 at::Tensor copy_of_host_tensor(const at::Tensor& tensor) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
-  at::Tensor copy = tensor.clone();
-  if (tensor.unsafeGetTensorImpl()->is_wrapped_number()) copy.unsafeGetTensorImpl()->set_wrapped_number(true);
-  return copy;
+  if (!tensor.unsafeGetTensorImpl()->is_wrapped_number()) return tensor.clone();
+  // The number in `tensor + 2`: on every second op's path, so without the dispatcher.
+  at::Tensor number(at::detail::empty_cpu({}, tensor.scalar_type()));
+  std::memcpy(number.mutable_data_ptr(), tensor.const_data_ptr(), tensor.element_size());
+  number.unsafeGetTensorImpl()->set_wrapped_number(true);
+  return number;
 }
 
 c10::IValue map_tensors(const c10::IValue& value, const std::function<at::Tensor(const at::Tensor&)>& map) {

@@ -71,11 +71,11 @@ bool selects_by_mask(const c10::IValue& indices) {
   });
 }
 
-c10::IValue on_cpu(const c10::IValue& argument, Aliases& aliases, bool keep_host_values) {
-  return map_tensors(argument, [&](const at::Tensor& tensor) {
-    if (on_npu(tensor)) return aliases.of(tensor);
-    return keep_host_values ? copy_of_host_tensor(tensor) : tensor;
-  });
+// A host argument for a task: the caller's own tensors must not be seen by another thread.
+at::Tensor for_task(const at::Tensor& tensor, Aliases& aliases, Task& task) {
+  if (!on_npu(tensor)) return copy_of_host_tensor(tensor);
+  if (needs_holding(tensor)) task.held.push_back(tensor.storage());
+  return aliases.of(tensor);
 }
 
 }  // namespace
@@ -121,11 +121,8 @@ void BoxedKernel::defer(const Shapes& shapes, c10::Device device, torch::jit::St
     } else if (arguments[i].isDevice()) {
       task->arguments.emplace_back(c10::Device(c10::kCPU));
     } else {
-      task->arguments.push_back(on_cpu(arguments[i], aliases, /*keep_host_values=*/true));
-      map_tensors(arguments[i], [&](const at::Tensor& tensor) {
-        if (on_npu(tensor) && needs_holding(tensor)) task->held.push_back(tensor.storage());
-        return tensor;
-      });
+      task->arguments.push_back(map_tensors(
+          arguments[i], [&](const at::Tensor& tensor) { return for_task(tensor, aliases, *task); }));
     }
   }
 
@@ -178,7 +175,9 @@ void BoxedKernel::compute_now(c10::Device device, torch::jit::Stack* stack) {
       // The op may resize it, which an alias cannot follow.
       on_host.emplace_back(at::empty({0}, arguments[i].toTensor().options().device(c10::kCPU)));
     } else {
-      on_host.push_back(on_cpu(arguments[i], aliases, /*keep_host_values=*/false));
+      on_host.push_back(map_tensors(arguments[i], [&](const at::Tensor& tensor) {
+        return on_npu(tensor) ? aliases.of(tensor) : tensor;
+      }));
     }
   }
   const torch::jit::Stack given = on_host;

@@ -86,11 +86,14 @@ void enqueue(const std::string& name, std::unique_ptr<Task> task) {
   first_task_is_queued();
   // stream(false): stream() would wait until the task queue is empty.
   const aclrtStream stream = c10_npu::getCurrentNPUStream().stream(false);
-  // Held in this closure, not in the task: a stream's thread must not free device memory.
-  auto held = std::make_shared<std::vector<c10::Storage>>(std::move(task->held));
-  auto shared = std::make_shared<std::unique_ptr<Task>>(std::move(task));
-  at_npu::native::OpCommand::RunOpApiV2(name, [stream, shared, held]() -> int {
-    submit(stream, std::move(*shared));
+  // What the task holds stays in this closure: a stream's thread must not free device memory.
+  struct Submission {
+    std::vector<c10::Storage> held;
+    std::unique_ptr<Task> task;
+  };
+  auto submission = std::make_shared<Submission>(std::move(task->held), std::move(task));
+  at_npu::native::OpCommand::RunOpApiV2(name, [stream, submission]() -> int {
+    submit(stream, std::move(submission->task));
     return 0;  // anything else makes torch_npu drop all later ops without a word
   });
 }
