@@ -46,4 +46,10 @@ PinnedBuffer::~PinnedBuffer() {
   if (data_ != nullptr) aclrtFreeHost(data_);
 }
 
+void read_rows(char* dst, size_t dst_pitch, const char* src, size_t src_pitch, size_t width, size_t rows,
+               aclrtStream stream) {
+  DATADIST_ACL(symbols().aclrtMemcpy2dAsync(dst, dst_pitch, src, src_pitch, width, rows,
+                                            ACL_MEMCPY_DEVICE_TO_HOST, stream));
+}
+
 }  // namespace datadist::acl

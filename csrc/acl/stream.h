@@ -70,4 +70,8 @@ class PinnedBuffer {
   void* data_ = nullptr;
 };
 
+// Queues the copy of `rows` rows of device memory to pinned memory.
+void read_rows(char* dst, size_t dst_pitch, const char* src, size_t src_pitch, size_t width, size_t rows,
+               aclrtStream stream);
+
 }  // namespace datadist::acl

@@ -22,7 +22,7 @@ namespace {
 constexpr int kBusyTickMs = 2;
 constexpr int kIdleTickMs = 50;
 constexpr int kSyncTimeoutMs = 1000;
-constexpr aclError kStreamSyncTimeout = 507046;
+constexpr auto kGiveUp = std::chrono::seconds(5);  // without one look at the words
 constexpr auto kClockGap =
     std::chrono::milliseconds(500);  // a tick this late: a debugger, a suspend, a SIGSTOP
 
@@ -145,49 +145,59 @@ void Engine::run() {
     DATADIST_ACL(aclrtSetDevice(device_));
     Streams streams(device_);
     auto last = Clock::now();
+    auto looked = last;
     bool is_busy = false;
-    while (true) {
-      sleep(is_busy);
-      {
-        std::lock_guard lock(mutex_);
-        if (must_stop_) break;
-      }
-      streams.context.make_current();  // unmapping through torch's allocator may have changed it
+    while (sleep(is_busy)) {
       const auto now = Clock::now();
-      if (now - last > kClockGap) {
-        std::lock_guard lock(mutex_);
-        for (const auto& link : links_) link->clock_gap(now - last);
-        for (const auto& transfer : transfers_) transfer->clock_gap(now - last);
-      }
+      if (now - last > kClockGap) extend_deadlines(now - last);
       last = now;
-      watch_processes();
-      words_.queue_reads(streams.local.get());
-      pages_.queue_reads(streams.local.get());
-      // A device that is stuck for longer is not our peers' fault: nothing is judged by stale mirrors.
-      const aclError synced =
-          acl::symbols().aclrtSynchronizeStreamWithTimeout(streams.local.get(), kSyncTimeoutMs);
-      if (synced == kStreamSyncTimeout) continue;
-      if (synced != 0) acl::raise("aclrtSynchronizeStreamWithTimeout", synced);
-      words_.zeroes_done();
-      is_busy = tick({Clock::now(), streams.local.get(), streams.mail.get()});
-      words_.queue_zeroes(streams.local.get());
-      {
-        std::lock_guard lock(mutex_);
-        ++ticks_;
+      try {
+        is_busy = look(streams);
+        looked = now;
+      } catch (const Error&) {
+        // A call that is refused once, or a device that is stuck for a while, is not our peers' fault.
+        if (now - looked > kGiveUp) throw;
       }
-      ticked_.notify_all();
     }
   } catch (const std::exception& error) {
-    // Without a watchdog nothing here has a deadline: end all links with the reason, so that nobody waits in
-    // silence.
-    std::fprintf(stderr, "torch_llm_datadist: the watchdog of device %d stopped: %s\n", device_,
-                 error.what());
-    std::lock_guard lock(mutex_);
-    must_stop_ = true;
-    for (const auto& link : links_) link->die(kFailed, join("the watchdog stopped: ", error.what()));
+    abandon(join("the watchdog of device ", device_, " stopped: ", error.what()));
   }
   ticked_.notify_all();
   aclrtResetDevice(device_);
+}
+
+// One tick: refresh the mirrors, judge by them, tidy up. Nothing is judged by stale mirrors.
+bool Engine::look(const Streams& streams) {
+  streams.context.make_current();  // unmapping through torch's allocator may have changed it
+  watch_processes();
+  words_.queue_reads(streams.local.get());
+  pages_.queue_reads(streams.local.get());
+  DATADIST_ACL(acl::symbols().aclrtSynchronizeStreamWithTimeout(streams.local.get(), kSyncTimeoutMs));
+  words_.zeroes_done();
+  const bool is_busy = tick({Clock::now(), streams.local.get(), streams.mail.get()});
+  words_.queue_zeroes(streams.local.get());
+  {
+    std::lock_guard lock(mutex_);
+    ++ticks_;
+  }
+  ticked_.notify_all();
+  return is_busy;
+}
+
+void Engine::extend_deadlines(Clock::duration gap) {
+  std::lock_guard lock(mutex_);
+  for (const auto& link : links_) link->clock_gap(gap);
+  for (const auto& transfer : transfers_) transfer->clock_gap(gap);
+}
+
+// Without a watchdog nothing here has a deadline: everything ends with the reason, so that no host waits in
+// silence.
+void Engine::abandon(const std::string& why) {
+  std::fprintf(stderr, "torch_llm_datadist: %s\n", why.c_str());
+  std::lock_guard lock(mutex_);
+  must_stop_ = true;
+  for (const auto& link : links_) link->die(kFailed, why);
+  for (const auto& transfer : transfers_) transfer->abandon(why);
 }
 
 bool Engine::tick(const Tick& tick) {
@@ -233,11 +243,14 @@ bool Engine::tick(const Tick& tick) {
   return is_busy;
 }
 
-void Engine::sleep(bool is_busy) {
+// False when it is time to stop.
+bool Engine::sleep(bool is_busy) {
   pollfd fd{wake_fd_, POLLIN, 0};
   poll(&fd, 1, is_busy ? kBusyTickMs : kIdleTickMs);
   uint64_t count;
   [[maybe_unused]] const auto got = read(wake_fd_, &count, sizeof(count));
+  std::lock_guard lock(mutex_);
+  return !must_stop_;
 }
 
 // A death on this host is known at once, and a reused pid is never taken for the peer.

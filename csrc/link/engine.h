@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -52,7 +53,10 @@ class Engine : public std::enable_shared_from_this<Engine> {
   DeviceMemory allocate_zeroed(size_t bytes);
   void run();
   bool tick(const Tick& tick);  // true while something is in flight
-  void sleep(bool is_busy);
+  bool look(const Streams& streams);
+  bool sleep(bool is_busy);
+  void extend_deadlines(Clock::duration gap);
+  void abandon(const std::string& why);
   void watch_processes();
 
   const int device_;

@@ -269,11 +269,21 @@ void Link::send_mail(const Tick& tick) {
     outgoing.swap(outbox_);
   }
   const auto write = [&](size_t offset, uint64_t value) {
-    // A refused or failing write shows as a missing heartbeat at the peer, and as its death here.
-    transport_->write_word(peer_page_ + offset, value, tick.mail);
+    return transport_->write_word(peer_page_ + offset, value, tick.mail) == 0;
   };
-  for (const Outgoing& word : outgoing) write(word.offset, word.value);
-  if (!outgoing.empty()) write(offsetof(Mail, sequence), ++sequence_);
+  // A word that was refused goes again at the next tick; one that fails on the device is a peer's death,
+  // noticed elsewhere.
+  const auto refused = std::find_if_not(outgoing.begin(), outgoing.end(),
+                                        [&](const Outgoing& word) { return write(word.offset, word.value); });
+  if (refused != outgoing.begin()) owes_sequence_ = true;
+  if (owes_sequence_ && write(offsetof(Mail, sequence), sequence_ + 1)) {
+    ++sequence_;
+    owes_sequence_ = false;
+  }
+  if (refused != outgoing.end()) {
+    std::lock_guard lock(mutex_);
+    outbox_.insert(outbox_.begin(), refused, outgoing.end());
+  }
   if (!outgoing.empty() ||
       tick.now - beat_at_ >= std::min(options_.keep_alive / 10, std::chrono::milliseconds(50))) {
     write(offsetof(Mail, heartbeat), ++heartbeat_);
@@ -281,8 +291,7 @@ void Link::send_mail(const Tick& tick) {
   }
   // The last word: the link is over and its streams are drained, so nothing more will be written to that
   // page.
-  if (is_over() && feeder_->has_stopped()) {
-    write(offsetof(Mail, state), kEndIsClosed);
+  if (is_over() && feeder_->has_stopped() && write(offsetof(Mail, state), kEndIsClosed)) {
     acl::symbols().aclrtSynchronizeStreamWithTimeout(tick.mail, 1000);
     std::lock_guard lock(mutex_);
     told_closed_ = true;

@@ -137,6 +137,7 @@ class Link : public std::enable_shared_from_this<Link> {
   Clock::time_point beat_at_;
   uint64_t heartbeat_ = 0;
   uint64_t sequence_ = 0;
+  bool owes_sequence_ = false;
   bool told_closed_ = false;
   bool page_is_zeroed_ = false;
   bool peer_is_gone_ = false;

@@ -77,9 +77,8 @@ void PageArena::queue_reads(aclrtStream stream) {
   std::lock_guard lock(mutex_);
   for (const Chunk& chunk : chunks_) {
     if (chunk.in_use == 0) continue;
-    DATADIST_ACL(acl::symbols().aclrtMemcpy2dAsync(chunk.mirror->as<void>(), sizeof(Mail),
-                                                   chunk.memory.address, kPageBytes, sizeof(Mail),
-                                                   kPagesPerChunk, ACL_MEMCPY_DEVICE_TO_HOST, stream));
+    acl::read_rows(chunk.mirror->as<char>(), sizeof(Mail), chunk.memory.address, kPageBytes, sizeof(Mail),
+                   kPagesPerChunk, stream);
   }
 }
 

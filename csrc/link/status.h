@@ -20,10 +20,12 @@ class Status {
   char* address() const { return word_.address; }
   bool is_set() const { return code_.load() != kSuccess; }
 
+  // Watchdog only. Counts as set when the write was accepted, so that a refused one is tried again at the
+  // next tick.
   void set(const Tick& tick, int64_t code) {
-    int64_t expected = kSuccess;
-    if (code_.compare_exchange_strong(expected, code))
-      tick.write(word_, static_cast<uint32_t>(status_value(code)));
+    if (is_set()) return;
+    tick.write(word_, static_cast<uint32_t>(status_value(code)));
+    code_.store(code);
   }
 
  private:

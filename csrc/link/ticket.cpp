@@ -107,14 +107,15 @@ void Ticket::write_flags(const Tick& tick, uint64_t value) {
 }
 
 void Ticket::fail(const Tick& tick, int64_t code, const std::string& why) {
+  if (is_bound_) {
+    // The error first, then the release: a stream that goes on finds the code.
+    status_->set(tick, code);
+    write_flags(tick, poison_of(use_.epoch));
+    is_poisoned_ = true;
+  }
   has_ended_ = true;
   code_ = code;
   why_ = why;
-  if (!is_bound_) return;
-  // The error first, then the release: a stream that goes on finds the code.
-  status_->set(tick, code);
-  write_flags(tick, poison_of(use_.epoch));
-  is_poisoned_ = true;
 }
 
 }  // namespace datadist

@@ -233,9 +233,15 @@ void Transfer::clock_gap(Clock::duration gap) {
   if (deadline_) *deadline_ += gap;
 }
 
+void Transfer::abandon(const std::string& why) {
+  std::lock_guard lock(mutex_);
+  end(kFailed, why);
+}
+
 bool Transfer::tick(const Tick& tick) {
   std::lock_guard lock(mutex_);
-  for (const Word& gate : std::exchange(to_open_, {})) tick.write(gate, 1);
+  for (const Word& gate : to_open_) tick.write(gate, 1);
+  to_open_.clear();
   if (!has_ended_) {
     // A blocking call's deadline starts when the earlier work of the caller's stream is done.
     if (!is_layered() && !deadline_ && has_started()) deadline_ = tick.now + plan_.timeout;

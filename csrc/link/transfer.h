@@ -73,6 +73,7 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   // --- the watchdog; true when nothing of it is in use any more
   bool tick(const Tick& tick);
   void clock_gap(Clock::duration gap);
+  void abandon(const std::string& why);  // there is no watchdog any more
 
  private:
   friend class TransferProgram;

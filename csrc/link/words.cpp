@@ -1,6 +1,7 @@
 #include "link/words.h"
 
 #include "acl/check.h"
+#include "acl/stream.h"
 #include "acl/symbols.h"
 
 namespace datadist {
@@ -44,8 +45,7 @@ void WordPool::queue_reads(aclrtStream stream) {
   std::lock_guard lock(mutex_);
   const size_t bytes = kWordsPerChunk * sizeof(uint64_t);
   for (const Chunk& chunk : chunks_) {
-    DATADIST_ACL(aclrtMemcpyAsync(chunk.mirror->as<void>(), bytes, chunk.memory.address, bytes,
-                                  ACL_MEMCPY_DEVICE_TO_HOST, stream));
+    acl::read_rows(chunk.mirror->as<char>(), bytes, chunk.memory.address, bytes, bytes, 1, stream);
   }
 }
 
