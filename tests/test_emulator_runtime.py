@@ -52,8 +52,8 @@ def test_an_unimplemented_function_fails_by_name_and_says_so_once() -> None:
     program = """
     acl.context()
     say(acl.code.aclopCompileAndExecute(b"MatMul", *[None] * 11), acl.message())
-    say(acl.code.aclrtMallocPhysical(None, 0, None, 0), acl.message())
-    acl.code.aclrtMallocPhysical(None, 0, None, 0)
+    say(acl.code.aclrtIpcGetEventHandle(None, None), acl.message())
+    acl.code.aclrtIpcGetEventHandle(None, None)
     """
     with peer(program) as other:
         operator, memory = other.hear(), other.hear()
@@ -61,9 +61,9 @@ def test_an_unimplemented_function_fails_by_name_and_says_so_once() -> None:
 
     assert operator.startswith(f"{c.UNSUPPORTED} ")
     assert "MatMul" in operator
-    assert memory.startswith(f"{c.UNSUPPORTED} aclrtMallocPhysical")
+    assert memory.startswith(f"{c.UNSUPPORTED} aclrtIpcGetEventHandle")
     assert errors.count("aclopCompileAndExecute('MatMul') is not implemented") == 1
-    assert errors.count("aclrtMallocPhysical is not implemented") == 1
+    assert errors.count("aclrtIpcGetEventHandle is not implemented") == 1
 
 
 def test_init_twice_is_told(library: Acl) -> None:

@@ -7,10 +7,14 @@
 #include <cerrno>
 #include <cstring>
 
+#include "emulator/device.h"
 #include "emulator/error.h"
+#include "emulator/virtual_memory.h"
 
 namespace emu {
 namespace {
+
+constexpr int kReserve = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
 
 constexpr size_t round_up(size_t size, size_t unit) { return (size + unit - 1) / unit * unit; }
 
@@ -22,7 +26,9 @@ void raise_descriptor_limit() {
   setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-int new_memfd(size_t size) {
+}  // namespace
+
+int AddressSpace::new_memory(size_t size) {
   int fd = memfd_create("emulated-npu-memory", MFD_CLOEXEC);
   if (fd < 0 && errno == EMFILE) {
     raise_descriptor_limit();
@@ -36,10 +42,6 @@ int new_memfd(size_t size) {
   }
   return fd;
 }
-
-constexpr int kReserve = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-
-}  // namespace
 
 void AddressSpace::reserve() {
   // Halved until the machine accepts it (a 39-bit address space, or a limit on virtual memory).
@@ -138,7 +140,7 @@ std::shared_ptr<Block> AddressSpace::publish(std::shared_ptr<Block> block) {
 std::shared_ptr<Block> AddressSpace::create(Place place, size_t size, size_t page, int32_t device) {
   std::call_once(reserved_, [this] { reserve(); });
   const size_t mapped = round_up(size, page);
-  const int fd = place == Place::Pinned ? -1 : new_memfd(mapped);
+  const int fd = place == Place::Pinned ? -1 : new_memory(mapped);
   uintptr_t base = 0;
   try {
     base = take(range(place), round_up(mapped, kChunk) + kChunk);
@@ -168,6 +170,21 @@ std::shared_ptr<Block> AddressSpace::adopt(int fd, uint64_t offset, size_t size,
     close(fd);
     throw;
   }
+}
+
+uintptr_t AddressSpace::reserve_range(size_t size) {
+  std::call_once(reserved_, [this] { reserve(); });
+  return take(range(Place::Device), round_up(size, kChunk) + kChunk);
+}
+
+std::shared_ptr<Block> AddressSpace::map_physical(uintptr_t base, std::shared_ptr<Physical> physical) {
+  const size_t size = physical->size;
+  map(Place::Device, base, size, physical->fd, 0);
+  auto block = std::make_shared<Block>(*this, Place::Device, base, size, size, physical->device.id, -1);
+  block->import = physical->import;
+  block->peer_enabled = true;
+  block->physical = std::move(physical);
+  return publish(std::move(block));
 }
 
 std::shared_ptr<Block> AddressSpace::release(Place place, uintptr_t base) {
@@ -207,7 +224,11 @@ Block::Block(AddressSpace& space, Place place, uintptr_t base, size_t size, size
     : place(place), base(base), size(size), mapped(mapped), device(device), fd(fd), space_(space) {}
 
 Block::~Block() {
-  space_.give_back(place, base, mapped);
+  if (physical != nullptr) {
+    space_.unmap(place, base, mapped);  // the range stays reserved
+  } else {
+    space_.give_back(place, base, mapped);
+  }
   if (fd >= 0) close(fd);
 }
 

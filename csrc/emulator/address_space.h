@@ -26,6 +26,12 @@ class AddressSpace {
   // Another process's memory, mapped shared; takes the descriptor over.
   std::shared_ptr<Block> adopt(int fd, uint64_t offset, size_t size, int32_t device,
                                std::shared_ptr<Import> import, bool peer_enabled);
+  // Addresses without memory, and what aclrtMapMem puts there.
+  uintptr_t reserve_range(size_t size);
+  void release_range(uintptr_t base, size_t size) { give_back(Place::Device, base, size); }
+  std::shared_ptr<Block> map_physical(uintptr_t base, std::shared_ptr<Physical> physical);
+  // A memfd of that size.
+  static int new_memory(size_t size);
   // Out of service; null when `base` is not the start of a live block of that kind.
   std::shared_ptr<Block> release(Place place, uintptr_t base);
 

@@ -9,6 +9,7 @@ namespace emu {
 
 class AddressSpace;
 class Import;
+class Physical;
 
 enum class Place : uint8_t { Device, Imported, Pinned };
 
@@ -34,8 +35,9 @@ class Block : public std::enable_shared_from_this<Block> {
   const int32_t device;  // as this process counts them; -1 for pinned and for devices it does not see
   const int fd;          // memfd with the bytes; -1 for pinned
   std::atomic<bool> freed{false};
-  std::shared_ptr<Import> import;  // set for Place::Imported
-  bool peer_enabled = false;       // imported with ENABLE_PEER_ACCESS
+  std::shared_ptr<Import> import;      // set for Place::Imported
+  bool peer_enabled = false;           // imported with ENABLE_PEER_ACCESS
+  std::shared_ptr<Physical> physical;  // what is mapped here, in a range of aclrtReserveMemAddress
 
  private:
   AddressSpace& space_;

@@ -15,7 +15,7 @@ namespace emu {
 namespace {
 
 aclError check_reach(const Block& block, const Device& from, std::string& why) {
-  if (block.place == Place::Imported) return block.import->check(from, block.peer_enabled, why);
+  if (block.import != nullptr) return block.import->check(from, block.peer_enabled, why);
   if (block.place == Place::Device && !from.may_access(block.device)) {
     why = text("device %d has no access to memory of device %d (aclrtDeviceEnablePeerAccess)", from.id,
                block.device);
@@ -45,6 +45,26 @@ Where locate(uintptr_t address, size_t length) {
   return runtime.host_memory->contains(address, length) ? Where::Pinned : Where::Pageable;
 }
 
+namespace {
+
+// Physical blocks that are mapped one after the other form one range, for the device and for us.
+aclError pin_mapped(uintptr_t address, size_t length, const Device& from, Pin& out, std::string& why) {
+  const uintptr_t end = address + length;
+  for (uintptr_t next = out.block->base + out.block->size; next < end;) {
+    auto block = Runtime::get().memory.find(next);
+    if (block == nullptr || block->physical == nullptr || block->base != next) {
+      why = text("[0x%zx, +%zu) is mapped up to 0x%zx only", address, length, next);
+      return ACL_ERROR_RT_SYS_DMA;
+    }
+    if (const aclError code = check_reach(*block, from, why); code != ACL_SUCCESS) return code;
+    next += block->size;
+    out.more.push_back(std::move(block));
+  }
+  return ACL_SUCCESS;
+}
+
+}  // namespace
+
 aclError pin(uintptr_t address, size_t length, const Device& from, Pin& out, std::string& why) {
   Runtime& runtime = Runtime::get();
   const bool emulated = runtime.memory.in_range(Place::Device, address) ||
@@ -59,7 +79,9 @@ aclError pin(uintptr_t address, size_t length, const Device& from, Pin& out, std
     why = text("0x%zx is not in live memory (freed, unmapped or never allocated)", address);
     return ACL_ERROR_RT_SYS_DMA;
   }
-  if (!out.block->contains(address, length)) {
+  if (out.block->physical != nullptr) {
+    if (const aclError code = pin_mapped(address, length, from, out, why); code != ACL_SUCCESS) return code;
+  } else if (!out.block->contains(address, length)) {
     why = text("[0x%zx, +%zu) runs out of its allocation [0x%zx, +%zu)", address, length, out.block->base,
                out.block->size);
     return ACL_ERROR_RT_SYS_DMA;

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "emulator/acl_headers.h"
 
@@ -42,6 +43,7 @@ struct Copy {
 // A place in live memory, held as long as this exists.
 struct Pin {
   std::shared_ptr<Block> block;
+  std::vector<std::shared_ptr<Block>> more;  // where the place spans several mapped blocks
   std::byte* host = nullptr;
 };
 

@@ -45,7 +45,10 @@ Direction direction_of(Where dst, Where src, const Copy& copy) {
 void check_peers(const Copy& copy, const Device& from) {
   for (const uintptr_t end : {copy.dst, copy.src}) {
     const auto block = Runtime::get().memory.find(end);
-    if (block == nullptr || block->place != Place::Device || from.may_access(block->device)) continue;
+    if (block == nullptr || block->place != Place::Device || block->import != nullptr ||
+        from.may_access(block->device)) {
+      continue;
+    }
     fail(ACL_ERROR_RT_PARAM_INVALID,
          "0x%zx is memory of device %d, and device %d did not call aclrtDeviceEnablePeerAccess for it", end,
          block->device, from.id);

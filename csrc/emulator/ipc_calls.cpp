@@ -33,6 +33,10 @@ aclError export_key(void* pointer, size_t size, char* key, size_t length, uint64
   if (block == nullptr || block->place != Place::Device) {
     fail(ACL_ERROR_RT_PARAM_INVALID, "%p is not live device memory of this process", pointer);
   }
+  if (block->physical != nullptr) {
+    fail(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, "%p is memory of aclrtMapMem: its physical handle can be exported",
+         pointer);
+  }
   const size_t page = block->mapped % kHugePage == 0 ? kHugePage : kNormalPage;
   if (address % page != 0 || size % page != 0 || size == 0) {
     fail(ACL_ERROR_RT_PARAM_INVALID,
@@ -43,7 +47,8 @@ aclError export_key(void* pointer, size_t size, char* key, size_t length, uint64
     fail(ACL_ERROR_RT_PARAM_INVALID, "[%p, +%zu) is longer than its allocation of %zu bytes", pointer, size,
          block->mapped);
   }
-  Runtime::get().exports->add(*block, offset, size, flags).print(key);
+  const int32_t physical = Runtime::get().device(block->device).physical_id;
+  Runtime::get().exports->add({block->base, block->fd, offset, size, physical}, flags).print(key);
   return ACL_SUCCESS;
 }
 

@@ -16,7 +16,7 @@ namespace emu {
 
 void Exports::make_ledger() {
   if (ledger_ != nullptr) return;
-  const int fd = memfd_create("emulated-npu-exports", MFD_CLOEXEC);
+  const int fd = memfd_create(Ledger::kName, MFD_CLOEXEC);
   if (fd < 0 || ftruncate(fd, sizeof(Ledger)) != 0) {
     fail(ACL_ERROR_RT_RESOURCE_ALLOC_FAIL, "memfd for exports: %s", std::strerror(errno));
   }
@@ -30,7 +30,7 @@ void Exports::make_ledger() {
   ledger_->magic = Ledger::kMagic;
 }
 
-IpcKey Exports::add(const Block& block, uint64_t offset, uint64_t size, uint64_t flags) {
+IpcKey Exports::add(const Range& range, uint64_t flags) {
   std::lock_guard lock(mutex_);
   make_ledger();
   if (open_.size() >= Ledger::kSlots)
@@ -39,14 +39,14 @@ IpcKey Exports::add(const Block& block, uint64_t offset, uint64_t size, uint64_t
   const uint32_t index = next_++ % Ledger::kSlots;
   Ledger::Slot& slot = ledger_->slots[index];
   slot.flags = static_cast<uint32_t>(flags);
-  if (getrandom(&slot.secret, sizeof slot.secret, 0) != sizeof slot.secret) slot.secret = block.base ^ next_;
-  slot.fd = block.fd;
-  slot.physical_device = Runtime::get().device(block.device).physical_id;
-  slot.offset = offset;
-  slot.size = size;
+  if (getrandom(&slot.secret, sizeof slot.secret, 0) != sizeof slot.secret) slot.secret = range.owner ^ next_;
+  slot.fd = range.fd;
+  slot.physical_device = range.physical_device;
+  slot.offset = range.offset;
+  slot.size = range.size;
   slot.pid_count.store(0);
   const uint32_t generation = slot.generation.fetch_add(1) + 1;
-  open_.push_back({index, block.base});
+  open_.push_back({index, range.owner});
   return {getpid(), Peer::start_time(getpid()), ledger_fd_, index, generation, slot.secret};
 }
 
@@ -80,10 +80,10 @@ void Exports::close(const IpcKey& key) {
   end(key.slot);
 }
 
-void Exports::revoke(const Block& block) {
+void Exports::revoke(uintptr_t owner) {
   std::lock_guard lock(mutex_);
   for (size_t i = open_.size(); i-- > 0;) {
-    if (open_[i].base == block.base) end(open_[i].slot);
+    if (open_[i].owner == owner) end(open_[i].slot);
   }
 }
 

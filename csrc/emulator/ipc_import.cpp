@@ -5,12 +5,15 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
+#include <filesystem>
 
 #include "emulator/device.h"
 #include "emulator/error.h"
 #include "emulator/ipc_memory.h"
 #include "emulator/runtime.h"
+#include "emulator/virtual_memory.h"
 
 namespace emu {
 
@@ -31,6 +34,16 @@ Exporter::Exporter(const IpcKey& key) : peer(key.pid, key.started) {
   ledger = static_cast<const Ledger*>(at);
 }
 
+int Exporter::find_ledger(int32_t pid) {
+  std::error_code problem;
+  const std::string directory = text("/proc/%d/fd", pid);
+  for (const auto& entry : std::filesystem::directory_iterator(directory, problem)) {
+    const auto target = std::filesystem::read_symlink(entry.path(), problem).string();
+    if (target.find(Ledger::kName) != std::string::npos) return std::atoi(entry.path().filename().c_str());
+  }
+  return -1;
+}
+
 Exporter::~Exporter() { munmap(const_cast<Ledger*>(ledger), sizeof(Ledger)); }
 
 aclError Import::check(const Device& from, bool peer_enabled, std::string& why) const {
@@ -38,7 +51,8 @@ aclError Import::check(const Device& from, bool peer_enabled, std::string& why) 
     why = text("process %d, which exported the memory, is gone", exporter_->peer.pid);
     return ACL_ERROR_RT_LINK_ERROR;
   }
-  if (exporter_->ledger->slots[key_.slot].generation.load(std::memory_order_acquire) != key_.generation) {
+  if (!held_ &&
+      exporter_->ledger->slots[key_.slot].generation.load(std::memory_order_acquire) != key_.generation) {
     why = text("process %d freed the memory or closed its key", exporter_->peer.pid);
     return ACL_ERROR_RT_SUSPECT_REMOTE_ERROR;
   }
@@ -85,12 +99,7 @@ int32_t local_id(int32_t physical, const Device& otherwise) {
 
 }  // namespace
 
-uintptr_t Imports::open(const char* text, const IpcKey& key, Device& device, bool enable_peer) {
-  std::lock_guard lock(mutex_);
-  if (auto it = open_.find(text); it != open_.end()) {
-    ++it->second.references;
-    return it->second.base;
-  }
+Imports::Opened Imports::open_memory(const IpcKey& key, bool held) {
   auto from = exporter(key);
   const Ledger::Slot& slot = from->ledger->slots[key.slot];
   if (slot.generation.load(std::memory_order_acquire) != key.generation || slot.secret != key.secret) {
@@ -106,11 +115,47 @@ uintptr_t Imports::open(const char* text, const IpcKey& key, Device& device, boo
     ::close(fd);
     fail(ACL_ERROR_RT_IPC_ERROR, "process %d closed the key, or freed its memory", key.pid);
   }
-  const int32_t physical = slot.physical_device;
-  auto block = Runtime::get().memory.adopt(fd, slot.offset, slot.size, local_id(physical, device),
-                                           std::make_shared<Import>(from, key, physical), enable_peer);
+  return {fd, slot.offset, slot.size, slot.physical_device,
+          std::make_shared<Import>(from, key, slot.physical_device, held)};
+}
+
+std::shared_ptr<Physical> Imports::open_physical(const IpcKey& key, Device& device) {
+  std::lock_guard lock(mutex_);
+  Opened opened = open_memory(key, true);
+  return std::make_shared<Physical>(device, opened.size, opened.fd, std::move(opened.import));
+}
+
+uintptr_t Imports::open(const char* text, const IpcKey& key, Device& device, bool enable_peer) {
+  std::lock_guard lock(mutex_);
+  if (auto it = open_.find(text); it != open_.end()) {
+    ++it->second.references;
+    return it->second.base;
+  }
+  const Opened opened = open_memory(key, false);
+  auto block =
+      Runtime::get().memory.adopt(opened.fd, opened.offset, opened.size,
+                                  local_id(opened.physical_device, device), opened.import, enable_peer);
   open_[text] = {block->base, 1};
   return block->base;
+}
+
+IpcKey Imports::key_of(uint64_t shareable) {
+  IpcKey key = IpcKey::unpack(shareable);
+  key.started = Peer::start_time(key.pid);
+  key.ledger_fd = Exporter::find_ledger(key.pid);
+  if (key.started == 0 || key.ledger_fd < 0) {
+    fail(ACL_ERROR_RT_IPC_ERROR, "process %d, which exported the memory, is gone", key.pid);
+  }
+  // The number has room for neither the secret nor the whole generation: both are read where they are kept.
+  const Exporter exporter(key);
+  const Ledger::Slot& slot = exporter.ledger->slots[key.slot];
+  const uint32_t generation = slot.generation.load(std::memory_order_acquire);
+  if ((generation & IpcKey::kPackedGeneration) != key.generation || (generation & 1) == 0) {
+    fail(ACL_ERROR_RT_IPC_ERROR, "process %d freed the memory", key.pid);
+  }
+  key.generation = generation;
+  key.secret = slot.secret;
+  return key;
 }
 
 bool Imports::close(const char* text) {

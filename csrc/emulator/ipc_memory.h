@@ -14,19 +14,28 @@
 namespace emu {
 
 class Device;
+class Physical;
 
 // This process's own exports.
 class Exports {
  public:
-  IpcKey add(const Block& block, uint64_t offset, uint64_t size, uint64_t flags);
+  struct Range {
+    uintptr_t owner;  // what the keys end with: an allocation's base, or the physical memory
+    int fd;
+    uint64_t offset;
+    uint64_t size;
+    int32_t physical_device;
+  };
+
+  IpcKey add(const Range& range, uint64_t flags);
   void allow(const IpcKey& key, const int32_t* pids, size_t count);
   void close(const IpcKey& key);
-  void revoke(const Block& block);  // the memory was freed: all its keys end
+  void revoke(uintptr_t owner);  // the memory was freed: all its keys end
 
  private:
   struct Open {
     uint32_t slot;
-    uintptr_t base;
+    uintptr_t owner;
   };
 
   void make_ledger();
@@ -43,6 +52,9 @@ class Exports {
 // An exporting process and its ledger, shared by all imports from it.
 class Exporter {
  public:
+  // The descriptor of a process's ledger; -1 when it has none.
+  static int find_ledger(int32_t pid);
+
   explicit Exporter(const IpcKey& key);
   ~Exporter();
   Exporter(const Exporter&) = delete;
@@ -55,8 +67,9 @@ class Exporter {
 // One imported range: whether it may still be touched.
 class Import {
  public:
-  Import(std::shared_ptr<Exporter> exporter, const IpcKey& key, int32_t physical_device)
-      : exporter_(std::move(exporter)), key_(key), physical_device_(physical_device) {}
+  // `held`: the importer holds the memory too (physical memory), so the exporter may let go of it.
+  Import(std::shared_ptr<Exporter> exporter, const IpcKey& key, int32_t physical_device, bool held)
+      : exporter_(std::move(exporter)), key_(key), physical_device_(physical_device), held_(held) {}
 
   // The code of a task of device `from` that touches the range, and why.
   aclError check(const Device& from, bool peer_enabled, std::string& why) const;
@@ -65,12 +78,16 @@ class Import {
   const std::shared_ptr<Exporter> exporter_;
   const IpcKey key_;
   const int32_t physical_device_;
+  const bool held_;
 };
 
 class Imports {
  public:
   uintptr_t open(const char* text, const IpcKey& key, Device& device, bool enable_peer);
   bool close(const char* text);  // false when it was not imported
+  std::shared_ptr<Physical> open_physical(const IpcKey& key, Device& device);
+  // The key behind the number that aclrtMemExportToShareableHandle made.
+  static IpcKey key_of(uint64_t shareable);
 
  private:
   struct Open {
@@ -78,7 +95,16 @@ class Imports {
     int references = 0;
   };
 
+  struct Opened {
+    int fd;
+    uint64_t offset;
+    uint64_t size;
+    int32_t physical_device;
+    std::shared_ptr<Import> import;
+  };
+
   std::shared_ptr<Exporter> exporter(const IpcKey& key);
+  Opened open_memory(const IpcKey& key, bool held);
 
   std::mutex mutex_;
   std::map<std::string, Open> open_;

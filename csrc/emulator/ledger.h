@@ -9,6 +9,7 @@ namespace emu {
 // What a process exported, in memory that importers map: so that an importer sees the white list as it is
 // now, and notices at its next task that the exporter took the memory back.
 struct Ledger {
+  static constexpr const char* kName = "emulated-npu-exports";
   static constexpr uint64_t kMagic = 0x3152'4547'4445'4C45;
   static constexpr uint32_t kSlots = 4096;
   static constexpr uint32_t kMaxPids = 64;
@@ -42,6 +43,13 @@ struct IpcKey {
 
   void print(char* out) const;
   static bool parse(const char* text, IpcKey& out);
+
+  // As a number: pid, slot and the low bits of the generation.
+  static constexpr uint32_t kPackedGeneration = 0x0FFF'FFFF;
+  uint64_t packed() const {
+    return uint64_t(pid) << 40 | uint64_t{slot} << 28 | (generation & kPackedGeneration);
+  }
+  static IpcKey unpack(uint64_t number);
 };
 
 }  // namespace emu

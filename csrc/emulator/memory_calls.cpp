@@ -64,9 +64,10 @@ aclError release(void* pointer) {
   not_null(pointer, "devPtr");
   const auto base = reinterpret_cast<uintptr_t>(pointer);
   Runtime& runtime = Runtime::get();
-  // Keys end before the descriptor is closed: whoever still holds a live key must never open another file.
-  if (const auto exported = runtime.memory.find(base); exported != nullptr && exported->base == base) {
-    runtime.exports->revoke(*exported);
+  if (const auto freed = runtime.memory.find(base); freed != nullptr && freed->base == base) {
+    if (freed->physical != nullptr) fail(ACL_ERROR_RT_PARAM_INVALID, "%p is memory of aclrtMapMem", pointer);
+    // Keys end before the descriptor is closed: whoever holds a live key must never open another file.
+    runtime.exports->revoke(base);
   }
   auto block = runtime.memory.release(Place::Device, base);
   if (block == nullptr) {

@@ -13,6 +13,7 @@
 #include "emulator/host_memory.h"
 #include "emulator/ipc_memory.h"
 #include "emulator/stream.h"
+#include "emulator/virtual_memory.h"
 
 namespace emu {
 Runtime& Runtime::get() {
@@ -27,7 +28,8 @@ Runtime::Runtime()
       reports(std::make_unique<Reports>()),
       exports(std::make_unique<Exports>()),
       imports(std::make_unique<Imports>()),
-      faults(std::make_unique<Faults>()) {
+      faults(std::make_unique<Faults>()),
+      virtual_memory(std::make_unique<VirtualMemory>()) {
   for (const int32_t physical : config.physical_devices) {
     const auto id = static_cast<int32_t>(devices.size());
     devices.push_back(std::make_unique<Device>(id, physical, config.device_memory));

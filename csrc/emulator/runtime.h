@@ -21,8 +21,10 @@ class Faults;
 class Graph;
 class HostMemory;
 class Imports;
+class Physical;
 class Reports;
 class Stream;
+class VirtualMemory;
 
 // All state of the emulator in this process. Made by the first call and never destroyed: threads, static
 // destructors and interpreter shutdown may call in at any time.
@@ -52,12 +54,14 @@ class Runtime {
   HandleTable<Stream, 2> streams{"stream"};
   HandleTable<Event, 3> events{"event"};
   HandleTable<Graph, 4> graphs{"graph"};
+  HandleTable<Physical, 5> physicals{"physical memory"};
   const std::unique_ptr<Captures> captures;
   const std::unique_ptr<HostMemory> host_memory;
   const std::unique_ptr<Reports> reports;
   const std::unique_ptr<Exports> exports;
   const std::unique_ptr<Imports> imports;
   const std::unique_ptr<Faults> faults;
+  const std::unique_ptr<VirtualMemory> virtual_memory;
 
   std::atomic<int32_t> next_stream_id{0};
   std::atomic<uint32_t> next_event_id{0};

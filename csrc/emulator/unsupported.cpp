@@ -42,17 +42,6 @@ aclError aclopCompileAndExecuteV2(const char* opType, int, aclTensorDesc*[], acl
   return ENTER(aclopCompileAndExecuteV2, { return ::emu::never(); });
 }
 
-// Virtual memory management.
-REFUSED(aclrtReserveMemAddress, void**, size_t, size_t, void*, uint64_t)
-REFUSED(aclrtReleaseMemAddress, void*)
-REFUSED(aclrtMallocPhysical, aclrtDrvMemHandle*, size_t, const aclrtPhysicalMemProp*, uint64_t)
-REFUSED(aclrtFreePhysical, aclrtDrvMemHandle)
-REFUSED(aclrtMapMem, void*, size_t, size_t, aclrtDrvMemHandle, uint64_t)
-REFUSED(aclrtUnmapMem, void*)
-REFUSED(aclrtMemExportToShareableHandle, aclrtDrvMemHandle, aclrtMemHandleType, uint64_t, uint64_t*)
-REFUSED(aclrtMemImportFromShareableHandle, uint64_t, int32_t, aclrtDrvMemHandle*)
-REFUSED(aclrtMemSetPidToShareableHandle, uint64_t, int32_t*, size_t)
-
 // IPC events.
 REFUSED(aclrtIpcGetEventHandle, aclrtEvent, aclrtIpcEventHandle*)
 REFUSED(aclrtIpcOpenEventHandle, aclrtIpcEventHandle, aclrtEvent*)
