@@ -34,7 +34,7 @@ def generate(engine: Engine, ticket: int) -> Generation:
     generation = Generation(engine.model, cache, options.prompt, engine.wait_for_stream)
     for _ in generation.steps(options.tokens, hooks):
         if len(generation.tokens) == 1:
-            engine.check_transfer(ticket)
+            engine.check_status()
             engine.channel.send("first-step-done", to="prefill")
         engine.check_peer()
         engine.channel.send("token", count=len(generation.tokens))

@@ -7,7 +7,6 @@ import torch
 import torch_npu
 
 import torch_llm_datadist as datadist
-from torch_llm_datadist.binding import ticket_state
 from torch_llm_datadist.demo.channel import Channel, Inbox
 from torch_llm_datadist.demo.model import allocate_blocks, build_model
 from torch_llm_datadist.demo.options import Options
@@ -75,20 +74,26 @@ class Engine:
             self.check_peer()
             time.sleep(0.001)
 
-    def check_transfer(self, transfer: datadist.Task | int) -> None:
-        """Waits for the forward that served this transfer, and ends this worker if the transfer failed."""
+    def check_status(self) -> None:
+        """Waits for the forward, and ends this worker if one of its transfers failed."""
         self.wait_for_stream()
         code = int(self.status.item())
         if code == 0:
             return
-        state = ticket_state(transfer) if isinstance(transfer, int) else transfer.state()
         name = datadist.LLMStatusCode(code & 0xFFFFFFFF).name
-        what = f"lost its peer {self.peer_role}" if name == "LLM_NOT_YET_LINK" else "a transfer failed"
-        raise PeerLostError(f"{what}: {state.detail} ({name})")
+        # The stream learns of a lost link a moment before the link's owner, who knows the reason.
+        deadline = time.monotonic() + 1
+        while name == "LLM_NOT_YET_LINK" and time.monotonic() < deadline:
+            self.check_peer()
+            time.sleep(0.01)
+        raise PeerLostError(f"a transfer from or to its peer {self.peer_role} failed: {name}")
 
     def check_peer(self) -> None:
         """Ends this worker if the library's watchdog has found its peer dead or frozen."""
         try:
             self.datadist.link_id(self.peer_cluster_id)
         except NotYetLinkError as error:
-            raise PeerLostError(f"lost its peer {self.peer_role}: {error}") from error
+            # Of the library's message only why the link ended: this worker asked for nothing but that.
+            reason = str(error).removeprefix(f"link_id: there is no link to cluster {self.peer_cluster_id}: ")
+            reason = reason.removesuffix(". Nothing was sent; link_clusters makes a link.")
+            raise PeerLostError(f"lost its peer {self.peer_role}: {reason}") from error

@@ -63,7 +63,7 @@ def prefill_and_push(engine: Engine, dst_blocks: Sequence[int]) -> float:
     computed.record()
     datadist.ops.finish(engine.status, engine.blocks[-1], engine.binding.id)
     sent.record()
-    engine.check_transfer(task)
+    engine.check_status()
     return float(computed.elapsed_time(sent))
 
 
