@@ -9,7 +9,7 @@ import pytest
 
 from . import acl_calls as c
 from .acl_calls import Acl, AclError
-from .acl_harness import MIB, code_of, peer
+from .acl_harness import MIB, code_of, in_thread, joined, peer
 
 pytest_plugins = ["tests.acl_fixtures"]
 
@@ -55,6 +55,19 @@ def test_mapped_memory_is_device_memory_until_it_is_unmapped(acl: Acl) -> None:
     assert acl.library.emuHostAlias(ctypes.c_void_p(base + PAGE)) is None
     acl.aclrtMapMem(base, PAGE, 0, handle, 0)
     assert acl.read(base, 64) == b"\x05" * 64  # the bytes stay with the physical memory
+
+
+def test_addresses_can_be_reserved_without_a_context(acl: Acl) -> None:
+    codes: list[int] = []
+
+    def body() -> None:  # as torch_npu does to find out whether it may use expandable segments
+        out = ctypes.c_void_p()
+        codes.append(acl.code.aclrtReserveMemAddress(ctypes.byref(out), 512, 0, None, 1))
+        codes.append(acl.code.aclrtReleaseMemAddress(out.value))
+
+    joined(in_thread(body))
+
+    assert codes == [0, 0]
 
 
 def test_neighbouring_mappings_form_one_range(acl: Acl) -> None:

@@ -3,6 +3,7 @@
 #include "emulator/value.h"
 
 #include <atomic>
+#include <bit>
 
 #include "emulator/context.h"
 #include "emulator/copy.h"

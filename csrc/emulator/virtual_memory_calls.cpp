@@ -87,10 +87,11 @@ aclError aclrtMemGetAllocationGranularity(aclrtPhysicalMemProp* prop, aclrtMemGr
 aclError aclrtReserveMemAddress(void** virPtr, size_t size, size_t alignment, void*, uint64_t) {
   return ENTER(aclrtReserveMemAddress, {
     not_null(virPtr, "virPtr");
-    if (size == 0 || size % kGranularity != 0 || (alignment != 0 && kGranularity % alignment != 0)) {
-      fail(ACL_ERROR_RT_PARAM_INVALID, "size %zu, alignment %zu; a multiple of %zu, and at most that", size,
+    if (size == 0 || (alignment != 0 && kGranularity % alignment != 0)) {
+      fail(ACL_ERROR_RT_PARAM_INVALID, "size %zu, alignment %zu; alignments are divisors of %zu", size,
            alignment, kGranularity);
     }
+    // torch_npu reserves a few bytes, with no context, to find out whether this is supported.
     *virPtr = reinterpret_cast<void*>(Runtime::get().virtual_memory->reserve(size));
     return ACL_SUCCESS;
   });
