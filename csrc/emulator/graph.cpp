@@ -216,13 +216,6 @@ void Graph::release() {
   if (state_ == kCapturing) fail(ACL_ERROR_RT_MODEL_CAPTURED, "the graph is being captured");
 }
 
-size_t Graph::task_count() const {
-  std::lock_guard lock(mutex_);
-  size_t count = 0;
-  for (const Lane& lane : lanes_) count += lane.tasks.size();
-  return count;
-}
-
 std::string Graph::describe() const {
   std::lock_guard lock(mutex_);
   std::string out = text("{\"graph\": %u, \"streams\": [", id);

@@ -40,7 +40,6 @@ class Graph : public std::enable_shared_from_this<Graph> {
   void release();  // ends the lanes' streams; throws 107037 while a replay runs
 
   State state() const { return state_.load(); }
-  size_t task_count() const;
   std::string describe() const;
 
   const std::shared_ptr<Stream> origin;
