@@ -96,7 +96,12 @@ void move_blocks(Direction direction, const char* asked, const at::Tensor& statu
   auto transfer = std::make_shared<Transfer>(link, std::move(plan), std::nullopt);
   link->engine().watch(transfer);
   if (waiter != 0) attach_waiter(waiter, transfer);
-  transfer->submit(waiter != 0, asked);
+  try {
+    transfer->submit(waiter != 0, asked);
+  } catch (const Error& error) {
+    transfer->cancel(error.what());
+    throw;
+  }
   Gates start;
   start.writes.push_back(transfer->start_gate_for(0));
   queue(asked, stream, std::move(start), {});

@@ -141,12 +141,6 @@ void task_free(int64_t task) {
 
 constexpr auto kConfirmedWithin = std::chrono::seconds(5);
 
-std::tuple<bool, int64_t, std::string> ticket_state(int64_t number) {
-  const auto ticket = find_ticket(number, "ticket_state", std::nullopt);
-  return ticket ? ticket->state()
-                : std::make_tuple(false, int64_t{kSuccess}, std::string("not confirmed by its sender yet"));
-}
-
 void ticket_discard(int64_t number) {
   find_ticket(number, "discard", Clock::now() + kConfirmedWithin)->discard();
 }
@@ -255,8 +249,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
           "open_link",
           [](Instance& self, int64_t cluster_id, std::string name, int device, int pid, int64_t start_time,
              bool in_this_process) {
-            const auto link = self.open_link({cluster_id, join("cluster ", cluster_id, " (", name, ")"),
-                                              device, pid, start_time, in_this_process});
+            const auto link =
+                self.open_link({cluster_id, std::move(name), device, pid, start_time, in_this_process});
             return std::make_pair(link->handle(),
                                   mapped::export_address(self.device(), link->page().address));
           },
@@ -286,13 +280,14 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
           "link_status",
           [](Instance& self, int64_t handle) {
             const auto link = self.link(handle, "link_status");
-            const auto [code, why] = link->reason();
-            return std::make_tuple(link->is_alive(), code, link->is_alive() ? std::string() : why);
+            const auto [code, why] = link->end();
+            return std::make_tuple(link->is_alive(), code, why);
           },
           py::arg("link"), nogil)
       .def("close_link", &Instance::close_link, py::arg("link"), nogil);
 
   m.def("transfer_create", [] { return waiters().add(std::make_shared<Waiter>()); });
+  m.def("transfer_free", [](int64_t transfer) { waiters().remove(transfer); }, py::arg("transfer"));
   m.def("transfer_wait", &transfer_wait, py::arg("transfer"), nogil);
   m.def("prepare_push", &prepare_push, py::arg("link"), py::arg("model_id"), py::arg("cache"),
         py::arg("src_blocks"), py::arg("dst_blocks"), py::arg("src_layer"), py::arg("dst_layer"),

@@ -107,10 +107,13 @@ def test_pushes_that_are_queued_when_the_receiver_dies_release_the_callers_strea
     assert torch.equal(c.call(instances.content), expected(SRC, DST))
 
 
-def wait_for_layers(state, ticket, timeout_s):
-    torch.npu.set_device(state.device)
+def bind_ticket(state, ticket, timeout_s):
     state.binding = datadist.Binding(state.device, range(LAYERS))
     state.binding.bind([ticket], timeout_s=timeout_s)
+
+
+def wait_for_layers(state):
+    torch.npu.set_device(state.device)
     for layer in range(LAYERS):
         ops.wait_layer(state.status, state.status, layer, state.binding.id)
     started = time.monotonic()
@@ -122,7 +125,8 @@ def wait_for_layers(state, ticket, timeout_s):
 def test_wait_layer_goes_on_with_a_code_when_the_sender_dies_or_freezes(pair, how):
     a, b = pair
     ticket = a.call(prepare)
-    b.send(wait_for_layers, ticket, 60.0)
+    b.call(bind_ticket, ticket, 60.0)
+    b.send(wait_for_layers)
     getattr(a, how)()
 
     status, seconds, computed = b.answer()
@@ -134,12 +138,12 @@ def test_wait_layer_goes_on_with_a_code_when_the_sender_dies_or_freezes(pair, ho
 
 def test_wait_layer_reports_timeout_and_the_link_goes_on(pair):
     a, b = pair
-    ticket = a.call(prepare)
+    b.call(bind_ticket, a.call(prepare), 0.3)
 
-    status, seconds, computed = b.call(wait_for_layers, ticket, 0.3)
+    status, seconds, computed = b.call(wait_for_layers)
 
     assert status == datadist.LLMStatusCode.LLM_TIMEOUT
-    assert 0.2 < seconds < 2.0
+    assert seconds < NOTICED_WITHIN_S
     assert computed == 64
     a.call(instances.push_blocks, 2, SRC, DST)
     assert torch.equal(b.call(instances.content), expected(SRC, DST))
@@ -159,7 +163,8 @@ def push_some_layers(state, layers, timeout_s):
 def test_a_task_whose_forward_stops_half_way_fails_on_both_sides(pair):
     a, b = pair
     ticket = a.call(prepare)
-    b.send(wait_for_layers, ticket, 60.0)
+    b.call(bind_ticket, ticket, 60.0)
+    b.send(wait_for_layers)
 
     sent, computed = a.call(push_some_layers, range(2), 0.3)
 
@@ -178,7 +183,8 @@ def drop_task(state):
 def test_a_task_that_is_dropped_before_it_was_bound_ends_the_receivers_wait(pair):
     a, b = pair
     ticket = a.call(prepare)
-    b.send(wait_for_layers, ticket, 60.0)
+    b.call(bind_ticket, ticket, 60.0)
+    b.send(wait_for_layers)
     a.call(drop_task)
 
     status, seconds, _ = b.answer()
@@ -215,7 +221,7 @@ def test_the_kth_refused_copy_stops_the_plan_and_the_link_stays_usable(pair, nth
 
 def send_all_with_failing_task(state, nth):
     torch.npu.set_device(state.device)
-    emulator.fail_task(nth, 507013)
+    emulator.fail_task(nth, 507013, direction="peer")
     return push_some_layers(state, range(LAYERS), 5.0)
 
 
@@ -359,16 +365,19 @@ def use_ticket_twice(state, ticket):
     ops.wait_layer(state.status, state.status, LAYERS - 1, binding.id)
 
 
-def ticket_has_ended(state, ticket, within_s):
+def until_ended(state, ticket, within_s):
     torch.npu.synchronize()
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
-        try:
-            ended = ticket_state(ticket)
-        except datadist.LLMException as error:
-            return str(error)
-        assert ended.code == 0
-    return "still there"
+        found = ticket_state(ticket)
+        if found.has_ended:
+            return found.code, found.detail
+    return "still there", ""
+
+
+def bind_again(state, ticket):
+    with pytest.raises(datadist.LLMException, match="used up|ended already"):
+        datadist.Binding(state.device, range(LAYERS)).bind([ticket])
 
 
 def test_a_ticket_serves_one_forward_and_is_used_up(pair):
@@ -378,13 +387,29 @@ def test_a_ticket_serves_one_forward_and_is_used_up(pair):
 
     a.call(push_some_layers, range(LAYERS), 10.0)
 
-    assert "used up" in b.call(ticket_has_ended, ticket, 5.0)
+    assert b.call(until_ended, ticket, 5.0) == (0, "")
+    b.call(bind_again, ticket)
+
+
+def test_ticket_state_tells_how_a_transfer_failed_after_the_link_is_gone(pair):
+    a, b = pair
+    ticket = a.call(prepare)
+    b.call(bind_ticket, ticket, 60.0)
+    b.send(wait_for_layers)
+    a.kill()
+    b.answer()
+
+    code, detail = b.call(until_ended, ticket, 5.0)
+
+    assert code == datadist.LLMStatusCode.LLM_NOT_YET_LINK
+    assert "its process ended" in detail
 
 
 def test_a_failing_copy_task_never_announces_its_layer(pair):
     a, b = pair
     ticket = a.call(prepare)
-    b.send(wait_for_layers, ticket, 20.0)
+    b.call(bind_ticket, ticket, 20.0)
+    b.send(wait_for_layers)
 
     sent, computed = a.call(send_all_with_failing_task, 3)
 

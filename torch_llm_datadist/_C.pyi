@@ -63,13 +63,16 @@ class Instance:
         """After `drop_remote_cache`: False once all transfers that touch it ended and it is unmapped."""
 
     def link_status(self, link: int) -> tuple[bool, int, str]:
-        """(is alive, code, what happened)."""
+        """(is alive, code, the bare cause); code 0 and no cause while it is alive."""
 
     def close_link(self, link: int) -> None:
         """Fails what is in flight (LLM_NOT_YET_LINK), tells the peer's watchdog, frees streams and mappings. Idempotent."""
 
 # Transfers. A transfer is a one-shot handle through which a blocking call waits for an op that it has just called.
 def transfer_create() -> int: ...
+def transfer_free(transfer: int) -> None:
+    """For a handle that no op took, since it raised."""
+
 def transfer_wait(transfer: int) -> tuple[int, str]:
     """Blocks until the transfer ended (its deadline belongs to the watchdog); returns (code, detail) and frees the handle."""
 

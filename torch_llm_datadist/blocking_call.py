@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable
 from types import ModuleType
@@ -62,8 +61,7 @@ class BlockingCall:
                 transfer=handle,
             )
         except BaseException:
-            with contextlib.suppress(Exception):
-                self._native.transfer_wait(handle)  # frees the handle
+            self._native.transfer_free(handle)
             raise
         code, detail = self._native.transfer_wait(handle)
         if code != LLMStatusCode.LLM_SUCCESS:

@@ -130,9 +130,7 @@ class Farewell:
     def _end_if_dead(self, peer: Peer) -> None:
         is_alive, _, what_happened = self._native.link_status(peer.link)
         if not is_alive:
-            # The core begins with the name of the link, which is in front of the reason anyway.
-            reason = what_happened.rpartition(" is down: ")[2]
-            self._peers.end(peer, reason or "it died", level=logging.WARNING)
+            self._peers.end(peer, what_happened or "it died", level=logging.WARNING)
 
     def _look_after_departed(self, peer: Peer, now: float) -> float | None:
         """Forgets a peer whose link has ended, once its last word has come or nobody waits for it."""

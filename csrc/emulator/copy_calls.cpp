@@ -98,7 +98,7 @@ class CopyTask final : public Task {
     std::string why;
     const uint64_t ns = modelled_ns(copy_.direction, copy_.bytes());
     const auto started = ns != 0 ? Clock::now() : Clock::time_point();
-    aclError code = Runtime::get().faults->next_copy(stream, why);
+    aclError code = Runtime::get().faults->next_copy(stream, copy_.direction, why);
     if (code == ACL_SUCCESS) code = move(copy_, stream.context().device, why);
     if (code != ACL_SUCCESS) stream.explain(std::move(why));
     if (ns != 0) stream.pass_time(std::chrono::nanoseconds(ns) - (Clock::now() - started));

@@ -40,6 +40,9 @@ EMU_API int emuFailTask(void* stream, int nth, int code);
 // would. Emulated compute reports that way. 100000 from anywhere else.
 EMU_API int emuFailRunningTask(int code);
 
+// The same for copies of one EmuDirection, on any stream.
+EMU_API int emuFailCopy(int direction, int nth, int code);
+
 // How often the entry point was called; -1 when there is no such one.
 EMU_API int64_t emuCalls(const char* function);
 

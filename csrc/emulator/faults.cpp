@@ -9,16 +9,18 @@
 
 namespace emu {
 
-void Faults::fail_copy(aclrtStream stream, int nth, aclError code) {
+void Faults::fail_copy(aclrtStream stream, int direction, int nth, aclError code) {
   std::lock_guard lock(mutex_);
   stream_ = stream;
+  direction_ = direction;
   until_ = nth;
   code_ = code;
   armed_.store(nth > 0);
 }
 
-aclError Faults::check(const Stream& stream, std::string& why) {
+aclError Faults::check(const Stream& stream, Direction direction, std::string& why) {
   std::lock_guard lock(mutex_);
+  if (direction_ != -1 && direction_ != static_cast<int>(direction)) return ACL_SUCCESS;
   if (until_ == 0 || (stream_ != nullptr && stream_ != stream.handle)) return ACL_SUCCESS;
   if (--until_ > 0) return ACL_SUCCESS;
   armed_.store(false);
@@ -64,7 +66,13 @@ int emuFailNext(const char* function, int nth, int code) {
 
 int emuFailTask(void* stream, int nth, int code) {
   if (nth < 0) return ACL_ERROR_INVALID_PARAM;
-  Runtime::get().faults->fail_copy(stream, nth, code);
+  Runtime::get().faults->fail_copy(stream, -1, nth, code);
+  return ACL_SUCCESS;
+}
+
+int emuFailCopy(int direction, int nth, int code) {
+  if (nth < 0 || direction < EMU_H2D || direction > EMU_PEER) return ACL_ERROR_INVALID_PARAM;
+  Runtime::get().faults->fail_copy(nullptr, direction, nth, code);
   return ACL_SUCCESS;
 }
 

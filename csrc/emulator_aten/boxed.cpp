@@ -84,7 +84,7 @@ BoxedKernel::BoxedKernel(const c10::OperatorHandle& op, ShapeRule rule)
     : op_(op),
       name_(c10::toString(op.operator_name())),
       signature_(op),
-      out_variant_(find_out_variant(op)),
+      out_variant_(signature_.resizes_outs ? std::nullopt : find_out_variant(op)),
       rule_(rule) {
   // `index` is marked as data-dependent for the sake of masks; see must_compute_now.
   if (name_ == "aten::index.Tensor") signature_.needs_data = false;
@@ -92,6 +92,7 @@ BoxedKernel::BoxedKernel(const c10::OperatorHandle& op, ShapeRule rule)
 
 bool BoxedKernel::must_compute_now(Arguments arguments) const {
   if (signature_.needs_data || is_written_on_cpu(arguments, signature_)) return true;
+  if (signature_.resizes_outs && !signature_.outs.empty()) return true;
   if (overlaps_itself(arguments, signature_)) return true;
   return name_ == "aten::index.Tensor" && selects_by_mask(arguments[1]);
 }

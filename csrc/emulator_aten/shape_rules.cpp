@@ -39,11 +39,20 @@ std::shared_ptr<const Shapes> layer_norm(Arguments arguments) {
   return shapes;
 }
 
+// The sizes of the helper results depend on the mode and on what else is asked for.
+std::shared_ptr<const Shapes> only_known_by_running(Arguments) { return nullptr; }
+
 }  // namespace
 
 ShapeRule shape_rule_of(std::string_view op) {
   static const std::unordered_map<std::string_view, ShapeRule> rules = {
       {"aten::native_layer_norm", &layer_norm},
+      {"aten::_embedding_bag", &only_known_by_running},
+      {"aten::_embedding_bag_forward_only", &only_known_by_running},
+      {"aten::native_batch_norm", &only_known_by_running},
+      {"aten::_batch_norm_with_update", &only_known_by_running},
+      {"aten::_native_batch_norm_legit", &only_known_by_running},
+      {"aten::_native_batch_norm_legit.no_stats", &only_known_by_running},
   };
   const auto found = rules.find(op);
   return found == rules.end() ? nullptr : found->second;

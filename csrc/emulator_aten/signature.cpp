@@ -74,6 +74,10 @@ Signature::Signature(const c10::OperatorHandle& op) {
     is_view |= alias != nullptr;
     needs_data |= !holds_tensors(*value.type());
   }
+  is_view |= op.hasTag(at::Tag::inplace_view);
+  // Losses: first as large as the input, then reduced to a number.
+  resizes_outs =
+      std::ranges::any_of(schema.arguments(), [](const auto& a) { return a.name() == "reduction"; });
   needs_data |= op.hasTag(at::Tag::data_dependent_output) || op.hasTag(at::Tag::dynamic_output_shape);
 }
 

@@ -16,9 +16,10 @@ struct Signature {
   std::vector<size_t> outs;                            // of those, the keyword-only ones: `out=`
   std::vector<std::optional<size_t>> returns_written;  // per return: the argument it is, or a fresh value
   std::optional<size_t> generator;                     // argument position
-  bool is_view = false;                                // returns an alias that it does not write
+  bool is_view = false;                                // returns an alias, or changes what its argument views
   bool has_fresh_returns = false;
-  bool needs_data = false;  // shapes or plain values come out of the tensors' contents
+  bool resizes_outs = false;  // makes its `out=` larger on the way to the result
+  bool needs_data = false;    // shapes or plain values come out of the tensors' contents
 };
 
 // The `out=` form of an op whose fresh returns are all tensors, if it has a CPU kernel of its own.

@@ -61,15 +61,16 @@ class CompactTable {
       Entry& entry = entries_[next_];
       const int64_t index = next_;
       next_ = (next_ + 1) % kIndices;
-      if (entry.object != nullptr) continue;
+      if (entry.is_in_use) continue;
       entry.generation = entry.generation % (kGenerations - 1) + 1;
       entry.object = std::move(object);
+      entry.is_in_use = true;
       return entry.generation * kIndices + index;
     }
     throw Error(kLinkBusy, join("this process already has ", kIndices, " links"));
   }
 
-  // nullptr for a handle that is stale or was never given out.
+  // nullptr for a handle whose index serves another object, or that was never given out.
   std::shared_ptr<T> find(int64_t handle) const {
     std::lock_guard lock(mutex_);
     if (handle < 0) return nullptr;
@@ -77,16 +78,17 @@ class CompactTable {
     return entry.generation == handle / kIndices ? entry.object : nullptr;
   }
 
-  void remove(int64_t handle) {
-    std::shared_ptr<T> held;
+  // The index may serve another object from now on; until it does, the handle still finds this one.
+  void release(int64_t handle) {
     std::lock_guard lock(mutex_);
     Entry& entry = entries_[handle % kIndices];
-    if (entry.generation == handle / kIndices) held.swap(entry.object);
+    if (entry.generation == handle / kIndices) entry.is_in_use = false;
   }
 
  private:
   struct Entry {
     int64_t generation = 0;
+    bool is_in_use = false;
     std::shared_ptr<T> object;
   };
   mutable std::mutex mutex_;

@@ -44,7 +44,7 @@ void Instance::close_link(int64_t handle) {
     links_.erase(found);
   }
   link->close();
-  links().remove(handle);
+  links().release(handle);
 }
 
 void Instance::close() {

@@ -56,7 +56,7 @@ Link::Link(std::shared_ptr<Engine> engine, std::shared_ptr<LocalCaches> caches, 
       feeder_(std::make_unique<Feeder>(engine_->device(), acl::OnFailure::kStop, &engine_->words(),
                                        transport_.get())),
       sent_(kSlots, 0),
-      retired_epochs_(kSlots, 0),
+      outcomes_(kSlots),
       alive_at_(Clock::now()) {
   pidfd_ = open_pidfd(peer_);
 }
@@ -110,9 +110,14 @@ void Link::die(int64_t code, const std::string& why) {
   state_.store(kDead, std::memory_order_release);
 }
 
-std::pair<int64_t, std::string> Link::reason() const {
+std::pair<int64_t, std::string> Link::end() const {
   std::lock_guard lock(mutex_);
-  return {code_, join("the link to ", peer_.name, " is down: ", why_)};
+  return {code_, why_};
+}
+
+std::pair<int64_t, std::string> Link::reason() const {
+  const auto [code, why] = end();
+  return {code, join("the link to ", peer_.name, " is down: ", why)};
 }
 
 void Link::require_alive(const char* asked) const {
@@ -166,6 +171,11 @@ SentWord Link::sent(uint32_t slot) const {
   return SentWord::unpack(sent_[slot]);
 }
 
+Link::Outcome Link::outcome(uint32_t slot) const {
+  std::lock_guard lock(mutex_);
+  return outcomes_[slot];
+}
+
 std::shared_ptr<Ticket> Link::ticket(uint32_t slot, uint32_t epoch_low, const char* asked) {
   std::lock_guard lock(mutex_);
   for (const auto& ticket : tickets_) {
@@ -175,7 +185,7 @@ std::shared_ptr<Ticket> Link::ticket(uint32_t slot, uint32_t epoch_low, const ch
   const SentWord sent = SentWord::unpack(sent_[slot]);
   require((sent.epoch & TicketNumber::kEpochMask) == epoch_low, kParamInvalid, asked, ": slot ", slot, " of ",
           peer_.name, " has been issued again since; the ticket is used up");
-  const bool is_used_up = retired_epochs_[slot] == sent.epoch;
+  const bool is_used_up = outcomes_[slot].epoch == sent.epoch;
   require(!is_used_up, kParamInvalid, asked, ": the ticket of slot ", slot, " from ", peer_.name,
           " is used up: it arrived or failed before, or was discarded");
   tickets_.push_back(std::make_shared<Ticket>(shared_from_this(), SlotUse{slot, sent.epoch}, sent));
@@ -220,7 +230,8 @@ void Link::tick(const Tick& tick) {
   for (const auto& ticket : tickets) {
     if (!ticket->tick(tick, sent(ticket->use().slot), alive)) continue;
     std::lock_guard lock(mutex_);
-    retired_epochs_[ticket->use().slot] = ticket->use().epoch;
+    const auto [_, code, why] = ticket->state();
+    outcomes_[ticket->use().slot] = {ticket->use().epoch, code, why};
     std::erase(tickets_, ticket);
   }
   if (is_over()) feeder_->request_stop();
@@ -309,6 +320,7 @@ bool Link::is_gone(const Tick& tick) {
     return false;  // done at the next tick, which syncs the stream first
   }
   engine_->pages().give_back(page_);
+  if (pidfd_ >= 0) ::close(std::exchange(pidfd_, -1));
   return true;
 }
 

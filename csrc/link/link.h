@@ -61,7 +61,8 @@ class Link : public std::enable_shared_from_this<Link> {
   RemoteCaches& remote_caches() { return remote_caches_; }
   void require_alive(const char* asked) const;
   bool is_alive() const { return state_.load(std::memory_order_acquire) == kAlive; }
-  std::pair<int64_t, std::string> reason() const;  // why it is not alive
+  std::pair<int64_t, std::string> end() const;     // code and cause, bare; (0, "") while it is alive
+  std::pair<int64_t, std::string> reason() const;  // the same for a message: "the link to X is down: …"
 
   // For transfers.
   SlotUse take_slot(const char* asked) { return slots_.take(asked, peer_.name); }
@@ -76,7 +77,13 @@ class Link : public std::enable_shared_from_this<Link> {
   void transfer_retired() { --transfers_; }
 
   // For tickets.
+  struct Outcome {
+    uint32_t epoch = 0;  // 0: none yet
+    int64_t code = kSuccess;
+    std::string why;
+  };
   SentWord sent(uint32_t slot) const;  // as the last mail said
+  Outcome outcome(uint32_t slot) const;
   std::shared_ptr<Ticket> ticket(uint32_t slot, uint32_t epoch_low, const char* asked);
   char* own_flag(uint32_t slot, int64_t layer) const { return page_.address + flag_offset(slot, layer); }
   void retire(SlotUse use, int64_t code);
@@ -128,7 +135,7 @@ class Link : public std::enable_shared_from_this<Link> {
   std::vector<Outgoing> outbox_;
   std::vector<uint64_t> sent_;  // copy of the page's words, for callers
   std::vector<std::shared_ptr<Ticket>> tickets_;
-  std::vector<uint32_t> retired_epochs_;  // per slot, the last ticket that is used up
+  std::vector<Outcome> outcomes_;  // per slot, of the last ticket that is used up
 
   // The watchdog's own.
   uint64_t seen_heartbeat_ = 0;

@@ -24,6 +24,20 @@ std::shared_ptr<Ticket> find_ticket(int64_t number, const char* asked,
   }
 }
 
+std::tuple<bool, int64_t, std::string> ticket_state(int64_t number) {
+  const TicketNumber ticket = TicketNumber::unpack(number);
+  const auto link = number > 0 ? links().find(ticket.link) : nullptr;
+  if (link != nullptr && ticket.slot < kSlots) {
+    const Link::Outcome outcome = link->outcome(ticket.slot);
+    if (outcome.epoch != 0 && (outcome.epoch & TicketNumber::kEpochMask) == ticket.epoch_low) {
+      return {true, outcome.code, outcome.why};
+    }
+  }
+  const auto found = find_ticket(number, "ticket_state", std::nullopt);
+  if (found == nullptr) return {false, kSuccess, "not confirmed by its sender yet"};
+  return found->state();
+}
+
 std::tuple<bool, int64_t, std::string> Ticket::state() const {
   std::lock_guard lock(mutex_);
   return {has_ended_, code_, why_};

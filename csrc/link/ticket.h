@@ -42,6 +42,10 @@ class Ticket;
 std::shared_ptr<Ticket> find_ticket(int64_t number, const char* asked,
                                     std::optional<Clock::time_point> deadline);
 
+// (has ended, code, detail) of a ticket, also of one that is used up, as long as its slot was not issued
+// again.
+std::tuple<bool, int64_t, std::string> ticket_state(int64_t number);
+
 class Ticket {
  public:
   Ticket(std::shared_ptr<Link> link, SlotUse use, SentWord sent)

@@ -121,6 +121,7 @@ Transfer::~Transfer() {
 
 void Transfer::submit(bool notify_host, const char* asked) {
   auto lane = link_->take_lane(is_layered());
+  if (lane == nullptr) link_->require_alive(asked);  // a link that dies just now gives no more streams
   require(lane != nullptr, kLinkBusy, asked, ": all ", link_->options().streams, " streams of the link to ",
           link_->peer().name,
           " serve transfers that wait for their layers; let one finish, or raise streams_per_link. Nothing "
