@@ -106,6 +106,9 @@ UNARY = {
     "in_place": lambda x: x.add_(1).mul_(2).clamp_(max=3).zero_() + x.fill_(4),
     "slices_written": lambda x: _write_slices(x),
     "any_all": lambda x: ((x > 0).any(), (x > 0).all(-1)),
+    "vector_product": lambda x: (x[0] @ x.T, x @ x[0], x[0] @ x[1]),
+    "metadata_in_place": lambda x: x.clone().unsqueeze_(0).transpose_(0, 2).squeeze_(2).t_(),
+    "losses": lambda x: (functional.mse_loss(x, -x), functional.huber_loss(x, -x, reduction="sum")),
     "rotate_half": lambda x: torch.cat((-x[..., 3:], x[..., :3]), -1),
 }  # fmt: skip
 
