@@ -58,8 +58,8 @@ class NinjaFile:
         self.lines = [
             "ninja_required_version = 1.5",
             f"cxx = {os.environ.get('CXX', 'g++')}",
-            "rule cxx\n  command = $cxx -MMD -MF $out.d $flags -c $in -o $out\n  depfile = $out.d\n  deps = gcc"
-            "\n  description = compile $in",
+            "rule cxx\n  command = $cxx -MMD -MF $out.d $flags -c $in -o $out",
+            "  depfile = $out.d\n  deps = gcc\n  description = compile $in",
             "rule link\n  command = $cxx -shared $in $flags -o $out\n  description = link $out",
             "",
         ]
@@ -102,7 +102,8 @@ def write_ninja(build: Path, package: Path) -> None:
     with_torch = " ".join(
         [
             f"-isystem {torch}/include -isystem {torch}/include/torch/csrc/api/include {acl}",
-            f"-isystem {torch_npu}/include/third_party/hccl/inc -isystem {torch_npu}/include/third_party/acl/inc",
+            f"-isystem {torch_npu}/include/third_party/hccl/inc",
+            f"-isystem {torch_npu}/include/third_party/acl/inc",
             f"-isystem {sysconfig.get_paths()['include']} -D_GLIBCXX_USE_CXX11_ABI=1 -Wno-unused-parameter",
         ]
     )

@@ -74,7 +74,7 @@ def register(
 
 
 def content(state: SimpleNamespace) -> torch.Tensor:
-    """The bytes that the registered cache holds now, uint8[num_tensors, num_blocks, block_bytes] on the CPU."""
+    """The bytes that the cache holds now, uint8[num_tensors, num_blocks, block_bytes] on the CPU."""
     torch.npu.synchronize(state.device)
     return torch.stack([raw.cpu() for raw in state.raw])
 
@@ -98,14 +98,24 @@ def wait_linked(state: SimpleNamespace, cluster_id: int) -> None:
 
 
 def push_blocks(
-    state: SimpleNamespace, cluster_id: int, src: list[int], dst: list[int], model_id: int = 0, **arguments: Any
+    state: SimpleNamespace,
+    cluster_id: int,
+    src: list[int],
+    dst: list[int],
+    model_id: int = 0,
+    **arguments: Any,
 ) -> None:
     key = datadist.BlocksCacheKey(cluster_id, model_id)
     state.datadist.cache_manager.push_blocks(key, state.cache, src, dst, **arguments)
 
 
 def pull_blocks(
-    state: SimpleNamespace, cluster_id: int, src: list[int], dst: list[int], model_id: int = 0, **arguments: Any
+    state: SimpleNamespace,
+    cluster_id: int,
+    src: list[int],
+    dst: list[int],
+    model_id: int = 0,
+    **arguments: Any,
 ) -> None:
     key = datadist.BlocksCacheKey(cluster_id, model_id)
     state.datadist.cache_manager.pull_blocks(key, state.cache, src, dst, **arguments)

@@ -1,7 +1,8 @@
-"""Real processes to talk to. Each is forked from a server that has imported torch and torch_npu but touched no device,
-so one more costs milliseconds, and its death costs nothing.
+"""Real processes to talk to. Each is forked from a server that has imported torch and torch_npu but touched
+no device, so one more costs milliseconds, and its death costs nothing.
 
-A test sends functions of its own module to a peer, by name; what they keep between calls they keep in ``state``::
+A test sends functions of its own module to a peer, by name; what they keep between calls they keep in
+``state``::
 
     def register(state, n): state.cache = ...
 

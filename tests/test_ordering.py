@@ -1,7 +1,9 @@
-"""A transfer is ordered with the kernels around it: after the one that wrote the cache, before the one that reads it.
+"""A transfer is ordered with the kernels around it: after the one that wrote the cache, before the one that
+reads it.
 
-A delay on a stream stands for a slow kernel; without it a missing order could pass by luck. The tests that end in
-``_control`` leave the ordering op out and see the stale bytes, so they show that the delay would expose it.
+A delay on a stream stands for a slow kernel; without it a missing order could pass by luck. The tests that
+end in ``_control`` leave the ordering op out and see the stale bytes, so they show that the delay would
+expose it.
 """
 
 from __future__ import annotations
@@ -44,7 +46,11 @@ def push_op_behind_late_kernel(state):
     torch.npu.set_device(state.device)
     write_late(state)
     ops.push_blocks(
-        state.status, state.cache.tensors, torch.tensor(SRC), torch.tensor(DST), link=state.datadist.link_id(2)
+        state.status,
+        state.cache.tensors,
+        torch.tensor(SRC),
+        torch.tensor(DST),
+        link=state.datadist.link_id(2),
     )
     for tensor in state.raw:  # later kernels may overwrite what was sent
         tensor.fill_(0)
@@ -168,7 +174,8 @@ def many_transfers(state, count):
 
 
 def send_backwards(state):
-    """Every task on a binding of its own, the last one first, layers of all of them interleaved over two streams."""
+    """Every task on a binding of its own, the last one first, layers of all of them interleaved over two
+    streams."""
     torch.npu.set_device(state.device)
     bindings = []
     for task in state.tasks:

@@ -14,7 +14,12 @@ BLOCKS = 24
 
 
 def reference(
-    source: torch.Tensor, target: torch.Tensor, src: list[int], dst: list[int], src_tensors: range, dst_tensors: range
+    source: torch.Tensor,
+    target: torch.Tensor,
+    src: list[int],
+    dst: list[int],
+    src_tensors: range,
+    dst_tensors: range,
 ) -> torch.Tensor:
     """What the target holds afterwards; everything that is not named stays as it was."""
     expected = target.clone()
@@ -23,7 +28,9 @@ def reference(
     return expected
 
 
-def linked_pair(peers, num_tensors: int, block_bytes: int, data_type: DataType = DataType.DT_UINT8, blocks: int = BLOCKS):
+def linked_pair(
+    peers, num_tensors: int, block_bytes: int, data_type: DataType = DataType.DT_UINT8, blocks: int = BLOCKS
+):
     """Two processes on two devices with a cache each, linked from the first to the second."""
     a, b = peers(2)
     a.call(instances.start, 1, 0)

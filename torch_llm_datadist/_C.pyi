@@ -11,8 +11,8 @@ from torch import Tensor
 BUILT_FOR_TORCH_NPU: str
 
 class Segment:
-    """Where one tensor lies for a peer: an export handle of the segment, the offset in it, and the bare address
-    (used by an instance of the same process only)."""
+    """Where one tensor lies for a peer: an export handle of the segment, the offset in it, and the bare
+    address, which only an instance of the same process uses."""
 
     handle: bytes
     offset: int
@@ -44,17 +44,29 @@ class Instance:
     def is_cache_in_use(self, cache_id: int) -> bool: ...
     def release_cache(self, cache_id: int) -> None: ...
 
-    # Links. `open_link` makes this end and its control page; `connect_link` maps the peer's page and starts liveness.
+    # Links. `open_link` makes this end and its control page; `connect_link` maps the peer's and starts liveness.
     def open_link(
-        self, peer_cluster_id: int, peer_name: str, peer_device: int, peer_pid: int, peer_start_time: int, in_this_process: bool
+        self,
+        peer_cluster_id: int,
+        peer_name: str,
+        peer_device: int,
+        peer_pid: int,
+        peer_start_time: int,
+        in_this_process: bool,
     ) -> tuple[int, Segment]:
         """Returns (link, own control page). `link` is unique in the process, generation included."""
 
     def connect_link(self, link: int, peer_link: int, peer_page: Segment) -> None: ...
     def add_remote_cache(
-        self, link: int, cache_id: int, model_id: int | None, num_blocks: int, tensor_bytes: int, segments: Sequence[Segment]
+        self,
+        link: int,
+        cache_id: int,
+        model_id: int | None,
+        num_blocks: int,
+        tensor_bytes: int,
+        segments: Sequence[Segment],
     ) -> None:
-        """Replicates one announced cache of the peer. A later cache with the same model_id hides the earlier one."""
+        """Replicates one announced cache of the peer. A later one with the same model_id hides it."""
 
     def drop_remote_cache(self, link: int, cache_id: int) -> None:
         """New transfers no longer find it (LLM_KV_CACHE_NOT_EXIST)."""
@@ -66,15 +78,16 @@ class Instance:
         """(is alive, code, the bare cause); code 0 and no cause while it is alive."""
 
     def close_link(self, link: int) -> None:
-        """Fails what is in flight (LLM_NOT_YET_LINK), tells the peer's watchdog, frees streams and mappings. Idempotent."""
+        """Lets running transfers end, fails the rest (LLM_NOT_YET_LINK), tells the peer's watchdog, frees streams
+        and mappings. Idempotent."""
 
-# Transfers. A transfer is a one-shot handle through which a blocking call waits for an op that it has just called.
+# Transfers. A one-shot handle through which a blocking call waits for an op that it has just called.
 def transfer_create() -> int: ...
 def transfer_free(transfer: int) -> None:
     """For a handle that no op took, since it raised."""
 
 def transfer_wait(transfer: int) -> tuple[int, str]:
-    """Blocks until the transfer ended (its deadline belongs to the watchdog); returns (code, detail) and frees the handle."""
+    """Blocks until the transfer ended (its deadline is the watchdog's); returns (code, detail), frees the handle."""
 
 def prepare_push(
     link: int,

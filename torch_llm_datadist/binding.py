@@ -20,8 +20,9 @@ class TransferState(NamedTuple):
 class Task:
     """The sender's handle of a push whose layers a forward releases one by one.
 
-    Made by ``CacheManager.prepare_push``. Hand ``ticket`` to the receiver's application with the request; it is an
-    integer below 2**53. Dropping a task that was never bound gives it up, and the receiver's waits end with a code.
+    Made by ``CacheManager.prepare_push``. Hand ``ticket`` to the receiver's application with the request; it
+    is an integer below 2**53. Dropping a task that was never bound gives it up, and the receiver's waits end
+    with a code.
     """
 
     def __init__(self, number: int) -> None:
@@ -41,8 +42,8 @@ class Task:
 class Binding:
     """Joins tasks (what a forward sends) and tickets (what it waits for) to the forward's layer ops.
 
-    ``id`` stays the same for the life of the forward, so a graph may hold it as a constant; ``bind`` before each
-    forward says which transfers it serves.
+    ``id`` stays the same for the life of the forward, so a graph may hold it as a constant; ``bind`` before
+    each forward says which transfers it serves.
 
     Args:
         device: index of the NPU that the caches are on.
@@ -66,19 +67,20 @@ class Binding:
     ) -> None:
         """Connects the next forward to these transfers, in place of the last ones.
 
-        Call it outside graphs, before each forward; ``bind(())`` is a forward without a transfer, all gates open.
-        Blocks only while a ticket that was just issued has not been confirmed by its sender's watchdog.
+        Call it outside graphs, before each forward; ``bind(())`` is a forward without a transfer, all gates
+        open. Blocks only while a ticket that was just issued has not been confirmed by its sender's watchdog.
 
         Args:
             transfers: tasks to send, and tickets (ints) to wait for; several of either.
-            open_layers: layers that have no gate in this forward: a wait for one passes at once, although its bytes
-                may be missing, and a task sends one at once.
+            open_layers: layers that have no gate in this forward: a wait for one passes at once, although its
+                bytes may be missing, and a task sends one at once.
             timeout_s: deadline of these transfers; default is the binding's.
 
         Raises:
-            LLMException: LLM_PARAM_INVALID for a ticket that is used up or does not carry a layer which the forward
-                waits for, and for a task that was bound before; LLM_LINK_BUSY when the link has no stream left for a
-                task; LLM_TIMEOUT when a ticket was not confirmed. Nothing is bound then, the tasks stay usable.
+            LLMException: LLM_PARAM_INVALID for a ticket that is used up or does not carry a layer which the
+                forward waits for, and for a task that was bound before; LLM_LINK_BUSY when the link has no
+                stream left for a task; LLM_TIMEOUT when a ticket was not confirmed. Nothing is bound then,
+                the tasks stay usable.
         """
         tasks = [t.number for t in transfers if isinstance(t, Task)]
         tickets = [_ticket_number(t) for t in transfers if not isinstance(t, Task)]
@@ -86,7 +88,8 @@ class Binding:
         _native.load().binding_bind(self.id, tasks, tickets, list(open_layers), timeout_ms)
 
     def close(self) -> None:
-        """Frees the binding; streams that still hold its gates keep them until they have passed. Idempotent."""
+        """Frees the binding; streams that still hold its gates keep them until they have passed.
+        Idempotent."""
         self._close()
 
     def __repr__(self) -> str:

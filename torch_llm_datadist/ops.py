@@ -1,8 +1,9 @@
 """The transfer ops, as functions. ``torch.ops.torch_llm_datadist.*`` are the same ops for graphs.
 
-Every op orders itself on the caller's current torch_npu stream and returns at once; the bytes move on streams of the
-link. ``status`` is an int32[1] NPU tensor that the caller makes once, outside any graph: 0 while all is well, else an
-``LLMStatusCode`` (``LLM_FAILED`` reads as -1). What can be checked is checked before anything is queued and raises.
+Every op orders itself on the caller's current torch_npu stream and returns at once; the bytes move on streams
+of the link. ``status`` is an int32[1] NPU tensor that the caller makes once, outside any graph: 0 while all
+is well, else an ``LLMStatusCode`` (``LLM_FAILED`` reads as -1). What can be checked is checked before
+anything is queued and raises.
 """
 
 from __future__ import annotations
@@ -36,11 +37,13 @@ def push_blocks(
 ) -> None:
     """Copies blocks of a local cache into blocks of a peer's, after what is queued on the current stream.
 
-    In plain torch, were the peer's cache here: ``for t in range(...): remote[t][dst_blocks] = cache[t][src_blocks]``.
+    In plain torch, were the peer's cache here: ``remote[t][dst_blocks] = cache[t][src_blocks]`` for each
+    tensor ``t`` of the layers.
 
-    Stream: the copies start when the current stream gets here. With ``hold_stream`` the stream goes on when the bytes
-    have left, so later kernels may overwrite the source blocks; without it the source blocks belong to the transfer
-    until ``transfer`` was waited for. The receiver is not told; use ``CacheManager.prepare_push`` for that.
+    Stream: the copies start when the current stream gets here. With ``hold_stream`` the stream goes on when
+    the bytes have left, so later kernels may overwrite the source blocks; without it the source blocks
+    belong to the transfer until ``transfer`` was waited for. The receiver is not told; use
+    ``CacheManager.prepare_push`` for that.
 
     Args:
         status: int32[1] on the cache's device; written when ``hold_stream``.
@@ -90,12 +93,14 @@ def pull_blocks(
 ) -> None:
     """Copies blocks of a peer's cache into blocks of a local one, after what is queued on the current stream.
 
-    In plain torch, were the peer's cache here: ``for t in range(...): cache[t][dst_blocks] = remote[t][src_blocks]``.
+    In plain torch, were the peer's cache here: ``cache[t][dst_blocks] = remote[t][src_blocks]`` for each
+    tensor ``t`` of the layers.
 
-    Stream: with ``hold_stream`` later kernels on the current stream see the blocks. Whether the peer's blocks are
-    ready is the caller's to know, as in the original.
+    Stream: with ``hold_stream`` later kernels on the current stream see the blocks. Whether the peer's
+    blocks are ready is the caller's to know, as in the original.
 
-    Args: as ``push_blocks``, with ``src_blocks`` and ``src_layer`` at the peer, ``dst_blocks`` and ``dst_layer`` here.
+    Args: as ``push_blocks``, with ``src_blocks`` and ``src_layer`` at the peer, ``dst_blocks`` and
+        ``dst_layer`` here.
 
     Raises:
         LLMException: with the code and what is still usable; nothing was queued.
@@ -116,12 +121,14 @@ def _(*args: object) -> None:
 def push_layer(status: Tensor, after: Tensor, layer: int, binding: int) -> None:
     """Lets the bound tasks send one layer, once the current stream has got here.
 
-    Does not wait: until ``finish`` the layer's source blocks belong to the tasks. Nothing is sent when no bound task
+    Does not wait: until ``finish`` the layer's source blocks belong to the tasks. Nothing is sent when no
+        bound task
     carries the layer.
 
     Args:
         status: int32[1] on the caches' device, one per binding; 0 = all is well so far.
-        after: any tensor that the layer's last kernel produced; read, so no compiler moves the push ahead of it.
+        after: any tensor that the layer's last kernel produced; read, so no compiler moves the push ahead of
+            it.
         layer: layer index in the local cache, from 0.
         binding: id of the ``Binding`` that says which transfers this forward serves; constant in a graph.
 
@@ -139,13 +146,13 @@ def _(*args: object) -> None:
 def wait_layer(status: Tensor, before: Tensor, layer: int, binding: int) -> None:
     """Holds the current stream until one layer of the bound tickets has arrived.
 
-    Kernels that use ``before`` after this op, on this stream, may read that layer's blocks. On a dead peer or a passed
-    deadline the stream goes on and ``status`` holds the code; the host is not blocked.
+    Kernels that use ``before`` after this op, on this stream, may read that layer's blocks. On a dead peer or
+    a passed deadline the stream goes on and ``status`` holds the code; the host is not blocked.
 
     Args:
         status: int32[1] on the caches' device, one per binding; 0 = all is well so far.
-        before: any tensor that the next kernel reads (its query, say); marked as written, so no compiler moves that
-            kernel ahead of the wait.
+        before: any tensor that the next kernel reads (its query, say); marked as written, so no compiler
+            moves that kernel ahead of the wait.
         layer: layer index in the local cache, from 0.
         binding: id of the ``Binding`` that says which transfers this forward waits for; constant in a graph.
 

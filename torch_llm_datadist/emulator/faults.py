@@ -42,11 +42,14 @@ def fail_next(function: str, nth: int, code: int) -> None:
 def fail_task(nth: int, code: int, stream: Stream | None = None, direction: str | None = None) -> None:
     """Makes the nth following copy task (1: the next) fail with ``code`` and copy nothing; nth 0 disarms.
 
-    On any stream, or on the given one; or of one direction, as in ``set_bandwidth``. One such fault is armed at a time.
+    On any stream, or on the given one; or of one direction, as in ``set_bandwidth``. One such fault is armed
+    at a time.
     """
     if direction is not None:
         if direction not in _DIRECTIONS or stream is not None:
-            raise ValueError(f"direction = {direction!r}: one of {', '.join(_DIRECTIONS)} was expected, and no stream")
+            raise ValueError(
+                f"direction = {direction!r}: one of {', '.join(_DIRECTIONS)} was expected, and no stream"
+            )
         _runtime().emuFailCopy(_DIRECTIONS[direction], nth, code)
         return
     handle = None if stream is None else ctypes.c_void_p(stream.npu_stream)
