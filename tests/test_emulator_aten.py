@@ -330,8 +330,9 @@ def test_attention_has_gradients() -> None:
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_llama_gives_the_cpus_logits_and_tokens(dtype: torch.dtype) -> None:
     config = transformers.LlamaConfig(
-        num_hidden_layers=2, hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=256, initializer_range=0.1, bos_token_id=None, eos_token_id=None, pad_token_id=None,
+        num_hidden_layers=2, hidden_size=64, intermediate_size=128, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=256, initializer_range=0.1,
+        bos_token_id=None, eos_token_id=None, pad_token_id=None,
     )  # fmt: skip
     prompt = torch.randint(256, (1, 33), generator=torch.Generator().manual_seed(0))
 
