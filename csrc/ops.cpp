@@ -42,22 +42,23 @@ void require_status(const at::Tensor& status, int device, const char* asked) {
           ": status is on ", status.device().str(), "; the caches are on npu:", device);
 }
 
-// A handler never fails: torch_npu would drop every later op in silence. What the runtime refuses here (a
-// stream that is gone) is reported by the deadline of the transfer whose gate was not written.
-void queue(const char* name, const StreamInUse& stream, Gates gates, at::Tensor status) {
-  at_npu::native::OpCommand::RunOpApiV2(
-      name, [stream = stream.raw, gates = std::move(gates), status = std::move(status)]() -> int {
-        const acl::Symbols& symbols = acl::symbols();
-        for (char* word : gates.waits)
-          symbols.aclrtValueWait(word, gates.wait_value, ACL_STREAM_WAIT_VALUE_GEQ, stream);
-        if (gates.status != nullptr) {
-          aclrtMemcpyAsync(status.data_ptr(), sizeof(int32_t), gates.status, sizeof(int32_t),
-                           ACL_MEMCPY_DEVICE_TO_DEVICE, stream);
-        }
-        for (char* word : gates.writes) symbols.aclrtValueWrite(word, 1, 0, stream);
-        if (gates.op_word != nullptr) symbols.aclrtValueWrite(gates.op_word, gates.op_number, 0, stream);
-        return 0;
-      });
+// A handler never fails: torch_npu would drop every later op in silence. What the runtime refuses here (a stream that is
+// gone) is reported by the deadline of the transfer whose gate was not written.
+//
+// It holds no tensor either: the last owner of one may need the GIL to let it go, and torch_npu drains its queue with the
+// GIL held. The status stays valid without that, since the allocator re-uses memory in stream order.
+void queue(const char* name, const StreamInUse& stream, Gates gates, const at::Tensor* status = nullptr) {
+  void* const status_address = status == nullptr ? nullptr : status->data_ptr();
+  at_npu::native::OpCommand::RunOpApiV2(name, [stream = stream.raw, gates = std::move(gates), status_address]() -> int {
+    const acl::Symbols& symbols = acl::symbols();
+    for (char* word : gates.waits) symbols.aclrtValueWait(word, gates.wait_value, ACL_STREAM_WAIT_VALUE_GEQ, stream);
+    if (status_address != nullptr) {
+      aclrtMemcpyAsync(status_address, sizeof(int32_t), gates.status, sizeof(int32_t), ACL_MEMCPY_DEVICE_TO_DEVICE, stream);
+    }
+    for (char* word : gates.writes) symbols.aclrtValueWrite(word, 1, 0, stream);
+    if (gates.op_word != nullptr) symbols.aclrtValueWrite(gates.op_word, gates.op_number, 0, stream);
+    return 0;
+  });
 }
 
 std::vector<char*> addresses(at::TensorList cache) {
@@ -104,14 +105,14 @@ void move_blocks(Direction direction, const char* asked, const at::Tensor& statu
   }
   Gates start;
   start.writes.push_back(transfer->start_gate_for(0));
-  queue(asked, stream, std::move(start), {});
+  queue(asked, stream, std::move(start));
   if (!hold_stream) return;
   Gates hold;
   hold.waits.push_back(transfer->done_gate());
   hold.status = transfer->status()->address();
   hold.status_holder = transfer->status();
   hold.writes.push_back(transfer->passed_word_for_hold());
-  queue(asked, stream, std::move(hold), status);
+  queue(asked, stream, std::move(hold), &status);
 }
 
 void push_blocks(const at::Tensor& status, at::TensorList cache, const at::Tensor& src_blocks,
@@ -141,7 +142,7 @@ void layer_op(const char* asked, const at::Tensor& status, int64_t binding_numbe
     require_status(status, binding->device(), asked);
     const StreamInUse stream(binding->device());
     require_no_capture(stream, asked);
-    queue(asked, stream, ask(*binding, stream.raw), status);
+    queue(asked, stream, ask(*binding, stream.raw), &status);
   });
 }
 

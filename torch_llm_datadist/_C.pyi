@@ -44,7 +44,7 @@ class Instance:
     def is_cache_in_use(self, cache_id: int) -> bool: ...
     def release_cache(self, cache_id: int) -> None: ...
 
-    # Links. `open_link` makes this end and its control page; `connect_link` maps the peer's and starts liveness.
+    # Links. `open_link` makes this end and its page; `connect_link` maps the peer's and starts liveness.
     def open_link(
         self,
         peer_cluster_id: int,
@@ -78,8 +78,8 @@ class Instance:
         """(is alive, code, the bare cause); code 0 and no cause while it is alive."""
 
     def close_link(self, link: int) -> None:
-        """Lets running transfers end, fails the rest (LLM_NOT_YET_LINK), tells the peer's watchdog, frees streams
-        and mappings. Idempotent."""
+        """Lets running transfers end, fails the rest (LLM_NOT_YET_LINK), tells the peer's watchdog, and frees
+        streams and mappings. Idempotent."""
 
 # Transfers. A one-shot handle through which a blocking call waits for an op that it has just called.
 def transfer_create() -> int: ...
@@ -87,7 +87,7 @@ def transfer_free(transfer: int) -> None:
     """For a handle that no op took, since it raised."""
 
 def transfer_wait(transfer: int) -> tuple[int, str]:
-    """Blocks until the transfer ended (its deadline is the watchdog's); returns (code, detail), frees the handle."""
+    """Blocks until the transfer ended; its deadline is the watchdog's. Returns (code, detail), frees the handle."""
 
 def prepare_push(
     link: int,
