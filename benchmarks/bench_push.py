@@ -138,7 +138,9 @@ def main() -> None:
     import torch_llm_datadist.emulator as emulator
 
     where = "emulated device memory on this CPU" if emulator.is_enabled() else "Ascend NPUs"
-    print(f"{where}; {platform.machine()}, torch {torch.__version__}; median and p99 of {arguments.rounds} rounds")
+    print(
+        f"{where}; {platform.machine()}, torch {torch.__version__}; median and p99 of {arguments.rounds} rounds"
+    )
     print(f"{'blocking push_blocks':28s} {'median':>10s} {'p99':>10s} {'GB/s':>7s} {'x memcpy':>9s}")
     results = {}
     for name, case in CASES.items():
