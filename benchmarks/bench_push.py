@@ -1,4 +1,4 @@
-"""Pushes of scattered blocks between two processes: from the call to the end of the blocking call, bytes verified.
+"""Pushes of scattered blocks between two processes, from the call to its return, every byte verified.
 
     python -m torch_llm_datadist run benchmarks/bench_push.py [--rounds N] [--json FILE]
 
@@ -138,9 +138,7 @@ def main() -> None:
     import torch_llm_datadist.emulator as emulator
 
     where = "emulated device memory on this CPU" if emulator.is_enabled() else "Ascend NPUs"
-    print(
-        f"{where}; {platform.machine()}, torch {torch.__version__}; median and p99 of {arguments.rounds} rounds"
-    )
+    print(f"{where}; {platform.machine()}, torch {torch.__version__}; {arguments.rounds} rounds")
     print(f"{'blocking push_blocks':28s} {'median':>10s} {'p99':>10s} {'GB/s':>7s} {'x memcpy':>9s}")
     results = {}
     for name, case in CASES.items():

@@ -17,7 +17,7 @@ if emulator.is_wanted() or (emulator.is_wanted() is None and not emulator.has_np
     emulator.enable()
 
 # They test the emulator itself, which does not run in a process that uses a real device.
-collect_ignore_glob = [] if emulator.is_enabled() else ["test_emulator*.py"]
+collect_ignore_glob = [] if emulator.is_enabled() else ["test_emulator*.py", "emulated_runtime"]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -87,7 +87,7 @@ def transfer_free(transfer: int) -> None:
     """For a handle that no op took, since it raised."""
 
 def transfer_wait(transfer: int) -> tuple[int, str]:
-    """Blocks until the transfer ended; its deadline is the watchdog's. Returns (code, detail), frees the handle."""
+    """Blocks until it ended (the watchdog sees to that) and frees the handle. Returns (code, detail)."""
 
 def prepare_push(
     link: int,

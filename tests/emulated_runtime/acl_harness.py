@@ -18,7 +18,7 @@ import pytest
 from . import acl_calls as c
 from .acl_calls import Acl, AclError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MIB = 2**20
 FEW_MS = 30  # how long a test watches that something does not happen
 DEADLINE_S = 20  # how long it waits for what must happen
@@ -59,8 +59,8 @@ def joined(thread: threading.Thread) -> None:
 # The program of a peer gets ``acl`` and ``say`` and ``hear`` (one line to and from the test).
 PREAMBLE = """
 import ctypes, os, sys, threading
-from tests import acl_calls as c
-from tests.acl_calls import Acl, AclError
+from tests.emulated_runtime import acl_calls as c
+from tests.emulated_runtime.acl_calls import Acl, AclError
 acl = Acl()
 say = lambda *words: print(*words, flush=True)
 hear = lambda: sys.stdin.readline().strip()

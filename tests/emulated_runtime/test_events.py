@@ -8,8 +8,6 @@ from . import acl_calls as c
 from .acl_calls import Acl
 from .acl_harness import DEADLINE_S, FEW_MS, Gate
 
-pytest_plugins = ["tests.acl_fixtures"]
-
 
 def status_of(acl: Acl, event: int) -> int:
     return acl.last_out("aclrtQueryEventStatus", event)

@@ -11,8 +11,6 @@ from . import acl_calls as c
 from .acl_calls import Acl, AclError
 from .acl_harness import MIB, code_of, in_thread, joined, peer
 
-pytest_plugins = ["tests.acl_fixtures"]
-
 PAGE = 2 * MIB
 
 # The same three helpers for the programs of peers.

@@ -13,8 +13,6 @@ from . import acl_calls as c
 from .acl_calls import Acl
 from .acl_harness import DEADLINE_S, FEW_MS, HostFunction, in_thread, joined
 
-pytest_plugins = ["tests.acl_fixtures"]
-
 GLOBAL, THREAD_LOCAL, RELAXED = range(3)
 NONE, ACTIVE, INVALIDATED = range(3)
 

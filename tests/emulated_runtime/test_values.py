@@ -11,9 +11,6 @@ from . import acl_calls as c
 from .acl_calls import Acl
 from .acl_harness import DEADLINE_S, FEW_MS, MIB, Gate, HostFunction, joined
 
-pytest_plugins = ["tests.acl_fixtures"]
-
-
 # --- value write and value wait ---
 
 

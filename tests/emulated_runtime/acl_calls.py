@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Callable
 from pathlib import Path
 
-LIBRARY = Path(__file__).resolve().parents[1] / "torch_llm_datadist" / "emulator" / "lib" / "libascendcl.so"
+LIBRARY = Path(__file__).resolve().parents[2] / "torch_llm_datadist" / "emulator" / "lib" / "libascendcl.so"
 
 INVALID_PARAM = 107000
 NO_CONTEXT = 107002

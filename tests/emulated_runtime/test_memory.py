@@ -13,9 +13,6 @@ from . import acl_calls as c
 from .acl_calls import Acl
 from .acl_harness import DEADLINE_S, MIB, Gate, peer
 
-pytest_plugins = ["tests.acl_fixtures"]
-
-
 # --- memory ---
 
 

@@ -1,4 +1,6 @@
-"""Fixtures of the emulated runtime's tests; a plugin of its own, so that pytest loads it before they do."""
+"""The emulated runtime by its C interface, without torch. Run apart from the other tests, in processes of its
+own: what these tests do to contexts and devices on purpose would be done to torch_npu, too.
+"""
 
 from __future__ import annotations
 

@@ -13,9 +13,6 @@ from . import acl_calls as c
 from .acl_calls import Acl, AclError
 from .acl_harness import DEADLINE_S, MIB, Peer, code_of, peer
 
-pytest_plugins = ["tests.acl_fixtures"]
-
-
 EXPORTER = """
 acl.aclrtSetDevice(0)
 stream = acl.stream()

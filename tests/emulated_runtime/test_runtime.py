@@ -13,9 +13,6 @@ from . import acl_calls as c
 from .acl_calls import Acl
 from .acl_harness import DEADLINE_S, FEW_MS, HostFunction, in_thread, joined, peer
 
-pytest_plugins = ["tests.acl_fixtures"]
-
-
 # --- the table of entry points ---
 
 

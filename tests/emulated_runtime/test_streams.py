@@ -11,9 +11,6 @@ from . import acl_calls as c
 from .acl_calls import Acl
 from .acl_harness import DEADLINE_S, FEW_MS, Gate, HostFunction, in_thread, joined
 
-pytest_plugins = ["tests.acl_fixtures"]
-
-
 # --- streams ---
 
 
