@@ -419,6 +419,63 @@ def test_a_failing_copy_task_never_announces_its_layer(pair):
     assert computed == 64
 
 
+def push_with_failing_copy(state, cluster_id):
+    emulator.fail_task(2, 507057, direction="peer")
+    try:
+        instances.push_blocks(state, cluster_id, SRC, DST)
+    except datadist.LLMException as error:
+        return str(error)
+    return ""
+
+
+def test_a_failing_copy_task_costs_that_link_alone(star):
+    """Failure mode 1: the streams of the link's context stop, and nobody else's."""
+    a, _, c = star
+    a.call(instances.push_blocks, 2, SRC, DST)
+    a.call(instances.push_blocks, 3, [0], [0])
+
+    message = a.call(push_with_failing_copy, 2)
+
+    assert "507057" in message
+    assert "cluster 2" in message
+    assert a.call(compute) == 64
+    a.call(instances.push_blocks, 3, SRC, DST)
+    assert torch.equal(c.call(instances.content)[:, DST], expected(SRC, DST)[:, DST])
+
+
+def bind_then_refuse(state, nth):
+    torch.npu.set_device(state.device)
+    state.binding = datadist.Binding(state.device, range(LAYERS))
+    emulator.fail_next("aclrtMemcpyAsync", nth, 207005)
+    state.binding.bind([state.task], timeout_s=10.0)
+    deadline = time.monotonic() + 10
+    while not state.task.state().has_ended and time.monotonic() < deadline:
+        pass
+    emulator.fail_next("aclrtMemcpyAsync", 0, 0)
+    for layer in range(LAYERS):
+        ops.push_layer(state.status, state.status, layer, state.binding.id)
+    ops.finish(state.status, state.status, state.binding.id)
+    torch.npu.synchronize()
+    return state.status.item(), state.task.state().detail
+
+
+@pytest.mark.parametrize("nth", [1, 9, 24])  # of 8 tensors x 3 runs
+def test_a_refused_copy_of_a_layered_push_fails_on_both_sides_and_is_never_announced(pair, nth):
+    a, b = pair
+    b.call(bind_ticket, a.call(prepare), 60.0)
+    b.send(wait_for_layers)
+
+    sent, detail = a.call(bind_then_refuse, nth)
+
+    assert sent == -1  # LLM_FAILED
+    assert "aclrtMemcpyAsync returned 207005" in detail
+    received, _, computed = b.answer()
+    assert received == -1
+    assert computed == 64
+    a.call(instances.push_blocks, 2, SRC, DST)
+    assert torch.equal(b.call(instances.content)[:, DST], expected(SRC, DST)[:, DST])
+
+
 def test_peer_errors_are_seen_by_the_tests(peers):
     (a,) = peers(1)
 

@@ -152,6 +152,24 @@ def test_wait_layer_never_lets_a_consumer_read_early(pair):
     assert torch.equal(seen, expected_at_receiver())
 
 
+def slow_down(state):
+    """Every task takes long before it does anything, so an early flag would be seen before the bytes."""
+    emulator.set_task_delay(0.02)
+
+
+def test_a_layer_is_announced_after_its_last_byte(pair):
+    a, b = pair
+    ticket = a.call(prepare)
+    b.call(receive_layer_by_layer, ticket)
+    a.call(slow_down)
+
+    assert a.call(send_layer_by_layer) == 0
+
+    status, seen = b.call(what_was_seen)
+    assert status == 0
+    assert torch.equal(seen, expected_at_receiver())
+
+
 def test_wait_layer_control(pair):
     """The same without the waits: the consumer, queued first, reads the old bytes."""
     a, b = pair

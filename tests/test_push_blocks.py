@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import gc
 import random
+from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
+import torch_llm_datadist
+import torch_llm_datadist as datadist
 from tests import instances
-from torch_llm_datadist import DataType
+from torch_llm_datadist import DataType, _native, emulator
 
 BLOCKS = 24
 
@@ -102,3 +108,105 @@ def test_pull_blocks_is_bit_exact_in_both_directions_of_a_link(peers):
     after_a = reference(before_b, before_a, src, dst, range(4), range(4))
     assert torch.equal(a.call(instances.content), after_a)
     assert torch.equal(b.call(instances.content), reference(after_a, before_b, src, dst, range(4), range(4)))
+
+
+def copies_of(state, call):
+    """How many copies a call submits: the watchdog's own reads are 2-D."""
+    before = emulator.calls("aclrtMemcpyAsync")
+    call()
+    return emulator.calls("aclrtMemcpyAsync") - before
+
+
+def count_copies(state, src, dst):
+    return copies_of(state, lambda: instances.push_blocks(state, 2, src, dst))
+
+
+def test_neighbouring_blocks_travel_as_one_copy(peers):
+    a, _ = linked_pair(peers, 4, 64)
+    a.call(instances.push_blocks, 2, [0], [0])
+
+    runs = a.call(count_copies, [7, 3, 4, 5, 20], [9, 3, 4, 5, 21])
+
+    assert runs == 4 * 3  # tensors x (3..5, 7, 20)
+    assert a.call(count_copies, list(range(24)), list(range(24))) == 4
+    assert a.call(count_copies, list(range(24)), list(reversed(range(24)))) == 4 * 24
+
+
+def count_imports(state, dst):
+    before = emulator.calls("aclrtIpcMemImportByKey")
+    instances.push_blocks(state, 2, [0], [dst])
+    return emulator.calls("aclrtIpcMemImportByKey") - before
+
+
+def test_a_segment_of_the_peer_is_imported_once_and_when_first_used(peers):
+    a, b = linked_pair(peers, 16, 1000)
+
+    assert a.call(count_imports, 1) <= 1  # sixteen small tensors lie in one segment, as the control page may
+    assert a.call(count_imports, 2) == 0
+    assert torch.equal(b.call(instances.content)[:, 1], instances.pattern(10, 16, BLOCKS, 1000)[:, 0])
+
+
+def schema_and_fake_hold(state):
+    ids = torch.tensor([1, 2, -1])
+    binding = datadist.Binding(state.device, range(2))
+    binding.bind(())
+    link = state.datadist.link_id(2)
+    ops = torch.ops.torch_llm_datadist
+    blocks = (state.status, list(state.cache.tensors), ids, ids, link, 0, 0, 0, -1, 2, 1000, True, 0)
+    with FakeTensorMode(allow_non_fake_inputs=True):  # opcheck hands out copies, which are no registered cache
+        ops.push_blocks.default(*blocks)
+        ops.pull_blocks.default(*blocks)
+    for op, arguments in {
+        ops.push_layer.default: (state.status, torch.zeros(1).npu(), 0, binding.id),
+        ops.wait_layer.default: (state.status, torch.zeros(1).npu(), 1, binding.id),
+        ops.finish.default: (state.status, torch.zeros(1).npu(), binding.id),
+    }.items():
+        torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_every_op_has_a_schema_and_a_fake_that_hold(peers):
+    a, _ = linked_pair(peers, 4, 64)
+
+    a.call(schema_and_fake_hold)
+
+
+def test_the_stub_names_what_the_native_core_has():
+    stub = ast.parse((Path(torch_llm_datadist.__file__).parent / "_C.pyi").read_text())
+    named = {node.name for node in stub.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    methods = {
+        f"{node.name}.{item.name}"
+        for node in stub.body
+        if isinstance(node, ast.ClassDef)
+        for item in node.body
+        if isinstance(item, ast.FunctionDef) and item.name != "__init__"
+    }
+    native = _native.load()
+
+    has = {name for name in dir(native) if not name.startswith("_") and name != "BUILT_FOR_TORCH_NPU"}
+    has_methods = {
+        f"{name}.{method}"
+        for name in ("Instance", "Segment")
+        for method in vars(getattr(native, name))
+        if not method.startswith("_") and callable(getattr(getattr(native, name), method))
+    }
+
+    assert has == named
+    assert has_methods == methods
+
+
+def forget_tensors(state):
+    """Only the library still holds them."""
+    state.raw = None
+    gc.collect()
+    torch.npu.synchronize()
+    torch.npu.empty_cache()
+    state.filler = [torch.full((BLOCKS, 64), 1, dtype=torch.uint8).npu() for _ in range(64)]
+
+
+def test_a_registered_cache_outlives_its_tensors(peers):
+    a, b = linked_pair(peers, 4, 64)
+    b.call(forget_tensors)
+
+    a.call(instances.pull_blocks, 2, [3, 9], [0, 1])
+
+    assert torch.equal(a.call(instances.content)[:, :2], instances.pattern(20, 4, BLOCKS, 64)[:, [3, 9]])

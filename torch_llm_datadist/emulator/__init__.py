@@ -6,11 +6,12 @@ neither torch nor torch_npu.
 """
 
 from torch_llm_datadist.emulator.delay import delay_stream
-from torch_llm_datadist.emulator.faults import fail_next, fail_task, set_bandwidth, set_task_delay
+from torch_llm_datadist.emulator.faults import calls, fail_next, fail_task, set_bandwidth, set_task_delay
 from torch_llm_datadist.emulator.presence import choose, has_npu
 from torch_llm_datadist.emulator.switch import disable, enable, is_enabled, is_wanted
 
 __all__ = [
+    "calls",
     "choose",
     "delay_stream",
     "disable",

@@ -33,6 +33,15 @@ def set_bandwidth(direction: str, bytes_per_s: float) -> None:
     _runtime().emuSetBandwidth(_DIRECTIONS[direction], ctypes.c_uint64(round(bytes_per_s)))
 
 
+def calls(function: str) -> int:
+    """How often an ACL function was called in this process."""
+    _runtime().emuCalls.restype = ctypes.c_int64
+    count: int = _runtime().emuCalls(function.encode())
+    if count < 0:
+        raise ValueError(f"function = {function!r}: the emulated runtime has no such entry point")
+    return count
+
+
 def fail_next(function: str, nth: int, code: int) -> None:
     """Makes the nth following call (1: the next) of an ACL function only return ``code``; nth 0 disarms."""
     if _runtime().emuFailNext(function.encode(), nth, code) == _NO_SUCH:
