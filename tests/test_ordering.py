@@ -116,7 +116,9 @@ def send_layer_by_layer(state, layers=range(LAYERS)):
         write_late(state, layer)
         ops.push_layer(state.status, state.raw[2 * layer], layer, binding.id)
     ops.finish(state.status, state.raw[0], binding.id)
-    for tensor in state.raw:
+    for tensor in reversed(
+        state.raw
+    ):  # the last layer first: its bytes are the ones that may still be on their way
         tensor.fill_(0)
     torch.npu.synchronize()
     return state.status.item()

@@ -153,7 +153,9 @@ def schema_and_fake_hold(state):
     link = state.datadist.link_id(2)
     ops = torch.ops.torch_llm_datadist
     blocks = (state.status, list(state.cache.tensors), ids, ids, link, 0, 0, 0, -1, 2, 1000, True, 0)
-    with FakeTensorMode(allow_non_fake_inputs=True):  # opcheck hands out copies, which are no registered cache
+    with FakeTensorMode(
+        allow_non_fake_inputs=True
+    ):  # opcheck hands out copies, which are no registered cache
         ops.push_blocks.default(*blocks)
         ops.pull_blocks.default(*blocks)
     for op, arguments in {
