@@ -42,23 +42,27 @@ void require_status(const at::Tensor& status, int device, const char* asked) {
           ": status is on ", status.device().str(), "; the caches are on npu:", device);
 }
 
-// A handler never fails: torch_npu would drop every later op in silence. What the runtime refuses here (a stream that is
-// gone) is reported by the deadline of the transfer whose gate was not written.
+// A handler never fails: torch_npu would drop every later op in silence. What the runtime refuses here (a
+// stream that is gone) is reported by the deadline of the transfer whose gate was not written.
 //
-// It holds no tensor either: the last owner of one may need the GIL to let it go, and torch_npu drains its queue with the
-// GIL held. The status stays valid without that, since the allocator re-uses memory in stream order.
+// It holds no tensor either: the last owner of one may need the GIL to let it go, and torch_npu drains its
+// queue with the GIL held. The status stays valid without that, since the allocator re-uses memory in stream
+// order.
 void queue(const char* name, const StreamInUse& stream, Gates gates, const at::Tensor* status = nullptr) {
   void* const status_address = status == nullptr ? nullptr : status->data_ptr();
-  at_npu::native::OpCommand::RunOpApiV2(name, [stream = stream.raw, gates = std::move(gates), status_address]() -> int {
-    const acl::Symbols& symbols = acl::symbols();
-    for (char* word : gates.waits) symbols.aclrtValueWait(word, gates.wait_value, ACL_STREAM_WAIT_VALUE_GEQ, stream);
-    if (status_address != nullptr) {
-      aclrtMemcpyAsync(status_address, sizeof(int32_t), gates.status, sizeof(int32_t), ACL_MEMCPY_DEVICE_TO_DEVICE, stream);
-    }
-    for (char* word : gates.writes) symbols.aclrtValueWrite(word, 1, 0, stream);
-    if (gates.op_word != nullptr) symbols.aclrtValueWrite(gates.op_word, gates.op_number, 0, stream);
-    return 0;
-  });
+  at_npu::native::OpCommand::RunOpApiV2(
+      name, [stream = stream.raw, gates = std::move(gates), status_address]() -> int {
+        const acl::Symbols& symbols = acl::symbols();
+        for (char* word : gates.waits)
+          symbols.aclrtValueWait(word, gates.wait_value, ACL_STREAM_WAIT_VALUE_GEQ, stream);
+        if (status_address != nullptr) {
+          aclrtMemcpyAsync(status_address, sizeof(int32_t), gates.status, sizeof(int32_t),
+                           ACL_MEMCPY_DEVICE_TO_DEVICE, stream);
+        }
+        for (char* word : gates.writes) symbols.aclrtValueWrite(word, 1, 0, stream);
+        if (gates.op_word != nullptr) symbols.aclrtValueWrite(gates.op_word, gates.op_number, 0, stream);
+        return 0;
+      });
 }
 
 std::vector<char*> addresses(at::TensorList cache) {
