@@ -42,8 +42,9 @@ void require_status(const at::Tensor& status, int device, const char* asked) {
           ": status is on ", status.device().str(), "; the caches are on npu:", device);
 }
 
-// A handler never fails: torch_npu would drop every later op in silence. What the runtime refuses here (a
-// stream that is gone) is reported by the deadline of the transfer whose gate was not written.
+// A handler never fails: torch_npu would drop every later op in silence. A wait that the runtime refuses puts
+// LLM_FAILED in the status instead of the truth that was not waited for, and a refused gate fails its
+// transfer.
 //
 // It holds no tensor either: the last owner of one may need the GIL to let it go, and torch_npu drains its
 // queue with the GIL held. The status stays valid without that, since the allocator re-uses memory in stream
@@ -53,13 +54,19 @@ void queue(const char* name, const StreamInUse& stream, Gates gates, const at::T
   at_npu::native::OpCommand::RunOpApiV2(
       name, [stream = stream.raw, gates = std::move(gates), status_address]() -> int {
         const acl::Symbols& symbols = acl::symbols();
-        for (char* word : gates.waits)
-          symbols.aclrtValueWait(word, gates.wait_value, ACL_STREAM_WAIT_VALUE_GEQ, stream);
+        bool all_waited = true;
+        for (char* word : gates.waits) {
+          all_waited &=
+              symbols.aclrtValueWait(word, gates.wait_value, ACL_STREAM_WAIT_VALUE_GEQ, stream) == 0;
+        }
         if (status_address != nullptr) {
-          aclrtMemcpyAsync(status_address, sizeof(int32_t), gates.status, sizeof(int32_t),
+          const char* truth = all_waited ? gates.status : gates.failed;
+          aclrtMemcpyAsync(status_address, sizeof(int32_t), truth, sizeof(int32_t),
                            ACL_MEMCPY_DEVICE_TO_DEVICE, stream);
         }
-        for (char* word : gates.writes) symbols.aclrtValueWrite(word, 1, 0, stream);
+        for (const Gate& gate : gates.writes) {
+          if (symbols.aclrtValueWrite(gate.word, 1, 0, stream) != 0) gate.refused->store(true);
+        }
         if (gates.op_word != nullptr) symbols.aclrtValueWrite(gates.op_word, gates.op_number, 0, stream);
         return 0;
       });
@@ -103,8 +110,8 @@ void move_blocks(Direction direction, const char* asked, const at::Tensor& statu
   if (waiter != 0) attach_waiter(waiter, transfer);
   try {
     transfer->submit(waiter != 0, asked);
-  } catch (const Error& error) {
-    transfer->cancel(error.what());
+  } catch (...) {
+    transfer->cancel("it was refused before it began");
     throw;
   }
   Gates start;
@@ -114,7 +121,7 @@ void move_blocks(Direction direction, const char* asked, const at::Tensor& statu
   Gates hold;
   hold.waits.push_back(transfer->done_gate());
   hold.status = transfer->status()->address();
-  hold.status_holder = transfer->status();
+  hold.failed = link->engine().failed_status();
   hold.writes.push_back(transfer->passed_word_for_hold());
   queue(asked, stream, std::move(hold), &status);
 }

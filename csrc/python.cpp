@@ -164,7 +164,7 @@ void binding_bind(int64_t number, const std::vector<int64_t>& task_numbers,
 
 void binding_destroy(int64_t number) {
   auto binding = bindings().remove(number);
-  if (binding != nullptr) Engine::of(binding->device())->bury(std::move(binding));
+  if (binding != nullptr) binding->engine().bury(binding);
 }
 
 at::Tensor tensor_from_address(int64_t address, const std::vector<int64_t>& shape, at::ScalarType dtype,
@@ -241,7 +241,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
           py::arg("cache_id"), nogil)
       .def(
           "is_cache_in_use",
-          [](Instance& self, int64_t id) { return self.caches().get(id, "is_cache_in_use")->transfers > 0; },
+          [](Instance& self, int64_t id) {
+            return self.caches().get(id, "is_cache_in_use")->transfers->load() > 0;
+          },
           py::arg("cache_id"), nogil)
       .def(
           "release_cache", [](Instance& self, int64_t id) { self.caches().release(id); }, py::arg("cache_id"))
@@ -251,8 +253,13 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
              bool in_this_process) {
             const auto link =
                 self.open_link({cluster_id, std::move(name), device, pid, start_time, in_this_process});
-            return std::make_pair(link->handle(),
-                                  mapped::export_address(self.device(), link->page().address));
+            try {
+              return std::make_pair(link->handle(),
+                                    mapped::export_address(self.device(), link->page().address));
+            } catch (...) {
+              self.close_link(link->handle());
+              throw;
+            }
           },
           py::arg("peer_cluster_id"), py::arg("peer_name"), py::arg("peer_device"), py::arg("peer_pid"),
           py::arg("peer_start_time"), py::arg("in_this_process"), nogil)

@@ -257,7 +257,7 @@ def test_linking_to_a_frozen_server_ends_at_the_timeout(peers: Peers) -> None:
     began = time.monotonic()
     codes = client.call(instances.link, 2, port, 500)
 
-    assert codes == ["LLM_LINK_FAILED"]
+    assert codes[0] in ("LLM_LINK_FAILED", "LLM_TIMEOUT")  # before or after the connection stood
     assert time.monotonic() - began < 3
     server.thaw()
     assert client.call(instances.link, 2, port) == ["LLM_SUCCESS"]

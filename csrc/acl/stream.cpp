@@ -26,7 +26,10 @@ Stream::Stream(const Context&, OnFailure mode) {
 }
 
 Stream::~Stream() {
-  if (handle_ != nullptr) symbols().aclrtDestroyStreamForce(handle_);
+  if (handle_ == nullptr) return;
+  symbols().aclrtStreamAbort(
+      handle_);  // what runs ends before this returns; a forced destroy alone does not wait for it
+  symbols().aclrtDestroyStreamForce(handle_);
 }
 
 aclError Stream::query() const {

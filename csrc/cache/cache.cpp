@@ -5,6 +5,20 @@
 #include "error.h"
 
 namespace datadist {
+namespace {
+
+// Called with the table's lock held, so that no withdrawal falls between finding a cache and pinning it. The
+// count goes down last: whoever sees zero finds that the pin holds nothing any more.
+template <typename T>
+std::shared_ptr<T> pin(const std::shared_ptr<T>& cache) {
+  ++*cache->transfers;
+  return std::shared_ptr<T>(cache.get(), [held = cache, count = cache->transfers](T*) mutable {
+    held.reset();
+    --*count;
+  });
+}
+
+}  // namespace
 
 int64_t LocalCaches::add(Geometry geometry, std::vector<char*> tensors,
                          std::vector<std::shared_ptr<void>> storage) {
@@ -33,7 +47,7 @@ std::shared_ptr<LocalCache> LocalCaches::find(const std::vector<char*>& tensors,
   const auto [first, last] = by_address_.equal_range(tensors.front());
   for (auto it = last; it != first;) {
     --it;
-    if (!it->second->is_withdrawn && it->second->tensors == tensors) return it->second;
+    if (!it->second->is_withdrawn && it->second->tensors == tensors) return pin(it->second);
   }
   throw Error(kKvCacheNotExist, join(asked, ": these ", tensors.size(),
                                      " tensors are not a registered cache of this instance, in the order in "
@@ -55,8 +69,8 @@ void LocalCaches::release(int64_t id) {
   const auto found = by_id_.find(id);
   if (found == by_id_.end()) return;
   held = found->second;
-  require(held->transfers == 0, kLinkBusy, "release_cache: cache ", id, " is still touched by ",
-          held->transfers.load(), " transfers");
+  require(*held->transfers == 0, kLinkBusy, "release_cache: cache ", id, " is still touched by ",
+          held->transfers->load(), " transfers");
   by_id_.erase(found);
   std::erase_if(by_address_, [&](const auto& entry) { return entry.second == held; });
 }
@@ -84,7 +98,7 @@ bool RemoteCaches::is_in_use(int64_t id) {
   std::vector<std::shared_ptr<RemoteCache>> unmapped;  // after the lock is released
   std::lock_guard lock(mutex_);
   for (auto it = dropped_.begin(); it != dropped_.end();) {
-    if ((*it)->transfers == 0) {
+    if (*(*it)->transfers == 0) {
       unmapped.push_back(std::move(*it));
       it = dropped_.erase(it);
     } else {
@@ -100,7 +114,7 @@ std::shared_ptr<RemoteCache> RemoteCaches::find(uint64_t model_id, const char* a
                                                 const std::string& peer) const {
   std::lock_guard lock(mutex_);
   for (auto it = announced_.rbegin(); it != announced_.rend(); ++it) {
-    if ((*it)->model_id == model_id) return *it;
+    if ((*it)->model_id == model_id) return pin(*it);
   }
   std::string there;
   for (const auto& cache : announced_) {
@@ -126,7 +140,8 @@ LayerRange resolve_layers(const Geometry& geometry, LayerRange range, const char
           " tensors of the ", side, " cache");
   const int64_t layers = geometry.num_tensors / range.tensors_per_layer;
   if (range.layers < 0) range.layers = layers - range.first_layer;
-  require(range.first_layer >= 0 && range.layers >= 1 && range.first_layer + range.layers <= layers,
+  require(range.first_layer >= 0 && range.layers >= 1 && range.first_layer < layers &&
+              range.layers <= layers - range.first_layer,
           kParamInvalid, asked, ": ", side, " layers ", range.first_layer, " to ",
           range.first_layer + range.layers, " are outside the ", side, " cache, which has ", layers,
           " layers of ", range.tensors_per_layer, " tensors. Nothing was sent; the link is still usable.");

@@ -36,7 +36,7 @@ struct LocalCache {
   Geometry geometry;
   std::vector<char*> tensors;
   std::vector<std::shared_ptr<void>> storage;
-  std::atomic<int64_t> transfers{0};  // in flight, not drained yet
+  std::shared_ptr<std::atomic<int64_t>> transfers = std::make_shared<std::atomic<int64_t>>(0);  // that pin it
   bool is_withdrawn = false;
 };
 
@@ -49,7 +49,7 @@ struct RemoteCache {
   std::vector<Exported> exports;
   std::vector<std::shared_ptr<void>> mappings;
   std::vector<char*> tensors;  // nullptr until mapped
-  std::atomic<int64_t> transfers{0};
+  std::shared_ptr<std::atomic<int64_t>> transfers = std::make_shared<std::atomic<int64_t>>(0);
 };
 
 class LocalCaches {
@@ -76,7 +76,8 @@ class RemoteCaches {
   void drop(int64_t id);
   // False once no transfer touches it; its mappings go with that answer, on the caller's thread.
   bool is_in_use(int64_t id);
-  // The last announced blocks cache of that model id; throws LLM_KV_CACHE_NOT_EXIST naming what there is.
+  // The last announced blocks cache of that model id, pinned: it stays mapped, and `is_in_use`, as long as
+  // what is returned lives. Throws LLM_KV_CACHE_NOT_EXIST naming what there is.
   std::shared_ptr<RemoteCache> find(uint64_t model_id, const char* asked, const std::string& peer) const;
   void clear();
 

@@ -5,34 +5,6 @@
 #include "error.h"
 
 namespace datadist {
-namespace {
-
-// Waits for the flags of all tickets, layer by layer, and opens the binding's gate of each layer.
-class WaitProgram : public Program {
- public:
-  WaitProgram(std::vector<Step> steps, std::vector<std::shared_ptr<Ticket>> tickets,
-              std::shared_ptr<Lane> lane)
-      : steps_(std::move(steps)), tickets_(std::move(tickets)), lane_(std::move(lane)) {}
-
-  bool next(Step* step) override {
-    if (at_ == steps_.size()) return false;
-    *step = steps_[at_++];
-    return true;
-  }
-
-  void ended(uint64_t mark, int64_t, const std::string&) override {
-    for (const auto& ticket : tickets_) ticket->waits_submitted(lane_, mark);
-  }
-
- private:
-  const std::vector<Step> steps_;
-  const std::vector<std::shared_ptr<Ticket>> tickets_;
-  const std::shared_ptr<Lane> lane_;
-  size_t at_ = 0;
-};
-
-}  // namespace
-
 Binding::Binding(std::shared_ptr<Engine> engine, std::vector<int64_t> layers,
                  std::chrono::milliseconds timeout)
     : engine_(std::move(engine)),
@@ -46,9 +18,9 @@ Binding::Binding(std::shared_ptr<Engine> engine, std::vector<int64_t> layers,
 
 Binding::~Binding() = default;
 
-void Binding::check_layers(const std::vector<std::shared_ptr<Transfer>>& tasks,
-                           const std::vector<std::shared_ptr<Ticket>>& tickets,
-                           const std::set<int64_t>& open) const {
+void Binding::check(const std::vector<std::shared_ptr<Transfer>>& tasks,
+                    const std::vector<std::shared_ptr<Ticket>>& tickets,
+                    const std::set<int64_t>& open) const {
   const auto uses = [&](int64_t layer) {
     return std::find(layers_.begin(), layers_.end(), layer) != layers_.end();
   };
@@ -56,9 +28,15 @@ void Binding::check_layers(const std::vector<std::shared_ptr<Transfer>>& tasks,
     require(uses(layer), kParamInvalid, "bind: open_layers names layer ", layer,
             ", which is not a layer of binding ", number_);
   }
+  for (const auto& ticket : tickets) {
+    require(&ticket->link().engine() == engine_.get(), kParamInvalid, "bind: the ticket from ",
+            ticket->link().peer().name, " arrives on npu:", ticket->link().engine().device(), ", binding ",
+            number_, " is on npu:", device());
+  }
   for (const auto& task : tasks) {
-    require(task->is_layered() && !task->is_bound(), kParamInvalid,
-            "bind: the task was bound before; a task is sent once, prepare_push makes another");
+    require(&task->link().engine() == engine_.get(), kParamInvalid, "bind: the task to ",
+            task->link().peer().name, " sends from npu:", task->link().engine().device(), ", binding ",
+            number_, " is on npu:", device());
     for (int64_t layer = task->first_layer(); layer < task->first_layer() + task->layers(); ++layer) {
       require(uses(layer), kParamInvalid, "bind: the task sends layer ", layer,
               ", which the forward of binding ", number_, " does not use; it would never be sent");
@@ -77,52 +55,70 @@ void Binding::check_layers(const std::vector<std::shared_ptr<Transfer>>& tasks,
 void Binding::bind(std::vector<std::shared_ptr<Transfer>> tasks, const std::vector<int64_t>& numbers,
                    const std::vector<int64_t>& open_layers, std::chrono::milliseconds timeout) {
   if (timeout.count() <= 0) timeout = timeout_;
-  std::vector<std::shared_ptr<Ticket>> tickets;
   const auto deadline = Clock::now() + timeout;
+  std::vector<std::shared_ptr<Ticket>> tickets;
   for (const int64_t number : numbers) tickets.push_back(find_ticket(number, "bind", deadline));
   const std::set<int64_t> open(open_layers.begin(), open_layers.end());
-  check_layers(tasks, tickets, open);
+  check(tasks, tickets, open);
 
   std::lock_guard lock(mutex_);
+  // The watchdog has yet to open gates of the last round: a later value must not meet its earlier one.
+  while (waits_ != nullptr && waits_->is_broken()) {
+    require(engine_->wait_for_tick(deadline), kTimeout,
+            "bind: the last forward's gates were not released in time");
+  }
   // An error of the last forward may still be on its way to the caller's status: that word stays as it is.
-  auto status = status_->is_set() ? std::make_shared<Status>(&engine_->words()) : status_;
-  size_t bound = 0;
-  for (const auto& ticket : tickets) ticket->bind(status, timeout, "bind");
+  if (status_->is_set()) {
+    replaced_.push_back(status_);
+    status_ = std::make_shared<Status>(&engine_->words());
+  }
+  std::vector<Word> gates;
+  for (const int64_t layer : layers_) {
+    if (open.count(layer) == 0) gates.push_back(ready_[layer]);
+  }
+  auto waits = std::make_shared<WaitRound>(std::move(gates), round_ + 1, status_);
+  auto lane = tickets.empty() ? nullptr : lane_for_waits();
+
+  size_t bound_tickets = 0;
+  size_t bound_tasks = 0;
   try {
-    for (; bound < tasks.size(); ++bound) {
-      tasks[bound]->bind(status, timeout);
-      tasks[bound]->submit(false, "bind");
+    for (; bound_tickets < tickets.size(); ++bound_tickets)
+      tickets[bound_tickets]->bind(status_, waits, timeout, "bind");
+    for (; bound_tasks < tasks.size(); ++bound_tasks) {
+      tasks[bound_tasks]->bind(status_, timeout, open, "bind");
+      tasks[bound_tasks]->submit(false, "bind");
     }
-  } catch (const Error&) {
-    for (size_t i = 0; i < bound; ++i) tasks[i]->cancel("another task of the same bind was refused");
-    for (const auto& ticket : tickets) ticket->unbind();
+  } catch (...) {
+    for (size_t i = 0; i < bound_tasks; ++i)
+      tasks[i]->cancel("another transfer of the same bind was refused");
+    for (size_t i = 0; i < bound_tickets; ++i) tickets[i]->unbind();
     throw;
   }
-  status_ = std::move(status);
+  ++round_;
   tasks_ = std::move(tasks);
-  tickets_ = std::move(tickets);
   open_ = open;
   was_bound_ = true;
-  ++round_;
-  for (const auto& task : tasks_) {
-    for (const int64_t layer : open_) {
-      if (task->carries(layer)) task->open_start_gate(layer);
-    }
-  }
-  if (tickets_.empty()) return;
+  has_waits_ = !tickets.empty();
+  if (!has_waits_) return;
 
   std::vector<Step> steps;
   for (const int64_t layer : layers_) {
     if (open_.count(layer) > 0) continue;
-    for (const auto& ticket : tickets_) {
+    for (const auto& ticket : tickets) {
       steps.push_back(
           {Step::kWait, ticket->link().own_flag(ticket->use().slot, layer), nullptr, ticket->use().epoch});
     }
     steps.push_back({Step::kWrite, ready_[layer].address, nullptr, round_});
   }
+  waits_ = waits;
+  engine_->watch(waits);
+  waits->submit(engine_->local_feeder(), std::move(lane), std::move(steps));
+}
+
+std::shared_ptr<Lane> Binding::lane_for_waits() {
   if (lane_ == nullptr || lane_->is_dropped()) lane_ = engine_->local_feeder().take_lane(SIZE_MAX);
   require(lane_ != nullptr, kFailed, "bind: device ", device(), " is shut down");
-  engine_->local_feeder().submit(lane_, std::make_unique<WaitProgram>(std::move(steps), tickets_, lane_));
+  return lane_;
 }
 
 void Binding::require_layer(int64_t layer, const char* asked) const {
@@ -139,7 +135,7 @@ Binding::Gates Binding::gates_on(aclrtStream stream) {
   if (mark.word.address == nullptr) mark.word = engine_->words().take();
   Gates gates;
   gates.status = status_->address();
-  gates.status_holder = status_;
+  gates.failed = engine_->failed_status();
   gates.op_word = mark.word.address;
   gates.op_number = ++mark.last;
   return gates;
@@ -159,7 +155,7 @@ Binding::Gates Binding::wait_layer(int64_t layer, aclrtStream stream) {
   std::lock_guard lock(mutex_);
   require_layer(layer, "wait_layer");
   Gates gates = gates_on(stream);
-  if (!tickets_.empty() && open_.count(layer) == 0) {
+  if (has_waits_ && open_.count(layer) == 0) {
     gates.waits.push_back(ready_[layer].address);
     gates.wait_value = round_;
   }
@@ -183,8 +179,7 @@ bool Binding::streams_have_passed() {
   for (const auto& [_, mark] : op_marks_) {
     if (mark.word.seen() < mark.last) return false;
   }
-  return std::all_of(tickets_.begin(), tickets_.end(),
-                     [](const auto& ticket) { return std::get<0>(ticket->state()); });
+  return waits_ == nullptr || waits_->is_done();
 }
 
 void Binding::give_back() {
@@ -193,6 +188,7 @@ void Binding::give_back() {
   for (const auto& [_, mark] : op_marks_) engine_->words().give_back(mark.word);
   if (lane_) engine_->local_feeder().give_back_lane(lane_);
   status_.reset();
+  replaced_.clear();
 }
 
 HandleTable<Binding>& bindings() {

@@ -16,6 +16,7 @@
 #include "link/engine.h"
 #include "link/ticket.h"
 #include "link/transfer.h"
+#include "link/wait_round.h"
 
 namespace datadist {
 
@@ -30,14 +31,14 @@ class Binding {
             const std::vector<int64_t>& open_layers, std::chrono::milliseconds timeout);
 
   // One layer op's share of the caller's stream, worked out when the op is called and queued in its handler:
-  // wait for these words to reach `value`, copy the status, then write 1 to these, then `op_number` to
-  // `op_word`.
+  // wait for these words to reach `wait_value`, copy the status, then write 1 to the gates, then `op_number`
+  // to `op_word`.
   struct Gates {
     std::vector<char*> waits;
     uint64_t wait_value = 1;
     char* status = nullptr;
-    std::shared_ptr<Status> status_holder;
-    std::vector<char*> writes;
+    char* failed = nullptr;  // copied in place of the status when a wait was refused
+    std::vector<Gate> writes;
     char* op_word = nullptr;
     uint64_t op_number = 0;
   };
@@ -45,6 +46,7 @@ class Binding {
   Gates wait_layer(int64_t layer, aclrtStream stream);
   Gates finish(aclrtStream stream);
   int device() const { return engine_->device(); }
+  Engine& engine() const { return *engine_; }
   void set_number(int64_t number) { number_ = number; }
 
   // Watchdog, for one that is destroyed: true when no stream reads its words any more.
@@ -58,8 +60,9 @@ class Binding {
   };
   Gates gates_on(aclrtStream stream);
   void require_layer(int64_t layer, const char* asked) const;
-  void check_layers(const std::vector<std::shared_ptr<Transfer>>& tasks,
-                    const std::vector<std::shared_ptr<Ticket>>& tickets, const std::set<int64_t>& open) const;
+  void check(const std::vector<std::shared_ptr<Transfer>>& tasks,
+             const std::vector<std::shared_ptr<Ticket>>& tickets, const std::set<int64_t>& open) const;
+  std::shared_ptr<Lane> lane_for_waits();
 
   const std::shared_ptr<Engine> engine_;
   const std::vector<int64_t> layers_;
@@ -72,7 +75,9 @@ class Binding {
   std::map<int64_t, Word> ready_;  // per layer
   std::shared_ptr<Status> status_;
   std::vector<std::shared_ptr<Transfer>> tasks_;
-  std::vector<std::shared_ptr<Ticket>> tickets_;
+  bool has_waits_ = false;
+  std::shared_ptr<WaitRound> waits_;               // of the last bind that had tickets
+  std::vector<std::shared_ptr<Status>> replaced_;  // a stream may still have to copy them
   std::set<int64_t> open_;
   std::shared_ptr<Lane> lane_;
   std::map<aclrtStream, StreamMark> op_marks_;

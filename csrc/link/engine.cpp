@@ -50,7 +50,7 @@ struct Engine::Streams {
 std::shared_ptr<Engine> Engine::of(int device) {
   std::lock_guard lock(engines_mutex);
   auto& engine = engines()[device];
-  if (engine == nullptr) engine = std::make_shared<Engine>(device);
+  if (engine == nullptr || engine->has_stopped()) engine = std::make_shared<Engine>(device);
   return engine;
 }
 
@@ -65,8 +65,9 @@ void Engine::stop_all() {
 
 Engine::Engine(int device)
     : device_(device),
-      words_([this](size_t bytes) { return allocate_zeroed(bytes); }),
-      pages_([this](size_t bytes) { return allocate_zeroed(bytes); }),
+      words_([this](size_t bytes) { return allocate_filled(bytes, 0); }),
+      pages_([this](size_t bytes) { return allocate_filled(bytes, 0); }),
+      failed_status_(allocate_filled(sizeof(uint64_t), 0xFF)),  // -1, as LLM_FAILED reads in an int32
       local_feeder_(device, acl::OnFailure::kContinue, &words_, nullptr),
       wake_fd_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)),
       thread_([this] { run(); }) {}
@@ -85,9 +86,16 @@ void Engine::stop() {
   if (thread_.joinable()) thread_.join();
   local_feeder_.stop();
   std::lock_guard lock(mutex_);
+  for (const auto& transfer : transfers_) transfer->abandon("this process shuts its devices down");
   transfers_.clear();
+  rounds_.clear();
   buried_.clear();
   links_.clear();  // they hold this engine, too
+}
+
+bool Engine::has_stopped() {
+  std::lock_guard lock(mutex_);
+  return must_stop_;
 }
 
 void Engine::watch(std::shared_ptr<Link> link) {
@@ -106,6 +114,11 @@ void Engine::watch(std::shared_ptr<Transfer> transfer) {
     transfers_.push_back(std::move(transfer));
   }
   wake();
+}
+
+void Engine::watch(std::shared_ptr<WaitRound> round) {
+  std::lock_guard lock(mutex_);
+  rounds_.push_back(std::move(round));
 }
 
 void Engine::bury(std::shared_ptr<Binding> binding) {
@@ -129,13 +142,13 @@ bool Engine::wait_for_tick(Clock::time_point deadline) {
 }
 
 // Not with aclrtMemset: a synchronous one would break a capture that runs anywhere in this process.
-DeviceMemory Engine::allocate_zeroed(size_t bytes) {
+DeviceMemory Engine::allocate_filled(size_t bytes, int byte) {
   DeviceMemory memory = mapped::allocate(device_, bytes);
   acl::ContextScope restore;
   DATADIST_ACL(aclrtSetDevice(device_));
   acl::Context context(device_);
   acl::Stream stream(context, acl::OnFailure::kContinue);
-  DATADIST_ACL(acl::symbols().aclrtMemsetAsync(memory.address, bytes, 0, bytes, stream.get()));
+  DATADIST_ACL(acl::symbols().aclrtMemsetAsync(memory.address, bytes, byte, bytes, stream.get()));
   DATADIST_ACL(acl::symbols().aclrtSynchronizeStreamWithTimeout(stream.get(), kSyncTimeoutMs * 10));
   return memory;
 }
@@ -204,42 +217,49 @@ bool Engine::tick(const Tick& tick) {
   std::vector<std::shared_ptr<Link>> links;
   std::vector<std::shared_ptr<Transfer>> transfers;
   std::vector<std::shared_ptr<Binding>> buried;
+  std::vector<std::shared_ptr<WaitRound>> rounds;
   bool is_waited_for = false;
   {
     std::lock_guard lock(mutex_);
     links = links_;
     transfers = transfers_;
     buried = buried_;
+    rounds = rounds_;
     is_waited_for = waiting_ > 0;
   }
   local_feeder_.tick();
   bool is_busy = is_waited_for || !local_feeder_.is_idle();
+  for (const auto& round : rounds) is_busy = !round->tick(tick) || is_busy;
   for (const auto& link : links) {
     link->tick(tick);
     is_busy = is_busy || link->is_busy();
   }
-  std::vector<Transfer*> retired;
-  for (const auto& transfer : transfers) {
-    if (transfer->tick(tick)) retired.push_back(transfer.get());
-  }
+  size_t retired = 0;
+  for (const auto& transfer : transfers) retired += transfer->tick(tick) ? 1 : 0;
   std::vector<Binding*> passed;
   for (const auto& binding : buried) {
     if (!binding->streams_have_passed()) continue;
     binding->give_back();
     passed.push_back(binding.get());
   }
-  is_busy = is_busy || retired.size() < transfers.size();
+  is_busy = is_busy || retired < transfers.size();
   transfers.clear();
+  std::vector<Link*> gone;
+  for (const auto& link : links) {
+    if (link->is_gone(tick)) gone.push_back(link.get());
+  }
   std::lock_guard lock(mutex_);
-  // A handle or a binding may still queue something that reads its words: only what nobody else holds goes.
-  std::erase_if(transfers_, [&](const auto& transfer) {
-    return transfer.use_count() == 1 &&
-           std::find(retired.begin(), retired.end(), transfer.get()) != retired.end();
-  });
+  // A handle or a binding may queue something that reads a transfer's words until it lets go of it, so
+  // whether any stream still does is asked when nobody else holds it.
+  std::erase_if(transfers_,
+                [](const auto& transfer) { return transfer.use_count() == 1 && transfer->is_retired(); });
+  std::erase_if(rounds_, [](const auto& round) { return round->is_done(); });
   std::erase_if(buried_, [&](const auto& binding) {
     return std::find(passed.begin(), passed.end(), binding.get()) != passed.end();
   });
-  std::erase_if(links_, [&](const auto& link) { return link->is_gone(tick); });
+  std::erase_if(links_, [&](const auto& link) {
+    return std::find(gone.begin(), gone.end(), link.get()) != gone.end();
+  });
   return is_busy;
 }
 
@@ -261,7 +281,7 @@ void Engine::watch_processes() {
     links = links_;
   }
   std::vector<pollfd> fds;
-  for (const auto& link : links) fds.push_back({link->is_alive() ? link->pidfd() : -1, POLLIN, 0});
+  for (const auto& link : links) fds.push_back({link->watches_process() ? link->pidfd() : -1, POLLIN, 0});
   if (fds.empty() || poll(fds.data(), fds.size(), 0) <= 0) return;
   for (size_t i = 0; i < fds.size(); ++i) {
     if (fds[i].fd >= 0 && (fds[i].revents & POLLIN) != 0) links[i]->peer_process_ended("its process ended");

@@ -21,6 +21,7 @@ namespace datadist {
 class Binding;
 class Link;
 class Transfer;
+class WaitRound;
 
 class Engine : public std::enable_shared_from_this<Engine> {
  public:
@@ -36,9 +37,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
   WordPool& words() { return words_; }
   PageArena& pages() { return pages_; }
   Feeder& local_feeder() { return local_feeder_; }
+  char* failed_status() const { return failed_status_.address; }  // holds LLM_FAILED for ever
 
   void watch(std::shared_ptr<Link> link);
   void watch(std::shared_ptr<Transfer> transfer);
+  void watch(std::shared_ptr<WaitRound> round);
   void bury(std::shared_ptr<Binding> binding);  // frees its words when no stream reads them any more
 
   // Makes the watchdog look at once instead of at its next tick.
@@ -46,11 +49,12 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // Waits for the watchdog's next tick; false when the deadline passed before.
   bool wait_for_tick(Clock::time_point deadline);
   void stop();
+  bool has_stopped();
 
  private:
   struct Streams;
 
-  DeviceMemory allocate_zeroed(size_t bytes);
+  DeviceMemory allocate_filled(size_t bytes, int byte);
   void run();
   bool tick(const Tick& tick);  // true while something is in flight
   bool look(const Streams& streams);
@@ -62,6 +66,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   const int device_;
   WordPool words_;
   PageArena pages_;
+  const DeviceMemory failed_status_;
   Feeder local_feeder_;
   int wake_fd_;
 
@@ -72,6 +77,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   bool must_stop_ = false;
   std::vector<std::shared_ptr<Link>> links_;
   std::vector<std::shared_ptr<Transfer>> transfers_;
+  std::vector<std::shared_ptr<WaitRound>> rounds_;
   std::vector<std::shared_ptr<Binding>> buried_;
   std::thread thread_;
 };

@@ -11,6 +11,7 @@ namespace {
 
 constexpr uint64_t kQueueLimit = 1500;   // entries; a stream's queue holds 2048
 constexpr uint64_t kStepsPerMark = 256;  // a progress write behind that many
+constexpr auto kIdleStreamsFor = std::chrono::seconds(5);
 constexpr uint64_t kEntriesOfAWait = 4;  // a value wait is a small loop on the device
 
 uint64_t entries_of(const Step& step) { return step.kind == Step::kWait ? kEntriesOfAWait : 1; }
@@ -23,14 +24,21 @@ Feeder::Feeder(int device, acl::OnFailure mode, WordPool* words, Transport* tran
 Feeder::~Feeder() { stop(); }
 
 std::shared_ptr<Lane> Feeder::take_lane(size_t max_lanes) {
-  std::lock_guard lock(mutex_);
-  while (!idle_.empty()) {
-    auto lane = idle_.back();
-    idle_.pop_back();
-    if (!lane->is_dropped() && !lane->must_drop_) return lane;
+  {
+    std::lock_guard lock(mutex_);
+    while (!idle_.empty()) {
+      auto lane = idle_.back();
+      idle_.pop_back();
+      if (!lane->is_dropped() && !lane->must_drop_) return lane;
+    }
+    if (lanes_.size() >= max_lanes || must_stop_) return nullptr;
   }
-  if (lanes_.size() >= max_lanes || must_stop_) return nullptr;
-  auto lane = std::make_shared<Lane>(words_->take());
+  auto lane = std::make_shared<Lane>(words_->take());  // may allocate, so not under the lock
+  std::lock_guard lock(mutex_);
+  if (lanes_.size() >= max_lanes || must_stop_) {
+    words_->give_back(lane->progress_);
+    return nullptr;
+  }
   lanes_.push_back(lane);
   return lane;
 }
@@ -73,7 +81,12 @@ void Feeder::tick() {
       lane->seen_mark_.store(lane->progress_.seen(), std::memory_order_release);
       has_work = has_work || lane->in_queue_ > 0 || !lane->queue_.empty();
     }
-    if (has_work) must_look_ = true;
+    const auto now = Clock::now();
+    if (has_work) worked_at_ = now;
+    // An idle link holds no stream: a device has 1984 of them.
+    may_release_ = now - worked_at_ > kIdleStreamsFor;
+    if (has_work || (may_release_ && holds_streams_.exchange(false))) must_look_ = true;
+    has_work = must_look_;
   }
   if (has_work) wake_.notify_one();
 }
@@ -144,7 +157,7 @@ bool Feeder::feed(Lane& lane) {
   }
   if (lane.stream_ != nullptr && lane.in_queue_ > 0) {
     if (const aclError code = lane.stream_->query(); code != 0) {
-      failure_.store(code, std::memory_order_release);
+      if (mode_ == acl::OnFailure::kStop) failure_.store(code, std::memory_order_release);
       drop(lane, acl::status_code(code), acl::describe("a task of the link's stream", code));
       return false;
     }
@@ -154,6 +167,7 @@ bool Feeder::feed(Lane& lane) {
     std::lock_guard lock(mutex_);
     if (!lane.queue_.empty()) program = lane.queue_.front().get();
   }
+  if (program == nullptr && lane.in_queue_ == 0 && may_release_) lane.stream_.reset();
   if (program == nullptr || lane.in_queue_ + kStepsPerMark * 2 > kQueueLimit) return false;
 
   std::string what;
@@ -161,7 +175,10 @@ bool Feeder::feed(Lane& lane) {
   bool at_end = false;
   try {
     require(failure() == 0, kFailed, "the link's context stopped after a failed task");
-    if (lane.stream_ == nullptr) lane.stream_ = std::make_unique<acl::Stream>(*context_, mode_);
+    if (lane.stream_ == nullptr) {
+      lane.stream_ = std::make_unique<acl::Stream>(*context_, mode_);
+      holds_streams_ = true;
+    }
     if (!lane.head_is_prepared_) program->prepare();
     lane.head_is_prepared_ = true;
     Step step;

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "link/lane.h"
+#include "link/tick.h"
 #include "transport/transport.h"
 
 namespace datadist {
@@ -57,6 +58,9 @@ class Feeder {
   std::vector<std::shared_ptr<Lane>> idle_;
   std::atomic<aclError> failure_{0};
   std::atomic<bool> has_stopped_{false};
+  std::atomic<bool> holds_streams_{false};
+  std::atomic<bool> may_release_{false};
+  Clock::time_point worked_at_ = Clock::now();
   std::mutex join_mutex_;
   std::thread thread_;
 };

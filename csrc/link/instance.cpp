@@ -3,6 +3,11 @@
 #include "error.h"
 
 namespace datadist {
+namespace {
+
+constexpr int64_t kLongestTimeoutMs = 1'000'000'000;
+
+}  // namespace
 
 Instance::Instance(int device, int64_t cluster_id, LinkOptions options)
     : engine_(Engine::of(device)),
@@ -88,6 +93,8 @@ TransferPlan plan_transfer(Link& link, const TransferRequest& request) {
                            is_push ? local.num_blocks : remote.num_blocks,
                            is_push ? remote.num_blocks : local.num_blocks, request.asked);
   plan.runs = merge_runs(std::move(pairs));
+  require(request.timeout_ms >= 0 && request.timeout_ms <= kLongestTimeoutMs, kParamInvalid, request.asked,
+          ": timeout_ms = ", request.timeout_ms, ", expected 0 (the default) to ", kLongestTimeoutMs);
   plan.timeout = request.timeout_ms > 0 ? std::chrono::milliseconds(request.timeout_ms)
                                         : link.options().transfer_timeout;
   return plan;

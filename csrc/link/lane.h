@@ -58,7 +58,7 @@ class Lane {
   std::unique_ptr<acl::Stream> stream_;
   std::deque<std::unique_ptr<Program>> queue_;
   bool head_is_prepared_ = false;
-  bool must_drop_ = false;
+  std::atomic<bool> must_drop_{false};
   uint64_t next_mark_ = 1;
   uint64_t steps_since_mark_ = 0;
   std::atomic<uint64_t> in_queue_{0};                 // entries of the stream's queue not known to be done

@@ -50,6 +50,7 @@ Link::Link(std::shared_ptr<Engine> engine, std::shared_ptr<LocalCaches> caches, 
       caches_(std::move(caches)),
       peer_(std::move(peer)),
       options_(options),
+      pidfd_(open_pidfd(peer_)),
       page_(engine_->pages().take()),
       transport_(mapped::make_transport(engine_->device(), peer_.device, peer_.in_this_process)),
       slots_(options.max_in_flight),
@@ -57,20 +58,22 @@ Link::Link(std::shared_ptr<Engine> engine, std::shared_ptr<LocalCaches> caches, 
                                        transport_.get())),
       sent_(kSlots, 0),
       outcomes_(kSlots),
-      alive_at_(Clock::now()) {
-  pidfd_ = open_pidfd(peer_);
-}
+      alive_at_(Clock::now()) {}
 
 Link::~Link() {
   feeder_->stop();
+  if (page_.address != nullptr && peer_handle_ == 0)
+    engine_->pages().give_back(page_);  // no peer ever knew it
   if (pidfd_ >= 0) ::close(pidfd_);
 }
 
 void Link::connect(int64_t peer_link, const Exported& peer_page) {
-  peer_mapping_ = transport_->map(peer_page);
+  require(state_ == kOpening && peer_page.offset >= 0, kLinkFailed, "connect_link: the link to ", peer_.name,
+          " is connected already or closed, or the peer's page has a bad offset (", peer_page.offset, ")");
+  Mapped mapping = transport_->map(peer_page);
   std::lock_guard lock(mutex_);
-  require(state_ == kOpening, kLinkFailed, "connect_link: the link to ", peer_.name,
-          " is connected already or closed");
+  require(state_ == kOpening, kLinkFailed, "connect_link: the link to ", peer_.name, " was closed meanwhile");
+  peer_mapping_ = std::move(mapping);
   peer_page_ = peer_mapping_.address;
   peer_handle_ = peer_link;
   alive_at_ = Clock::now();
@@ -78,7 +81,7 @@ void Link::connect(int64_t peer_link, const Exported& peer_page) {
 }
 
 void Link::close() {
-  const auto patience = Clock::now() + options_.transfer_timeout;
+  const auto patience = Clock::now() + std::min(options_.transfer_timeout, std::chrono::milliseconds(1000));
   while (is_alive() && transfers_ > 0 && engine_->wait_for_tick(patience)) {
   }
   die(kNotYetLink, "the link was closed here");
@@ -154,11 +157,18 @@ void Link::post(size_t offset, uint64_t value) {
 }
 
 std::shared_ptr<Lane> Link::take_lane(bool needs_its_own) {
-  std::lock_guard lock(mutex_);
-  if (main_lane_ == nullptr || main_lane_->is_dropped())
-    main_lane_ = feeder_->take_lane(options_.streams + 1);
+  std::shared_ptr<Lane> main;
+  {
+    std::lock_guard lock(mutex_);
+    main = main_lane_;
+  }
+  if (main == nullptr || main->is_dropped()) {
+    main = feeder_->take_lane(options_.streams + 1);
+    std::lock_guard lock(mutex_);
+    main_lane_ = main;
+  }
   auto lane = feeder_->take_lane(options_.streams + 1);
-  return lane != nullptr || needs_its_own ? lane : main_lane_;
+  return lane != nullptr || needs_its_own ? lane : main;
 }
 
 void Link::give_back_lane(std::shared_ptr<Lane> lane) {
@@ -185,9 +195,15 @@ std::shared_ptr<Ticket> Link::ticket(uint32_t slot, uint32_t epoch_low, const ch
   const SentWord sent = SentWord::unpack(sent_[slot]);
   require((sent.epoch & TicketNumber::kEpochMask) == epoch_low, kParamInvalid, asked, ": slot ", slot, " of ",
           peer_.name, " has been issued again since; the ticket is used up");
-  const bool is_used_up = outcomes_[slot].epoch == sent.epoch;
+  const Outcome& outcome = outcomes_[slot];
+  const bool is_used_up = outcome.epoch == sent.epoch;
   require(!is_used_up, kParamInvalid, asked, ": the ticket of slot ", slot, " from ", peer_.name,
-          " is used up: it arrived or failed before, or was discarded");
+          " is used up: it ", outcome.code == kSuccess ? "arrived before, or was discarded" : outcome.why);
+  require(sent.first_layer <= sent.last_layer && sent.last_layer < kLayers, kParamInvalid, asked, ": ",
+          peer_.name, " says that slot ", slot, " carries layers ", int{sent.first_layer}, " to ",
+          int{sent.last_layer});
+  // Nobody would tick a ticket of a link that is over, so its waits would never be released.
+  if (!is_alive()) throw Error(code_, join(asked, ": the link to ", peer_.name, " is down: ", why_));
   tickets_.push_back(std::make_shared<Ticket>(shared_from_this(), SlotUse{slot, sent.epoch}, sent));
   return tickets_.back();
 }
@@ -204,6 +220,11 @@ void Link::clock_gap(Clock::duration gap) {
   std::lock_guard lock(mutex_);
   alive_at_ += gap;
   for (const auto& ticket : tickets_) ticket->clock_gap(gap);
+}
+
+bool Link::watches_process() const {
+  std::lock_guard lock(mutex_);
+  return pidfd_ >= 0 && !peer_is_gone_;
 }
 
 bool Link::is_busy() const {
@@ -244,10 +265,14 @@ void Link::read_mail(const Tick& tick) {
     seen_heartbeat_ = mail.heartbeat;
     alive_at_ = tick.now;
   }
-  if (mail.sequence != seen_sequence_) {
+  // Looked at once more at the tick after: one copy brings the sequence and the words, in whatever order.
+  const bool has_news = mail.sequence != seen_sequence_;
+  if (has_news || must_reread_) {
+    must_reread_ = has_news;
     seen_sequence_ = mail.sequence;
     std::lock_guard lock(mutex_);
     std::copy(mail.sent, mail.sent + kSlots, sent_.begin());
+    retire_what_failed_unasked();
     for (uint32_t slot = 0; slot < kSlots; ++slot) {
       const TakenWord taken = TakenWord::unpack(mail.taken[slot]);
       if (taken.state == TakenWord::kRetired) slots_.retired({slot, taken.epoch});
@@ -262,6 +287,22 @@ void Link::read_mail(const Tick& tick) {
   }
 }
 
+// A transfer that its sender gave up before anybody here asked for it: no ticket will, so the slot goes back
+// at once.
+void Link::retire_what_failed_unasked() {
+  for (uint32_t slot = 0; slot < kSlots; ++slot) {
+    const SentWord sent = SentWord::unpack(sent_[slot]);
+    if (sent.state != SentWord::kFailed || outcomes_[slot].epoch == sent.epoch) continue;
+    const bool is_asked_for = std::any_of(tickets_.begin(), tickets_.end(), [&](const auto& ticket) {
+      return ticket->use().slot == slot && ticket->use().epoch == sent.epoch;
+    });
+    if (is_asked_for) continue;
+    outcomes_[slot] = {sent.epoch, long_code(sent.code), join(peer_.name, " gave the transfer up")};
+    outbox_.push_back({offsetof(Mail, taken) + slot * sizeof(uint64_t),
+                       TakenWord{sent.epoch, sent.code, TakenWord::kRetired}.pack()});
+  }
+}
+
 void Link::watch_heartbeat(const Tick& tick) {
   if (tick.now - alive_at_ <= options_.keep_alive) return;
   die(kNotYetLink,
@@ -271,6 +312,7 @@ void Link::watch_heartbeat(const Tick& tick) {
 // Words only, and in order: what a word tells is true before the sequence says that there is news.
 void Link::send_mail(const Tick& tick) {
   std::vector<Outgoing> outgoing;
+  char* peer_page = nullptr;
   {
     std::lock_guard lock(mutex_);
     if (peer_page_ == nullptr || told_closed_ || peer_is_gone_) {
@@ -278,9 +320,10 @@ void Link::send_mail(const Tick& tick) {
       return;
     }
     outgoing.swap(outbox_);
+    peer_page = peer_page_;
   }
   const auto write = [&](size_t offset, uint64_t value) {
-    return transport_->write_word(peer_page_ + offset, value, tick.mail) == 0;
+    return transport_->write_word(peer_page + offset, value, tick.mail) == 0;
   };
   // A word that was refused goes again at the next tick; one that fails on the device is a peer's death,
   // noticed elsewhere.
@@ -302,10 +345,14 @@ void Link::send_mail(const Tick& tick) {
   }
   // The last word: the link is over and its streams are drained, so nothing more will be written to that
   // page.
-  if (is_over() && feeder_->has_stopped() && write(offsetof(Mail, state), kEndIsClosed)) {
-    acl::symbols().aclrtSynchronizeStreamWithTimeout(tick.mail, 1000);
-    std::lock_guard lock(mutex_);
-    told_closed_ = true;
+  if (is_over() && feeder_->has_stopped()) {
+    if (!closed_is_written_) {
+      closed_is_written_ = write(offsetof(Mail, state), kEndIsClosed);
+    } else if (aclrtStreamStatus status; acl::symbols().aclrtStreamQuery(tick.mail, &status) != 0 ||
+                                         status == ACL_STREAM_STATUS_COMPLETE) {
+      std::lock_guard lock(mutex_);
+      told_closed_ = true;
+    }
   }
 }
 
@@ -319,7 +366,7 @@ bool Link::is_gone(const Tick& tick) {
     page_is_zeroed_ = true;
     return false;  // done at the next tick, which syncs the stream first
   }
-  engine_->pages().give_back(page_);
+  engine_->pages().give_back(std::exchange(page_, {}));
   if (pidfd_ >= 0) ::close(std::exchange(pidfd_, -1));
   return true;
 }

@@ -93,6 +93,7 @@ class Link : public std::enable_shared_from_this<Link> {
   void peer_process_ended(const std::string& what);
   void clock_gap(Clock::duration gap);
   int pidfd() const { return pidfd_; }
+  bool watches_process() const;
   bool is_busy() const;
   bool is_gone(const Tick& tick);  // closed, and nothing of it is in use any more: the engine may forget it
 
@@ -107,6 +108,7 @@ class Link : public std::enable_shared_from_this<Link> {
 
   bool is_over() const { return state_.load(std::memory_order_acquire) >= kDead; }
   void read_mail(const Tick& tick);
+  void retire_what_failed_unasked();
   void watch_heartbeat(const Tick& tick);
   void send_mail(const Tick& tick);
   void post(size_t offset, uint64_t value);
@@ -117,6 +119,7 @@ class Link : public std::enable_shared_from_this<Link> {
   const LinkOptions options_;
   int64_t handle_ = 0;
   int64_t peer_handle_ = 0;
+  int pidfd_ = -1;
   Page page_;
   std::unique_ptr<Transport> transport_;
   Mapped peer_mapping_;
@@ -126,7 +129,6 @@ class Link : public std::enable_shared_from_this<Link> {
   std::unique_ptr<Feeder> feeder_;
   std::shared_ptr<Lane> main_lane_;  // whole transfers share it when no other stream is free
   std::atomic<int64_t> transfers_{0};
-  int pidfd_ = -1;
 
   std::atomic<State> state_{kOpening};
   mutable std::mutex mutex_;
@@ -146,7 +148,9 @@ class Link : public std::enable_shared_from_this<Link> {
   uint64_t sequence_ = 0;
   bool owes_sequence_ = false;
   bool told_closed_ = false;
+  bool closed_is_written_ = false;
   bool page_is_zeroed_ = false;
+  bool must_reread_ = false;
   bool peer_is_gone_ = false;
 };
 

@@ -43,20 +43,26 @@ TakenWord TakenWord::unpack(uint64_t word) {
 }
 
 Page PageArena::take() {
-  std::lock_guard lock(mutex_);
-  if (free_.empty()) {
+  while (true) {
+    {
+      std::lock_guard lock(mutex_);
+      if (!free_.empty()) {
+        const Page page = free_.front();
+        free_.pop_front();
+        ++chunk_of(page).in_use;
+        return page;
+      }
+    }
+    // Without the lock, as for words.
     Chunk chunk{allocate_(kPagesPerChunk * kPageBytes),
                 std::make_unique<acl::PinnedBuffer>(kPagesPerChunk * sizeof(Mail))};
     std::memset(chunk.mirror->as<void>(), 0, kPagesPerChunk * sizeof(Mail));
+    std::lock_guard lock(mutex_);
     for (size_t i = 0; i < kPagesPerChunk; ++i) {
       free_.push_back({chunk.memory.address + i * kPageBytes, chunk.mirror->as<Mail>() + i});
     }
     chunks_.push_back(std::move(chunk));
   }
-  const Page page = free_.front();
-  free_.pop_front();
-  ++chunk_of(page).in_use;
-  return page;
 }
 
 void PageArena::give_back(Page page) {

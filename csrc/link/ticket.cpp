@@ -43,7 +43,8 @@ std::tuple<bool, int64_t, std::string> Ticket::state() const {
   return {has_ended_, code_, why_};
 }
 
-void Ticket::bind(std::shared_ptr<Status> status, std::chrono::milliseconds timeout, const char* asked) {
+void Ticket::bind(std::shared_ptr<Status> status, std::shared_ptr<WaitRound> waits,
+                  std::chrono::milliseconds timeout, const char* asked) {
   std::lock_guard lock(mutex_);
   require(!is_discarded_ && !has_ended_, kParamInvalid, asked, ": the ticket of slot ", use_.slot, " from ",
           link_->peer().name, is_discarded_ ? " was discarded" : " has ended already");
@@ -51,30 +52,25 @@ void Ticket::bind(std::shared_ptr<Status> status, std::chrono::milliseconds time
           " is bound already; a ticket serves one forward");
   is_bound_ = true;
   status_ = std::move(status);
+  waits_ = std::move(waits);
   deadline_ = Clock::now() + timeout;
-}
-
-void Ticket::waits_submitted(std::shared_ptr<Lane> lane, uint64_t mark) {
-  std::lock_guard lock(mutex_);
-  lane_ = std::move(lane);
-  mark_ = mark;
-  waits_are_queued_ = true;
 }
 
 void Ticket::unbind() {
   std::lock_guard lock(mutex_);
   is_bound_ = false;
   status_.reset();
+  waits_.reset();
 }
 
 void Ticket::discard() {
   std::lock_guard lock(mutex_);
+  require(!is_bound_, kParamInvalid, "discard: the ticket of slot ", use_.slot, " from ", link_->peer().name,
+          " is bound to a forward; it ends when its layers arrived, or at its deadline");
   is_discarded_ = true;
 }
 
-bool Ticket::waits_have_passed() const {
-  return !is_bound_ || (waits_are_queued_ && lane_->has_passed(mark_));
-}
+bool Ticket::waits_have_passed() const { return !is_bound_ || waits_->is_done(); }
 
 void Ticket::clock_gap(Clock::duration gap) {
   std::lock_guard lock(mutex_);
@@ -86,13 +82,17 @@ bool Ticket::tick(const Tick& tick, SentWord sent, bool link_is_alive) {
   const bool sender_is_done = sent.epoch == use_.epoch && sent.state >= SentWord::kDrained;
   if (!has_ended_) {
     if (is_bound_ && waits_have_passed()) {
-      has_ended_ = true;
+      if (const auto failure = waits_->failure()) {
+        fail(tick, failure->first, failure->second);
+      } else {
+        has_ended_ = true;
+      }
     } else if (!link_is_alive) {
       const auto [code, why] = link_->reason();
       fail(tick, code, why);
     } else if (sender_is_done && sent.state == SentWord::kFailed) {
       fail(tick, long_code(sent.code), join(link_->peer().name, " gave the transfer up"));
-    } else if (is_bound_ && tick.now >= deadline_) {
+    } else if (is_bound_ && !sender_is_done && tick.now >= deadline_) {
       fail(tick, kTimeout, join("not all layers from ", link_->peer().name, " arrived in time"));
     } else if (is_discarded_ && !is_bound_) {
       has_ended_ = true;

@@ -9,11 +9,11 @@
 #include <string>
 #include <tuple>
 
-#include "link/lane.h"
 #include "link/page.h"
 #include "link/slots.h"
 #include "link/status.h"
 #include "link/tick.h"
+#include "link/wait_round.h"
 
 namespace datadist {
 
@@ -60,8 +60,8 @@ class Ticket {
   std::tuple<bool, int64_t, std::string> state() const;
 
   // Binding. From here on the deadline runs; an error is written to `status` before the flags are released.
-  void bind(std::shared_ptr<Status> status, std::chrono::milliseconds timeout, const char* asked);
-  void waits_submitted(std::shared_ptr<Lane> lane, uint64_t mark);
+  void bind(std::shared_ptr<Status> status, std::shared_ptr<WaitRound> waits,
+            std::chrono::milliseconds timeout, const char* asked);
   void unbind();  // nothing was queued after all
   void discard();
 
@@ -82,11 +82,9 @@ class Ticket {
   mutable std::mutex mutex_;
   bool is_bound_ = false;
   bool is_discarded_ = false;
-  bool waits_are_queued_ = false;
+  std::shared_ptr<WaitRound> waits_;
   std::shared_ptr<Status> status_;
   Clock::time_point deadline_{};
-  std::shared_ptr<Lane> lane_;
-  uint64_t mark_ = 0;
   bool has_ended_ = false;
   int64_t code_ = 0;
   std::string why_;

@@ -107,8 +107,6 @@ Transfer::Transfer(std::shared_ptr<Link> link, TransferPlan plan, std::optional<
       passed_(words_.take()),
       status_(std::make_shared<Status>(&words_)),
       start_is_queued_(start_.size(), false) {
-  ++plan_.local->transfers;
-  ++plan_.remote->transfers;
   link_->transfer_began();
   if (slot_) link_->announce(*slot_, sent_word(SentWord::kOpen, kSuccess));
 }
@@ -121,10 +119,14 @@ Transfer::~Transfer() {
 
 void Transfer::submit(bool notify_host, const char* asked) {
   auto lane = link_->take_lane(is_layered());
-  if (lane == nullptr) link_->require_alive(asked);  // a link that dies just now gives no more streams
+  if (lane == nullptr) {
+    std::lock_guard lock(mutex_);
+    is_claimed_ = false;
+    link_->require_alive(asked);  // a link that dies just now gives no more streams
+  }
   require(lane != nullptr, kLinkBusy, asked, ": all ", link_->options().streams, " streams of the link to ",
           link_->peer().name,
-          " serve transfers that wait for their layers; let one finish, or raise streams_per_link. Nothing "
+          " serve transfers that wait for their layers; let one finish. Nothing "
           "was sent; the link is "
           "still usable.");
   {
@@ -144,14 +146,6 @@ void Transfer::cancel(const std::string& why) {
   link_->engine().wake();
 }
 
-void Transfer::open_start_gate(int64_t local_layer) {
-  {
-    std::lock_guard lock(mutex_);
-    to_open_.push_back(start_[static_cast<size_t>(local_layer - first_layer())]);
-  }
-  link_->engine().wake();
-}
-
 std::pair<int64_t, std::string> Transfer::wait() {
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [this] { return has_ended_; });
@@ -163,23 +157,31 @@ std::tuple<bool, int64_t, std::string> Transfer::state() const {
   return {has_ended_, code_, why_};
 }
 
-char* Transfer::start_gate_for(int64_t local_layer) {
+Gate Transfer::start_gate_for(int64_t local_layer) {
   std::lock_guard lock(mutex_);
   const size_t index = is_layered() ? static_cast<size_t>(local_layer - first_layer()) : 0;
   start_is_queued_[index] = true;
-  return start_[index].address;
+  return {start_[index].address, gate_refused_};
 }
 
-char* Transfer::passed_word_for_hold() {
+Gate Transfer::passed_word_for_hold() {
   std::lock_guard lock(mutex_);
   passed_is_queued_ = true;
-  return passed_.address;
+  return {passed_.address, gate_refused_};
 }
 
-void Transfer::bind(std::shared_ptr<Status> status, std::chrono::milliseconds timeout) {
+void Transfer::bind(std::shared_ptr<Status> status, std::chrono::milliseconds timeout,
+                    const std::set<int64_t>& open_layers, const char* asked) {
   std::lock_guard lock(mutex_);
+  require(is_layered() && !is_claimed_ && !has_ended_, kParamInvalid, asked, ": the task to ",
+          link_->peer().name, has_ended_ ? " has ended already" : " was bound before",
+          "; a task is sent once, prepare_push makes another");
+  is_claimed_ = true;
   if (plan_.timeout.count() == 0) plan_.timeout = timeout;
   status_ = std::move(status);
+  for (const int64_t layer : open_layers) {
+    if (carries(layer)) to_open_.push_back(start_[static_cast<size_t>(layer - first_layer())]);
+  }
 }
 
 bool Transfer::is_bound() const {
@@ -223,6 +225,7 @@ bool Transfer::has_started() const { return start_[0].seen() != 0; }
 // Every word that a caller's stream was told to write is written, so none of them is read or written any
 // more.
 bool Transfer::streams_have_passed() const {
+  if (gate_refused_->load()) return true;  // its stream takes nothing any more
   for (size_t i = 0; i < start_.size(); ++i) {
     if (start_is_queued_[i] && start_[i].seen() == 0) return false;
   }
@@ -251,6 +254,8 @@ bool Transfer::tick(const Tick& tick) {
     } else if (!link_->is_alive()) {
       const auto [code, why] = link_->reason();
       fail(tick, code, why);
+    } else if (gate_refused_->load()) {
+      fail(tick, kFailed, "the runtime refused a gate on the caller's stream");
     } else if (refused_) {
       fail(tick, refused_->first, refused_->second);
     } else if (deadline_ && tick.now >= *deadline_) {
@@ -273,10 +278,9 @@ void Transfer::drained() {
   if (slot_)
     link_->slot_drained(*slot_, sent_word(code_ == kSuccess ? SentWord::kDrained : SentWord::kFailed, code_));
   if (lane_) link_->give_back_lane(lane_);
-  const auto local = std::exchange(plan_.local, nullptr);
-  const auto remote = std::exchange(plan_.remote, nullptr);
-  --local->transfers;
-  --remote->transfers;
+  acl::ContextScope restore;  // unmapping through torch's allocator changes the thread's
+  plan_.local.reset();
+  plan_.remote.reset();
   link_->transfer_retired();
 }
 
@@ -285,8 +289,14 @@ void Transfer::fail(const Tick& tick, int64_t code, const std::string& why) {
   status_->set(tick, code);
   tick.write(done_, 1);
   // What waits on a stream of its own is cut off there: none of its copies lands later.
-  if (is_layered() && lane_ && !lane_->is_dropped()) link_->feeder().drop_lane(lane_);
+  const bool never_starts = gate_refused_->load();
+  if ((is_layered() || never_starts) && lane_ && !lane_->is_dropped()) link_->feeder().drop_lane(lane_);
   end(code, why);
+}
+
+bool Transfer::is_retired() const {
+  std::lock_guard lock(mutex_);
+  return is_drained_ && streams_have_passed();
 }
 
 HandleTable<Transfer>& tasks() {

@@ -6,10 +6,12 @@
 // link's stream or, when something failed, by the watchdog after the error.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -35,6 +37,12 @@ struct TransferPlan {
   std::chrono::milliseconds timeout{0};
 };
 
+// A word that a caller's stream writes 1 to, and where its handler says that the runtime refused.
+struct Gate {
+  char* word = nullptr;
+  std::shared_ptr<std::atomic<bool>> refused;
+};
+
 class Transfer : public std::enable_shared_from_this<Transfer> {
  public:
   // `slot`: a layered push that somebody waits for. Takes the words it needs.
@@ -47,21 +55,21 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   void submit(bool notify_host, const char* asked);
   // Ends it early; what it queued on a stream of its own is cut off.
   void cancel(const std::string& why);
-  // Lets a layer go at once, without the forward.
-  void open_start_gate(int64_t local_layer);
   // Blocks until it ended; (code, detail).
   std::pair<int64_t, std::string> wait();
   std::tuple<bool, int64_t, std::string> state() const;
 
   // --- what a caller's stream needs; each call says that the stream will write the word
-  char* start_gate_for(int64_t layer);  // write 1
+  Gate start_gate_for(int64_t layer);
   char* done_gate() const { return done_.address; }
-  char* passed_word_for_hold();  // write 1 behind everything that reads the done gate or the status
+  Gate passed_word_for_hold();  // behind everything that reads the done gate or the status
   // Before submit; whole transfers have a status and a deadline of their own.
-  void bind(std::shared_ptr<Status> status, std::chrono::milliseconds timeout);
+  void bind(std::shared_ptr<Status> status, std::chrono::milliseconds timeout,
+            const std::set<int64_t>& open_layers, const char* asked);
   const std::shared_ptr<Status>& status() const { return status_; }
   bool is_layered() const { return slot_.has_value(); }
   bool is_bound() const;
+  bool is_retired() const;  // watchdog: ended, drained, and no stream reads its words any more
   int64_t layers() const { return plan_.local_layers.layers; }
   int64_t first_layer() const { return plan_.local_layers.first_layer; }
   bool carries(int64_t local_layer) const {
@@ -88,7 +96,7 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
 
   // given at creation
   const std::shared_ptr<Link> link_;
-  TransferPlan plan_;  // lets its caches go once drained: their last owner must be a Python thread
+  TransferPlan plan_;  // unpins its caches once drained
   const std::optional<SlotUse> slot_;
   WordPool& words_;
   std::vector<Word> start_;
@@ -101,7 +109,9 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   std::condition_variable changed_;
   std::shared_ptr<Lane> lane_;
   bool has_own_lane_ = false;
+  bool is_claimed_ = false;
   bool is_submitted_ = false;
+  const std::shared_ptr<std::atomic<bool>> gate_refused_ = std::make_shared<std::atomic<bool>>(false);
   std::optional<std::string> cancelled_;
   std::vector<Word> to_open_;
   std::vector<bool> start_is_queued_;

@@ -6,33 +6,31 @@
 
 namespace datadist {
 
-Word WordPool::take_locked() {
-  if (free_.empty()) {
-    const size_t bytes = kWordsPerChunk * sizeof(uint64_t);
-    Chunk chunk{allocate_(bytes), std::make_unique<acl::PinnedBuffer>(bytes)};
-    auto* mirror = chunk.mirror->as<uint64_t>();
-    for (size_t i = 0; i < kWordsPerChunk; ++i) {
-      mirror[i] = 0;
-      free_.push_back({chunk.memory.address + i * sizeof(uint64_t), mirror + i});
-    }
-    chunks_.push_back(std::move(chunk));
-  }
-  const Word word = free_.front();
-  free_.pop_front();
-  return word;
-}
-
-Word WordPool::take() {
-  std::lock_guard lock(mutex_);
-  return take_locked();
-}
-
 std::vector<Word> WordPool::take(size_t count) {
-  std::lock_guard lock(mutex_);
   std::vector<Word> words;
   words.reserve(count);
-  for (size_t i = 0; i < count; ++i) words.push_back(take_locked());
-  return words;
+  while (true) {
+    {
+      std::lock_guard lock(mutex_);
+      for (; words.size() < count && !free_.empty(); free_.pop_front()) words.push_back(free_.front());
+    }
+    if (words.size() == count) return words;
+    add_chunk();
+  }
+}
+
+// Without the lock: an allocator that is short of memory waits for streams, which may wait for the watchdog,
+// which takes the lock at each tick.
+void WordPool::add_chunk() {
+  const size_t bytes = kWordsPerChunk * sizeof(uint64_t);
+  Chunk chunk{allocate_(bytes), std::make_unique<acl::PinnedBuffer>(bytes)};
+  auto* mirror = chunk.mirror->as<uint64_t>();
+  std::lock_guard lock(mutex_);
+  for (size_t i = 0; i < kWordsPerChunk; ++i) {
+    mirror[i] = 0;
+    free_.push_back({chunk.memory.address + i * sizeof(uint64_t), mirror + i});
+  }
+  chunks_.push_back(std::move(chunk));
 }
 
 void WordPool::give_back(Word word) {

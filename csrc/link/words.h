@@ -26,7 +26,7 @@ class WordPool {
   // `allocate` returns that many zeroed bytes of device memory.
   explicit WordPool(std::function<DeviceMemory(size_t)> allocate) : allocate_(std::move(allocate)) {}
 
-  Word take();
+  Word take() { return take(1).front(); }
   std::vector<Word> take(size_t count);
   // Whatever streams still write or read the word must have passed. It is zeroed before anybody takes it
   // again.
@@ -46,7 +46,7 @@ class WordPool {
     std::unique_ptr<acl::PinnedBuffer> mirror;
   };
 
-  Word take_locked();
+  void add_chunk();
 
   std::mutex mutex_;
   std::function<DeviceMemory(size_t)> allocate_;
