@@ -147,28 +147,32 @@ void pull_blocks(const at::Tensor& status, at::TensorList cache, const at::Tenso
 }
 
 template <typename Ask>
-void layer_op(const char* asked, const at::Tensor& status, int64_t binding_number, Ask ask) {
+void layer_op(const char* asked, const at::Tensor& status, const at::Tensor& ordering, int64_t binding_number,
+              Ask ask) {
   as_python_error([&] {
     const auto binding = bindings().get(binding_number, asked);
     require_status(status, binding->device(), asked);
+    require(ordering.device() == status.device(), kParamInvalid, asked, ": the ordering tensor is on ",
+            ordering.device().str(), ", the caches are on ", status.device().str(),
+            "; it orders nothing there");
     const StreamInUse stream(binding->device());
     require_no_capture(stream, asked);
     queue(asked, stream, ask(*binding, stream.raw), &status);
   });
 }
 
-void push_layer(const at::Tensor& status, const at::Tensor& /*after*/, int64_t layer, int64_t binding) {
-  layer_op("push_layer", status, binding,
+void push_layer(const at::Tensor& status, const at::Tensor& after, int64_t layer, int64_t binding) {
+  layer_op("push_layer", status, after, binding,
            [&](Binding& bound, aclrtStream stream) { return bound.push_layer(layer, stream); });
 }
 
-void wait_layer(const at::Tensor& status, const at::Tensor& /*before*/, int64_t layer, int64_t binding) {
-  layer_op("wait_layer", status, binding,
+void wait_layer(const at::Tensor& status, const at::Tensor& before, int64_t layer, int64_t binding) {
+  layer_op("wait_layer", status, before, binding,
            [&](Binding& bound, aclrtStream stream) { return bound.wait_layer(layer, stream); });
 }
 
-void finish(const at::Tensor& status, const at::Tensor& /*before*/, int64_t binding) {
-  layer_op("finish", status, binding,
+void finish(const at::Tensor& status, const at::Tensor& before, int64_t binding) {
+  layer_op("finish", status, before, binding,
            [&](Binding& bound, aclrtStream stream) { return bound.finish(stream); });
 }
 

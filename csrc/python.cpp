@@ -128,7 +128,9 @@ int64_t prepare_push(int64_t handle, uint64_t model_id, const std::vector<at::Te
   require(end <= static_cast<int64_t>(kLayers), kParamInvalid, asked, ": layer ", end - 1, " at ",
           link->peer().name, " has no arrival flag; layers 0 to ", kLayers - 1, " have");
   plan.timeout = std::chrono::milliseconds(timeout_ms);  // 0: what the binding says
-  auto transfer = std::make_shared<Transfer>(link, std::move(plan), link->take_slot(asked));
+  const SlotUse slot = link->take_slot(asked);
+  auto transfer = std::make_shared<Transfer>(link, std::move(plan), slot);
+  link->sends(slot, transfer);
   link->engine().watch(transfer);
   return tasks().add(std::move(transfer));
 }

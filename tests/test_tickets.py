@@ -264,3 +264,69 @@ def test_absurd_numbers_are_refused(pair):
 
     a.call(instances.push_blocks, 2, SRC, DST)
     assert torch.equal(b.call(instances.content), expected(SRC, DST))
+
+
+def test_nothing_lands_after_the_receiver_gave_up(pair):
+    """Its blocks may serve another request by then."""
+    a, b = pair
+    ticket = a.call(prepare)
+    b.call(bind_ticket, ticket, 0.2)
+    assert b.call(wait_for_layers)[0] == datadist.LLMStatusCode.LLM_TIMEOUT
+    assert b.call(until_ended, ticket, 5.0)[0] == datadist.LLMStatusCode.LLM_TIMEOUT
+
+    assert "has ended already" in a.call(bind_task_twice)
+
+    assert torch.equal(b.call(instances.content), instances.pattern(20, 2 * LAYERS, 24, 256))
+
+
+def test_nothing_lands_after_a_ticket_was_discarded(pair):
+    a, b = pair
+    ticket = a.call(prepare)
+    b.call(discard_one, ticket)
+    assert b.call(until_ended, ticket, 5.0)[1] == "discarded"
+
+    assert "has ended already" in a.call(bind_task_twice)
+
+
+def discard_one(state, ticket):
+    from torch_llm_datadist.binding import discard
+
+    discard(ticket)
+
+
+def misuse_layer_ops(state):
+    torch.npu.set_device(state.device)
+    elsewhere = torch.zeros(1).to(f"npu:{state.device + 2}")
+    here = torch.zeros(1).npu()
+    binding = datadist.Binding(state.device, range(LAYERS))
+    other = datadist.Binding(state.device + 2, range(LAYERS))
+    calls = [
+        lambda: other.bind([state.task]),
+        lambda: binding.bind([state.task]),
+        lambda: ops.push_layer(state.status, elsewhere, 0, binding.id),
+        lambda: ops.push_layer(state.status, here, 0, binding.id),
+        lambda: ops.push_layer(state.status, here, 0, binding.id),
+        lambda: ops.push_layer(state.status, here, LAYERS, binding.id),
+    ]
+    found = []
+    for call in calls:
+        try:
+            call()
+            found.append("")
+        except datadist.LLMException as error:
+            found.append(str(error))
+    return found
+
+
+def test_misuse_of_layer_ops_is_refused_before_it_sends_wrong_bytes(pair):
+    a, _ = pair
+    a.call(prepare)
+
+    found = a.call(misuse_layer_ops)
+
+    assert "binding 2 is on npu:2" in found[0]
+    assert found[1] == ""
+    assert "it orders nothing there" in found[2]
+    assert found[3] == ""
+    assert "pushed before in this forward" in found[4]
+    assert "is not a layer of binding" in found[5]

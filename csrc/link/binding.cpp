@@ -97,6 +97,7 @@ void Binding::bind(std::vector<std::shared_ptr<Transfer>> tasks, const std::vect
   ++round_;
   tasks_ = std::move(tasks);
   open_ = open;
+  pushed_.clear();
   was_bound_ = true;
   has_waits_ = !tickets.empty();
   if (!has_waits_) return;
@@ -144,6 +145,8 @@ Binding::Gates Binding::gates_on(aclrtStream stream) {
 Binding::Gates Binding::push_layer(int64_t layer, aclrtStream stream) {
   std::lock_guard lock(mutex_);
   require_layer(layer, "push_layer");
+  require(tasks_.empty() || pushed_.insert(layer).second, kParamInvalid, "push_layer: layer ", layer,
+          " of binding ", number_, " was pushed before in this forward; push it once, after its last write");
   Gates gates = gates_on(stream);
   for (const auto& task : tasks_) {
     if (task->carries(layer) && open_.count(layer) == 0) gates.writes.push_back(task->start_gate_for(layer));

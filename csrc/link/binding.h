@@ -79,6 +79,7 @@ class Binding {
   std::shared_ptr<WaitRound> waits_;               // of the last bind that had tickets
   std::vector<std::shared_ptr<Status>> replaced_;  // a stream may still have to copy them
   std::set<int64_t> open_;
+  std::set<int64_t> pushed_;
   std::shared_ptr<Lane> lane_;
   std::map<aclrtStream, StreamMark> op_marks_;
 };

@@ -10,6 +10,7 @@
 #include "error.h"
 #include "link/engine.h"
 #include "link/ticket.h"
+#include "link/transfer.h"
 #include "transport/mapped/mapped.h"
 
 namespace datadist {
@@ -56,6 +57,7 @@ Link::Link(std::shared_ptr<Engine> engine, std::shared_ptr<LocalCaches> caches, 
       slots_(options.max_in_flight),
       feeder_(std::make_unique<Feeder>(engine_->device(), acl::OnFailure::kStop, &engine_->words(),
                                        transport_.get())),
+      sending_(kSlots),
       sent_(kSlots, 0),
       outcomes_(kSlots),
       alive_at_(Clock::now()) {}
@@ -151,6 +153,16 @@ void Link::retire(SlotUse use, int64_t code) {
        TakenWord{use.epoch, short_code(code), TakenWord::kRetired}.pack());
 }
 
+void Link::revoke(SlotUse use, int64_t code) {
+  post(offsetof(Mail, taken) + use.slot * sizeof(uint64_t),
+       TakenWord{use.epoch, short_code(code), TakenWord::kRevoked}.pack());
+}
+
+void Link::sends(SlotUse use, const std::shared_ptr<Transfer>& transfer) {
+  std::lock_guard lock(mutex_);
+  sending_[use.slot] = transfer;
+}
+
 void Link::post(size_t offset, uint64_t value) {
   std::lock_guard lock(mutex_);
   outbox_.push_back({offset, value});
@@ -198,7 +210,7 @@ std::shared_ptr<Ticket> Link::ticket(uint32_t slot, uint32_t epoch_low, const ch
   const Outcome& outcome = outcomes_[slot];
   const bool is_used_up = outcome.epoch == sent.epoch;
   require(!is_used_up, kParamInvalid, asked, ": the ticket of slot ", slot, " from ", peer_.name,
-          " is used up: it ", outcome.code == kSuccess ? "arrived before, or was discarded" : outcome.why);
+          " is used up: ", outcome.code == kSuccess ? "it arrived before, or was discarded" : outcome.why);
   require(sent.first_layer <= sent.last_layer && sent.last_layer < kLayers, kParamInvalid, asked, ": ",
           peer_.name, " says that slot ", slot, " carries layers ", int{sent.first_layer}, " to ",
           int{sent.last_layer});
@@ -266,6 +278,7 @@ void Link::read_mail(const Tick& tick) {
     alive_at_ = tick.now;
   }
   // Looked at once more at the tick after: one copy brings the sequence and the words, in whatever order.
+  std::vector<std::pair<SlotUse, std::shared_ptr<Transfer>>> revoked;
   const bool has_news = mail.sequence != seen_sequence_;
   if (has_news || must_reread_) {
     must_reread_ = has_news;
@@ -276,7 +289,13 @@ void Link::read_mail(const Tick& tick) {
     for (uint32_t slot = 0; slot < kSlots; ++slot) {
       const TakenWord taken = TakenWord::unpack(mail.taken[slot]);
       if (taken.state == TakenWord::kRetired) slots_.retired({slot, taken.epoch});
+      if (taken.state == TakenWord::kRevoked)
+        revoked.emplace_back(SlotUse{slot, taken.epoch}, sending_[slot].lock());
     }
+  }
+  for (const auto& [use, transfer] :
+       revoked) {  // without the lock: a transfer takes its own first, then ours
+    if (transfer != nullptr) transfer->revoked(use.epoch);
   }
   if (mail.state == kEndIsClosed) {
     {

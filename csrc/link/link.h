@@ -69,6 +69,7 @@ class Link : public std::enable_shared_from_this<Link> {
   int64_t ticket_of(SlotUse use) const;
   char* peer_flag(uint32_t slot, int64_t layer) const { return peer_page_ + flag_offset(slot, layer); }
   void announce(SlotUse use, SentWord word);
+  void sends(SlotUse use, const std::shared_ptr<Transfer>& transfer);
   void slot_drained(SlotUse use, SentWord word);
   std::shared_ptr<Lane> take_lane(bool needs_its_own);
   void give_back_lane(std::shared_ptr<Lane> lane);
@@ -87,6 +88,7 @@ class Link : public std::enable_shared_from_this<Link> {
   std::shared_ptr<Ticket> ticket(uint32_t slot, uint32_t epoch_low, const char* asked);
   char* own_flag(uint32_t slot, int64_t layer) const { return page_.address + flag_offset(slot, layer); }
   void retire(SlotUse use, int64_t code);
+  void revoke(SlotUse use, int64_t code);  // asks the sender to send nothing more of it
 
   // Watchdog.
   void tick(const Tick& tick);
@@ -135,7 +137,8 @@ class Link : public std::enable_shared_from_this<Link> {
   int64_t code_ = kSuccess;
   std::string why_;
   std::vector<Outgoing> outbox_;
-  std::vector<uint64_t> sent_;  // copy of the page's words, for callers
+  std::vector<std::weak_ptr<Transfer>> sending_;  // per slot
+  std::vector<uint64_t> sent_;                    // copy of the page's words, for callers
   std::vector<std::shared_ptr<Ticket>> tickets_;
   std::vector<Outcome> outcomes_;  // per slot, of the last ticket that is used up
 

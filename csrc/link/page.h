@@ -53,7 +53,8 @@ struct SentWord {
 
 // What a receiver says about a slot.
 struct TakenWord {
-  enum State : uint8_t { kNone = 0, kRetired = 1 };
+  // kRevoked: nobody waits for it any more, so send nothing more; kRetired: the slot may be used again.
+  enum State : uint8_t { kNone = 0, kRetired = 1, kRevoked = 2 };
   uint32_t epoch = 0;
   uint8_t code = 0;
   State state = kNone;

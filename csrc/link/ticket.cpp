@@ -40,7 +40,9 @@ std::tuple<bool, int64_t, std::string> ticket_state(int64_t number) {
 
 std::tuple<bool, int64_t, std::string> Ticket::state() const {
   std::lock_guard lock(mutex_);
-  return {has_ended_, code_, why_};
+  // A transfer that failed has ended when its sender confirmed that nothing more is written; the link then
+  // forgets us and answers for us. Until then its blocks are in doubt.
+  return {has_ended_ && !must_hear_from_sender_, code_, why_};
 }
 
 void Ticket::bind(std::shared_ptr<Status> status, std::shared_ptr<WaitRound> waits,
@@ -94,8 +96,11 @@ bool Ticket::tick(const Tick& tick, SentWord sent, bool link_is_alive) {
       fail(tick, long_code(sent.code), join(link_->peer().name, " gave the transfer up"));
     } else if (is_bound_ && !sender_is_done && tick.now >= deadline_) {
       fail(tick, kTimeout, join("not all layers from ", link_->peer().name, " arrived in time"));
-    } else if (is_discarded_ && !is_bound_) {
+    } else if (is_discarded_) {
       has_ended_ = true;
+      why_ = "discarded";
+      if (!sender_is_done) link_->revoke(use_, kSuccess);
+      must_hear_from_sender_ = true;
     }
   }
   if (!has_ended_) return false;
@@ -106,6 +111,7 @@ bool Ticket::tick(const Tick& tick, SentWord sent, bool link_is_alive) {
   }
   if (!waits_have_passed()) return false;
   if (!link_is_alive) return true;  // the page goes with the link
+  if (must_hear_from_sender_ && !sender_is_done) return false;
   if (is_poisoned_ && !is_zeroed_) {
     write_flags(tick, 0);
     is_zeroed_ = true;
@@ -130,6 +136,8 @@ void Ticket::fail(const Tick& tick, int64_t code, const std::string& why) {
   has_ended_ = true;
   code_ = code;
   why_ = why;
+  must_hear_from_sender_ = true;
+  link_->revoke(use_, code);
 }
 
 }  // namespace datadist

@@ -88,6 +88,7 @@ class Ticket {
   bool has_ended_ = false;
   int64_t code_ = 0;
   std::string why_;
+  bool must_hear_from_sender_ = false;  // that nothing more of it is written
   bool is_poisoned_ = false;
   bool is_zeroed_ = false;
 };

@@ -237,6 +237,12 @@ void Transfer::clock_gap(Clock::duration gap) {
   if (deadline_) *deadline_ += gap;
 }
 
+void Transfer::revoked(uint32_t epoch) {
+  std::lock_guard lock(mutex_);
+  if (slot_ && slot_->epoch == epoch && !cancelled_)
+    cancelled_ = join(link_->peer().name, " waits no longer for it");
+}
+
 void Transfer::abandon(const std::string& why) {
   std::lock_guard lock(mutex_);
   end(kFailed, why);

@@ -79,6 +79,7 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   Link& link() const { return *link_; }
 
   // --- the watchdog; true when nothing of it is in use any more
+  void revoked(uint32_t epoch);  // the receiver waits no longer: what has not left stays here
   bool tick(const Tick& tick);
   void clock_gap(Clock::duration gap);
   void abandon(const std::string& why);  // there is no watchdog any more
