@@ -40,9 +40,11 @@ $(VENV)/installed: pyproject.toml
 	$(PIP) setuptools==84.2.1 wheel==0.48.0 ninja==1.13.2 torch==2.13.0 torch_npu==2.13.0
 	touch $@
 
-# Editable: Python sources are used where they lie, the libraries are built next to them.
+# Editable: Python sources are used where they lie, the libraries are built next to them. An editable install leaves out
+# the start-up hook, which a wheel brings along.
 $(VENV)/built: $(VENV)/installed $(SOURCES)
 	$(PIP) --no-build-isolation --editable '.[test,lint]'
+	cp torch_llm_datadist_emulator.pth "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 	touch $@
 
 clean:

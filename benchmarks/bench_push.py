@@ -2,12 +2,15 @@
 
     python -m torch_llm_datadist run benchmarks/bench_push.py [--rounds N] [--json FILE]
 
-Compared, round by round in one run, with one thread's memcpy of the same pieces.
+"x memcpy" is the time of one thread's memcpy of the same pieces within one process, in the same round, over
+the time of
+the push: above 1, the push is faster.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import multiprocessing
 import platform
@@ -68,11 +71,18 @@ def _int64() -> Any:
     return torch.int64
 
 
-def memcpy_seconds(raw: list[Any], target: list[Any], src: list[int], dst: list[int]) -> float:
+def memcpy_seconds(
+    raw: list[Any], target: list[Any], src: list[int], dst: list[int], block_bytes: int
+) -> float:
+    """One thread copies the same pieces within this process, one memmove each."""
+    pieces = [
+        (copy.data_ptr() + d * block_bytes, tensor.data_ptr() + s * block_bytes)
+        for tensor, copy in zip(raw, target, strict=True)
+        for s, d in zip(src, dst, strict=True)
+    ]
     started = time.perf_counter()
-    for tensor, copy in zip(raw, target, strict=True):
-        for s, d in zip(src, dst, strict=True):
-            copy[d].copy_(tensor[s])
+    for to, source in pieces:
+        ctypes.memmove(to, source, block_bytes)
     return time.perf_counter() - started
 
 
@@ -100,12 +110,13 @@ def measure(case: tuple[int, int, int], rounds: int) -> dict[str, Any]:
     on_host = [tensor.cpu() for tensor in raw]
     target = [torch.zeros_like(tensor) for tensor in on_host]
     chooser = random.Random(0)
+    key = datadist.BlocksCacheKey(2, 0)
     pushes, copies = [], []
     for _ in range(rounds + 1):
         src, dst = (chooser.sample(range(2 * blocks), blocks) for _ in range(2))
-        copies.append(memcpy_seconds(on_host, target, src, dst))
+        copies.append(memcpy_seconds(on_host, target, src, dst, block_bytes))
         started = time.perf_counter()
-        instance.cache_manager.push_blocks(datadist.BlocksCacheKey(2, 0), cache, src, dst)
+        instance.cache_manager.push_blocks(key, cache, src, dst, tensor_num_per_layer=1)
         pushes.append(time.perf_counter() - started)
         pipe.send(dst)
         sums = [tensor[src].sum(dtype=torch.int64).item() for tensor in on_host]
@@ -119,7 +130,7 @@ def measure(case: tuple[int, int, int], rounds: int) -> dict[str, Any]:
     median = statistics.median(pushes)
     return {
         "median_us": median * 1e6,
-        "p99_us": pushes[min(len(pushes) - 1, int(len(pushes) * 0.99))] * 1e6,
+        "worst_us": pushes[-1] * 1e6,
         "gb_per_s": total / median / 1e9,
         "to_memcpy": statistics.median(copies) / median,
         "bytes": total,
@@ -139,12 +150,12 @@ def main() -> None:
 
     where = "emulated device memory on this CPU" if emulator.is_enabled() else "Ascend NPUs"
     print(f"{where}; {platform.machine()}, torch {torch.__version__}; {arguments.rounds} rounds")
-    print(f"{'blocking push_blocks':28s} {'median':>10s} {'p99':>10s} {'GB/s':>7s} {'x memcpy':>9s}")
+    print(f"{'blocking push_blocks':28s} {'median':>10s} {'worst':>10s} {'GB/s':>7s} {'x memcpy':>9s}")
     results = {}
     for name, case in CASES.items():
         result = results[name] = measure(case, arguments.rounds)
         print(
-            f"{name:28s} {result['median_us']:7.0f} us {result['p99_us']:7.0f} us "
+            f"{name:28s} {result['median_us']:7.0f} us {result['worst_us']:7.0f} us "
             f"{result['gb_per_s']:7.2f} {result['to_memcpy']:9.2f}"
         )
     if arguments.json:

@@ -27,14 +27,12 @@ print(torch.ones(1, device="npu").device.type, torch_npu.__file__)
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
+def environment() -> dict[str, str]:
     """For a fresh interpreter that has the start-up hook, as after installing, but no wish to emulate."""
-    paths = [str(ROOT)]
-    if not Path(sysconfig.get_path("purelib"), HOOK).exists():
-        (tmp_path / "sitecustomize.py").write_text(f"import site; site.addsitedir({str(ROOT)!r})")
-        paths.append(str(tmp_path))
+    hook = Path(sysconfig.get_path("purelib"), HOOK)
+    assert hook.exists(), f"{hook} is missing: `make build` and a wheel install it"
     rest = {name: value for name, value in os.environ.items() if not name.startswith("TORCH_LLM_DATADIST")}
-    return {**rest, "PYTHONPATH": os.pathsep.join(paths)}
+    return {**rest, "PYTHONPATH": str(ROOT)}
 
 
 def python(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:

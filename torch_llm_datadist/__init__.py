@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch_llm_datadist.binding import Binding as Binding
     from torch_llm_datadist.binding import Task as Task
+    from torch_llm_datadist.binding import discard as discard
+    from torch_llm_datadist.binding import ticket_state as ticket_state
     from torch_llm_datadist.cache import Cache as Cache
     from torch_llm_datadist.cache import CacheDesc as CacheDesc
     from torch_llm_datadist.cache_manager import CacheManager as CacheManager
@@ -26,6 +28,15 @@ if TYPE_CHECKING:
     from torch_llm_datadist.errors import LLMStatusCode as LLMStatusCode
     from torch_llm_datadist.errors import Status as Status
     from torch_llm_datadist.keys import BlocksCacheKey as BlocksCacheKey
+    from torch_llm_datadist.keys import CacheKey as CacheKey
+    from torch_llm_datadist.keys import CacheKeyByIdAndIndex as CacheKeyByIdAndIndex
+    from torch_llm_datadist.transfer import CacheTask as CacheTask
+    from torch_llm_datadist.transfer import LayerSynchronizer as LayerSynchronizer
+    from torch_llm_datadist.transfer import MemInfo as MemInfo
+    from torch_llm_datadist.transfer import Memtype as Memtype
+    from torch_llm_datadist.transfer import RegisterMemStatus as RegisterMemStatus
+    from torch_llm_datadist.transfer import TransferConfig as TransferConfig
+    from torch_llm_datadist.transfer import TransferWithCacheKeyConfig as TransferWithCacheKeyConfig
 
 # Public name: the module that defines it.
 _HOMES = {
@@ -33,7 +44,10 @@ _HOMES = {
     "BlocksCacheKey": "keys",
     "Cache": "cache",
     "CacheDesc": "cache",
+    "CacheKey": "keys",
+    "CacheKeyByIdAndIndex": "keys",
     "CacheManager": "cache_manager",
+    "CacheTask": "transfer",
     "DataType": "data_type",
     "LLMClusterInfo": "cluster",
     "LLMConfig": "config",
@@ -41,10 +55,18 @@ _HOMES = {
     "LLMException": "errors",
     "LLMRole": "cluster",
     "LLMStatusCode": "errors",
+    "LayerSynchronizer": "transfer",
     "LlmConfig": "config",
+    "MemInfo": "transfer",
+    "Memtype": "transfer",
     "Placement": "data_type",
+    "RegisterMemStatus": "transfer",
     "Status": "errors",
     "Task": "binding",
+    "TransferConfig": "transfer",
+    "TransferWithCacheKeyConfig": "transfer",
+    "discard": "binding",
+    "ticket_state": "binding",
 }
 _SUBMODULES = ("emulator", "errors", "ops")
 

@@ -10,7 +10,13 @@ from torch_llm_datadist import _native
 
 
 class TransferState(NamedTuple):
-    """``has_ended`` with code 0 means that every byte has left (task) or arrived (ticket)."""
+    """``has_ended`` with code 0 means that every byte has left (task) or arrived (ticket).
+
+    With another code: nothing more of it will be written, so its blocks may be used again. The exception is a
+        link that
+    died (LLM_NOT_YET_LINK): a frozen peer may still write what it had queued. The host learns of an end a few
+    milliseconds after the streams do.
+    """
 
     has_ended: bool
     code: int
@@ -52,6 +58,10 @@ class Binding:
     """
 
     def __init__(self, device: int, layers: Iterable[int], timeout_s: float = 60.0) -> None:
+        if isinstance(device, bool) or not isinstance(device, int):
+            raise TypeError(f"Binding: device is {device!r}, expected the index of an NPU (int)")
+        if isinstance(layers, int):
+            raise TypeError(f"Binding: layers is {layers}, expected the layer indices, say range({layers})")
         self.layers = tuple(layers)
         native = _native.load()
         self.id: int = native.binding_create(device, self.layers, _milliseconds(timeout_s))
@@ -82,6 +92,8 @@ class Binding:
                 stream left for a task; LLM_TIMEOUT when a ticket was not confirmed. Nothing is bound then,
                 the tasks stay usable.
         """
+        if isinstance(transfers, (Task, int)):
+            raise TypeError("bind: transfers is a single one, expected a list of tasks or tickets")
         tasks = [t.number for t in transfers if isinstance(t, Task)]
         tickets = [_ticket_number(t) for t in transfers if not isinstance(t, Task)]
         timeout_ms = 0 if timeout_s is None else _milliseconds(timeout_s)

@@ -6,6 +6,7 @@ type cannot hold a ``ValueError``, any other bad value an ``LLMException`` (``Pa
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
@@ -55,8 +56,15 @@ def as_int64(number: int) -> int:
 
 def instance(name: str, value: object, kind: type[T], *, what: str = "") -> T:
     if not isinstance(value, kind):
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected {what or kind.__name__}")
+        raise TypeError(
+            f"{name} is {shown(value)} ({type(value).__name__}), expected {what or kind.__name__}"
+        )
     return value
+
+
+def shown(value: object) -> str:
+    """A value for a message: a list of tensors would fill the screen."""
+    return reprlib.repr(value) if isinstance(value, (int, str, float, bytes)) else f"a {type(value).__name__}"
 
 
 def boolean(name: str, value: object) -> bool:

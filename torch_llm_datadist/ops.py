@@ -132,8 +132,10 @@ def push_layer(status: Tensor, after: Tensor, layer: int, binding: int) -> None:
         layer: layer index in the local cache, from 0.
         binding: id of the ``Binding`` that says which transfers this forward serves; constant in a graph.
 
+    Call it once per layer and forward, after the layer's last write.
+
     Raises:
-        LLMException: the binding was never bound, or is not for that layer.
+        LLMException: the binding was never bound, is not for that layer, or the layer was pushed before.
     """
     _ops.push_layer.default(status, after, layer, binding)
 
@@ -147,7 +149,9 @@ def wait_layer(status: Tensor, before: Tensor, layer: int, binding: int) -> None
     """Holds the current stream until one layer of the bound tickets has arrived.
 
     Kernels that use ``before`` after this op, on this stream, may read that layer's blocks. On a dead peer or
-    a passed deadline the stream goes on and ``status`` holds the code; the host is not blocked.
+    a passed deadline the stream goes on and ``status`` holds the code; the host is not blocked. So read
+    ``status`` before the result is used. After a failure the blocks hold whatever was there, and the sender
+    may still write them until ``ticket_state(ticket).has_ended``.
 
     Args:
         status: int32[1] on the caches' device, one per binding; 0 = all is well so far.

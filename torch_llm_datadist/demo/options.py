@@ -124,6 +124,8 @@ def parse(argv: list[str]) -> CommandLine:
     )
     if options.sabotage == "swap" and options.sent_blocks < 2:
         parser.error("--sabotage swap needs a prompt of at least two blocks")
+    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
+        parser.error(f"--json {arguments.json}: there is no directory {arguments.json.absolute().parent}")
     return CommandLine(options, arguments.json)
 
 
