@@ -7,7 +7,7 @@
 #include <torch_npu/csrc/core/npu/NPUStream.h>
 #include <torch_npu/csrc/framework/OpCommand.h>
 
-#include "acl/symbols.h"
+#include "acl/queue.h"
 #include "link/binding.h"
 #include "link/instance.h"
 #include "python_error.h"
@@ -53,21 +53,18 @@ void queue(const char* name, const StreamInUse& stream, Gates gates, const at::T
   void* const status_address = status == nullptr ? nullptr : status->data_ptr();
   at_npu::native::OpCommand::RunOpApiV2(
       name, [stream = stream.raw, gates = std::move(gates), status_address]() -> int {
-        const acl::Symbols& symbols = acl::symbols();
         bool all_waited = true;
         for (char* word : gates.waits) {
-          all_waited &=
-              symbols.aclrtValueWait(word, gates.wait_value, ACL_STREAM_WAIT_VALUE_GEQ, stream) == 0;
+          all_waited &= acl::queue_wait(word, gates.wait_value, stream) == 0;
         }
         if (status_address != nullptr) {
           const char* truth = all_waited ? gates.status : gates.failed;
-          aclrtMemcpyAsync(status_address, sizeof(int32_t), truth, sizeof(int32_t),
-                           ACL_MEMCPY_DEVICE_TO_DEVICE, stream);
+          acl::queue_copy(status_address, truth, sizeof(int32_t), stream);
         }
         for (const Gate& gate : gates.writes) {
-          if (symbols.aclrtValueWrite(gate.word, 1, 0, stream) != 0) gate.refused->store(true);
+          if (acl::queue_write(gate.word, 1, stream) != 0) gate.refused->store(true);
         }
-        if (gates.op_word != nullptr) symbols.aclrtValueWrite(gates.op_word, gates.op_number, 0, stream);
+        if (gates.op_word != nullptr) acl::queue_write(gates.op_word, gates.op_number, stream);
         return 0;
       });
 }

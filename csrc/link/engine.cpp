@@ -9,7 +9,7 @@
 #include <map>
 
 #include "acl/check.h"
-#include "acl/symbols.h"
+#include "acl/queue.h"
 #include "error.h"
 #include "link/binding.h"
 #include "link/link.h"
@@ -145,17 +145,17 @@ bool Engine::wait_for_tick(Clock::time_point deadline) {
 DeviceMemory Engine::allocate_filled(size_t bytes, int byte) {
   DeviceMemory memory = mapped::allocate(device_, bytes);
   acl::ContextScope restore;
-  DATADIST_ACL(aclrtSetDevice(device_));
+  DATADIST_ACL(acl::set_device(device_));
   acl::Context context(device_);
   acl::Stream stream(context, acl::OnFailure::kContinue);
-  DATADIST_ACL(acl::symbols().aclrtMemsetAsync(memory.address, bytes, byte, bytes, stream.get()));
-  DATADIST_ACL(acl::symbols().aclrtSynchronizeStreamWithTimeout(stream.get(), kSyncTimeoutMs * 10));
+  DATADIST_ACL(acl::queue_fill(memory.address, byte, bytes, stream.get()));
+  DATADIST_ACL(acl::synchronize(stream.get(), kSyncTimeoutMs * 10));
   return memory;
 }
 
 void Engine::run() {
   try {
-    DATADIST_ACL(aclrtSetDevice(device_));
+    acl::ThreadDevice device(device_);
     Streams streams(device_);
     auto last = Clock::now();
     auto looked = last;
@@ -176,7 +176,6 @@ void Engine::run() {
     abandon(join("the watchdog of device ", device_, " stopped: ", error.what()));
   }
   ticked_.notify_all();
-  aclrtResetDevice(device_);
 }
 
 // One tick: refresh the mirrors, judge by them, tidy up. Nothing is judged by stale mirrors.
@@ -185,7 +184,7 @@ bool Engine::look(const Streams& streams) {
   watch_processes();
   words_.queue_reads(streams.local.get());
   pages_.queue_reads(streams.local.get());
-  DATADIST_ACL(acl::symbols().aclrtSynchronizeStreamWithTimeout(streams.local.get(), kSyncTimeoutMs));
+  DATADIST_ACL(acl::synchronize(streams.local.get(), kSyncTimeoutMs));
   words_.zeroes_done();
   const bool is_busy = tick({Clock::now(), streams.local.get(), streams.mail.get()});
   words_.queue_zeroes(streams.local.get());

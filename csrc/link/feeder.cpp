@@ -1,9 +1,10 @@
 #include "link/feeder.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "acl/check.h"
-#include "acl/symbols.h"
+#include "acl/queue.h"
 #include "error.h"
 
 namespace datadist {
@@ -113,8 +114,9 @@ void Feeder::stop() {
 }
 
 void Feeder::run() {
+  std::optional<acl::ThreadDevice> device;
   try {
-    DATADIST_ACL(aclrtSetDevice(device_));
+    device.emplace(device_);
     context_ = std::make_unique<acl::Context>(device_);
     context_->make_current();
   } catch (const Error&) {
@@ -144,7 +146,7 @@ void Feeder::run() {
   }
   lock.unlock();
   context_.reset();
-  aclrtResetDevice(device_);
+  device.reset();
   has_stopped_.store(true, std::memory_order_release);
 }
 
@@ -222,17 +224,16 @@ bool Feeder::feed(Lane& lane) {
 }
 
 bool Feeder::submit_step(Lane& lane, const Step& step, std::string* what, aclError* code) {
-  const acl::Symbols& symbols = acl::symbols();
   const aclrtStream stream = lane.stream_->get();
   const char* call = "";
   switch (step.kind) {
     case Step::kWait:
       call = "aclrtValueWait";
-      *code = symbols.aclrtValueWait(step.dst, step.value, ACL_STREAM_WAIT_VALUE_GEQ, stream);
+      *code = acl::queue_wait(step.dst, step.value, stream);
       break;
     case Step::kWrite:
       call = "aclrtValueWrite";
-      *code = symbols.aclrtValueWrite(step.dst, step.value, 0, stream);
+      *code = acl::queue_write(step.dst, step.value, stream);
       break;
     case Step::kCopy:
       call = "aclrtMemcpyAsync";
@@ -244,8 +245,8 @@ bool Feeder::submit_step(Lane& lane, const Step& step, std::string* what, aclErr
       break;
     case Step::kCall:
       call = "aclrtLaunchHostFunc";
-      *code = symbols.aclrtLaunchHostFunc(
-          stream, reinterpret_cast<aclrtHostFunc>(const_cast<void*>(step.src)), step.dst);
+      *code =
+          acl::queue_call(reinterpret_cast<void (*)(void*)>(const_cast<void*>(step.src)), step.dst, stream);
       break;
   }
   if (*code != 0) {
@@ -258,8 +259,7 @@ bool Feeder::submit_step(Lane& lane, const Step& step, std::string* what, aclErr
 }
 
 aclError Feeder::mark(Lane& lane) {
-  const aclError code =
-      acl::symbols().aclrtValueWrite(lane.progress_.address, lane.next_mark_, 0, lane.stream_->get());
+  const aclError code = acl::queue_write(lane.progress_.address, lane.next_mark_, lane.stream_->get());
   if (code != 0) return code;
   ++lane.in_queue_;
   uint64_t counted = 0;

@@ -193,9 +193,17 @@ SentWord Link::sent(uint32_t slot) const {
   return SentWord::unpack(sent_[slot]);
 }
 
-Link::Outcome Link::outcome(uint32_t slot) const {
+std::pair<std::optional<Link::Outcome>, std::shared_ptr<Ticket>> Link::look_up(uint32_t slot,
+                                                                               uint32_t epoch_low) const {
+  const auto is_it = [&](uint32_t epoch) {
+    return epoch != 0 && (epoch & TicketNumber::kEpochMask) == epoch_low;
+  };
   std::lock_guard lock(mutex_);
-  return outcomes_[slot];
+  if (is_it(outcomes_[slot].epoch)) return {outcomes_[slot], nullptr};
+  for (const auto& ticket : tickets_) {
+    if (ticket->use().slot == slot && is_it(ticket->use().epoch)) return {std::nullopt, ticket};
+  }
+  return {std::nullopt, nullptr};
 }
 
 std::shared_ptr<Ticket> Link::ticket(uint32_t slot, uint32_t epoch_low, const char* asked) {
@@ -367,8 +375,7 @@ void Link::send_mail(const Tick& tick) {
   if (is_over() && feeder_->has_stopped()) {
     if (!closed_is_written_) {
       closed_is_written_ = write(offsetof(Mail, state), kEndIsClosed);
-    } else if (aclrtStreamStatus status; acl::symbols().aclrtStreamQuery(tick.mail, &status) != 0 ||
-                                         status == ACL_STREAM_STATUS_COMPLETE) {
+    } else if (acl::has_run_dry(tick.mail)) {
       std::lock_guard lock(mutex_);
       told_closed_ = true;
     }
@@ -381,7 +388,7 @@ bool Link::is_gone(const Tick& tick) {
   // The page is the peer's to write until it is gone or said that its streams are drained.
   if (peer_handle_ != 0 && !peer_is_gone_ && page_.mail->state != kEndIsClosed) return false;
   if (!page_is_zeroed_) {
-    DATADIST_ACL(acl::symbols().aclrtMemsetAsync(page_.address, kPageBytes, 0, kPageBytes, tick.local));
+    DATADIST_ACL(acl::queue_fill(page_.address, 0, kPageBytes, tick.local));
     page_is_zeroed_ = true;
     return false;  // done at the next tick, which syncs the stream first
   }

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -84,7 +85,9 @@ class Link : public std::enable_shared_from_this<Link> {
     std::string why;
   };
   SentWord sent(uint32_t slot) const;  // as the last mail said
-  Outcome outcome(uint32_t slot) const;
+  // How it ended, or the ticket that somebody holds, or neither: one look, since a ticket becomes an outcome
+  // at any time.
+  std::pair<std::optional<Outcome>, std::shared_ptr<Ticket>> look_up(uint32_t slot, uint32_t epoch_low) const;
   std::shared_ptr<Ticket> ticket(uint32_t slot, uint32_t epoch_low, const char* asked);
   char* own_flag(uint32_t slot, int64_t layer) const { return page_.address + flag_offset(slot, layer); }
   void retire(SlotUse use, int64_t code);

@@ -4,7 +4,6 @@
 #include <cstring>
 
 #include "acl/check.h"
-#include "acl/symbols.h"
 #include "error.h"
 
 namespace datadist {

@@ -4,7 +4,7 @@
 #include <chrono>
 
 #include "acl/check.h"
-#include "acl/symbols.h"
+#include "acl/queue.h"
 #include "link/words.h"
 
 namespace datadist {
@@ -17,9 +17,7 @@ struct Tick {
   aclrtStream mail;   // writes to peers; a failing one never blurs the local stream
 
   void write(const Word& word, uint64_t value) const { write(word.address, value); }
-  void write(char* address, uint64_t value) const {
-    DATADIST_ACL(acl::symbols().aclrtValueWrite(address, value, 0, local));
-  }
+  void write(char* address, uint64_t value) const { DATADIST_ACL(acl::queue_write(address, value, local)); }
 };
 
 }  // namespace datadist

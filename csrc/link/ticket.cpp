@@ -27,15 +27,19 @@ std::shared_ptr<Ticket> find_ticket(int64_t number, const char* asked,
 std::tuple<bool, int64_t, std::string> ticket_state(int64_t number) {
   const TicketNumber ticket = TicketNumber::unpack(number);
   const auto link = number > 0 ? links().find(ticket.link) : nullptr;
-  if (link != nullptr && ticket.slot < kSlots) {
-    const Link::Outcome outcome = link->outcome(ticket.slot);
-    if (outcome.epoch != 0 && (outcome.epoch & TicketNumber::kEpochMask) == ticket.epoch_low) {
-      return {true, outcome.code, outcome.why};
-    }
+  require(link != nullptr && ticket.slot < kSlots, kParamInvalid, "ticket_state: ", number,
+          " is no ticket of a link of this process; was the link closed, or made anew since?");
+  const auto [outcome, held] = link->look_up(ticket.slot, ticket.epoch_low);
+  if (outcome) return {true, outcome->code, outcome->why};
+  if (held != nullptr) return held->state();
+  const uint32_t ahead = (ticket.epoch_low - link->sent(ticket.slot).epoch) & TicketNumber::kEpochMask;
+  require(ahead <= TicketNumber::kEpochMask / 2, kParamInvalid, "ticket_state: ticket ", number, " from ",
+          link->peer().name, " is used up: its slot has been issued again since");
+  if (!link->is_alive()) {
+    const auto [code, why] = link->reason();
+    return {true, code, why};
   }
-  const auto found = find_ticket(number, "ticket_state", std::nullopt);
-  if (found == nullptr) return {false, kSuccess, "not confirmed by its sender yet"};
-  return found->state();
+  return {false, kSuccess, ahead == 0 ? "nobody waits for it yet" : "not confirmed by its sender yet"};
 }
 
 std::tuple<bool, int64_t, std::string> Ticket::state() const {

@@ -1,8 +1,8 @@
 #include "link/words.h"
 
 #include "acl/check.h"
+#include "acl/queue.h"
 #include "acl/stream.h"
-#include "acl/symbols.h"
 
 namespace datadist {
 
@@ -49,7 +49,7 @@ void WordPool::queue_reads(aclrtStream stream) {
 
 void WordPool::queue_zeroes(aclrtStream stream) {
   std::lock_guard lock(mutex_);
-  for (const Word& word : returned_) DATADIST_ACL(acl::symbols().aclrtValueWrite(word.address, 0, 0, stream));
+  for (const Word& word : returned_) DATADIST_ACL(acl::queue_write(word.address, 0, stream));
   zeroing_.insert(zeroing_.end(), returned_.begin(), returned_.end());
   returned_.clear();
 }

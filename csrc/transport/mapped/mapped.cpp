@@ -5,8 +5,8 @@
 #include <torch_npu/csrc/core/npu/NPUFunctions.h>
 
 #include "acl/check.h"
+#include "acl/queue.h"
 #include "acl/stream.h"
-#include "acl/symbols.h"
 #include "error.h"
 
 namespace datadist::mapped {
@@ -20,7 +20,7 @@ class AllocatorScope {
   explicit AllocatorScope(int device) {
     DATADIST_ACL(c10_npu::GetDevice(&previous_));
     DATADIST_ACL(c10_npu::SetDevice(static_cast<c10::DeviceIndex>(device)));
-    DATADIST_ACL(aclrtSetDevice(device));
+    DATADIST_ACL(acl::set_device(device));
   }
   ~AllocatorScope() { c10_npu::SetDevice(static_cast<c10::DeviceIndex>(previous_)); }
   AllocatorScope(const AllocatorScope&) = delete;
@@ -63,18 +63,18 @@ class MappedTransport : public Transport {
   }
 
   aclError copy(void* dst, const void* src, size_t bytes, aclrtStream stream) override {
-    return aclrtMemcpyAsync(dst, bytes, src, bytes, ACL_MEMCPY_DEVICE_TO_DEVICE, stream);
+    return acl::queue_copy(dst, src, bytes, stream);
   }
 
   aclError write_word(void* remote_word, uint64_t value, aclrtStream stream) override {
-    return acl::symbols().aclrtValueWrite(remote_word, value, 0, stream);
+    return acl::queue_write(remote_word, value, stream);
   }
 
  private:
   void enable_peer_access() {
     if (has_peer_access_ || peer_device_ == device_) return;
     AllocatorScope scope(device_);
-    DATADIST_ACL(aclrtDeviceEnablePeerAccess(peer_device_, 0));
+    DATADIST_ACL(acl::enable_peer_access(peer_device_));
     has_peer_access_ = true;
   }
 

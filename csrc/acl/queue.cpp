@@ -1,0 +1,45 @@
+#include "acl/queue.h"
+
+#include "acl/check.h"
+#include "acl/symbols.h"
+
+namespace datadist::acl {
+
+aclError queue_write(void* word, uint64_t value, aclrtStream stream) {
+  return symbols().aclrtValueWrite(word, value, 0, stream);
+}
+
+aclError queue_wait(void* word, uint64_t value, aclrtStream stream) {
+  return symbols().aclrtValueWait(word, value, ACL_STREAM_WAIT_VALUE_GEQ, stream);
+}
+
+aclError queue_copy(void* dst, const void* src, size_t bytes, aclrtStream stream) {
+  return aclrtMemcpyAsync(dst, bytes, src, bytes, ACL_MEMCPY_DEVICE_TO_DEVICE, stream);
+}
+
+aclError queue_fill(void* dst, int byte, size_t bytes, aclrtStream stream) {
+  return symbols().aclrtMemsetAsync(dst, bytes, byte, bytes, stream);
+}
+
+aclError queue_call(void (*function)(void*), void* argument, aclrtStream stream) {
+  return symbols().aclrtLaunchHostFunc(stream, function, argument);
+}
+
+aclError synchronize(aclrtStream stream, int timeout_ms) {
+  return symbols().aclrtSynchronizeStreamWithTimeout(stream, timeout_ms);
+}
+
+bool has_run_dry(aclrtStream stream) {
+  aclrtStreamStatus status;
+  return symbols().aclrtStreamQuery(stream, &status) != 0 || status == ACL_STREAM_STATUS_COMPLETE;
+}
+
+aclError set_device(int device) { return aclrtSetDevice(device); }
+
+ThreadDevice::ThreadDevice(int device) : device_(device) { DATADIST_ACL(aclrtSetDevice(device_)); }
+
+ThreadDevice::~ThreadDevice() { aclrtResetDevice(device_); }
+
+aclError enable_peer_access(int peer_device) { return aclrtDeviceEnablePeerAccess(peer_device, 0); }
+
+}  // namespace datadist::acl

@@ -1,0 +1,45 @@
+// What the core queues on streams, and how it waits for them. The calls return the runtime's code;
+// DATADIST_ACL throws it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "acl/acl_rt.h"
+
+namespace datadist::acl {
+
+// 8 bytes of device memory, here or at a peer. The write comes after what was queued on the stream before.
+aclError queue_write(void* word, uint64_t value, aclrtStream stream);
+// Until the local word has reached `value`, by a signed compare that wraps around. It has no deadline of its
+// own.
+aclError queue_wait(void* word, uint64_t value, aclrtStream stream);
+// Within device memory; either side may be a peer's.
+aclError queue_copy(void* dst, const void* src, size_t bytes, aclrtStream stream);
+aclError queue_fill(void* dst, int byte, size_t bytes, aclrtStream stream);
+// A function on a thread of the runtime's; it must not call the runtime.
+aclError queue_call(void (*function)(void*), void* argument, aclrtStream stream);
+
+aclError synchronize(aclrtStream stream, int timeout_ms);
+// Nothing is left to run on it, be it done or failed. Its context must be current.
+bool has_run_dry(aclrtStream stream);
+
+// Makes the device's primary context the calling thread's, for good.
+aclError set_device(int device);
+
+// The same for a thread of our own: undone when the thread is.
+class ThreadDevice {
+ public:
+  explicit ThreadDevice(int device);
+  ~ThreadDevice();
+  ThreadDevice(const ThreadDevice&) = delete;
+  ThreadDevice& operator=(const ThreadDevice&) = delete;
+
+ private:
+  const int device_;
+};
+
+// Lets streams of the current device reach the memory of another device of this process.
+aclError enable_peer_access(int peer_device);
+
+}  // namespace datadist::acl
