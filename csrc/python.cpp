@@ -182,7 +182,6 @@ at::Tensor tensor_from_address(int64_t address, const std::vector<int64_t>& shap
   return tensor.set_(storage, 0, shape);
 }
 
-template <typename... Args>
 LinkOptions link_options(int64_t keep_alive_ms, int64_t transfer_timeout_ms, int64_t max_in_flight,
                          int64_t streams_per_link) {
   require(keep_alive_ms >= 100 && transfer_timeout_ms >= 1, kParamInvalid, "keep_alive_ms = ", keep_alive_ms,

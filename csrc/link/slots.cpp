@@ -40,11 +40,6 @@ void SenderSlots::retired(SlotUse use) {
   free_if_done(use.slot);
 }
 
-size_t SenderSlots::in_flight() const {
-  std::lock_guard lock(mutex_);
-  return slots_.size() - free_.size();
-}
-
 void SenderSlots::free_if_done(uint32_t index) {
   if (slots_[index].is_drained && slots_[index].is_retired) free_.push_back(index);
 }

@@ -24,7 +24,6 @@ class SenderSlots {
   SlotUse take(const char* asked, const std::string& peer);
   void drained(SlotUse use);
   void retired(SlotUse use);
-  size_t in_flight() const;
 
  private:
   struct Slot {

@@ -263,7 +263,7 @@ bool Transfer::tick(const Tick& tick) {
     } else if (gate_refused_->load()) {
       fail(tick, kFailed, "the runtime refused a gate on the caller's stream");
     } else if (refused_) {
-      fail(tick, refused_->first, refused_->second);
+      fail(tick, refused_->first, join("the transfer with ", link_->peer().name, ": ", refused_->second));
     } else if (deadline_ && tick.now >= *deadline_) {
       fail(tick, kTimeout,
            join("the transfer with ", link_->peer().name, " did not end within ", plan_.timeout.count(),

@@ -109,7 +109,6 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::shared_ptr<Lane> lane_;
-  bool has_own_lane_ = false;
   bool is_claimed_ = false;
   bool is_submitted_ = false;
   const std::shared_ptr<std::atomic<bool>> gate_refused_ = std::make_shared<std::atomic<bool>>(false);
