@@ -23,6 +23,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+CANN_LEVELS = ("8.5", "9.0", "9.1")  # the last one is what is emulated unless asked otherwise
 # What torch_npu's own libraries ask the loader for. Nothing is called in them, so the emulator's are empty.
 COMPANIONS = ("hccl", "acl_op_compiler", "ge_runner", "graph", "acl_tdt_channel")
 
@@ -73,13 +74,28 @@ class NinjaFile:
         ldflags: str,
         after: Path | None = None,
     ) -> None:
+        self.link(out, self.compile(target, sources, cflags), ldflags, after)
+
+    def compile(self, target: str, sources: list[Path], cflags: str) -> list[str]:
         objects = []
         for source in sources:
             obj = self.build / target / source.relative_to(ROOT).with_suffix(".o")
             self.lines.append(f"build {obj}: cxx {source}\n  flags = {cflags}")
             objects.append(str(obj))
-        order = f" || {after}" if after else ""
-        self.lines.append(f"build {out}: link {' '.join(objects)}{order}\n  flags = {ldflags}")
+        return objects
+
+    def link(
+        self,
+        out: Path,
+        objects: list[str],
+        ldflags: str,
+        after: Path | None = None,
+        script: Path | None = None,
+    ) -> None:
+        if script:
+            ldflags += f" -Wl,--version-script={script}"
+        inputs = f"{' '.join(objects)}{f' | {script}' if script else ''}{f' || {after}' if after else ''}"
+        self.lines.append(f"build {out}: link {inputs}\n  flags = {ldflags}")
 
     def write(self, phonies: dict[str, list[Path]]) -> Path:
         for name, outs in phonies.items():
@@ -93,6 +109,46 @@ class NinjaFile:
 
 def cpp_in(*directories: str) -> list[Path]:
     return sorted(p for d in directories for p in (ROOT / "csrc" / d).rglob("*.cpp"))
+
+
+def write_exports(build: Path, level: str) -> Path:
+    """The version script of one CANN level: what came later is not shown."""
+    source = ROOT / "csrc" / "emulator"
+    rows = [line.split() for line in (source / "since.txt").read_text().splitlines() if line[:1].isdigit()]
+    later = [name for since, name in rows if CANN_LEVELS.index(since) > CANN_LEVELS.index(level)]
+    # An exact name wins over a pattern.
+    text = (
+        (source / "exports.map").read_text().replace("local:", "local: " + "".join(f"{n}; " for n in later))
+    )
+    path = build / f"exports-{level}.map"
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+    return path
+
+
+def write_emulator(ninja: NinjaFile, lib: Path, flags: str) -> list[Path]:
+    """libascendcl.so once per CANN level, from the same objects, and its empty companions."""
+    objects = ninja.compile("emulator", cpp_in("emulator"), flags)
+    outs = []
+    for level in reversed(CANN_LEVELS):
+        out = lib / ("" if level == CANN_LEVELS[-1] else f"cann-{level}") / "libascendcl.so"
+        major, minor = level.split(".")
+        told = ninja.compile(
+            f"emulator-{level}", cpp_in("emulator_level"),
+            f"{flags} -DEMU_CANN_MAJOR={major} -DEMU_CANN_MINOR={minor}",
+        )  # fmt: skip
+        ninja.link(
+            out, [*objects, *told], "-Wl,-soname,libascendcl.so -Wl,-z,defs -pthread",
+            script=write_exports(ninja.build, level),
+        )  # fmt: skip
+        outs.append(out)
+    for name in COMPANIONS:
+        out = lib / f"lib{name}.so"
+        # NEEDED as in CANN: torch_npu looks for runtime functions through libacl_op_compiler's handle, too.
+        link = f"-Wl,-soname,lib{name}.so -nostdlib -x c++ /dev/null -L{lib} -Wl,--no-as-needed -lascendcl"
+        ninja.link(out, [], f"{link} -Wl,-rpath,'$$ORIGIN'", after=outs[0])
+        outs.append(out)
+    return outs
 
 
 def write_ninja(build: Path, package: Path) -> None:
@@ -114,20 +170,7 @@ def write_ninja(build: Path, package: Path) -> None:
     )
 
     ninja = NinjaFile(build)
-    lib = package / "emulator" / "lib"
-    emulator = [lib / "libascendcl.so"]
-    ninja.shared(
-        "emulator", emulator[0], cpp_in("emulator"), f"{common} {acl} -I{ROOT}/csrc",
-        "-Wl,-soname,libascendcl.so -Wl,-z,defs -pthread "
-        f"-Wl,--version-script={ROOT}/csrc/emulator/exports.map",
-    )  # fmt: skip
-    for name in COMPANIONS:
-        emulator.append(lib / f"lib{name}.so")
-        # NEEDED as in CANN: torch_npu looks for runtime functions through libacl_op_compiler's handle, too.
-        flags = f"-Wl,-soname,lib{name}.so -nostdlib -x c++ /dev/null -L{lib} -Wl,--no-as-needed -lascendcl"
-        ninja.shared(
-            "emulator", emulator[-1], [], common, f"{flags} -Wl,-rpath,'$$ORIGIN'", after=emulator[0]
-        )
+    emulator = write_emulator(ninja, package / "emulator" / "lib", f"{common} {acl} -I{ROOT}/csrc")
 
     aten = package / "emulator" / "_aten.so"
     ninja.shared("aten", aten, cpp_in("emulator_aten"), f"{common} {with_torch} -I{ROOT}/csrc", link_torch)
@@ -167,7 +210,9 @@ class NinjaBuild(build_ext):
             subprocess.run([sys.executable, "-m", "ninja", "-C", str(build), *targets], check=True)
         if not self.inplace:
             for made in (*package.rglob("*.so"), package / "_built_for.py"):
-                self.copy_file(str(made), str(Path(self.build_lib) / made.relative_to(ROOT)))
+                target = Path(self.build_lib) / made.relative_to(ROOT)
+                self.mkpath(str(target.parent))
+                self.copy_file(str(made), str(target))
 
     def get_outputs(self) -> list[str]:
         return []

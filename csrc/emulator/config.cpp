@@ -42,6 +42,7 @@ std::vector<int32_t> visible_devices(int32_t count) {
 
 Config Config::from_environment() {
   Config config;
+  config.profile = Profile::from_environment();
   config.device_memory = number("TORCH_LLM_DATADIST_EMULATE_DEVICE_MEMORY", config.device_memory);
   config.task_delay_us = number("TORCH_LLM_DATADIST_EMULATE_TASK_DELAY_US", 0);
   config.bandwidth[0] = number("TORCH_LLM_DATADIST_EMULATE_BANDWIDTH_H2D", 0);

@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "emulator/profile.h"
+
 namespace emu {
 
 // Read from the environment once, when the process makes its first call.
@@ -13,6 +15,8 @@ struct Config {
   // Physical ids of the devices that this process sees, from TORCH_LLM_DATADIST_EMULATE_DEVICES (a count,
   // default 8) and ASCEND_RT_VISIBLE_DEVICES (a list of those).
   std::vector<int32_t> physical_devices;
+
+  Profile profile;
 
   static Config from_environment();
 };

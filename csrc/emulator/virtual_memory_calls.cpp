@@ -43,7 +43,8 @@ void check_share_flags(uint64_t flags) {
 void check_share_type(aclrtMemSharedHandleType type) {
   if (type == ACL_MEM_SHARE_HANDLE_TYPE_DEFAULT) return;
   if (type == ACL_MEM_SHARE_HANDLE_TYPE_FABRIC) {
-    fail(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, "fabric handles exist on Atlas A3 only; this is Ascend910B3");
+    fail(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, "fabric handles exist on Atlas A3 only; this is %s",
+         Runtime::get().config.profile.soc_name());
   }
   fail(ACL_ERROR_RT_PARAM_INVALID, "share type %d does not exist", type);
 }

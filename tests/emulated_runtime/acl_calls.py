@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from pathlib import Path
 
-LIBRARY = Path(__file__).resolve().parents[2] / "torch_llm_datadist" / "emulator" / "lib" / "libascendcl.so"
+from torch_llm_datadist.emulator import libraries
+
+LIBRARY = libraries.runtime_path()
 
 INVALID_PARAM = 107000
 NO_CONTEXT = 107002

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
 import threading
 from pathlib import Path
 
@@ -12,13 +11,9 @@ import pytest
 from . import acl_calls as c
 from .acl_calls import Acl
 from .acl_harness import DEADLINE_S, FEW_MS, HostFunction, in_thread, joined, peer
+from .symbols import symbols
 
 # --- the table of entry points ---
-
-
-def symbols(path: Path, *flags: str) -> set[str]:
-    listing = subprocess.run(["nm", "-D", *flags, path], capture_output=True, text=True, check=True).stdout
-    return {line.split()[-1].split("@")[0] for line in listing.splitlines()}
 
 
 def test_every_acl_symbol_that_torch_npu_links_is_there() -> None:
@@ -109,14 +104,7 @@ def test_recent_message_and_last_error_are_of_the_calling_thread(acl: Acl) -> No
     assert acl.code.aclrtPeekAtLastError(0) == 0
 
 
-def test_machine_says_atlas_a2_with_cann_9_1(library: Acl) -> None:
-    library.library.aclrtGetSocName.restype = ctypes.c_char_p
-    version = ctypes.create_string_buffer(1024)
-
-    assert library.library.aclrtGetSocName() == b"Ascend910B3"
-    for package, starts in ((0, b"9.1.0"), (7, b"26.0.RC1")):
-        library.aclsysGetCANNVersion(package, version)
-        assert version.value == starts
+def test_device_capabilities_are_never_zero(library: Acl) -> None:
     for info in range(3):
         assert library.last_out("aclGetDeviceCapability", 0, info, kind=ctypes.c_int64) > 0
 

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from pathlib import Path
 
 DIRECTORY = Path(__file__).resolve().parent
+CANN_VARIABLE = "TORCH_LLM_DATADIST_EMULATE_CANN"
+CANN_LEVELS = (
+    "8.5",
+    "9.0",
+    "9.1",
+)  # of the emulated machine; the last one unless the variable says otherwise
 RUNTIME = "libascendcl.so"
 COMPANIONS = (
     "libhccl.so",
@@ -17,8 +24,16 @@ COMPANIONS = (
 ATEN = DIRECTORY / "_aten.so"
 
 
+def runtime_path() -> Path:
+    """The libascendcl.so of the CANN level that the environment names, with the functions of that level."""
+    level = os.environ.get(CANN_VARIABLE) or CANN_LEVELS[-1]
+    if level not in CANN_LEVELS:
+        raise ValueError(f"{CANN_VARIABLE} = {level!r}, expected one of {', '.join(CANN_LEVELS)}")
+    return DIRECTORY / "lib" / ("" if level == CANN_LEVELS[-1] else f"cann-{level}") / RUNTIME
+
+
 def _path(name: str) -> Path:
-    return DIRECTORY / "lib" / name
+    return runtime_path() if name == RUNTIME else DIRECTORY / "lib" / name
 
 
 def check_built() -> None:
