@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from torch_llm_datadist.binding import ticket_state as ticket_state
     from torch_llm_datadist.cache import Cache as Cache
     from torch_llm_datadist.cache import CacheDesc as CacheDesc
+    from torch_llm_datadist.cache import KvCache as KvCache
     from torch_llm_datadist.cache_manager import CacheManager as CacheManager
+    from torch_llm_datadist.cache_task import CacheTask as CacheTask
     from torch_llm_datadist.cluster import LLMClusterInfo as LLMClusterInfo
     from torch_llm_datadist.cluster import LLMRole as LLMRole
     from torch_llm_datadist.config import LLMConfig as LLMConfig
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from torch_llm_datadist.keys import BlocksCacheKey as BlocksCacheKey
     from torch_llm_datadist.keys import CacheKey as CacheKey
     from torch_llm_datadist.keys import CacheKeyByIdAndIndex as CacheKeyByIdAndIndex
-    from torch_llm_datadist.transfer import CacheTask as CacheTask
     from torch_llm_datadist.transfer import LayerSynchronizer as LayerSynchronizer
     from torch_llm_datadist.transfer import MemInfo as MemInfo
     from torch_llm_datadist.transfer import Memtype as Memtype
@@ -47,8 +48,9 @@ _HOMES = {
     "CacheKey": "keys",
     "CacheKeyByIdAndIndex": "keys",
     "CacheManager": "cache_manager",
-    "CacheTask": "transfer",
+    "CacheTask": "cache_task",
     "DataType": "data_type",
+    "KvCache": "cache",
     "LLMClusterInfo": "cluster",
     "LLMConfig": "config",
     "LLMDataDist": "datadist",

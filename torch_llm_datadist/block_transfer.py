@@ -60,13 +60,7 @@ def read_layer_range(asked: str, name: str, value: object) -> range | None:
     """A range of layers with step 1 that is not empty, or None when it was not given."""
     if value is None:
         return None
-    if not isinstance(value, range):
-        raise TypeError(f"{asked}: {name} is {value!r} ({type(value).__name__}), expected a range")
-    if value.step != 1 or value.start < 0 or not value or value.stop > checks.INT32_MAX:
-        raise ParamInvalidError(
-            f"{asked}: {name} is {value}, expected a range from 0 or more, not empty, with step 1"
-        )
-    return value
+    return checks.layer_range(f"{asked}: {name}", value)
 
 
 def read_tensors_per_layer(asked: str, value: object) -> int:

@@ -212,3 +212,6 @@ class Cache:
         return (
             f"Cache(cache_id={self._cache_id}, {self._cache_desc}, is_blocks_cache={self._is_blocks_cache})"
         )
+
+
+KvCache = Cache  # the older name

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from .cache import Cache, CacheDesc
+from .cache_task import CacheTask
 from .keys import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
-from .transfer import CacheTask, LayerSynchronizer, MemInfo, TransferConfig, TransferWithCacheKeyConfig
+from .transfer import LayerSynchronizer, MemInfo, TransferConfig, TransferWithCacheKeyConfig
 
 if TYPE_CHECKING:
     import torch

@@ -87,6 +87,15 @@ def integers(name: str, value: Any, *, kinds: tuple[type, ...] = (list, tuple)) 
     return list(value)
 
 
+def layer_range(name: str, value: object) -> range:
+    """A range of layers with step 1 that is not empty."""
+    if not isinstance(value, range):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected a range")
+    if value.step != 1 or value.start < 0 or not value or value.stop > INT32_MAX:
+        raise ParamInvalidError(f"{name} is {value}, expected a range from 0 or more, not empty, with step 1")
+    return value
+
+
 def timeout_ms(name: str, value: object) -> int:
     """A time limit in milliseconds: an int > 0 that an int32 holds."""
     checked = int32(name, value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum, IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import ParamInvalidError
 
@@ -81,3 +81,37 @@ def from_torch_dtype(dtype: torch.dtype) -> DataType:
         if torch_name == name:
             return data_type
     raise ParamInvalidError(f"{dtype} has no DataType; view the tensor as one with elements of the same size")
+
+
+class _ByNumpyType(dict[Any, DataType]):
+    """Found by the scalar type (``numpy.float16``) and by what ``numpy.dtype`` makes one of."""
+
+    def __missing__(self, key: object) -> DataType:
+        import numpy
+
+        kind = numpy.dtype(key).type  # type: ignore[call-overload]
+        if kind in self:
+            return self[kind]
+        raise KeyError(key)
+
+
+def _numpy_tables() -> dict[str, Any]:
+    import numpy
+
+    scalars = {d: getattr(numpy, name, None) for d, (name, _) in _TORCH.items() if name and name != "bool"}
+    scalars[DataType.DT_BOOL] = numpy.bool_
+    by_type = _ByNumpyType({kind: d for d, kind in scalars.items() if kind is not None})
+    return {
+        # numpy has no bfloat16; the original stands float16 in for it, which has as many bytes.
+        "dtype_to_np_dtype": {**{d: k for d, k in scalars.items() if k}, DataType.DT_BF16: numpy.float16},
+        "np_dtype_to_dtype": by_type,
+        "valid_np_dtypes": list(by_type),
+    }
+
+
+def __getattr__(name: str) -> Any:
+    """``dtype_to_np_dtype``, ``np_dtype_to_dtype``, ``valid_np_dtypes``: numpy is imported for them only."""
+    if name not in ("dtype_to_np_dtype", "np_dtype_to_dtype", "valid_np_dtypes"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals().update(_numpy_tables())
+    return globals()[name]

@@ -1,0 +1,177 @@
+"""2.2: LLMConfig, and 2.4: the dictionary given to init."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.conformance.case import check_raises
+from torch_llm_datadist.config import LLMConfig, LlmConfig
+from torch_llm_datadist.errors import LLMStatusCode
+from torch_llm_datadist.options import read_options
+
+INVALID = LLMStatusCode.LLM_PARAM_INVALID
+
+OPTIONS: list[tuple[str, Any, dict[str, str]]] = [
+    ("device_id", 3, {"ge.exec.deviceId": "3", "ge.session_device_id": "3"}),
+    ("device_id", [3, 4], {"ge.exec.deviceId": "3;4", "ge.session_device_id": "3"}),
+    ("device_id", (3,), {"ge.exec.deviceId": "3", "ge.session_device_id": "3"}),
+    ("sync_kv_timeout", 5, {"llm.SyncKvCacheWaitTime": "5"}),
+    ("sync_kv_timeout", "50", {"llm.SyncKvCacheWaitTime": "50"}),
+    ("listen_ip_info", "1.2.3.4:5", {"llm.listenIpInfo": "1.2.3.4:5"}),
+    ("listen_ip_info", "", {}),
+    ("enable_cache_manager", True, {"llm.EnableCacheManager": "1"}),
+    ("enable_cache_manager", False, {"llm.EnableCacheManager": "0"}),
+    ("enable_remote_cache_accessible", True, {"llm.EnableRemoteCacheAccessible": "1"}),
+    ("mem_pool_cfg", '{"memory_size": 1}', {"llm.MemPoolConfig": '{"memory_size": 1}'}),
+    ("mem_pool_cfg", "", {}),
+    ("host_mem_pool_cfg", "{}", {"llm.HostMemPoolConfig": "{}"}),
+    ("rdma_traffic_class", 132, {"llm.RdmaTrafficClass": "132"}),
+    ("rdma_service_level", 4, {"llm.RdmaServiceLevel": "4"}),
+    ("local_comm_res", "", {"llm.LocalCommRes": ""}),
+    ("local_comm_res", '{"version": "1.3"}', {"llm.LocalCommRes": '{"version": "1.3"}'}),
+    ("link_total_time", 2**32 - 1, {"llm.LinkTotalTime": "4294967295"}),
+    ("link_retry_count", 100, {"llm.LinkRetryCount": "100"}),
+    ("transfer_backend", "", {"llm.TransferBackend": ""}),
+    ("transfer_backend", "hixl", {"llm.TransferBackend": "hixl"}),
+    ("global_resource_config", "{}", {"llm.GlobalResourceConfig": "{}"}),
+    ("deploy_res_path", "/x", {"llm.deployResPath": "/x"}),
+    ("enable_switch_role", True, {"llm.EnableSwitchRole": "1"}),
+    ("enable_switch_role", False, {}),
+    ("cluster_info", '{"listen_ip_info": [{"ip": "1.2.3.4", "port": 5}]}',
+     {"llm.ClusterInfo": '{"listen_ip_info": [{"ip": 67305985, "port": 5}]}'}),
+    ("buf_pool_cfg", '{"buf_cfg": [{"total_size": 2097152, "blk_size": 256, "max_buf_size": 256}]}',
+     {"llm.BufPoolCfg": '{"buf_cfg": [{"total_size": 2097152, "blk_size": 256, "max_buf_size": 256}]}'}),
+    ("output_max_size", 9, {"llm.OutputMaxSize": "9"}),
+    ("ge_options", {"a": "b"}, {"a": "b"}),
+    ("keep_alive_ms", 500, {"torch_llm_datadist.KeepAliveMs": "500"}),
+    ("max_in_flight", 8, {"torch_llm_datadist.MaxInFlight": "8"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "emitted"), OPTIONS, ids=[f"2.2 {o[0]} = {o[1]!r}" for o in OPTIONS]
+)
+def test_options_are_emitted_under_the_originals_keys(name: str, value: Any, emitted: dict[str, str]) -> None:
+    config = LLMConfig()
+    setattr(config, name, value)
+
+    assert getattr(config, name) == value
+    assert config.generate_options() == {**emitted, "llm.MemoryUtilization": "0.95"}
+
+
+def test_option_defaults_are_the_originals() -> None:
+    config = LlmConfig()
+
+    assert config.generate_options() == {"llm.MemoryUtilization": "0.95"}
+    assert (config.device_id, config.sync_kv_timeout, config.output_max_size) == (None, None, None)
+    assert (config.rdma_traffic_class, config.rdma_service_level) == (None, None)
+    assert (
+        config.enable_cache_manager
+        is config.enable_remote_cache_accessible
+        is config.enable_switch_role
+        is False
+    )
+    assert (config.link_total_time, config.link_retry_count, config.mem_utilization) == (0, 1, 0.95)
+    assert (
+        config.listen_ip_info == config.local_comm_res == config.transfer_backend == config.mem_pool_cfg == ""
+    )
+    assert (config.keep_alive_ms, config.max_in_flight) == (3000, 256)
+
+
+def test_named_options_win_over_ge_options() -> None:
+    config = LLMConfig()
+    config.ge_options = {"llm.listenIpInfo": "x", "other": "y"}
+    config.listen_ip_info = "1.2.3.4:5"
+
+    assert config.gen_options()["llm.listenIpInfo"] == "1.2.3.4:5"
+    assert config.options["other"] == "y"
+
+
+def test_options_are_one_object_without_what_was_unset() -> None:
+    config = LLMConfig()
+    config.listen_ip_info = "1.2.3.4:5"
+    options = config.generate_options()
+    options["added.by.caller"] = "1"
+
+    config.listen_ip_info = None  # type: ignore[assignment]
+
+    assert config.options is options
+    assert "llm.listenIpInfo" not in config.generate_options()  # mended: the original keeps it
+    assert options["added.by.caller"] == "1"
+
+
+OPTION_ERRORS: list[tuple[str, Any, Any]] = [
+    ("device_id", -1, INVALID), ("device_id", 2**31, ValueError), ("device_id", "0", TypeError),
+    ("device_id", True, TypeError), ("device_id", [], INVALID), ("device_id", [0, "1"], TypeError),
+    ("sync_kv_timeout", 0, INVALID), ("sync_kv_timeout", -1, INVALID), ("sync_kv_timeout", "", INVALID),
+    ("sync_kv_timeout", "-1", INVALID), ("sync_kv_timeout", "1.5", INVALID),
+    ("sync_kv_timeout", "0", INVALID),
+    ("sync_kv_timeout", 2**31, ValueError), ("sync_kv_timeout", 1.0, TypeError),
+    ("sync_kv_timeout", True, TypeError),
+    ("listen_ip_info", 5, TypeError), ("enable_cache_manager", 1, TypeError),
+    ("enable_remote_cache_accessible", "1", TypeError), ("enable_switch_role", 1, TypeError),
+    ("mem_pool_cfg", {}, TypeError), ("mem_pool_cfg", "{", INVALID), ("host_mem_pool_cfg", "[]", INVALID),
+    ("rdma_traffic_class", -1, ValueError), ("rdma_traffic_class", 2**32, ValueError),
+    ("rdma_service_level", "4", TypeError), ("link_total_time", -1, INVALID),
+    ("link_total_time", 2**32, INVALID),
+    ("link_total_time", True, TypeError), ("link_retry_count", 0, INVALID),
+    ("link_retry_count", 101, INVALID),
+    ("transfer_backend", 1, TypeError), ("mem_utilization", 1, TypeError), ("mem_utilization", 1.1, INVALID),
+    ("ge_options", {"a": 1}, TypeError), ("ge_options", [], TypeError), ("cluster_info", "{x", INVALID),
+    ("buf_pool_cfg", '{"buf_cfg": [{"total_size": 1}]}', INVALID),
+    ("buf_pool_cfg", '{"buf_cfg": [{"total_size": 2097152, "blk_size": 3, "max_buf_size": 8}]}', INVALID),
+    ("output_max_size", "1", TypeError), ("keep_alive_ms", 0, INVALID), ("max_in_flight", -1, INVALID),
+    ("max_inflight", 1, AttributeError),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"), OPTION_ERRORS, ids=[f"2.2 {o[0]} = {o[1]!r}" for o in OPTION_ERRORS]
+)
+def test_bad_options_are_refused(name: str, value: Any, expected: Any) -> None:
+    check_raises(expected, lambda: setattr(LLMConfig(), name, value))
+
+
+# The dictionary given to init (2.4).
+
+ON = {"llm.EnableCacheManager": "1"}
+INIT_ERRORS: list[tuple[Any, Any]] = [
+    (None, TypeError), ([], TypeError), ({}, INVALID),
+    ({"llm.EnableCacheManager": 1}, TypeError),  # mended: the original takes it for "off"
+    ({"llm.EnableCacheManager": "0"}, INVALID),
+    ({"llm.LocalCommRes": "", "llm.EnableCacheManager": "0"}, INVALID),
+    ({**ON, "ge.flowGraphMemMaxSize": 5}, TypeError), ({**ON, "ge.flowGraphMemMaxSize": "1;2"}, INVALID),
+    ({**ON, "ge.exec.deviceId": "0;1"}, INVALID), ({**ON, "ge.exec.deviceId": "x"}, INVALID),
+    ({**ON, "llm.listenIpInfo": "26000"}, INVALID), ({**ON, "llm.listenIpInfo": "1.2.3.4:x"}, ValueError),
+    ({**ON, "llm.SyncKvCacheWaitTime": "0"}, INVALID),
+    ({**ON, "llm.TransferBackend": "hixl"}, NotImplementedError),
+    ({**ON, "llm.MemPoolConfig": '{"memory_size": 1}'}, NotImplementedError),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"), INIT_ERRORS, ids=[f"2.4 init({o[0]!r})" for o in INIT_ERRORS]
+)
+def test_bad_init_options_are_refused(options: Any, expected: Any) -> None:
+    check_raises(expected, lambda: read_options(options))
+
+
+def test_init_options_have_the_originals_defaults() -> None:
+    options = read_options(ON)
+
+    assert (options.device, options.listen, options.remote_accessible) == (0, None, False)
+    assert (options.sync_kv_timeout_ms, options.needs_local_ip) == (1000, True)
+
+
+@pytest.mark.parametrize("local_comm_res", ["", '{"version": "1.3"}'])
+def test_local_comm_res_turns_cache_manager_and_remote_access_on(local_comm_res: str) -> None:
+    options = read_options({"llm.LocalCommRes": local_comm_res})
+    explicitly_off = read_options(
+        {"llm.LocalCommRes": local_comm_res, "llm.EnableRemoteCacheAccessible": "0"}
+    )
+
+    assert options.remote_accessible
+    assert options.needs_local_ip == (local_comm_res == "")
+    assert not explicitly_off.remote_accessible

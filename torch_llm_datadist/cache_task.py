@@ -1,0 +1,82 @@
+"""``CacheTask``: what the caller of ``transfer_cache_async`` holds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, wait
+
+from . import checks
+from .errors import LLMStatusCode
+
+Poll = Callable[[], LLMStatusCode | None]
+
+
+class CacheTask:
+    """A layer-by-layer transfer that is under way; made by ``CacheManager.transfer_cache_async``.
+
+    Nothing of it raises for a transfer that failed: the codes say how each config ended.
+
+    Source: manual page CacheTask; ``done``, ``details`` and ``await`` are additions.
+    """
+
+    def __init__(self, polls: Sequence[Poll], details: Callable[[], list[str]], ended: Future[None]) -> None:
+        """For ``CacheManager``.
+
+        Args:
+            polls: for each config its code, or None while it runs.
+            details: what happened to each config, in words; "" where all is well.
+            ended: done when every config has a code.
+        """
+        self._polls = polls
+        self._details = details
+        self._ended = ended
+
+    def synchronize(self, timeout_in_millis: int | None = None) -> LLMStatusCode:
+        """Waits until every config has ended.
+
+        Args:
+            timeout_in_millis: uint32; None: as long as it takes, 0: does not wait.
+
+        Returns:
+            ``LLM_TIMEOUT`` when something still runs, which goes on; else the first code in the order of the
+            configs that is not ``LLM_SUCCESS``, or ``LLM_SUCCESS``.
+        """
+        if not self._wait("CacheTask.synchronize", timeout_in_millis):
+            return LLMStatusCode.LLM_TIMEOUT
+        return next((code for code in self._codes() if code), LLMStatusCode.LLM_SUCCESS)
+
+    def get_results(self, timeout_in_millis: int | None = None) -> list[LLMStatusCode | None]:
+        """Waits as ``synchronize`` and returns one code per config, in their order.
+
+        A config that still runs has ``LLM_TIMEOUT``; one that has ended has its own code, whatever became of
+        the others. No entry is None.
+        """
+        self._wait("CacheTask.get_results", timeout_in_millis)
+        return list(self._codes())
+
+    def details(self) -> list[str]:
+        """For each config what went wrong, in words; "" where nothing did, or not yet."""
+        return self._details()
+
+    def done(self) -> bool:
+        """Every config has ended. Never blocks."""
+        return self._ended.done()
+
+    def __await__(self) -> Generator[object, None, LLMStatusCode]:
+        """``await task`` waits without blocking the event loop and gives what ``synchronize`` returns."""
+        yield from asyncio.wrap_future(self._ended).__await__()
+        return self.synchronize(0)
+
+    def _wait(self, asked: str, timeout_in_millis: int | None) -> bool:
+        if timeout_in_millis is not None:
+            checks.uint32(f"{asked}: timeout_in_millis", timeout_in_millis)
+        wait([self._ended], None if timeout_in_millis is None else timeout_in_millis / 1000)
+        return self._ended.done()
+
+    def _codes(self) -> list[LLMStatusCode]:
+        found = (poll() for poll in self._polls)
+        return [LLMStatusCode.LLM_TIMEOUT if code is None else code for code in found]
+
+    def __repr__(self) -> str:
+        return f"CacheTask({', '.join(code.name for code in self._codes())})"
