@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := TORCH_DEVICE_BACKEND_AUTOLOAD=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 SOURCES := setup.py pyproject.toml torch_llm_datadist_emulator.pth $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.map' -o -name 'since.txt')
 
-.PHONY: demo test build lint format bench clean
+.PHONY: demo test build lint format bench bench-emulator clean
 
 demo: build
 	$(RUN) demo $(if $(TOKENS),--tokens $(TOKENS)) $(ARGS)
@@ -22,6 +22,13 @@ build: $(VENV)/built
 
 bench: build
 	$(RUN) run benchmarks/bench_push.py $(ARGS)
+
+# What a task and a copy cost the emulated runtime itself, without torch.
+bench-emulator: build
+	$(CXX) -O2 -std=c++20 -pthread -isystem "$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("torch_npu").submodule_search_locations[0])')/include" \
+		benchmarks/bench_emulator.cpp -o build/bench_emulator \
+		-Ltorch_llm_datadist/emulator/lib -lascendcl -Wl,-rpath,'$$ORIGIN/../torch_llm_datadist/emulator/lib'
+	build/bench_emulator $(ARGS)
 
 lint: build
 	$(BIN)/ruff check .

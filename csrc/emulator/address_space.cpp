@@ -10,6 +10,7 @@
 #include "emulator/device.h"
 #include "emulator/error.h"
 #include "emulator/virtual_memory.h"
+#include "emulator/wait_hints.h"
 
 namespace emu {
 namespace {
@@ -35,7 +36,7 @@ int AddressSpace::new_memory(size_t size) {
     fd = memfd_create("emulated-npu-memory", MFD_CLOEXEC);
   }
   if (fd < 0) fail(ACL_ERROR_RT_MEMORY_ALLOCATION, "memfd_create: %s", std::strerror(errno));
-  if (ftruncate(fd, static_cast<off_t>(size)) != 0) {
+  if (ftruncate(fd, static_cast<off_t>(size + WaitHints::room())) != 0) {
     const int problem = errno;
     close(fd);
     fail(ACL_ERROR_RT_MEMORY_ALLOCATION, "ftruncate to %zu bytes: %s", size, std::strerror(problem));
@@ -162,6 +163,7 @@ std::shared_ptr<Block> AddressSpace::adopt(int fd, uint64_t offset, size_t size,
     base = take(range(Place::Imported), round_up(mapped, kChunk) + kChunk);
     map(Place::Imported, base, mapped, fd, offset);
     auto block = std::make_shared<Block>(*this, Place::Imported, base, size, mapped, device, fd);
+    block->offset = offset;
     block->import = std::move(import);
     block->peer_enabled = peer_enabled;
     return publish(std::move(block));
@@ -229,7 +231,18 @@ Block::~Block() {
   } else {
     space_.give_back(place, base, mapped);
   }
+  WaitHints::unmap(wait_hints_.load());
   if (fd >= 0) close(fd);
+}
+
+WaitHints* Block::wait_hints() {
+  WaitHints* known = wait_hints_.load(std::memory_order_acquire);
+  if (known != nullptr) [[likely]]
+    return known;
+  WaitHints* made = WaitHints::map(physical != nullptr ? physical->fd : fd);
+  if (made == nullptr || wait_hints_.compare_exchange_strong(known, made)) return made;
+  WaitHints::unmap(made);  // another thread was faster
+  return known;
 }
 
 std::byte* Block::host(uintptr_t address) const {

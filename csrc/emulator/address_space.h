@@ -30,7 +30,7 @@ class AddressSpace {
   uintptr_t reserve_range(size_t size);
   void release_range(uintptr_t base, size_t size) { give_back(Place::Device, base, size); }
   std::shared_ptr<Block> map_physical(uintptr_t base, std::shared_ptr<Physical> physical);
-  // A memfd of that size.
+  // A memfd of that size, and behind it room for who waits (WaitHints). All are whole pages.
   static int new_memory(size_t size);
   // Out of service; null when `base` is not the start of a live block of that kind.
   std::shared_ptr<Block> release(Place place, uintptr_t base);

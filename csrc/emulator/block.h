@@ -10,6 +10,7 @@ namespace emu {
 class AddressSpace;
 class Import;
 class Physical;
+class WaitHints;
 
 enum class Place : uint8_t { Device, Imported, Pinned };
 
@@ -25,6 +26,10 @@ class Block : public std::enable_shared_from_this<Block> {
   bool contains(uintptr_t address, size_t length) const {
     return address >= base && length <= size && address - base <= size - length;
   }
+  // Who waits for words of this block; mapped when first asked for, null where that is impossible.
+  WaitHints* wait_hints();
+  // Where the byte behind an address lies in the memfd.
+  uint64_t file_offset(uintptr_t address) const { return address - base + offset; }
   // Where this process itself may touch the bytes behind an address of this block.
   std::byte* host(uintptr_t address) const;
 
@@ -34,6 +39,7 @@ class Block : public std::enable_shared_from_this<Block> {
   const size_t mapped;   // the same in whole pages
   const int32_t device;  // as this process counts them; -1 for pinned and for devices it does not see
   const int fd;          // memfd with the bytes; -1 for pinned
+  uint64_t offset = 0;   // of the first byte in the memfd
   std::atomic<bool> freed{false};
   std::shared_ptr<Import> import;      // set for Place::Imported
   bool peer_enabled = false;           // imported with ENABLE_PEER_ACCESS
@@ -41,6 +47,7 @@ class Block : public std::enable_shared_from_this<Block> {
 
  private:
   AddressSpace& space_;
+  std::atomic<WaitHints*> wait_hints_{nullptr};
 };
 
 }  // namespace emu

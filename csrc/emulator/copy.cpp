@@ -25,13 +25,13 @@ aclError check_reach(const Block& block, const Device& from, std::string& why) {
 }
 
 // Words are moved whole: a copy of 8 bytes is how a flag is written where a value write is refused.
-bool move_word(const Pin& dst, const Pin& src) {
+bool move_word(const Pin& dst, uintptr_t address, const Pin& src) {
   if (dst.block == nullptr || dst.block->place == Place::Pinned) return false;
   if (((reinterpret_cast<uintptr_t>(dst.host) | reinterpret_cast<uintptr_t>(src.host)) & 7) != 0)
     return false;
   const uint64_t word =
       std::atomic_ref(*reinterpret_cast<uint64_t*>(src.host)).load(std::memory_order_acquire);
-  store_word(reinterpret_cast<uint64_t*>(dst.host), word);
+  store_word(*dst.block, address, word);
   return true;
 }
 
@@ -96,7 +96,7 @@ aclError move(const Copy& copy, const Device& from, std::string& why) {
   Pin src;
   if (const aclError code = pin(copy.dst, copy.dst_span(), from, dst, why); code != ACL_SUCCESS) return code;
   if (const aclError code = pin(copy.src, copy.src_span(), from, src, why); code != ACL_SUCCESS) return code;
-  if (copy.bytes() != sizeof(uint64_t) || copy.height != 1 || !move_word(dst, src)) {
+  if (copy.bytes() != sizeof(uint64_t) || copy.height != 1 || !move_word(dst, copy.dst, src)) {
     for (size_t row = 0; row < copy.height; ++row) {
       std::memmove(dst.host + row * copy.dst_pitch, src.host + row * copy.src_pitch, copy.width);
     }

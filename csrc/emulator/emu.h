@@ -54,6 +54,7 @@ struct EmuStats {
   uint64_t live_events;
   uint64_t tasks_run;
   uint64_t bytes_copied;
+  uint64_t words_woken;  // writes of words that found somebody waiting
 };
 
 EMU_API void emuStats(struct EmuStats* out);

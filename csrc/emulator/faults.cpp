@@ -91,4 +91,5 @@ void emuStats(EmuStats* out) {
   out->live_events = runtime.events.live();
   out->tasks_run = runtime.tasks_run.load();
   out->bytes_copied = runtime.bytes_copied.load();
+  out->words_woken = runtime.words_woken.load();
 }

@@ -70,6 +70,7 @@ class Runtime {
   std::atomic<uint64_t> bandwidth[4] = {};
   std::atomic<uint64_t> tasks_run{0};
   std::atomic<uint64_t> bytes_copied{0};
+  std::atomic<uint64_t> words_woken{0};  // writes of words that found somebody waiting
   std::atomic<int64_t> system_parameters[3] = {};
   std::atomic<uint64_t> execute_timeout_us{0};
   std::atomic<uint32_t> wait_timeout_s{0};

@@ -71,9 +71,7 @@ void Stream::submit(std::shared_ptr<Task> task) {
   if (number - finished_.load(std::memory_order_acquire) >= kDepth) [[unlikely]] {
     for (int i = 0; i < kSpins && number - finished_.load() >= kDepth; ++i) cpu_relax();
     progress_.wait(
-        [&] {
-          return number - finished_.load() < kDepth || closed_.load() || context_->failure() != ACL_SUCCESS;
-        },
+        [&] { return is_done(number + 1 - kDepth) || closed_.load() || context_->failure() != ACL_SUCCESS; },
         std::nullopt);
     check_takes_work();
   }
@@ -125,8 +123,7 @@ std::shared_ptr<Task> Stream::next() {
     if (drop == ACL_SUCCESS) return task;
     task->dropped(drop);
     task = nullptr;
-    finished_.store(number + 1);
-    progress_.raise();
+    finish_one();
   }
 }
 
@@ -169,11 +166,28 @@ void Stream::work() {
     run(*task);
     // Gone before the task counts as finished: who synchronises may free what it held.
     task = nullptr;
-    finished_.store(finished_.load(std::memory_order_relaxed) + 1);
-    progress_.raise();
+    finish_one();
   }
   worker_runs_.store(false);
   progress_.raise();
+}
+
+void Stream::finish_one() {
+  const uint64_t done = finished_.load(std::memory_order_relaxed) + 1;
+  finished_.store(done);
+  // Who waits for a later task sleeps on: a wake-up per task would cost more than the tasks.
+  if (done < wake_at_.load()) [[likely]]
+    return;
+  wake_at_.store(UINT64_MAX);
+  progress_.raise();
+}
+
+bool Stream::is_done(uint64_t target) {
+  if (finished_.load() >= target) return true;
+  uint64_t least = wake_at_.load();
+  while (target < least && !wake_at_.compare_exchange_weak(least, target)) {
+  }
+  return finished_.load() >= target;
 }
 
 void Stream::synchronize(Deadline deadline) {
@@ -182,7 +196,7 @@ void Stream::synchronize(Deadline deadline) {
   auto cut_short = [&] {
     return closed_.load() || halted_.load() || aborts_.load() != aborts || context_->failure() != ACL_SUCCESS;
   };
-  const bool in_time = progress_.wait([&] { return finished_.load() >= target || cut_short(); }, deadline);
+  const bool in_time = progress_.wait([&] { return is_done(target) || cut_short(); }, deadline);
   if (const aclError code = context_->failure(); code != ACL_SUCCESS) {
     fail(code, "%s", context_->failure_message().c_str());
   }
@@ -222,7 +236,7 @@ void Stream::abort() {
   aborts_.fetch_add(1);
   halted_.store(false);
   interrupt();
-  progress_.wait([&] { return finished_.load() >= target || closed_.load(); }, std::nullopt);
+  progress_.wait([&] { return is_done(target) || closed_.load(); }, std::nullopt);
 }
 
 void Stream::halt() {

@@ -85,6 +85,9 @@ class Stream : public std::enable_shared_from_this<Stream> {
   void run(Task& task);
   void sleep_until_work();
   void check_takes_work() const;
+  void finish_one();
+  // Whether the tasks below this number are done. If not, progress_ is raised when they are.
+  bool is_done(uint64_t target);
 
   const std::shared_ptr<Context> context_;
   std::array<std::shared_ptr<Task>, kDepth> ring_;
@@ -94,7 +97,8 @@ class Stream : public std::enable_shared_from_this<Stream> {
   std::atomic<uint64_t> drop_before_{0};  // tasks below this number are aborted
   std::atomic<uint32_t> aborts_{0};
   std::mutex submit_mutex_;
-  Signal progress_;  // finished_ moved, or the state changed
+  Signal progress_;                            // wake_at_ was reached, or the state changed
+  std::atomic<uint64_t> wake_at_{UINT64_MAX};  // the least number that a thread waits for in finished_
 
   std::atomic<uint32_t> asleep_{0};  // futex word of the idle worker
   std::atomic<const std::atomic<uint32_t>*> parked_on_{nullptr};

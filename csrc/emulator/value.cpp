@@ -12,11 +12,17 @@
 #include "emulator/ipc_memory.h"
 #include "emulator/runtime.h"
 #include "emulator/stream.h"
+#include "emulator/wait_hints.h"
 
 namespace emu {
 
-void store_word(uint64_t* word, uint64_t value) {
+void store_word(Block& block, uintptr_t address, uint64_t value) {
+  auto* word = reinterpret_cast<uint64_t*>(block.host(address));
   std::atomic_ref(*word).store(value, std::memory_order_release);
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  WaitHints* hints = block.wait_hints();
+  if (hints != nullptr && hints->waiters(block.file_offset(address)).load() == 0) return;
+  Runtime::get().words_woken.fetch_add(1, std::memory_order_relaxed);
   // The futex word is the half with the low bits: it is the one that counting changes.
   futex_wake_all(reinterpret_cast<std::atomic<uint32_t>*>(word));
 }
@@ -67,7 +73,7 @@ class ValueWrite final : public Task {
       stream.explain(std::move(why));
       return code;
     }
-    store_word(reinterpret_cast<uint64_t*>(word.host), value_);
+    store_word(*word.block, address_, value_);
     return ACL_SUCCESS;
   }
 
@@ -97,6 +103,7 @@ class ValueWait final : public Task {
       if (value_holds(value.load(std::memory_order_acquire), value_, mode_)) return ACL_SUCCESS;
       cpu_relax();
     }
+    const WaitHint waiting(word.block->wait_hints(), word.block->file_offset(address_));
     for (int naps = 0; !stream.stopping(); ++naps) {
       const uint64_t seen = value.load(std::memory_order_acquire);
       if (value_holds(seen, value_, mode_)) return ACL_SUCCESS;

@@ -1,0 +1,205 @@
+// What the emulated runtime costs per task, and how fast its copies are.
+//
+//   make bench-emulator [ARGS="5"]        rounds per row; 15 by default
+//
+// submit: host time per call while the stream is held by a gate, so that nothing runs beside it. run: from
+// the opening of the gate until the stream is empty, per task. both: a host thread that submits as fast as it
+// can while the workers run, from the first call until all streams are empty, per task; cpu: processor time
+// of that, all threads together. Median of the rounds, and the range from the second best to the second
+// worst.
+
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <functional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "acl/acl_base_rt.h"
+#include "acl/acl_rt.h"
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int kBatch = 1600;  // fits the queue of 2048 also where a task is a pair
+constexpr int kStreamed = 20'000;
+
+void check(aclError code, const char* what) {
+  if (code == ACL_SUCCESS) return;
+  const char* why = aclGetRecentErrMsg();
+  std::fprintf(stderr, "%s: %d %s\n", what, code, why == nullptr ? "" : why);
+  std::exit(1);
+}
+#define CHECK(call) check((call), #call)
+
+double now_ns() { return std::chrono::duration<double, std::nano>(Clock::now().time_since_epoch()).count(); }
+
+double cpu_ns() {
+  timespec t{};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+  return static_cast<double>(t.tv_sec) * 1e9 + static_cast<double>(t.tv_nsec);
+}
+
+struct Samples {
+  std::vector<double> values;
+
+  void add(double value) { values.push_back(value); }
+  double median() { return at(values.size() / 2); }
+  std::string text() {
+    char out[64];
+    const size_t edge = values.size() > 3 ? 1 : 0;
+    const double low = at(edge);
+    const double high = at(values.size() - 1 - edge);
+    std::snprintf(out, sizeof out, "%6.0f (%.0f-%.0f)", median(), low, high);
+    return out;
+  }
+
+ private:
+  double at(size_t index) {
+    std::sort(values.begin(), values.end());
+    return values[index];
+  }
+};
+
+char* device_memory(size_t bytes) {
+  void* at = nullptr;
+  CHECK(aclrtMalloc(&at, bytes, ACL_MEM_MALLOC_HUGE_FIRST));
+  CHECK(aclrtMemset(at, bytes, 0, bytes));
+  return static_cast<char*>(at);
+}
+
+// One stream with what its tasks need.
+struct Lane {
+  aclrtStream stream = nullptr;
+  aclrtEvent event = nullptr;
+  char* memory = device_memory(4096);
+
+  Lane() {
+    CHECK(aclrtCreateStream(&stream));
+    CHECK(aclrtCreateEventExWithFlag(&event, ACL_EVENT_SYNC));
+  }
+  void hold() { CHECK(aclrtValueWait(memory + 4032, 1, ACL_STREAM_WAIT_VALUE_EQ, stream)); }
+  void open() { set(1); }
+  void close() { set(0); }
+
+ private:
+  void set(uint64_t value) { CHECK(aclrtMemcpy(memory + 4032, 8, &value, 8, ACL_MEMCPY_HOST_TO_DEVICE)); }
+};
+
+struct Kind {
+  const char* name;
+  int tasks;  // per call of submit
+  std::function<void(Lane&)> submit;
+};
+
+void nothing(void*) {}
+
+const std::vector<Kind> kKinds = {
+    {"copy 64 B", 1,
+     [](Lane& lane) {
+       CHECK(aclrtMemcpyAsync(lane.memory, 64, lane.memory + 128, 64, ACL_MEMCPY_DEVICE_TO_DEVICE,
+                              lane.stream));
+     }},
+    {"value write", 1, [](Lane& lane) { CHECK(aclrtValueWrite(lane.memory + 256, 7, 0, lane.stream)); }},
+    {"value wait, met", 1,
+     [](Lane& lane) { CHECK(aclrtValueWait(lane.memory + 320, 0, ACL_STREAM_WAIT_VALUE_EQ, lane.stream)); }},
+    {"event record+wait", 2,
+     [](Lane& lane) {
+       CHECK(aclrtRecordEvent(lane.event, lane.stream));
+       CHECK(aclrtStreamWaitEvent(lane.stream, lane.event));
+     }},
+    {"host function", 1, [](Lane& lane) { CHECK(aclrtLaunchHostFunc(lane.stream, &nothing, nullptr)); }},
+};
+
+void bench_tasks(const Kind& kind, std::vector<Lane>& lanes, int rounds) {
+  Samples submit, run, both, cpu;
+  const int calls = kBatch / kind.tasks;
+  for (int round = 0; round < rounds; ++round) {
+    for (Lane& lane : lanes) lane.close();
+    for (Lane& lane : lanes) lane.hold();
+    double start = now_ns();
+    for (int i = 0; i < calls; ++i) {
+      for (Lane& lane : lanes) kind.submit(lane);
+    }
+    const double tasks = static_cast<double>(calls) * kind.tasks * static_cast<double>(lanes.size());
+    submit.add((now_ns() - start) / tasks);
+    start = now_ns();
+    for (Lane& lane : lanes) lane.open();
+    for (Lane& lane : lanes) CHECK(aclrtSynchronizeStream(lane.stream));
+    run.add((now_ns() - start) / tasks);
+
+    const int streamed = kStreamed / kind.tasks / static_cast<int>(lanes.size());
+    const double cpu_start = cpu_ns();
+    start = now_ns();
+    for (int i = 0; i < streamed; ++i) {
+      for (Lane& lane : lanes) kind.submit(lane);
+    }
+    for (Lane& lane : lanes) CHECK(aclrtSynchronizeStream(lane.stream));
+    const double count = static_cast<double>(streamed) * kind.tasks * static_cast<double>(lanes.size());
+    both.add((now_ns() - start) / count);
+    cpu.add((cpu_ns() - cpu_start) / count);
+  }
+  std::printf("%-18s %zu  %-22s %-22s %-22s %-22s\n", kind.name, lanes.size(), submit.text().c_str(),
+              run.text().c_str(), both.text().c_str(), cpu.text().c_str());
+  std::fflush(stdout);
+}
+
+// Large copies beside memcpy of the same size between ordinary pages, turn by turn.
+void bench_copies(size_t bytes, int rounds) {
+  Lane lane;
+  char* to = device_memory(bytes);
+  char* from = device_memory(bytes);
+  std::vector<char> plain_to(bytes), plain_from(bytes, 1);
+  const int repeats = static_cast<int>(std::max<size_t>(1, (size_t{64} << 20) / bytes));
+  Samples emulated, plain;
+  for (int round = 0; round < rounds; ++round) {
+    double start = now_ns();
+    for (int i = 0; i < repeats; ++i) {
+      std::memcpy(plain_to.data(), plain_from.data(), bytes);
+      asm volatile("" ::"r"(plain_to.data()) : "memory");
+    }
+    plain.add(static_cast<double>(bytes) * repeats / (now_ns() - start) * 1000);
+    start = now_ns();
+    for (int i = 0; i < repeats; ++i)
+      CHECK(aclrtMemcpyAsync(to, bytes, from, bytes, ACL_MEMCPY_DEVICE_TO_DEVICE, lane.stream));
+    CHECK(aclrtSynchronizeStream(lane.stream));
+    emulated.add(static_cast<double>(bytes) * repeats / (now_ns() - start) * 1000);
+  }
+  CHECK(aclrtFree(to));
+  CHECK(aclrtFree(from));
+  std::printf("%8zu KiB  %-26s %-26s %5.2f\n", bytes >> 10, emulated.text().c_str(), plain.text().c_str(),
+              emulated.median() / plain.median());
+  std::fflush(stdout);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int rounds = argc > 1 ? std::max(1, std::atoi(argv[1])) : 15;
+  utsname machine{};
+  uname(&machine);
+  double load[1] = {};
+  getloadavg(load, 1);
+  std::printf("%s %s, %u cores, load %.1f before the start, %d rounds\n\n", machine.sysname, machine.machine,
+              std::thread::hardware_concurrency(), load[0], rounds);
+
+  CHECK(aclInit(nullptr));
+  CHECK(aclrtSetDevice(0));
+  std::printf("%-18s %s  %-22s %-22s %-22s %-22s\n", "ns per task", "n", "submit", "run", "both", "cpu");
+  for (const size_t streams : {size_t{1}, size_t{4}}) {
+    std::vector<Lane> lanes(streams);
+    for (const Kind& kind : kKinds) bench_tasks(kind, lanes, rounds);
+  }
+  std::printf("\n%-12s  %-26s %-26s %s\n", "MB/s", "device to device", "memcpy, one thread", "ratio");
+  for (const size_t kib : {64, 1024, 4096, 16384, 65536}) bench_copies(kib << 10, rounds);
+  CHECK(aclrtResetDevice(0));
+  CHECK(aclFinalize());
+}

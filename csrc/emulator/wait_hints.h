@@ -1,0 +1,46 @@
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+namespace emu {
+
+// How many streams, of whatever process, sleep until a word of a memfd changes. Kept in the memfd's own last
+// page, which no program can reach, so that a write to a word that nobody waits for costs no system call.
+// Several words share a count. What a killed process leaves behind costs the writers time, and no wake-up.
+class WaitHints {
+ public:
+  static size_t room();  // bytes to add to a memfd for its hints
+
+  // Null where the page cannot be mapped: then writers wake, and waiters look by themselves.
+  static WaitHints* map(int fd);
+  static void unmap(WaitHints* hints);
+
+  // `offset`: of the word, in the memfd.
+  std::atomic<uint32_t>& waiters(uint64_t offset) { return counts_[offset / sizeof(uint64_t) % kCounts]; }
+
+ private:
+  static constexpr size_t kCounts = 1024;
+  std::atomic<uint32_t> counts_[kCounts];
+};
+
+// Says for as long as it lives that somebody waits for the word.
+class WaitHint {
+ public:
+  WaitHint(WaitHints* hints, uint64_t offset) : count_(hints ? &hints->waiters(offset) : nullptr) {
+    if (count_ != nullptr) count_->fetch_add(1);
+    // The caller's next look at the word comes after this, as the writer looks here after its write.
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+  }
+  ~WaitHint() {
+    if (count_ != nullptr) count_->fetch_sub(1);
+  }
+  WaitHint(const WaitHint&) = delete;
+  WaitHint& operator=(const WaitHint&) = delete;
+
+ private:
+  std::atomic<uint32_t>* const count_;
+};
+
+}  // namespace emu

@@ -1,0 +1,126 @@
+"""What a task costs, coarsely: benchmarks/bench_emulator.cpp has the exact numbers."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable
+
+import pytest
+
+from . import acl_calls as c
+from .acl_calls import Acl
+from .acl_harness import MIB, Gate, HostFunction, peer
+
+TASKS = 1000
+# The target is 1 microsecond; the rest is for a machine that does many other things at the same time.
+COST_LIMIT_S = 20e-6
+
+
+class Stats(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_uint64)
+        for name in (
+            "live_allocations",
+            "device_bytes",
+            "live_contexts",
+            "live_streams",
+            "live_events",
+            "tasks_run",
+            "bytes_copied",
+            "words_woken",
+        )
+    ]
+
+
+def stats(acl: Acl) -> Stats:
+    read = Stats()
+    acl.library.emuStats(ctypes.byref(read))
+    return read
+
+
+@HostFunction
+def nothing(_: int) -> None:
+    pass
+
+
+@pytest.mark.parametrize("kind", ["copy", "value write", "event", "memset"])
+def test_a_task_costs_about_a_microsecond(acl: Acl, kind: str) -> None:
+    stream, event, memory = acl.stream(), acl.event(), acl.malloc(4096)
+    submit: dict[str, Callable[[], object]] = {
+        "copy": lambda: acl.copy(memory, memory + 64, 64, stream),
+        "value write": lambda: acl.aclrtValueWrite(memory, 1, 0, stream),
+        "event": lambda: acl.aclrtRecordEvent(event, stream),
+        "memset": lambda: acl.aclrtMemsetAsync(memory, 64, 1, 64, stream),
+    }
+    best = float("inf")
+
+    for _ in range(3):
+        gate = Gate(acl, stream)
+        for _ in range(TASKS):
+            submit[kind]()
+        start = time.perf_counter()
+        gate.open()
+        acl.synchronize(stream)
+        best = min(best, (time.perf_counter() - start) / TASKS)
+
+    assert best < COST_LIMIT_S
+
+
+def test_a_copy_runs_at_memory_speed(acl: Acl) -> None:
+    size = 16 * MIB
+    stream, to, source = acl.stream(), acl.malloc(size), acl.malloc(size)
+    plain_to, plain_source = (ctypes.create_string_buffer(size) for _ in range(2))
+    best = best_plain = float("inf")
+
+    for _ in range(5):
+        start = time.perf_counter()
+        ctypes.memmove(plain_to, plain_source, size)
+        best_plain = min(best_plain, time.perf_counter() - start)
+        start = time.perf_counter()
+        acl.copy(to, source, size, stream)
+        acl.synchronize(stream)
+        best = min(best, time.perf_counter() - start)
+
+    assert best < 5 * best_plain + 0.005
+
+
+def test_a_word_that_nobody_waits_for_wakes_nobody(acl: Acl) -> None:
+    stream, waiting = acl.stream(), acl.stream()
+    word, other = acl.malloc(64), acl.malloc(64)
+    before = stats(acl).words_woken
+
+    for value in range(100):
+        acl.aclrtValueWrite(word, value, 0, stream)
+        acl.copy(other, word, 8, stream)
+    acl.synchronize(stream)
+
+    assert stats(acl).words_woken == before
+    acl.aclrtValueWait(word, 100, c.EQ, waiting)
+    assert acl.code.aclrtSynchronizeStreamWithTimeout(waiting, 20) == c.STREAM_TIMEOUT  # it sleeps by now
+    acl.aclrtValueWrite(word, 100, 0, stream)
+    acl.synchronize(waiting)
+    assert stats(acl).words_woken == before + 1
+
+
+def test_a_writer_knows_of_a_waiter_in_another_process(acl: Acl) -> None:
+    memory = acl.malloc(2 * MIB)
+    key = acl.export(memory, 2 * MIB).decode()
+    stream = acl.stream()
+    program = """
+        context, key = acl.context(0), hear().encode()
+        word, stream = acl.import_key(key) + 4096, acl.stream()
+        acl.aclrtValueWait(word, 7, c.EQ, stream)
+        say("waits", acl.code.aclrtSynchronizeStreamWithTimeout(stream, 20))
+        acl.synchronize(stream)
+        say("passed")
+    """
+    with peer(program) as other:
+        other.say(key)
+        assert other.hear() == f"waits {c.STREAM_TIMEOUT}"
+        before = stats(acl).words_woken
+
+        acl.aclrtValueWrite(memory + 4096, 7, 0, stream)
+
+        assert other.hear() == "passed"
+        assert stats(acl).words_woken == before + 1
