@@ -48,7 +48,7 @@ aclError export_key(void* pointer, size_t size, char* key, size_t length, uint64
          block->mapped);
   }
   const int32_t physical = Runtime::get().device(block->device).physical_id;
-  Runtime::get().exports->add({block->base, block->fd, offset, size, physical}, flags).print(key);
+  Runtime::get().exports->add({block->base, block->fd, offset, size, physical}, flags != 0).print(key);
   return ACL_SUCCESS;
 }
 
@@ -103,6 +103,19 @@ aclError aclrtIpcMemSetAttr(const char* key, aclrtIpcMemAttrType type, uint64_t 
     if (type != ACL_RT_IPC_MEM_ATTR_ACCESS_LINK || attr > ACL_RT_IPC_MEM_ATTR_ACCESS_LINK_HCCS) {
       fail(ACL_ERROR_RT_PARAM_INVALID, "attribute %d with value %lu does not exist", type, attr);
     }
-    fail(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, "Ascend910B3 has one kind of link");
+    const Profile& profile = Runtime::get().config.profile;
+    if (!profile.has_two_links()) {
+      fail(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, "%s has one kind of link", profile.soc_name());
+    }
+    return ACL_SUCCESS;  // bytes arrive the same way over either
+  });
+}
+
+aclError aclrtIpcMemImportPidInterServer(const char* key, aclrtServerPid* serverPids, size_t num) {
+  return ENTER(aclrtIpcMemImportPidInterServer, {
+    const IpcKey shared = parsed(key);
+    const auto pids = pids_of_servers(serverPids, num);
+    Runtime::get().exports->allow(shared, pids.data(), pids.size());
+    return ACL_SUCCESS;
   });
 }

@@ -30,7 +30,7 @@ void Exports::make_ledger() {
   ledger_->magic = Ledger::kMagic;
 }
 
-IpcKey Exports::add(const Range& range, uint64_t flags) {
+IpcKey Exports::add(const Range& range, bool any_process) {
   std::lock_guard lock(mutex_);
   make_ledger();
   if (open_.size() >= Ledger::kSlots)
@@ -38,7 +38,8 @@ IpcKey Exports::add(const Range& range, uint64_t flags) {
   while ((ledger_->slots[next_ % Ledger::kSlots].generation.load() & 1) != 0) ++next_;
   const uint32_t index = next_++ % Ledger::kSlots;
   Ledger::Slot& slot = ledger_->slots[index];
-  slot.flags = static_cast<uint32_t>(flags);
+  slot.any_process = any_process ? 1 : 0;
+  slot.kind = range.kind;
   if (getrandom(&slot.secret, sizeof slot.secret, 0) != sizeof slot.secret) slot.secret = range.owner ^ next_;
   slot.fd = range.fd;
   slot.physical_device = range.physical_device;
@@ -60,7 +61,21 @@ Ledger::Slot& Exports::slot_of(const IpcKey& key) {
 
 void Exports::allow(const IpcKey& key, const int32_t* pids, size_t count) {
   std::lock_guard lock(mutex_);
-  Ledger::Slot& slot = slot_of(key);
+  allow(slot_of(key), pids, count);
+}
+
+void Exports::allow(uintptr_t owner, const int32_t* pids, size_t count) {
+  std::lock_guard lock(mutex_);
+  bool exported = false;
+  for (const Open& open : open_) {
+    if (open.owner != owner) continue;
+    exported = true;
+    allow(ledger_->slots[open.slot], pids, count);
+  }
+  if (!exported) fail(ACL_ERROR_RT_PARAM_INVALID, "it was not exported yet, so it has no white list");
+}
+
+void Exports::allow(Ledger::Slot& slot, const int32_t* pids, size_t count) {
   const uint32_t before = slot.pid_count.load();
   if (before + count > Ledger::kMaxPids) {
     fail(ACL_ERROR_RT_PARAM_INVALID, "%u pids and %zu more; the most is %u", before, count, Ledger::kMaxPids);

@@ -80,14 +80,14 @@ std::shared_ptr<Exporter> Imports::exporter(const IpcKey& key) {
 namespace {
 
 void check_white_list(const Ledger::Slot& slot) {
-  if ((slot.flags & ACL_RT_IPC_MEM_EXPORT_FLAG_DISABLE_PID_VALIDATION) != 0) return;
+  if (slot.any_process != 0) return;
   const int32_t self = getpid();
   const uint32_t count = slot.pid_count.load();
   for (uint32_t i = 0; i < count && i < Ledger::kMaxPids; ++i) {
     if (slot.pids[i].load() == self) return;
   }
-  fail(ACL_ERROR_RT_NO_PERMISSION,
-       "process %d is not on the key's white list of %u (aclrtIpcMemSetImportPid)", self, count);
+  fail(ACL_ERROR_RT_NO_PERMISSION, "process %d is not on the white list of %u that the exporter gave the key",
+       self, count);
 }
 
 int32_t local_id(int32_t physical, const Device& otherwise) {
@@ -99,12 +99,19 @@ int32_t local_id(int32_t physical, const Device& otherwise) {
 
 }  // namespace
 
-Imports::Opened Imports::open_memory(const IpcKey& key, bool held) {
+Imports::Opened Imports::open_shared(const IpcKey& key, ExportKind kind) {
+  std::lock_guard lock(mutex_);
+  return open_locked(key, kind);
+}
+
+Imports::Opened Imports::open_locked(const IpcKey& key, ExportKind kind) {
   auto from = exporter(key);
   const Ledger::Slot& slot = from->ledger->slots[key.slot];
   if (slot.generation.load(std::memory_order_acquire) != key.generation || slot.secret != key.secret) {
     fail(ACL_ERROR_RT_IPC_ERROR, "process %d closed the key, or freed its memory", key.pid);
   }
+  if (slot.kind != kind)
+    fail(ACL_ERROR_RT_PARAM_INVALID, "the key is of something else that process %d exported", key.pid);
   check_white_list(slot);
   const int fd = from->peer.open_fd(slot.fd);
   if (fd < 0) {
@@ -116,12 +123,12 @@ Imports::Opened Imports::open_memory(const IpcKey& key, bool held) {
     fail(ACL_ERROR_RT_IPC_ERROR, "process %d closed the key, or freed its memory", key.pid);
   }
   return {fd, slot.offset, slot.size, slot.physical_device,
-          std::make_shared<Import>(from, key, slot.physical_device, held)};
+          std::make_shared<Import>(from, key, slot.physical_device, kind == ExportKind::Physical)};
 }
 
 std::shared_ptr<Physical> Imports::open_physical(const IpcKey& key, Device& device) {
   std::lock_guard lock(mutex_);
-  Opened opened = open_memory(key, true);
+  Opened opened = open_locked(key, ExportKind::Physical);
   return std::make_shared<Physical>(device, opened.size, opened.fd, std::move(opened.import));
 }
 
@@ -131,7 +138,7 @@ uintptr_t Imports::open(const char* text, const IpcKey& key, Device& device, boo
     ++it->second.references;
     return it->second.base;
   }
-  const Opened opened = open_memory(key, false);
+  const Opened opened = open_locked(key, ExportKind::Memory);
   auto block =
       Runtime::get().memory.adopt(opened.fd, opened.offset, opened.size,
                                   local_id(opened.physical_device, device), opened.import, enable_peer);
@@ -167,6 +174,24 @@ bool Imports::close(const char* text) {
     open_.erase(it);
   }
   return true;
+}
+
+std::vector<int32_t> pids_of_servers(const aclrtServerPid* servers, size_t count) {
+  const Profile& profile = Runtime::get().config.profile;
+  if (!profile.has_fabric()) {
+    fail(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, "%s has no links between servers; Atlas A3 has",
+         profile.soc_name());
+  }
+  not_null(servers, "serverPids");
+  if (count == 0) fail(ACL_ERROR_RT_PARAM_INVALID, "num is 0");
+  std::vector<int32_t> pids;
+  for (size_t i = 0; i < count; ++i) {
+    if (servers[i].pid == nullptr || servers[i].num == 0) {
+      fail(ACL_ERROR_RT_PARAM_INVALID, "serverPids[%zu] names no process", i);
+    }
+    pids.insert(pids.end(), servers[i].pid, servers[i].pid + servers[i].num);
+  }
+  return pids;
 }
 
 }  // namespace emu

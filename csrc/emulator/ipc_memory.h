@@ -25,10 +25,13 @@ class Exports {
     uint64_t offset;
     uint64_t size;
     int32_t physical_device;
+    ExportKind kind = ExportKind::Memory;
   };
 
-  IpcKey add(const Range& range, uint64_t flags);
+  IpcKey add(const Range& range, bool any_process);
   void allow(const IpcKey& key, const int32_t* pids, size_t count);
+  void allow(uintptr_t owner, const int32_t* pids,
+             size_t count);  // for all keys of it; throws when it has none
   void close(const IpcKey& key);
   void revoke(uintptr_t owner);  // the memory was freed: all its keys end
 
@@ -39,6 +42,7 @@ class Exports {
   };
 
   void make_ledger();
+  static void allow(Ledger::Slot& slot, const int32_t* pids, size_t count);
   Ledger::Slot& slot_of(const IpcKey& key);
   void end(uint32_t slot);
 
@@ -83,6 +87,16 @@ class Import {
 
 class Imports {
  public:
+  struct Opened {
+    int fd;  // the caller's from now on
+    uint64_t offset;
+    uint64_t size;
+    int32_t physical_device;
+    std::shared_ptr<Import> import;
+  };
+
+  // What a key stands for, when it is of that kind and this process may have it.
+  Opened open_shared(const IpcKey& key, ExportKind kind);
   uintptr_t open(const char* text, const IpcKey& key, Device& device, bool enable_peer);
   bool close(const char* text);  // false when it was not imported
   std::shared_ptr<Physical> open_physical(const IpcKey& key, Device& device);
@@ -95,20 +109,15 @@ class Imports {
     int references = 0;
   };
 
-  struct Opened {
-    int fd;
-    uint64_t offset;
-    uint64_t size;
-    int32_t physical_device;
-    std::shared_ptr<Import> import;
-  };
-
   std::shared_ptr<Exporter> exporter(const IpcKey& key);
-  Opened open_memory(const IpcKey& key, bool held);
+  Opened open_locked(const IpcKey& key, ExportKind kind);
 
   std::mutex mutex_;
   std::map<std::string, Open> open_;
   std::map<std::pair<int32_t, uint64_t>, std::weak_ptr<Exporter>> exporters_;
 };
+
+// The processes that an …InterServer call names. Links between servers are A3's (207000 elsewhere).
+std::vector<int32_t> pids_of_servers(const aclrtServerPid* servers, size_t count);
 
 }  // namespace emu

@@ -6,6 +6,9 @@
 
 namespace emu {
 
+// What a key is for; an importer that mistakes one for another is refused.
+enum class ExportKind : uint32_t { Memory, Physical, Notify, Event };
+
 // What a process exported, in memory that importers map: so that an importer sees the white list as it is
 // now, and notices at its next task that the exporter took the memory back.
 struct Ledger {
@@ -16,7 +19,8 @@ struct Ledger {
 
   struct Slot {
     std::atomic<uint32_t> generation;  // odd: in use
-    uint32_t flags;
+    uint32_t any_process;              // 0: only those on the white list
+    ExportKind kind;
     uint64_t secret;
     int32_t fd;
     int32_t physical_device;

@@ -12,6 +12,7 @@
 #include "emulator/host_function.h"
 #include "emulator/host_memory.h"
 #include "emulator/ipc_memory.h"
+#include "emulator/notify.h"
 #include "emulator/stream.h"
 #include "emulator/virtual_memory.h"
 
@@ -28,6 +29,7 @@ Runtime::Runtime()
       reports(std::make_unique<Reports>()),
       exports(std::make_unique<Exports>()),
       imports(std::make_unique<Imports>()),
+      notify_pool(std::make_unique<NotifyPool>()),
       faults(std::make_unique<Faults>()),
       virtual_memory(std::make_unique<VirtualMemory>()) {
   for (const int32_t physical : config.physical_devices) {

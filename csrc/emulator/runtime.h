@@ -21,6 +21,8 @@ class Faults;
 class Graph;
 class HostMemory;
 class Imports;
+class Notify;
+class NotifyPool;
 class Physical;
 class Reports;
 class Stream;
@@ -55,11 +57,13 @@ class Runtime {
   HandleTable<Event, 3> events{"event"};
   HandleTable<Graph, 4> graphs{"graph"};
   HandleTable<Physical, 5> physicals{"physical memory"};
+  HandleTable<Notify, 8> notifies{"notify"};
   const std::unique_ptr<Captures> captures;
   const std::unique_ptr<HostMemory> host_memory;
   const std::unique_ptr<Reports> reports;
   const std::unique_ptr<Exports> exports;
   const std::unique_ptr<Imports> imports;
+  const std::unique_ptr<NotifyPool> notify_pool;
   const std::unique_ptr<Faults> faults;
   const std::unique_ptr<VirtualMemory> virtual_memory;
 

@@ -46,6 +46,14 @@ aclError aclopCompileAndExecuteV2(const char* opType, int, aclTensorDesc*[], acl
 REFUSED(aclrtIpcGetEventHandle, aclrtEvent, aclrtIpcEventHandle*)
 REFUSED(aclrtIpcOpenEventHandle, aclrtIpcEventHandle, aclrtEvent*)
 
+// Counting notifies: 950 has them.
+REFUSED(aclrtCntNotifyCreate, aclrtCntNotify*, uint64_t)
+REFUSED(aclrtCntNotifyDestroy, aclrtCntNotify)
+REFUSED(aclrtCntNotifyRecord, aclrtCntNotify, aclrtStream, aclrtCntNotifyRecordInfo*)
+REFUSED(aclrtCntNotifyWaitWithTimeout, aclrtCntNotify, aclrtStream, aclrtCntNotifyWaitInfo*)
+REFUSED(aclrtCntNotifyReset, aclrtCntNotify, aclrtStream)
+REFUSED(aclrtCntNotifyGetId, aclrtCntNotify, uint32_t*)
+
 // Task groups and conditional tasks of a captured graph.
 REFUSED(aclmdlRICaptureTaskGrpBegin, aclrtStream)
 REFUSED(aclmdlRICaptureTaskGrpEnd, aclrtStream, aclrtTaskGrp*)

@@ -56,9 +56,13 @@ uint64_t export_handle(aclrtDrvMemHandle handle, uint64_t flags) {
   if (physical->exported.exchange(true)) {
     fail(ACL_ERROR_RT_PARAM_INVALID, "the physical memory was exported before; keep the first handle");
   }
-  const Exports::Range range{reinterpret_cast<uintptr_t>(physical.get()), physical->fd, 0, physical->size,
-                             physical->device.physical_id};
-  return Runtime::get().exports->add(range, flags).packed();
+  const Exports::Range range{reinterpret_cast<uintptr_t>(physical.get()),
+                             physical->fd,
+                             0,
+                             physical->size,
+                             physical->device.physical_id,
+                             ExportKind::Physical};
+  return Runtime::get().exports->add(range, flags != 0).packed();
 }
 
 aclrtDrvMemHandle import_handle(uint64_t shareable, Device& device) {
