@@ -2,6 +2,7 @@
 #include "emulator/device.h"
 #include "emulator/entry.h"
 #include "emulator/event.h"
+#include "emulator/observer.h"
 #include "emulator/runtime.h"
 #include "emulator/stream.h"
 
@@ -72,7 +73,9 @@ bool is_recorded(const Event& event) {
   if (record->state.load() == Record::kLost) {
     fail(record->lost_code.load(), "the stream that recorded the event was stopped before it got there");
   }
-  return record->state.load() == Record::kDone;
+  if (record->state.load() != Record::kDone) return false;
+  if (auto* watching = observer()) watching->host_saw(*record);
+  return true;
 }
 
 uint64_t timestamp_of(const Event& event) {

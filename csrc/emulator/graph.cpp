@@ -4,6 +4,7 @@
 
 #include "emulator/context.h"
 #include "emulator/error.h"
+#include "emulator/observer.h"
 #include "emulator/runtime.h"
 #include "emulator/stream.h"
 #include "emulator/thread.h"
@@ -18,6 +19,11 @@ class EdgeRecord final : public Task {
   aclError run(Stream&) override {
     record_->settle(Record::kDone);
     return ACL_SUCCESS;
+  }
+  void describe(TaskFacts& facts) const override {
+    facts.name = what;
+    facts.kind = TaskKind::EventRecord;
+    facts.sync = record_.get();
   }
 
  private:
@@ -35,6 +41,11 @@ class EdgeWait final : public Task {
       record_->wait_on(stream, Clock::now() + std::chrono::milliseconds(5));
     }
     return ACL_SUCCESS;
+  }
+  void describe(TaskFacts& facts) const override {
+    facts.name = what;
+    facts.kind = TaskKind::EventWait;
+    facts.sync = record_.get();
   }
 
  private:
@@ -158,11 +169,12 @@ aclError Graph::run_lane(const Lane& lane, Stream& on) {
 }
 
 // A replay in progress, shared with the lanes that run beside the first.
-class Graph::Replay {
+class Graph::Replay : public SyncPoint {
  public:
   explicit Replay(uint32_t lanes) : left_(lanes) {}
 
-  void done(aclError code) {
+  void done(Stream& lane, aclError code) {
+    if (auto* watching = observer()) watching->released(*this, lane);
     aclError none = ACL_SUCCESS;
     code_.compare_exchange_strong(none, code);
     left_.fetch_sub(1);
@@ -173,6 +185,7 @@ class Graph::Replay {
       if (stream.stopping()) return ACL_ERROR_RT_STREAM_ABORT;
       stream.park(&left_, left, std::chrono::milliseconds(5));
     }
+    if (auto* watching = observer()) watching->acquired(*this, stream);
     return code_.load();
   }
 
@@ -190,7 +203,7 @@ aclError Graph::run(Stream& on) {
   for (size_t i = 1; i < lanes_.size(); ++i) {
     lanes_[i].runs_on->submit(
         make_task("graph lane", [self = shared_from_this(), i, replay](Stream& side) -> aclError {
-          replay->done(self->run_lane(self->lanes_[i], side));
+          replay->done(side, self->run_lane(self->lanes_[i], side));
           return ACL_SUCCESS;
         }));
   }
@@ -206,9 +219,8 @@ void Graph::replay(Stream& on) {
   replays_.fetch_add(1);
   // Counted down when the task goes, run or not.
   std::shared_ptr<void> queued(nullptr, [self = shared_from_this()](void*) { self->replays_.fetch_sub(1); });
-  on.submit(make_task(
-      "aclmdlRIExecuteAsync",
-      [self = shared_from_this(), queued](Stream& stream) -> aclError { return self->run(stream); }));
+  auto body = [self = shared_from_this(), queued](Stream& stream) -> aclError { return self->run(stream); };
+  on.submit(make_task("aclmdlRIExecuteAsync", body, of_kind(TaskKind::Replay)));
 }
 
 void Graph::release() {

@@ -13,6 +13,7 @@
 #include "emulator/host_memory.h"
 #include "emulator/ipc_memory.h"
 #include "emulator/notify.h"
+#include "emulator/observer.h"
 #include "emulator/stream.h"
 #include "emulator/virtual_memory.h"
 
@@ -36,6 +37,7 @@ Runtime::Runtime()
     const auto id = static_cast<int32_t>(devices.size());
     devices.push_back(std::make_unique<Device>(id, physical, config.device_memory));
   }
+  add_observers_of_environment();
   task_delay_us.store(config.task_delay_us);
   for (size_t i = 0; i < 4; ++i) bandwidth[i].store(config.bandwidth[i]);
   pthread_atfork(nullptr, nullptr, [] {

@@ -9,6 +9,7 @@
 #include "emulator/device.h"
 #include "emulator/error.h"
 #include "emulator/graph.h"
+#include "emulator/observer.h"
 #include "emulator/runtime.h"
 #include "emulator/thread.h"
 
@@ -23,6 +24,8 @@ constexpr int kSpins = 400;
 // A task that is told to end between its last look and its sleep is seen after this long.
 constexpr nanoseconds kLongestPark = milliseconds(5);
 
+thread_local Stream* running_here = nullptr;
+
 }  // namespace
 
 Stream::Stream(std::shared_ptr<Context> context, uint32_t priority, uint32_t flags)
@@ -32,7 +35,11 @@ Stream::Stream(std::shared_ptr<Context> context, uint32_t priority, uint32_t fla
       core_limits{Device::kCubeCores, Device::kVectorCores},
       context_(std::move(context)) {}
 
-Stream::~Stream() = default;
+Stream::~Stream() {
+  if (auto* watching = observer()) watching->stream_gone(*this);
+}
+
+Stream* Stream::running() { return running_here; }
 
 void Stream::check_takes_work() const {
   if (closed_.load()) fail(ACL_ERROR_RT_INVALID_HANDLE, "stream %d is destroyed", id);
@@ -77,6 +84,8 @@ void Stream::submit(std::shared_ptr<Task> task) {
   }
   if (!worker_started_) [[unlikely]]
     start_worker();
+  if (auto* watching = observer()) [[unlikely]]
+    watching->submitted(*this, *task, number);
   ring_[number % kDepth] = std::move(task);
   submitted_.store(number + 1);
   if (asleep_.load() != 0 && asleep_.exchange(0) != 0) futex_wake_all(&asleep_);
@@ -122,6 +131,7 @@ std::shared_ptr<Task> Stream::next() {
     if (const aclError code = context_->failure(); code != ACL_SUCCESS) drop = code;
     if (drop == ACL_SUCCESS) return task;
     task->dropped(drop);
+    if (auto* watching = observer()) watching->dropped(*this, *task, number);
     task = nullptr;
     finish_one();
   }
@@ -132,12 +142,25 @@ aclError Stream::run_now(Task& task) {
   if (const uint64_t us = runtime.task_delay_us.load(std::memory_order_relaxed); us != 0) [[unlikely]] {
     pass_time(std::chrono::microseconds(us));
   }
-  const aclError code = stopping() ? ACL_ERROR_RT_STREAM_ABORT : task.run(*this);
+  if (stopping()) return ACL_ERROR_RT_STREAM_ABORT;
+  const aclError code = observer() == nullptr ? task.run(*this) : run_watched(task);
   runtime.tasks_run.fetch_add(1, std::memory_order_relaxed);
   return code;
 }
 
+aclError Stream::run_watched(Task& task) {
+  Observer* const watching = observer();
+  TaskFacts facts;
+  task.describe(facts);
+  watching->begun(*this, task, facts);
+  const aclError code = task.run(*this);
+  watching->ended(*this, task, facts, code);
+  return code;
+}
+
 void Stream::run(Task& task) {
+  if (auto* watching = observer()) [[unlikely]]
+    watching->taken(*this, task, finished_.load(std::memory_order_relaxed));
   const aclError code = run_now(task);
   if (code == ACL_SUCCESS) [[likely]]
     return;
@@ -162,6 +185,7 @@ void Stream::run(Task& task) {
 
 void Stream::work() {
   pthread_setname_np(pthread_self(), text("npu-stream-%d", id).substr(0, 15).c_str());
+  running_here = this;
   while (auto task = next()) {
     run(*task);
     // Gone before the task counts as finished: who synchronises may free what it held.
@@ -197,6 +221,7 @@ void Stream::synchronize(Deadline deadline) {
     return closed_.load() || halted_.load() || aborts_.load() != aborts || context_->failure() != ACL_SUCCESS;
   };
   const bool in_time = progress_.wait([&] { return is_done(target) || cut_short(); }, deadline);
+  if (auto* watching = observer(); watching != nullptr && in_time) watching->host_waited(*this);
   if (const aclError code = context_->failure(); code != ACL_SUCCESS) {
     fail(code, "%s", context_->failure_message().c_str());
   }
@@ -221,7 +246,9 @@ bool Stream::idle() {
     std::lock_guard lock(why_mutex_);
     fail(code, "%s", why_.c_str());
   }
-  return finished_.load() >= submitted_.load();
+  if (finished_.load() < submitted_.load()) return false;
+  if (auto* watching = observer()) watching->host_waited(*this);
+  return true;
 }
 
 void Stream::interrupt() {
@@ -237,6 +264,12 @@ void Stream::abort() {
   halted_.store(false);
   interrupt();
   progress_.wait([&] { return is_done(target) || closed_.load(); }, std::nullopt);
+  if (auto* watching = observer()) watching->host_waited(*this);
+}
+
+void Stream::wait_for_worker(Deadline deadline) {
+  const bool ended = progress_.wait([&] { return !worker_runs_.load(); }, deadline);
+  if (auto* watching = observer(); watching != nullptr && ended) watching->host_waited(*this);
 }
 
 void Stream::halt() {

@@ -51,6 +51,8 @@ class Stream : public std::enable_shared_from_this<Stream> {
   void explain(std::string why);  // the running task failed, and this is why
 
   aclError run_now(Task& task);  // for replays: a task of a graph, on this stream's worker
+  // The stream whose worker the calling thread is; null on all others.
+  static Stream* running();
 
   // The capture that this stream takes part in; null: none.
   std::shared_ptr<Graph> capture() const;
@@ -62,9 +64,7 @@ class Stream : public std::enable_shared_from_this<Stream> {
   bool is_default() const { return is_default_; }
   void make_default() { is_default_ = true; }
   Context& context() const { return *context_; }
-  void wait_for_worker(Deadline deadline) {
-    progress_.wait([&] { return !worker_runs_.load(); }, deadline);
-  }
+  void wait_for_worker(Deadline deadline);
 
   const uint32_t priority;
   const uint32_t flags;
@@ -83,6 +83,7 @@ class Stream : public std::enable_shared_from_this<Stream> {
   void work();
   std::shared_ptr<Task> next();  // null: the stream is closed
   void run(Task& task);
+  aclError run_watched(Task& task);
   void sleep_until_work();
   void check_takes_work() const;
   void finish_one();

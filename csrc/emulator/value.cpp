@@ -76,6 +76,12 @@ class ValueWrite final : public Task {
     store_word(*word.block, address_, value_);
     return ACL_SUCCESS;
   }
+  void describe(TaskFacts& facts) const override {
+    facts.name = what;
+    facts.kind = TaskKind::ValueWrite;
+    facts.word = address_;
+    facts.value = value_;
+  }
 
  private:
   const uintptr_t address_;
@@ -94,6 +100,13 @@ class ValueWait final : public Task {
     if (code == ACL_SUCCESS) code = wait(stream, word, why);
     if (code != ACL_SUCCESS) stream.explain(std::move(why));
     return code;
+  }
+  void describe(TaskFacts& facts) const override {
+    facts.name = what;
+    facts.kind = TaskKind::ValueWait;
+    facts.word = address_;
+    facts.value = value_;
+    facts.mode = mode_;
   }
 
  private:

@@ -9,8 +9,10 @@
 #include <algorithm>
 
 #include "emulator_aten/alias.h"
+#include "emulator_aten/footprint.h"
 #include "emulator_aten/queue.h"
 #include "emulator_aten/random.h"
+#include "emulator_aten/runtime.h"
 #include "torch_npu/csrc/core/npu/NPUCachingAllocator.h"
 #include "torch_npu/csrc/core/npu/NPUFunctions.h"
 
@@ -181,7 +183,16 @@ void BoxedKernel::compute_now(c10::Device device, torch::jit::Stack* stack) {
       }));
     }
   }
-  const torch::jit::Stack given = on_host;
+  torch::jit::Stack given = on_host;
+  struct Touched {
+    const c10::OperatorHandle& op;
+    const torch::jit::Stack& arguments;
+  } touched{op_, given};
+  auto describe = [](void* args, EmuFacts* facts) {
+    const auto* what = static_cast<const Touched*>(args);
+    describe_op(what->op, what->arguments, facts);
+  };
+  const HostCompute watched(name_.c_str(), describe, &touched);
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   op_.callBoxed(on_host);
 

@@ -1,0 +1,82 @@
+// Emulated compute: kernels that come from outside (csrc/emulator_aten), with what they read and write.
+
+#include "emulator/context.h"
+#include "emulator/emu.h"
+#include "emulator/entry.h"
+#include "emulator/host_function.h"
+#include "emulator/observer.h"
+#include "emulator/runtime.h"
+#include "emulator/stream.h"
+
+struct EmuFacts {
+  emu::TaskFacts& facts;
+};
+
+namespace emu {
+namespace {
+
+using Function = void (*)(void*);
+using Describe = void (*)(void*, EmuFacts*);
+
+class ComputeTask final : public Task {
+ public:
+  ComputeTask(const char* name, Function function, Describe describe, void* args)
+      : Task(name), function_(function), describe_(describe), args_(args) {}
+
+  // Kernels of several streams run side by side, unlike host functions.
+  aclError run(Stream&) override { return call_host_function(function_, args_); }
+  void describe(TaskFacts& facts) const override {
+    facts.name = what;
+    facts.kind = TaskKind::Compute;
+    EmuFacts filled{facts};
+    if (describe_ != nullptr) describe_(args_, &filled);
+  }
+
+ private:
+  const Function function_;
+  const Describe describe_;
+  void* const args_;
+};
+
+// Host memory is left out: who owns it and for how long is not the device's business.
+void add(std::vector<Range>& ranges, const void* pointer, size_t width, size_t rows, size_t pitch) {
+  const AddressSpace& memory = Runtime::get().memory;
+  const uintptr_t address = memory.device_address(reinterpret_cast<uintptr_t>(pointer));
+  if (!memory.in_range(Place::Device, address) && !memory.in_range(Place::Imported, address)) return;
+  ranges.push_back({address, width, rows, pitch});
+}
+
+}  // namespace
+}  // namespace emu
+
+using namespace emu;
+
+int emuLaunchCompute(void* stream, const char* name, void (*function)(void*),
+                     void (*describe)(void*, EmuFacts*), void* args) {
+  return ENTER(emuLaunchCompute, {
+    not_null(reinterpret_cast<void*>(function), "function");
+    auto on = Thread::self().context->stream(stream);
+    on->submit(std::make_shared<ComputeTask>(not_null(name, "name"), function, describe, args));
+    return ACL_SUCCESS;
+  });
+}
+
+void emuReads(EmuFacts* facts, const void* address, size_t width, size_t rows, size_t pitch) {
+  add(facts->facts.reads, address, width, rows, pitch);
+}
+
+void emuWrites(EmuFacts* facts, const void* address, size_t width, size_t rows, size_t pitch) {
+  add(facts->facts.writes, address, width, rows, pitch);
+}
+
+void* emuHostComputeBegin(const char* name, void (*describe)(void*, EmuFacts*), void* args) {
+  if (observer() == nullptr) return nullptr;
+  return new HostWork([&](TaskFacts& facts) {
+    facts.name = name;
+    facts.kind = TaskKind::Compute;
+    EmuFacts filled{facts};
+    describe(args, &filled);
+  });
+}
+
+void emuHostComputeEnd(void* begun) { delete static_cast<HostWork*>(begun); }
