@@ -13,6 +13,7 @@
 #include "emulator_aten/queue.h"
 #include "emulator_aten/random.h"
 #include "emulator_aten/runtime.h"
+#include "emulator_aten/same_device.h"
 #include "torch_npu/csrc/core/npu/NPUCachingAllocator.h"
 #include "torch_npu/csrc/core/npu/NPUFunctions.h"
 
@@ -103,6 +104,9 @@ void BoxedKernel::operator()(const c10::OperatorHandle&, c10::DispatchKeySet, to
   const auto arguments = torch::jit::last(*stack, signature_.arguments);
   const c10::Device device = device_of(arguments);
   const c10::DeviceGuard guard(device);
+  if (check_devices(op_, arguments, device) == Devices::kSeveral) {
+    return op_.callBoxedForDispatchKey(c10::DispatchKey::CompositeExplicitAutograd, *stack);
+  }
   if (!must_compute_now(arguments)) {
     if (const auto shapes = shapes_.get(op_, signature_, arguments, rule_))
       return defer(*shapes, device, stack);
