@@ -20,8 +20,11 @@ using Describe = void (*)(void*, EmuFacts*);
 
 class ComputeTask final : public Task {
  public:
-  ComputeTask(const char* name, Function function, Describe describe, void* args)
-      : Task(name), function_(function), describe_(describe), args_(args) {}
+  ComputeTask(const char* name, Function function, Describe describe, void* args, Function release)
+      : Task(name), function_(function), describe_(describe), release_(release), args_(args) {}
+  ~ComputeTask() override {
+    if (release_ != nullptr) release_(args_);
+  }
 
   // Kernels of several streams run side by side, unlike host functions.
   aclError run(Stream&) override { return call_host_function(function_, args_); }
@@ -31,10 +34,22 @@ class ComputeTask final : public Task {
     EmuFacts filled{facts};
     if (describe_ != nullptr) describe_(args_, &filled);
   }
+  bool may_be_updated() const override { return true; }
+  void read_parameters(aclmdlRITaskParams& out) const override {
+    out.type = ACL_MODEL_RI_TASK_KERNEL;
+    out.kernelTaskParams = {.funcHandle = reinterpret_cast<void*>(function_),
+                            .cfg = nullptr,
+                            .args = args_,
+                            .isHostArgs = 1,
+                            .argsSize = 0,
+                            .numBlocks = 1,
+                            .rsv = {}};
+  }
 
  private:
   const Function function_;
   const Describe describe_;
+  const Function release_;
   void* const args_;
 };
 
@@ -52,11 +67,14 @@ void add(std::vector<Range>& ranges, const void* pointer, size_t width, size_t r
 using namespace emu;
 
 int emuLaunchCompute(void* stream, const char* name, void (*function)(void*),
-                     void (*describe)(void*, EmuFacts*), void* args) {
+                     void (*describe)(void*, EmuFacts*), void* args, void (*release)(void*)) {
+  // Made first: it gives the arguments back also when the launch fails.
+  auto task = std::make_shared<ComputeTask>(name, function, describe, args, release);
   return ENTER(emuLaunchCompute, {
     not_null(reinterpret_cast<void*>(function), "function");
+    not_null(name, "name");
     auto on = Thread::self().context->stream(stream);
-    on->submit(std::make_shared<ComputeTask>(not_null(name, "name"), function, describe, args));
+    on->submit(std::move(task));
     return ACL_SUCCESS;
   });
 }

@@ -1,11 +1,11 @@
 #include <thread>
 
+#include "emulator/capture.h"
 #include "emulator/context.h"
 #include "emulator/copy.h"
 #include "emulator/device.h"
 #include "emulator/entry.h"
 #include "emulator/faults.h"
-#include "emulator/graph.h"
 #include "emulator/observer.h"
 #include "emulator/runtime.h"
 #include "emulator/stream.h"

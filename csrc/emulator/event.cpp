@@ -109,7 +109,7 @@ std::shared_ptr<Record> Event::latest() const {
 std::shared_ptr<Graph> Event::open_capture() const {
   std::lock_guard lock(mutex_);
   auto graph = captured_in_.lock();
-  return graph != nullptr && graph->state() != Graph::kReady ? graph : nullptr;
+  return graph != nullptr && graph->is_captured_now() ? graph : nullptr;
 }
 
 void Event::refuse_while_captured() const {
@@ -121,7 +121,7 @@ void Event::refuse_while_captured() const {
 
 void Event::record(Stream& stream) {
   if (const auto graph = stream.capture()) {
-    auto edge = graph->record(stream);
+    auto edge = graph->record(stream, *this);
     std::lock_guard lock(mutex_);
     captured_in_ = graph;
     captured_ = std::move(edge);
@@ -145,7 +145,7 @@ void Event::reset(Stream& stream) {
 
 void Event::make_wait(Stream& stream, uint32_t timeout_s) {
   if (const auto graph = open_capture()) {
-    graph->wait(stream.shared_from_this(), captured_);
+    graph->wait(stream.shared_from_this(), captured_, *this);
     return;
   }
   auto record = latest();

@@ -53,6 +53,7 @@ class Event {
   bool waits_are_done() const { return waits_finished_->load() == waits_queued_.load(); }
 
   Device& device;
+  aclrtEvent handle = nullptr;
   const bool ex;
   const uint32_t flags;
   const uint32_t id;

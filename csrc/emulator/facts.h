@@ -35,6 +35,8 @@ struct Range {
   size_t width = 0;
   size_t rows = 1;
   size_t pitch = 0;
+
+  bool operator==(const Range&) const = default;
 };
 
 // Something that one task signals and another waits for: a record of an event, a notify, the lanes of a

@@ -2,11 +2,11 @@
 
 #include <cstring>
 
+#include "emulator/capture.h"
 #include "emulator/context.h"
 #include "emulator/copy.h"
 #include "emulator/device.h"
 #include "emulator/entry.h"
-#include "emulator/graph.h"
 #include "emulator/observer.h"
 #include "emulator/runtime.h"
 #include "emulator/stream.h"

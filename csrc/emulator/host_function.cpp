@@ -72,6 +72,27 @@ class InHostFunction {
   const bool before_;
 };
 
+class HostFunction final : public Task {
+ public:
+  HostFunction(aclrtHostFunc function, void* argument)
+      : Task("aclrtLaunchHostFunc"), function_(function), argument_(argument) {}
+
+  aclError run(Stream& stream) override {
+    // One at a time per context, as the one thread that the real runtime has for them would.
+    std::lock_guard turn(stream.context().host_functions);
+    return call_host_function(function_, argument_);
+  }
+  void describe(TaskFacts& facts) const override {
+    facts.name = what;
+    facts.kind = TaskKind::HostFunction;
+  }
+  bool may_be_updated() const override { return true; }
+
+ private:
+  const aclrtHostFunc function_;
+  void* const argument_;
+};
+
 aclError serve(Stream& stream, uint64_t thread, const std::shared_ptr<Report>& report, bool blocks) {
   if (!Runtime::get().reports->post(thread, report)) {
     stream.explain("nobody is subscribed to the stream's callbacks any more");
@@ -107,12 +128,7 @@ aclError aclrtLaunchHostFunc(aclrtStream stream, aclrtHostFunc fn, void* args) {
   return ENTER(aclrtLaunchHostFunc, {
     not_null(reinterpret_cast<void*>(fn), "fn");
     auto on = Thread::self().context->stream(stream);
-    auto body = [fn, args](Stream& runs) -> aclError {
-      // One at a time per context, as the one thread that the real runtime has for them would.
-      std::lock_guard turn(runs.context().host_functions);
-      return call_host_function(fn, args);
-    };
-    on->submit(make_task("aclrtLaunchHostFunc", body, of_kind(TaskKind::HostFunction)));
+    on->submit(std::make_shared<HostFunction>(fn, args));
     return ACL_SUCCESS;
   });
 }

@@ -4,7 +4,9 @@
 
 #include <cstdlib>
 
+#include "emulator/capture.h"
 #include "emulator/context.h"
+#include "emulator/crew.h"
 #include "emulator/device.h"
 #include "emulator/event.h"
 #include "emulator/faults.h"
@@ -15,6 +17,7 @@
 #include "emulator/notify.h"
 #include "emulator/observer.h"
 #include "emulator/stream.h"
+#include "emulator/task_group.h"
 #include "emulator/virtual_memory.h"
 
 namespace emu {
@@ -26,6 +29,7 @@ Runtime& Runtime::get() {
 Runtime::Runtime()
     : config(Config::from_environment()),
       captures(std::make_unique<Captures>()),
+      crew(std::make_unique<Crew>()),
       host_memory(std::make_unique<HostMemory>()),
       reports(std::make_unique<Reports>()),
       exports(std::make_unique<Exports>()),

@@ -4,6 +4,7 @@
 
 #include <system_error>
 #include <thread>
+#include <utility>
 
 #include "emulator/context.h"
 #include "emulator/device.h"
@@ -11,6 +12,7 @@
 #include "emulator/graph.h"
 #include "emulator/observer.h"
 #include "emulator/runtime.h"
+#include "emulator/task_group.h"
 #include "emulator/thread.h"
 
 namespace emu {
@@ -41,6 +43,8 @@ Stream::~Stream() {
 
 Stream* Stream::running() { return running_here; }
 
+void Stream::set_running(Stream* stream) { running_here = stream; }
+
 void Stream::check_takes_work() const {
   if (closed_.load()) fail(ACL_ERROR_RT_INVALID_HANDLE, "stream %d is destroyed", id);
   if (const aclError code = context_->failure(); code != ACL_SUCCESS) [[unlikely]] {
@@ -58,6 +62,30 @@ void Stream::set_capture(std::shared_ptr<Graph> graph) {
   std::lock_guard lock(capture_mutex_);
   capturing_.store(graph != nullptr);
   capture_ = std::move(graph);
+  diverted_.store(capture_ != nullptr || update_ != nullptr);
+}
+
+std::shared_ptr<GroupUpdate> Stream::update() const {
+  std::lock_guard lock(capture_mutex_);
+  return update_;
+}
+
+void Stream::set_update(std::shared_ptr<GroupUpdate> update) {
+  std::lock_guard lock(capture_mutex_);
+  update_ = std::move(update);
+  diverted_.store(capture_ != nullptr || update_ != nullptr);
+}
+
+bool Stream::divert(const std::shared_ptr<Task>& task) {
+  if (const auto graph = capture()) {
+    graph->add(*this, task);
+    return true;
+  }
+  if (const auto changes = update()) {
+    changes->add(*this, task);
+    return true;
+  }
+  return false;
 }
 
 void Stream::refuse_while_capturing() const {
@@ -68,10 +96,8 @@ void Stream::refuse_while_capturing() const {
 }
 
 void Stream::submit(std::shared_ptr<Task> task) {
-  if (const auto graph = capture()) {
-    graph->add(*this, std::move(task));
+  if (diverted_.load(std::memory_order_acquire) && divert(task)) [[unlikely]]
     return;
-  }
   std::lock_guard lock(submit_mutex_);
   check_takes_work();
   const uint64_t number = submitted_.load(std::memory_order_relaxed);
@@ -175,7 +201,8 @@ void Stream::run(Task& task) {
                code, meaning(code), why_.empty() ? "" : ": ", why_.c_str());
     why_ = why;
   }
-  if (failure_mode.load() == ACL_STOP_ON_FAILURE) {
+  // Who aborts a graph on purpose ends that replay, and no more.
+  if (failure_mode.load() == ACL_STOP_ON_FAILURE && code != ACL_ERROR_RT_MODEL_ABORT_NORMAL) {
     context_->stop(code, why);
     task.dropped(code);
   } else {
@@ -277,6 +304,13 @@ void Stream::halt() {
   interrupt();
 }
 
+void Stream::cut() {
+  cuts_.fetch_add(1);
+  interrupt();
+}
+
+void Stream::mend() { cuts_.fetch_sub(1); }
+
 void Stream::close() {
   closed_.store(true);
   interrupt();
@@ -285,7 +319,7 @@ void Stream::close() {
 bool Stream::stopping() const {
   return closed_.load(std::memory_order_relaxed) || halted_.load(std::memory_order_relaxed) ||
          drop_before_.load(std::memory_order_relaxed) > finished_.load(std::memory_order_relaxed) ||
-         context_->failure() != ACL_SUCCESS;
+         cuts_.load(std::memory_order_relaxed) != 0 || context_->failure() != ACL_SUCCESS;
 }
 
 void Stream::park(const std::atomic<uint32_t>* word, uint32_t expected, nanoseconds timeout) {
@@ -306,6 +340,11 @@ bool Stream::pass_time(nanoseconds duration) {
     }
   }
   return false;
+}
+
+std::string Stream::take_explanation() {
+  std::lock_guard lock(why_mutex_);
+  return std::exchange(why_, {});
 }
 
 void Stream::explain(std::string why) {

@@ -25,6 +25,13 @@ class Task {
   // What it does. Asked only while somebody watches (observer.h), on the worker, right before it runs.
   virtual void describe(TaskFacts& facts) const { facts.name = what; }
 
+  // For captured tasks: the type and what goes with it (acl_rt.h); left alone: ACL_MODEL_RI_TASK_DEFAULT.
+  virtual void read_parameters(aclmdlRITaskParams&) const {}
+  // The same task with other parameters; null: this kind is frozen once captured.
+  virtual std::shared_ptr<Task> with_parameters(const aclmdlRITaskParams&) const { return nullptr; }
+  // Whether an update of a task group may put another task of the same name in its place.
+  virtual bool may_be_updated() const { return false; }
+
   const char* const what;  // for messages and traces
 };
 

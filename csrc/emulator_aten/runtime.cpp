@@ -39,9 +39,9 @@ void fail_running_task() {
 }
 
 aclError launch_compute(aclrtStream stream, const char* name, void (*function)(void*), Describe describe,
-                        void* args) {
+                        void* args, void (*release)(void*)) {
   static auto* const launch = required<decltype(emuLaunchCompute)>("emuLaunchCompute");
-  return launch(stream, name, function, describe, args);
+  return launch(stream, name, function, describe, args, release);
 }
 
 namespace {

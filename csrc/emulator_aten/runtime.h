@@ -19,9 +19,10 @@ void fail_running_task();
 
 using Describe = void (*)(void* args, EmuFacts* facts);
 
-// Queues compute; `describe` tells those who watch what it touches. `name` must never go away.
+// Queues compute; `describe` tells those who watch what it touches, and `release` gets the arguments back
+// once it is over for good. `name` must never go away.
 aclError launch_compute(aclrtStream stream, const char* name, void (*function)(void*), Describe describe,
-                        void* args);
+                        void* args, void (*release)(void*));
 
 // Around compute that this thread does itself, on device memory, between ACL calls.
 class HostCompute {
