@@ -109,7 +109,8 @@ void add_remote_cache(Instance& instance, int64_t handle, int64_t cache_id, std:
 
 int64_t prepare_push(int64_t handle, uint64_t model_id, const std::vector<at::Tensor>& cache,
                      const at::Tensor& src_blocks, const at::Tensor& dst_blocks, int64_t src_layer,
-                     int64_t dst_layer, int64_t num_layers, int64_t tensors_per_layer, int64_t timeout_ms) {
+                     int64_t dst_layer, int64_t num_layers, int64_t tensors_per_layer, int64_t timeout_ms,
+                     bool has_ticket) {
   const char* asked = "prepare_push";
   for (const at::Tensor* ids : {&src_blocks, &dst_blocks}) {
     require(
@@ -124,10 +125,16 @@ int64_t prepare_push(int64_t handle, uint64_t model_id, const std::vector<at::Te
                             src_blocks.const_data_ptr<int64_t>(), static_cast<size_t>(src_blocks.numel()),
                             dst_blocks.const_data_ptr<int64_t>(), static_cast<size_t>(dst_blocks.numel()),
                             model_id, src_layer, dst_layer, num_layers, tensors_per_layer, timeout_ms});
+  plan.timeout = std::chrono::milliseconds(timeout_ms);  // 0: what the binding says
+  if (!has_ticket) {
+    plan.by_layers = true;
+    auto transfer = std::make_shared<Transfer>(link, std::move(plan), std::nullopt);
+    link->engine().watch(transfer);
+    return tasks().add(std::move(transfer));
+  }
   const int64_t end = plan.remote_layers.first_layer + plan.remote_layers.layers;
   require(end <= static_cast<int64_t>(kLayers), kParamInvalid, asked, ": layer ", end - 1, " at ",
           link->peer().name, " has no arrival flag; layers 0 to ", kLayers - 1, " have");
-  plan.timeout = std::chrono::milliseconds(timeout_ms);  // 0: what the binding says
   const SlotUse slot = link->take_slot(asked);
   auto transfer = std::make_shared<Transfer>(link, std::move(plan), slot);
   link->sends(slot, transfer);
@@ -139,6 +146,13 @@ void task_free(int64_t task) {
   const auto transfer = tasks().remove(task);
   if (transfer != nullptr && !transfer->is_bound())
     transfer->cancel("the task was freed before it was bound");
+}
+
+std::pair<int64_t, std::string> task_wait(int64_t task) { return tasks().get(task, "task_wait")->wait(); }
+
+void task_limit(int64_t task, int64_t timeout_ms) {
+  require(timeout_ms > 0, kParamInvalid, "task_limit: timeout_ms = ", timeout_ms);
+  tasks().get(task, "task_limit")->limit(std::chrono::milliseconds(timeout_ms));
 }
 
 constexpr auto kConfirmedWithin = std::chrono::seconds(5);
@@ -299,13 +313,20 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("transfer_wait", &transfer_wait, py::arg("transfer"), nogil);
   m.def("prepare_push", &prepare_push, py::arg("link"), py::arg("model_id"), py::arg("cache"),
         py::arg("src_blocks"), py::arg("dst_blocks"), py::arg("src_layer"), py::arg("dst_layer"),
-        py::arg("num_layers"), py::arg("tensors_per_layer"), py::arg("timeout_ms"), nogil);
+        py::arg("num_layers"), py::arg("tensors_per_layer"), py::arg("timeout_ms"),
+        py::arg("has_ticket") = true, nogil);
   m.def(
       "task_ticket", [](int64_t task) { return tasks().get(task, "task_ticket")->ticket(); }, py::arg("task"),
       nogil);
   m.def(
       "task_state", [](int64_t task) { return tasks().get(task, "task_state")->state(); }, py::arg("task"),
       nogil);
+  m.def("task_wait", &task_wait, py::arg("task"), nogil);
+  m.def("task_limit", &task_limit, py::arg("task"), py::arg("timeout_ms"), nogil);
+  m.def(
+      "task_cancel",
+      [](int64_t task, const std::string& why) { tasks().get(task, "task_cancel")->cancel(why); },
+      py::arg("task"), py::arg("why"), nogil);
   m.def("task_free", &task_free, py::arg("task"), nogil);
   m.def("ticket_state", &ticket_state, py::arg("ticket"), nogil);
   m.def("ticket_discard", &ticket_discard, py::arg("ticket"), nogil);

@@ -100,13 +100,22 @@ def prepare_push(
     num_layers: int,
     tensors_per_layer: int,
     timeout_ms: int,
+    has_ticket: bool = True,
 ) -> int:
-    """Takes a slot for a push whose layers are released one by one through a binding. Returns the task."""
+    """Takes a slot for a push whose layers are released one by one through a binding. Returns the task.
+    Without a ticket it takes none, and the receiver is not told of its layers."""
 
 def task_ticket(task: int) -> int: ...
 def task_state(task: int) -> tuple[bool, int, str]:
     """(has ended, code, detail)."""
 
+def task_wait(task: int) -> tuple[int, str]:
+    """Blocks until it ended; (code, detail). One that was never bound ends by `task_cancel` or its link."""
+
+def task_limit(task: int, timeout_ms: int) -> None:
+    """It ends at the latest so long after its last layer was released, in place of its first deadline."""
+
+def task_cancel(task: int, why: str) -> None: ...
 def task_free(task: int) -> None: ...
 def ticket_state(ticket: int) -> tuple[bool, int, str]: ...
 def ticket_discard(ticket: int) -> None: ...

@@ -26,6 +26,7 @@ from .block_transfer import (
 )
 from .blocking_call import BlockingCall
 from .cache import Cache, CacheDesc
+from .cache_manager_async import AsyncTransfers, layer_transfers
 from .cache_manager_to_come import CacheManagerToCome, not_there
 from .checks import as_int64
 from .errors import EngineFailedError, KvCacheNotExistError, ParamInvalidError
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from . import _C
 
 
-class CacheManager(CacheManagerToCome):
+class CacheManager(AsyncTransfers, CacheManagerToCome):
     """The caches of one ``LLMDataDist``; obtained from ``LLMDataDist.cache_manager``.
 
     Thread-safe. Transfers over different links do not wait for each other.
@@ -62,6 +63,7 @@ class CacheManager(CacheManagerToCome):
         self._options = options
         self._call = BlockingCall(native, options)
         self._registering = threading.Lock()
+        self._layer_transfers = layer_transfers(native, links, options)
         self._is_closed = False
 
     # Caches.
@@ -276,9 +278,10 @@ class CacheManager(CacheManagerToCome):
 
     # Inside.
 
-    def close(self) -> None:
-        """Withdraws every cache; calls fail from here on. For ``LLMDataDist.finalize``."""
+    def close(self, timeout_s: float = 0.0) -> None:
+        """Ends layer transfers, withdraws every cache; calls fail from here on. For ``finalize``."""
         self._is_closed = True
+        self._layer_transfers.close(timeout_s)
         for cache_id in self._registry.ids():
             self._withdraw(cache_id)
 

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from .cache import Cache, CacheDesc
-from .cache_task import CacheTask
 from .keys import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
-from .transfer import LayerSynchronizer, MemInfo, TransferConfig, TransferWithCacheKeyConfig
+from .transfer import MemInfo
 
 if TYPE_CHECKING:
     import torch
@@ -89,17 +88,6 @@ class CacheManagerToCome:
 
     def swap_blocks(self, src_cache: Cache, dst_cache: Cache, src_to_dst: dict[int, int]) -> None:
         not_there("swap_blocks", "copy the blocks with torch")
-
-    def transfer_cache_async(
-        self,
-        src_cache: Cache,
-        layer_synchronizer: LayerSynchronizer,
-        transfer_configs: Sequence[TransferConfig | TransferWithCacheKeyConfig],
-        src_block_indices: Sequence[int] | None = None,
-        dst_block_indices: Sequence[int] | None = None,
-        dst_block_memory_size: int | None = None,
-    ) -> CacheTask:
-        not_there("transfer_cache_async", "prepare_push sends layer by layer")
 
     def remap_registered_memory(self, mem_infos: MemInfo | list[MemInfo]) -> None:
         not_there("remap_registered_memory", "register the memory again")

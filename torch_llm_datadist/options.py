@@ -32,6 +32,7 @@ class Options:
     sync_kv_timeout_ms: int
     keep_alive_ms: int
     max_in_flight: int
+    transfer_workers: int
 
 
 def read_options(options: object) -> Options:
@@ -70,6 +71,7 @@ def read_options(options: object) -> Options:
         ),
         keep_alive_ms=_number(given, "keep_alive_ms", OWN_PREFIX + "KeepAliveMs", 3000, low=1),
         max_in_flight=_number(given, "max_in_flight", OWN_PREFIX + "MaxInFlight", 256, low=1),
+        transfer_workers=_number(given, "transfer_workers", OWN_PREFIX + "TransferWorkers", 16, low=1),
     )
 
 

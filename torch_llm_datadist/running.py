@@ -57,7 +57,7 @@ class Running:
             raise
 
     def close(self, timeout_s: float) -> None:
-        self.cache_manager.close()
+        self.cache_manager.close(timeout_s / 2)
         self.links.close(timeout_s)
         held = self.registry.held()
         for cache in held:

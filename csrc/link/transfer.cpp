@@ -39,7 +39,7 @@ class TransferProgram : public Program {
         tensor_ = 0;
         const bool is_last = layer_ == plan_.local_layers.layers;
         at_ = is_last ? At::kDone : (transfer_->is_layered() ? At::kStart : At::kCopies);
-        if (!transfer_->is_layered()) return next(step);
+        if (!transfer_->slot_) return next(step);
         const auto [slot, epoch] = *transfer_->slot_;
         *step = {Step::kRemoteWrite,
                  transfer_->link_->peer_flag(slot, plan_.remote_layers.first_layer + layer), nullptr, epoch};
@@ -102,7 +102,7 @@ Transfer::Transfer(std::shared_ptr<Link> link, TransferPlan plan, std::optional<
       plan_(std::move(plan)),
       slot_(slot),
       words_(link_->engine().words()),
-      start_(words_.take(slot ? plan_.local_layers.layers : 1)),
+      start_(words_.take(is_layered() ? plan_.local_layers.layers : 1)),
       done_(words_.take()),
       passed_(words_.take()),
       status_(std::make_shared<Status>(&words_)),
@@ -144,6 +144,11 @@ void Transfer::cancel(const std::string& why) {
     cancelled_ = why;
   }
   link_->engine().wake();
+}
+
+void Transfer::limit(std::chrono::milliseconds timeout) {
+  std::lock_guard lock(mutex_);
+  limit_ = timeout;
 }
 
 std::pair<int64_t, std::string> Transfer::wait() {
@@ -255,6 +260,11 @@ bool Transfer::tick(const Tick& tick) {
   if (!has_ended_) {
     // A blocking call's deadline starts when the earlier work of the caller's stream is done.
     if (!is_layered() && !deadline_ && has_started()) deadline_ = tick.now + plan_.timeout;
+    if (limit_ && is_released()) {
+      plan_.timeout = *limit_;
+      deadline_ = tick.now + *limit_;
+      limit_.reset();
+    }
     if (done_.seen() != 0) {
       end(kSuccess, "");
     } else if (!link_->is_alive()) {
