@@ -14,7 +14,6 @@ namespace emu {
 
 class Captures;
 class Context;
-class Crew;
 class Device;
 class Event;
 class Exports;
@@ -27,7 +26,6 @@ class NotifyPool;
 class Physical;
 class Reports;
 class Stream;
-struct TaskGroup;
 class VirtualMemory;
 
 // All state of the emulator in this process. Made by the first call and never destroyed: threads, static
@@ -60,9 +58,7 @@ class Runtime {
   HandleTable<Graph, 4> graphs{"graph"};
   HandleTable<Physical, 5> physicals{"physical memory"};
   HandleTable<Notify, 8> notifies{"notify"};
-  HandleTable<TaskGroup, 16> task_groups{"task group"};
   const std::unique_ptr<Captures> captures;
-  const std::unique_ptr<Crew> crew;
   const std::unique_ptr<HostMemory> host_memory;
   const std::unique_ptr<Reports> reports;
   const std::unique_ptr<Exports> exports;

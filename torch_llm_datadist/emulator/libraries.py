@@ -20,9 +20,6 @@ COMPANIONS = (
     "libge_runner.so",
     "libgraph.so",
     "libacl_tdt_channel.so",
-    "libmsprofiler.so",
-    "libmspti.so",
-    "libascend_hal.so",
 )
 ATEN = DIRECTORY / "_aten.so"
 
