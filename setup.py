@@ -26,6 +26,8 @@ ROOT = Path(__file__).resolve().parent
 CANN_LEVELS = ("8.5", "9.0", "9.1")  # the last one is what is emulated unless asked otherwise
 # What torch_npu's own libraries ask the loader for. Nothing is called in them, so the emulator's are empty.
 COMPANIONS = ("hccl", "acl_op_compiler", "ge_runner", "graph", "acl_tdt_channel")
+# Asked for when a profiler starts; each is one file in csrc/emulator_profiling.
+PROFILING = ("msprofiler", "mspti", "ascend_hal")
 
 
 def package_dir(name: str) -> Path:
@@ -128,8 +130,11 @@ def write_exports(build: Path, level: str) -> Path:
 
 def write_emulator(ninja: NinjaFile, lib: Path, flags: str) -> list[Path]:
     """libascendcl.so once per CANN level, from the same objects, and its empty companions."""
+    outs = [lib / f"lib{name}.so" for name in PROFILING]
+    for name, out in zip(PROFILING, outs, strict=True):
+        source = ROOT / "csrc" / "emulator_profiling" / f"{name}.cpp"
+        ninja.shared("emulator", out, [source], flags, f"-Wl,-soname,{out.name}")
     objects = ninja.compile("emulator", cpp_in("emulator"), flags)
-    outs = []
     for level in reversed(CANN_LEVELS):
         out = lib / ("" if level == CANN_LEVELS[-1] else f"cann-{level}") / "libascendcl.so"
         major, minor = level.split(".")
@@ -137,16 +142,19 @@ def write_emulator(ninja: NinjaFile, lib: Path, flags: str) -> list[Path]:
             f"emulator-{level}", cpp_in("emulator_level"),
             f"{flags} -DEMU_CANN_MAJOR={major} -DEMU_CANN_MINOR={minor}",
         )  # fmt: skip
+        # torch_npu looks for the profiler's functions through libascendcl's handle.
         ninja.link(
-            out, [*objects, *told], "-Wl,-soname,libascendcl.so -Wl,-z,defs -pthread",
-            script=write_exports(ninja.build, level),
+            out, [*objects, *told],
+            f"-Wl,-soname,libascendcl.so -Wl,-z,defs -pthread -L{lib} -Wl,--no-as-needed -lmsprofiler"
+            " -Wl,-rpath,'$$ORIGIN:$$ORIGIN/..'",
+            after=lib / "libmsprofiler.so", script=write_exports(ninja.build, level),
         )  # fmt: skip
         outs.append(out)
     for name in COMPANIONS:
         out = lib / f"lib{name}.so"
         # NEEDED as in CANN: torch_npu looks for runtime functions through libacl_op_compiler's handle, too.
         link = f"-Wl,-soname,lib{name}.so -nostdlib -x c++ /dev/null -L{lib} -Wl,--no-as-needed -lascendcl"
-        ninja.link(out, [], f"{link} -Wl,-rpath,'$$ORIGIN'", after=outs[0])
+        ninja.link(out, [], f"{link} -Wl,-rpath,'$$ORIGIN'", after=lib / "libascendcl.so")
         outs.append(out)
     return outs
 

@@ -273,6 +273,43 @@ def test_wrong_shapes_raise_at_the_call_with_the_cpus_message() -> None:
         torch.add(torch.ones(3, device="npu"), torch.ones(4, device="npu"))
 
 
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda npu, other: npu + other,
+        lambda npu, other: other.mul_(npu),
+        lambda npu, other: torch.cat([npu, other]),
+        lambda npu, other: npu @ other,
+        lambda npu, other: torch.where(npu > 0, npu, other),
+        lambda npu, other: torch.add(npu, 1, out=other),
+        lambda npu, other: functional.embedding(other.long(), npu.view(3, 1)),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "npu:1"])
+def test_tensors_of_two_devices_are_refused_as_on_an_npu(
+    mix: Callable[[torch.Tensor, torch.Tensor], object], device: str
+) -> None:
+    with pytest.raises(RuntimeError, match="Expected all tensors to be on the same device"):
+        mix(torch.ones(3, device="npu:0"), torch.ones(3, device=device))
+
+
+def test_what_may_lie_on_the_host_may() -> None:
+    tensor = torch.arange(4.0, device="npu")
+
+    assert (tensor + torch.tensor(2.0)).tolist() == [2, 3, 4, 5]
+    assert tensor[torch.tensor([3, 0])].tolist() == [3, 0]
+    assert tensor.index_put_((torch.tensor([1]),), torch.tensor(9.0)).tolist() == [0, 9, 2, 3]
+    assert torch.where(tensor > 2, tensor, torch.tensor(0.0)).tolist() == [0, 9, 0, 3]
+
+
+def test_op_over_lists_takes_tensors_of_several_devices_one_by_one() -> None:
+    lists = [torch.ones(2, device=device) for device in ("npu:0", "npu:1", "cpu")]
+
+    torch._foreach_add_(lists, 2)
+
+    assert [tensor.tolist() for tensor in lists] == [[3, 3]] * 3
+
+
 def test_op_without_cpu_kernel_is_refused_by_name() -> None:
     with pytest.raises(NotImplementedError, match=r"_thnn_fused_lstm_cell.*not available on an emulated NPU"):
         torch.ops.aten._thnn_fused_lstm_cell(*(torch.ones(1, 4, device="npu") for _ in range(3)))

@@ -189,6 +189,13 @@ class LLMConfig:
         OWN_PREFIX + "MaxInFlight", 256, accept.positive, doc="Tickets that a link has at most at one time."
     )
 
+    transfer_workers: Option[int] = Option(
+        OWN_PREFIX + "TransferWorkers",
+        16,
+        accept.positive,
+        doc="Calls of ``transfer_cache_async`` that run at one time, each on a thread; more wait their turn.",
+    )
+
     def __init__(self) -> None:
         self._values: dict[str, Any] = {}
         self._options: dict[str, str] = {}

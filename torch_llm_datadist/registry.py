@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .cache import Cache
-from .key_table import KeyTable
 from .peer import Peer
 
 if TYPE_CHECKING:
@@ -18,26 +16,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("torch_llm_datadist")
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class LocalCache:
-    """A cache of this instance that peers may reach.
-
-    Attributes:
-        model_id: of its ``BlocksCacheKey``; None without one.
-        tensor_bytes: of each tensor.
-        release: gives its memory back to the pool it came from; None for memory of the caller.
-        is_open: its handle is good; a deallocated cache lives on as long as it has keys.
-    """
+    """A registered cache. ``model_id`` is None when it was registered without a key."""
 
     cache: Cache
     model_id: int | None
-    tensor_bytes: Sequence[int]
-    release: Callable[[], None] | None = None
-    is_open: bool = True
-
-    @property
-    def is_owned(self) -> bool:
-        return self.release is not None
+    tensor_bytes: int
 
 
 @dataclass(frozen=True)
@@ -75,7 +60,7 @@ class HeldCache:
     def info(self) -> HeldCacheInfo:
         return HeldCacheInfo(
             self.local.cache.cache_id,
-            sum(self.local.tensor_bytes),
+            self.local.tensor_bytes * len(self.local.cache.tensors),
             tuple(str(peer) for peer in self.waiting_for),
         )
 
@@ -84,9 +69,6 @@ class CacheRegistry:
     """Thread-safe."""
 
     def __init__(self) -> None:
-        self.keys = KeyTable()
-        # A peer pulled (cache_id, batch_index, tensors); called on the control thread.
-        self.on_taken: Callable[[int, int, range], None] = lambda cache_id, batch_index, tensors: None
         self._lock = threading.Lock()
         self._caches: dict[int, LocalCache] = {}
         self._held: list[HeldCache] = []
@@ -98,11 +80,7 @@ class CacheRegistry:
     def find(self, cache: Cache) -> LocalCache | None:
         with self._lock:
             local = self._caches.get(cache.cache_id)
-        return local if local is not None and local.cache is cache and local.is_open else None
-
-    def get(self, cache_id: int) -> LocalCache | None:
-        with self._lock:
-            return self._caches.get(cache_id)
+        return local if local is not None and local.cache is cache else None
 
     def withdraw(self, cache_id: int) -> HeldCache | None:
         """Moves a cache from the registered ones to the held ones; None if it is not registered."""
@@ -133,8 +111,6 @@ class CacheRegistry:
             cache_id = held.local.cache.cache_id
             if held.is_free() and not native.is_cache_in_use(cache_id):
                 native.release_cache(cache_id)
-                if held.local.release is not None:
-                    held.local.release()
                 with self._lock:
                     self._held.remove(held)
 

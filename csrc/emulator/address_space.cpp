@@ -9,6 +9,7 @@
 
 #include "emulator/device.h"
 #include "emulator/error.h"
+#include "emulator/observer.h"
 #include "emulator/virtual_memory.h"
 #include "emulator/wait_hints.h"
 
@@ -135,6 +136,8 @@ std::shared_ptr<Block> AddressSpace::publish(std::shared_ptr<Block> block) {
   const size_t count = round_up(block->mapped, kChunk) / kChunk;
   for (size_t i = 0; i < count; ++i) chunks_[first + i] = block.get();
   blocks_.emplace(block->base, block);
+  lock.unlock();
+  if (auto* watching = observer()) watching->allocated(*block);
   return block;
 }
 
@@ -199,6 +202,8 @@ std::shared_ptr<Block> AddressSpace::release(Place place, uintptr_t base) {
   const size_t first = (block->base - begin_) / kChunk;
   const size_t count = round_up(block->mapped, kChunk) / kChunk;
   for (size_t i = 0; i < count; ++i) chunks_[first + i] = nullptr;
+  lock.unlock();
+  if (auto* watching = observer()) watching->freed(*block);
   return block;
 }
 

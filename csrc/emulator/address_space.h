@@ -42,6 +42,13 @@ class AddressSpace {
   std::byte* alias(uintptr_t address) const {
     return reinterpret_cast<std::byte*>(address + alias_distance_);
   }
+  // The address behind an alias; other addresses as they are.
+  uintptr_t device_address(uintptr_t address) const {
+    const uintptr_t begin = begin_.load(std::memory_order_acquire);
+    if (begin == 0 || address < begin + alias_distance_) return address;
+    const uintptr_t behind = address - alias_distance_;
+    return behind < range(Place::Imported).end ? behind : address;
+  }
 
   size_t live_blocks() const;
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "emulator/capture.h"
 #include "emulator/device.h"
 #include "emulator/error.h"
 #include "emulator/runtime.h"
@@ -55,6 +56,10 @@ std::shared_ptr<Stream> Context::stream(aclrtStream handle) {
          "stream %p belongs to another context (of device %d) than the current one (%d)", handle,
          stream->context().device.id, device.id);
   }
+  if (stream->is_owned()) {
+    fail(ACL_ERROR_RT_STREAM_NOT_SUPPORT_OPERA, "stream %d is part of a graph, and runs with it only",
+         stream->id);
+  }
   return stream;
 }
 
@@ -80,13 +85,14 @@ std::string Context::failure_message() const {
 
 void Context::synchronize(int32_t timeout_ms) {
   const auto all = streams();
-  for (const auto& stream : all) stream->refuse_while_capturing();
+  Runtime::get().captures->check_device_wait(device);
   const Deadline deadline = deadline_in_ms(timeout_ms);
   for (const auto& stream : all) stream->synchronize(deadline);
 }
 
 void Context::destroy(Deadline deadline) {
   if (destroyed_.exchange(true)) return;
+  Runtime::get().captures->abandon(*this);
   const auto ended = streams();
   for (const auto& stream : ended) stream->close();
   for (const auto& stream : ended) {

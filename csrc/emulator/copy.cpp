@@ -6,6 +6,7 @@
 #include "emulator/block.h"
 #include "emulator/device.h"
 #include "emulator/error.h"
+#include "emulator/facts.h"
 #include "emulator/host_memory.h"
 #include "emulator/ipc_memory.h"
 #include "emulator/runtime.h"
@@ -103,6 +104,15 @@ aclError move(const Copy& copy, const Device& from, std::string& why) {
   }
   Runtime::get().bytes_copied.fetch_add(copy.bytes(), std::memory_order_relaxed);
   return ACL_SUCCESS;
+}
+
+void Copy::describe(TaskFacts& facts) const {
+  facts.name = call;
+  facts.kind = TaskKind::Copy;
+  facts.reads.push_back({src, width, height, src_pitch});
+  facts.writes.push_back({dst, width, height, dst_pitch});
+  facts.bytes = bytes();
+  facts.direction = direction;
 }
 
 uint64_t modelled_ns(Direction direction, size_t bytes) {

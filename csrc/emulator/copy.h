@@ -14,6 +14,7 @@ class Block;
 class Context;
 class Device;
 class Stream;
+struct TaskFacts;
 
 enum class Direction : uint8_t { H2D, D2H, D2D, Peer, H2H };
 
@@ -38,6 +39,7 @@ struct Copy {
   size_t dst_span() const { return height == 0 ? 0 : (height - 1) * dst_pitch + width; }
   size_t src_span() const { return height == 0 ? 0 : (height - 1) * src_pitch + width; }
   size_t bytes() const { return width * height; }
+  void describe(TaskFacts& facts) const;
 };
 
 // A place in live memory, held as long as this exists.

@@ -1,11 +1,12 @@
 #include <thread>
 
+#include "emulator/capture.h"
 #include "emulator/context.h"
 #include "emulator/copy.h"
 #include "emulator/device.h"
 #include "emulator/entry.h"
 #include "emulator/faults.h"
-#include "emulator/graph.h"
+#include "emulator/observer.h"
 #include "emulator/runtime.h"
 #include "emulator/stream.h"
 
@@ -81,6 +82,7 @@ void wait_ns(uint64_t ns) { std::this_thread::sleep_for(std::chrono::nanoseconds
 
 void move_now(const Copy& copy, const Device& from) {
   std::string why;
+  const HostWork watched([&](TaskFacts& facts) { copy.describe(facts); });
   const auto started = Clock::now();
   const aclError code = move(copy, from, why);
   if (code != ACL_SUCCESS) fail(code, "%s", why.c_str());
@@ -104,6 +106,7 @@ class CopyTask final : public Task {
     if (ns != 0) stream.pass_time(std::chrono::nanoseconds(ns) - (Clock::now() - started));
     return code;
   }
+  void describe(TaskFacts& facts) const override { copy_.describe(facts); }
 
  private:
   const Copy copy_;

@@ -36,8 +36,27 @@ EMU_API int emuFailNext(const char* function, int nth, int code);
 // One such fault at a time; nth 0 disarms.
 EMU_API int emuFailTask(void* stream, int nth, int code);
 
-// From inside a host function (aclrtLaunchHostFunc): its task ends with `code`, as a kernel that failed
-// would. Emulated compute reports that way. 100000 from anywhere else.
+// Compute on a stream. `function` runs with `args` in stream order, as a kernel would. `name` is the op's and
+// must never go away. `describe` is called before it, on the same thread, only when somebody watches (a
+// trace, the race checker): it names with emuReads and emuWrites what the op touches. It may be NULL: nothing
+// is known. Legal in a capture; then both are called at each replay. `release` (may be NULL) gets `args` back
+// exactly once, on any thread: after the run, when the task is dropped or refused, or with the graph that it
+// is part of. Returns an aclError.
+typedef struct EmuFacts EmuFacts;
+EMU_API int emuLaunchCompute(void* stream, const char* name, void (*function)(void* args),
+                             void (*describe)(void* args, EmuFacts* facts), void* args,
+                             void (*release)(void* args));
+// `rows` pieces of `width` bytes, `pitch` apart. Device addresses, or what emuHostAlias gave for them.
+EMU_API void emuReads(EmuFacts* facts, const void* address, size_t width, size_t rows, size_t pitch);
+EMU_API void emuWrites(EmuFacts* facts, const void* address, size_t width, size_t rows, size_t pitch);
+
+// Compute by the calling thread itself, between two calls. NULL while nobody watches.
+EMU_API void* emuHostComputeBegin(const char* name, void (*describe)(void* args, EmuFacts* facts),
+                                  void* args);
+EMU_API void emuHostComputeEnd(void* begun);
+
+// From inside a host function (aclrtLaunchHostFunc) or of compute: its task ends with `code`, as a kernel
+// that failed would. Emulated compute reports that way. 100000 from anywhere else.
 EMU_API int emuFailRunningTask(int code);
 
 // The same for copies of one EmuDirection, on any stream.

@@ -5,6 +5,7 @@
 #include <new>
 
 #include "emulator/error.h"
+#include "emulator/observer.h"
 #include "emulator/thread.h"
 
 namespace emu {
@@ -29,11 +30,26 @@ const char* name_of(Entry entry);
 Entry entry_named(const char* name);  // Entry::kCount when there is none
 
 // Everything that is the same for all entry points: counters, injected faults, fork, init and context checks.
-// Throws Error. The one place for call traces, too.
+// Throws Error.
 void begin(Entry entry, Thread& self);
 
 aclError report(Entry entry, Thread& self, const Error& error);
 aclError report(Entry entry, Thread& self, aclError code);
+
+// The body of an entry point while somebody watches.
+template <class Body>
+aclError watched(Entry entry, Body&& body) {
+  Observer* const watching = observer();
+  watching->call_begun(name_of(entry));
+  try {
+    const aclError code = body();
+    watching->call_ended(name_of(entry), code);
+    return code;
+  } catch (const Error& error) {
+    watching->call_ended(name_of(entry), error.code);
+    throw;
+  }
+}
 
 // Runs the body of an entry point. No exception and no half-set error state leaves the C interface.
 template <class Body>
@@ -41,7 +57,7 @@ aclError enter(Entry entry, Body&& body) {
   Thread& self = Thread::self();
   try {
     begin(entry, self);
-    const aclError code = body();
+    const aclError code = observer() == nullptr ? body() : watched(entry, body);
     return code == ACL_SUCCESS ? code : report(entry, self, code);
   } catch (const Error& error) {
     return report(entry, self, error);

@@ -4,6 +4,7 @@
 #include "emulator/device.h"
 #include "emulator/error.h"
 #include "emulator/graph.h"
+#include "emulator/observer.h"
 #include "emulator/runtime.h"
 #include "emulator/stream.h"
 
@@ -27,6 +28,11 @@ class RecordTask final : public Task {
   void dropped(aclError code) override {
     record_->lost_code.store(code);
     record_->settle(Record::kLost);
+  }
+  void describe(TaskFacts& facts) const override {
+    facts.name = what;
+    facts.kind = TaskKind::EventRecord;
+    facts.sync = record_.get();
   }
 
  private:
@@ -72,6 +78,7 @@ bool Record::wait_on_host(Deadline deadline) {
     futex_wait(&state, kPending, left);
   }
   waiters.fetch_sub(1);
+  if (auto* watching = observer(); watching != nullptr && state.load() == kDone) watching->host_saw(*this);
   return settled;
 }
 
@@ -102,7 +109,7 @@ std::shared_ptr<Record> Event::latest() const {
 std::shared_ptr<Graph> Event::open_capture() const {
   std::lock_guard lock(mutex_);
   auto graph = captured_in_.lock();
-  return graph != nullptr && graph->state() != Graph::kReady ? graph : nullptr;
+  return graph != nullptr && graph->is_captured_now() ? graph : nullptr;
 }
 
 void Event::refuse_while_captured() const {
@@ -114,7 +121,7 @@ void Event::refuse_while_captured() const {
 
 void Event::record(Stream& stream) {
   if (const auto graph = stream.capture()) {
-    auto edge = graph->record(stream);
+    auto edge = graph->record(stream, *this);
     std::lock_guard lock(mutex_);
     captured_in_ = graph;
     captured_ = std::move(edge);
@@ -129,15 +136,16 @@ void Event::record(Stream& stream) {
 }
 
 void Event::reset(Stream& stream) {
-  stream.submit(make_task("aclrtResetEvent", [record = latest()](Stream&) -> aclError {
+  auto clear = [record = latest()](Stream&) -> aclError {
     record->settle(Record::kPending);
     return ACL_SUCCESS;
-  }));
+  };
+  stream.submit(make_task("aclrtResetEvent", std::move(clear), of_kind(TaskKind::EventReset)));
 }
 
 void Event::make_wait(Stream& stream, uint32_t timeout_s) {
   if (const auto graph = open_capture()) {
-    graph->wait(stream.shared_from_this(), captured_);
+    graph->wait(stream.shared_from_this(), captured_, *this);
     return;
   }
   auto record = latest();
@@ -154,7 +162,10 @@ void Event::make_wait(Stream& stream, uint32_t timeout_s) {
     finished->fetch_add(1);
     return done ? ACL_SUCCESS : ACL_ERROR_RT_WAIT_TIMEOUT;
   };
-  stream.submit(make_task("aclrtStreamWaitEvent", std::move(wait)));
+  stream.submit(make_task("aclrtStreamWaitEvent", std::move(wait), [record](TaskFacts& facts) {
+    facts.kind = TaskKind::EventWait;
+    facts.sync = record.get();
+  }));
   waits_queued_.fetch_add(1);
 }
 

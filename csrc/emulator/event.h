@@ -6,6 +6,7 @@
 #include <mutex>
 
 #include "emulator/acl_headers.h"
+#include "emulator/facts.h"
 #include "emulator/signal.h"
 
 namespace emu {
@@ -16,7 +17,7 @@ class Stream;
 
 // What a wait is for. It outlives its event, so an event may be destroyed right after a wait on it was
 // queued.
-struct Record {
+struct Record : SyncPoint {
   enum : uint32_t { kPending = 0, kDone = 1, kLost = 2 };
 
   void settle(uint32_t how);
@@ -52,6 +53,7 @@ class Event {
   bool waits_are_done() const { return waits_finished_->load() == waits_queued_.load(); }
 
   Device& device;
+  aclrtEvent handle = nullptr;
   const bool ex;
   const uint32_t flags;
   const uint32_t id;

@@ -2,6 +2,7 @@
 #include "emulator/device.h"
 #include "emulator/entry.h"
 #include "emulator/event.h"
+#include "emulator/observer.h"
 #include "emulator/runtime.h"
 #include "emulator/stream.h"
 
@@ -24,7 +25,9 @@ aclError create(aclrtEvent* out, bool ex, uint32_t flags, uint32_t allowed) {
   if ((flags & ACL_EVENT_IPC) != 0) {
     fail(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, "IPC events are not emulated yet");
   }
-  *out = Runtime::get().events.add(std::make_shared<Event>(current().device, ex, flags));
+  auto event = std::make_shared<Event>(current().device, ex, flags);
+  event->handle = Runtime::get().events.add(event);
+  *out = event->handle;
   return ACL_SUCCESS;
 }
 
@@ -72,10 +75,13 @@ bool is_recorded(const Event& event) {
   if (record->state.load() == Record::kLost) {
     fail(record->lost_code.load(), "the stream that recorded the event was stopped before it got there");
   }
-  return record->state.load() == Record::kDone;
+  if (record->state.load() != Record::kDone) return false;
+  if (auto* watching = observer()) watching->host_saw(*record);
+  return true;
 }
 
 uint64_t timestamp_of(const Event& event) {
+  event.refuse_while_captured();
   check_flag(event, ACL_EVENT_TIME_LINE, "ACL_EVENT_TIME_LINE");
   auto record = event.latest();
   if (record == nullptr || record->state.load() != Record::kDone) {

@@ -38,10 +38,11 @@ int emuStreamDelay(void* stream, uint64_t us) {
   Thread& self = Thread::self();
   try {
     if (self.context == nullptr) return ACL_ERROR_RT_CONTEXT_NULL;
-    self.context->stream(stream)->submit(make_task("emuStreamDelay", [us](Stream& on) -> aclError {
+    auto body = [us](Stream& on) -> aclError {
       on.pass_time(std::chrono::microseconds(us));
       return ACL_SUCCESS;
-    }));
+    };
+    self.context->stream(stream)->submit(make_task("emuStreamDelay", body, of_kind(TaskKind::Delay)));
     return ACL_SUCCESS;
   } catch (const Error& error) {
     self.message = error.message;

@@ -2,11 +2,12 @@
 
 #include <cstring>
 
+#include "emulator/capture.h"
 #include "emulator/context.h"
 #include "emulator/copy.h"
 #include "emulator/device.h"
 #include "emulator/entry.h"
-#include "emulator/graph.h"
+#include "emulator/observer.h"
 #include "emulator/runtime.h"
 #include "emulator/stream.h"
 
@@ -18,6 +19,16 @@ aclError fill(uintptr_t address, int32_t value, size_t count, const Device& from
   if (const aclError code = pin(address, count, from, target, why); code != ACL_SUCCESS) return code;
   std::memset(target.host, value, count);
   return ACL_SUCCESS;
+}
+
+auto facts_of(const char* call, uintptr_t address, int32_t value, size_t count) {
+  return [=](TaskFacts& facts) {
+    facts.name = call;
+    facts.kind = TaskKind::Fill;
+    facts.writes.push_back({address, count});
+    facts.bytes = count;
+    facts.value = uint64_t{0x0101'0101'0101'0101} * static_cast<uint8_t>(value);
+  };
 }
 
 void check(void* pointer, size_t max_count, size_t count) {
@@ -37,7 +48,9 @@ aclError aclrtMemset(void* devPtr, size_t maxCount, int32_t value, size_t count)
     Runtime::get().captures->check_unsafe(ACL_ERROR_RT_CAPTURE_MODE_NOT_SUPPORT);
     std::string why;
     const Device& device = Thread::self().context->device;
-    const aclError code = fill(reinterpret_cast<uintptr_t>(devPtr), value, count, device, why);
+    const auto address = reinterpret_cast<uintptr_t>(devPtr);
+    const HostWork watched(facts_of("aclrtMemset", address, value, count));
+    const aclError code = fill(address, value, count, device, why);
     if (code != ACL_SUCCESS) fail(code, "%s", why.c_str());
     return ACL_SUCCESS;
   });
@@ -51,12 +64,13 @@ aclError aclrtMemsetAsync(void* devPtr, size_t maxCount, int32_t value, size_t c
     if (is_host(locate(address, count))) {
       fail(ACL_ERROR_RT_PARAM_INVALID, "%p is not device memory", devPtr);
     }
-    on->submit(make_task("aclrtMemsetAsync", [address, value, count](Stream& stream) -> aclError {
+    auto body = [address, value, count](Stream& stream) -> aclError {
       std::string why;
       const aclError code = fill(address, value, count, stream.context().device, why);
       if (code != ACL_SUCCESS) stream.explain(std::move(why));
       return code;
-    }));
+    };
+    on->submit(make_task("aclrtMemsetAsync", body, facts_of("aclrtMemsetAsync", address, value, count)));
     return ACL_SUCCESS;
   });
 }

@@ -1,5 +1,6 @@
 #include <cstdio>
 
+#include "emulator/capture.h"
 #include "emulator/context.h"
 #include "emulator/entry.h"
 #include "emulator/graph.h"
@@ -16,18 +17,36 @@ void check_mode(int mode) {
   fail(ACL_ERROR_RT_PARAM_INVALID, "capture mode %d is not 0, 1 or 2", mode);
 }
 
-std::shared_ptr<Graph> ready_graph(aclmdlRI handle) {
+std::shared_ptr<Graph> executable_graph(aclmdlRI handle) {
   auto graph = Runtime::get().graphs.get(handle);
-  if (graph->state() == Graph::kCapturing) fail(ACL_ERROR_RT_MODEL_CAPTURED, "the graph is being captured");
-  if (graph->state() == Graph::kInvalid)
-    fail(ACL_ERROR_RT_STREAM_CAPTURE_INVALIDATED, "the capture was spoiled");
+  if (graph->is_captured_now())
+    fail(ACL_ERROR_RT_MODEL_CAPTURED, "graph %u is still being captured", graph->id);
+  if (graph->is_branch()) {
+    fail(ACL_ERROR_RT_PARAM_INVALID, "graph %u is a branch of a conditional task and runs with its graph",
+         graph->id);
+  }
+  if (&graph->origin()->context() != &current()) {
+    fail(ACL_ERROR_RT_MODEL_CONTEXT, "graph %u was captured in another context than the current one",
+         graph->id);
+  }
   return graph;
+}
+
+std::shared_ptr<Stream> stream_to_capture(aclrtStream handle) {
+  auto stream = current().stream(handle);
+  if (stream->is_default())
+    fail(ACL_ERROR_RT_STREAM_CAPTURE_IMPLICIT, "the default stream cannot be captured");
+  if (stream->is_capturing())
+    fail(ACL_ERROR_RT_STREAM_CAPTURED, "stream %d is being captured already", stream->id);
+  if (stream->update() != nullptr)
+    fail(ACL_ERROR_STREAM_TASK_GROUP_STATUS, "stream %d updates a task group; end that first", stream->id);
+  return stream;
 }
 
 void print(const Graph& graph, const char* path) {
   std::FILE* file = std::fopen(path, "w");
   if (file == nullptr) fail(ACL_ERROR_RT_FILE_OPEN, "'%s' cannot be written", path);
-  const std::string text = graph.describe();
+  const std::string text = graph.describe_json();
   std::fwrite(text.data(), 1, text.size(), file);
   std::fclose(file);
 }
@@ -40,13 +59,10 @@ using namespace emu;
 aclError aclmdlRICaptureBegin(aclrtStream stream, aclmdlRICaptureMode mode) {
   return ENTER(aclmdlRICaptureBegin, {
     check_mode(mode);
-    auto on = current().stream(stream);
-    if (on->is_default()) fail(ACL_ERROR_RT_STREAM_CAPTURE_IMPLICIT, "the default stream cannot be captured");
-    if (on->is_capturing()) fail(ACL_ERROR_RT_STREAM_CAPTURED, "stream %d is being captured already", on->id);
-    auto graph = std::make_shared<Graph>(Thread::self().context, on, mode);
+    auto on = stream_to_capture(stream);
+    auto graph = std::make_shared<Graph>();
+    graph->begin(on, mode);
     graph->handle = Runtime::get().graphs.add(graph);
-    on->set_capture(graph);
-    Runtime::get().captures->open(graph);
     return ACL_SUCCESS;
   });
 }
@@ -70,11 +86,11 @@ aclError aclmdlRICaptureEnd(aclrtStream stream, aclmdlRI* modelRI) {
     auto on = current().stream(stream);
     const auto graph = on->capture();
     if (graph == nullptr) fail(ACL_ERROR_RT_STREAM_NOT_CAPTURED, "stream %d is not being captured", on->id);
-    if (graph->origin != on) {
+    if (graph->origin() != on) {
       fail(ACL_ERROR_RT_STREAM_CAPTURE_UNMATCHED, "the capture began on stream %d, not on stream %d",
-           graph->origin->id, on->id);
+           graph->origin()->id, on->id);
     }
-    if (graph->mode != ACL_MODEL_RI_CAPTURE_MODE_RELAXED && graph->thread != Thread::self().id) {
+    if (graph->mode() != ACL_MODEL_RI_CAPTURE_MODE_RELAXED && graph->thread() != Thread::self().id) {
       fail(ACL_ERROR_RT_STREAM_CAPTURE_WRONG_THREAD, "another thread began the capture");
     }
     try {
@@ -102,26 +118,34 @@ aclError aclmdlRIExecuteAsync(aclmdlRI modelRI, aclrtStream stream) {
   return ENTER(aclmdlRIExecuteAsync, {
     auto on = current().stream(stream);
     if (on->is_capturing()) fail(ACL_ERROR_RT_STREAM_CAPTURED, "stream %d is being captured", on->id);
-    ready_graph(modelRI)->replay(*on);
+    executable_graph(modelRI)->replay(*on);
     return ACL_SUCCESS;
   });
 }
 
 aclError aclmdlRIExecute(aclmdlRI modelRI, int32_t timeout) {
   return ENTER(aclmdlRIExecute, {
-    auto on = current().add_stream(0, 0);
-    std::shared_ptr<void> ends(nullptr, [&](void*) {
-      on->close();
-      current().remove_stream(on);
-    });
-    ready_graph(modelRI)->replay(*on);
+    if (timeout < -1) fail(ACL_ERROR_RT_PARAM_INVALID, "timeout %d ms; -1 waits for ever", timeout);
+    const auto graph = executable_graph(modelRI);
+    // On the graph's own first stream, so that its thread is there again the next time.
+    const auto on = graph->streams().front();
+    graph->replay(*on);
     on->synchronize(deadline_in_ms(timeout));
+    return ACL_SUCCESS;
+  });
+}
+
+aclError aclmdlRIAbort(aclmdlRI modelRI) {
+  return ENTER(aclmdlRIAbort, {
+    Runtime::get().graphs.get(modelRI)->abort();
     return ACL_SUCCESS;
   });
 }
 
 aclError aclmdlRIDestroy(aclmdlRI modelRI) {
   return ENTER(aclmdlRIDestroy, {
+    if (Thread::self().in_host_function)
+      fail(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, "called from inside a host function");
     Runtime::get().graphs.get(modelRI)->release();
     Runtime::get().graphs.remove(modelRI);
     return ACL_SUCCESS;

@@ -72,6 +72,27 @@ class InHostFunction {
   const bool before_;
 };
 
+class HostFunction final : public Task {
+ public:
+  HostFunction(aclrtHostFunc function, void* argument)
+      : Task("aclrtLaunchHostFunc"), function_(function), argument_(argument) {}
+
+  aclError run(Stream& stream) override {
+    // One at a time per context, as the one thread that the real runtime has for them would.
+    std::lock_guard turn(stream.context().host_functions);
+    return call_host_function(function_, argument_);
+  }
+  void describe(TaskFacts& facts) const override {
+    facts.name = what;
+    facts.kind = TaskKind::HostFunction;
+  }
+  bool may_be_updated() const override { return true; }
+
+ private:
+  const aclrtHostFunc function_;
+  void* const argument_;
+};
+
 aclError serve(Stream& stream, uint64_t thread, const std::shared_ptr<Report>& report, bool blocks) {
   if (!Runtime::get().reports->post(thread, report)) {
     stream.explain("nobody is subscribed to the stream's callbacks any more");
@@ -84,6 +105,14 @@ aclError serve(Stream& stream, uint64_t thread, const std::shared_ptr<Report>& r
 }
 
 }  // namespace
+
+aclError call_host_function(aclrtHostFunc function, void* argument) {
+  InHostFunction marked;
+  Thread::self().host_function_result = ACL_SUCCESS;
+  function(argument);
+  return Thread::self().host_function_result;
+}
+
 }  // namespace emu
 
 using namespace emu;
@@ -99,14 +128,7 @@ aclError aclrtLaunchHostFunc(aclrtStream stream, aclrtHostFunc fn, void* args) {
   return ENTER(aclrtLaunchHostFunc, {
     not_null(reinterpret_cast<void*>(fn), "fn");
     auto on = Thread::self().context->stream(stream);
-    on->submit(make_task("aclrtLaunchHostFunc", [fn, args](Stream& runs) -> aclError {
-      // One at a time per context, as the one thread that the real runtime has for them would.
-      std::lock_guard turn(runs.context().host_functions);
-      InHostFunction marked;
-      Thread::self().host_function_result = ACL_SUCCESS;
-      fn(args);
-      return Thread::self().host_function_result;
-    }));
+    on->submit(std::make_shared<HostFunction>(fn, args));
     return ACL_SUCCESS;
   });
 }
@@ -124,12 +146,13 @@ aclError aclrtLaunchCallback(aclrtCallback fn, void* userData, aclrtCallbackBloc
     if (thread == 0) {
       fail(ACL_ERROR_RT_STREAM_NO_CB_REG, "no thread subscribed to stream %d (aclrtSubscribeReport)", on->id);
     }
-    on->submit(make_task("aclrtLaunchCallback", [fn, userData, blockType, thread](Stream& runs) -> aclError {
+    auto body = [fn, userData, blockType, thread](Stream& runs) -> aclError {
       auto report = std::make_shared<Report>();
       report->function = fn;
       report->argument = userData;
       return serve(runs, thread, report, blockType == ACL_CALLBACK_BLOCK);
-    }));
+    };
+    on->submit(make_task("aclrtLaunchCallback", body, of_kind(TaskKind::HostFunction)));
     return ACL_SUCCESS;
   });
 }

@@ -13,6 +13,9 @@ namespace emu {
 
 class Stream;
 
+// Runs it here; the code that its task ends with (emuFailRunningTask).
+aclError call_host_function(aclrtHostFunc function, void* argument);
+
 // One launched callback on its way to the thread that subscribed for the stream.
 struct Report {
   aclrtCallback function;

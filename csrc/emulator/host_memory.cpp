@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "emulator/entry.h"
+#include "emulator/observer.h"
 #include "emulator/runtime.h"
 
 namespace emu {
@@ -24,9 +25,14 @@ void HostMemory::add(uintptr_t base, size_t size) {
 
 void HostMemory::remove(uintptr_t base) {
   std::unique_lock lock(mutex_);
-  if (ranges_.erase(base) == 0) {
+  const auto it = ranges_.find(base);
+  if (it == ranges_.end()) {
     fail(ACL_ERROR_HOST_MEMORY_NOT_REGISTERED, "0x%zx is not the start of a registered range", base);
   }
+  const size_t size = it->second;
+  ranges_.erase(it);
+  lock.unlock();
+  if (auto* watching = observer()) watching->host_memory_forgotten(base, size);
 }
 
 bool HostMemory::contains(uintptr_t address, size_t length) const {

@@ -4,7 +4,9 @@
 
 #include <cstdlib>
 
+#include "emulator/capture.h"
 #include "emulator/context.h"
+#include "emulator/crew.h"
 #include "emulator/device.h"
 #include "emulator/event.h"
 #include "emulator/faults.h"
@@ -13,7 +15,9 @@
 #include "emulator/host_memory.h"
 #include "emulator/ipc_memory.h"
 #include "emulator/notify.h"
+#include "emulator/observer.h"
 #include "emulator/stream.h"
+#include "emulator/task_group.h"
 #include "emulator/virtual_memory.h"
 
 namespace emu {
@@ -25,6 +29,7 @@ Runtime& Runtime::get() {
 Runtime::Runtime()
     : config(Config::from_environment()),
       captures(std::make_unique<Captures>()),
+      crew(std::make_unique<Crew>()),
       host_memory(std::make_unique<HostMemory>()),
       reports(std::make_unique<Reports>()),
       exports(std::make_unique<Exports>()),
@@ -36,6 +41,7 @@ Runtime::Runtime()
     const auto id = static_cast<int32_t>(devices.size());
     devices.push_back(std::make_unique<Device>(id, physical, config.device_memory));
   }
+  add_observers_of_environment();
   task_delay_us.store(config.task_delay_us);
   for (size_t i = 0; i < 4; ++i) bandwidth[i].store(config.bandwidth[i]);
   pthread_atfork(nullptr, nullptr, [] {

@@ -14,6 +14,7 @@ namespace emu {
 
 class Captures;
 class Context;
+class Crew;
 class Device;
 class Event;
 class Exports;
@@ -26,6 +27,7 @@ class NotifyPool;
 class Physical;
 class Reports;
 class Stream;
+struct TaskGroup;
 class VirtualMemory;
 
 // All state of the emulator in this process. Made by the first call and never destroyed: threads, static
@@ -58,7 +60,9 @@ class Runtime {
   HandleTable<Graph, 4> graphs{"graph"};
   HandleTable<Physical, 5> physicals{"physical memory"};
   HandleTable<Notify, 8> notifies{"notify"};
+  HandleTable<TaskGroup, 16> task_groups{"task group"};
   const std::unique_ptr<Captures> captures;
+  const std::unique_ptr<Crew> crew;
   const std::unique_ptr<HostMemory> host_memory;
   const std::unique_ptr<Reports> reports;
   const std::unique_ptr<Exports> exports;

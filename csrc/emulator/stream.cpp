@@ -4,12 +4,15 @@
 
 #include <system_error>
 #include <thread>
+#include <utility>
 
 #include "emulator/context.h"
 #include "emulator/device.h"
 #include "emulator/error.h"
 #include "emulator/graph.h"
+#include "emulator/observer.h"
 #include "emulator/runtime.h"
+#include "emulator/task_group.h"
 #include "emulator/thread.h"
 
 namespace emu {
@@ -23,6 +26,8 @@ constexpr int kSpins = 400;
 // A task that is told to end between its last look and its sleep is seen after this long.
 constexpr nanoseconds kLongestPark = milliseconds(5);
 
+thread_local Stream* running_here = nullptr;
+
 }  // namespace
 
 Stream::Stream(std::shared_ptr<Context> context, uint32_t priority, uint32_t flags)
@@ -32,7 +37,13 @@ Stream::Stream(std::shared_ptr<Context> context, uint32_t priority, uint32_t fla
       core_limits{Device::kCubeCores, Device::kVectorCores},
       context_(std::move(context)) {}
 
-Stream::~Stream() = default;
+Stream::~Stream() {
+  if (auto* watching = observer()) watching->stream_gone(*this);
+}
+
+Stream* Stream::running() { return running_here; }
+
+void Stream::set_running(Stream* stream) { running_here = stream; }
 
 void Stream::check_takes_work() const {
   if (closed_.load()) fail(ACL_ERROR_RT_INVALID_HANDLE, "stream %d is destroyed", id);
@@ -51,6 +62,30 @@ void Stream::set_capture(std::shared_ptr<Graph> graph) {
   std::lock_guard lock(capture_mutex_);
   capturing_.store(graph != nullptr);
   capture_ = std::move(graph);
+  diverted_.store(capture_ != nullptr || update_ != nullptr);
+}
+
+std::shared_ptr<GroupUpdate> Stream::update() const {
+  std::lock_guard lock(capture_mutex_);
+  return update_;
+}
+
+void Stream::set_update(std::shared_ptr<GroupUpdate> update) {
+  std::lock_guard lock(capture_mutex_);
+  update_ = std::move(update);
+  diverted_.store(capture_ != nullptr || update_ != nullptr);
+}
+
+bool Stream::divert(const std::shared_ptr<Task>& task) {
+  if (const auto graph = capture()) {
+    graph->add(*this, task);
+    return true;
+  }
+  if (const auto changes = update()) {
+    changes->add(*this, task);
+    return true;
+  }
+  return false;
 }
 
 void Stream::refuse_while_capturing() const {
@@ -61,10 +96,8 @@ void Stream::refuse_while_capturing() const {
 }
 
 void Stream::submit(std::shared_ptr<Task> task) {
-  if (const auto graph = capture()) {
-    graph->add(*this, std::move(task));
+  if (diverted_.load(std::memory_order_acquire) && divert(task)) [[unlikely]]
     return;
-  }
   std::lock_guard lock(submit_mutex_);
   check_takes_work();
   const uint64_t number = submitted_.load(std::memory_order_relaxed);
@@ -77,6 +110,8 @@ void Stream::submit(std::shared_ptr<Task> task) {
   }
   if (!worker_started_) [[unlikely]]
     start_worker();
+  if (auto* watching = observer()) [[unlikely]]
+    watching->submitted(*this, *task, number);
   ring_[number % kDepth] = std::move(task);
   submitted_.store(number + 1);
   if (asleep_.load() != 0 && asleep_.exchange(0) != 0) futex_wake_all(&asleep_);
@@ -122,6 +157,7 @@ std::shared_ptr<Task> Stream::next() {
     if (const aclError code = context_->failure(); code != ACL_SUCCESS) drop = code;
     if (drop == ACL_SUCCESS) return task;
     task->dropped(drop);
+    if (auto* watching = observer()) watching->dropped(*this, *task, number);
     task = nullptr;
     finish_one();
   }
@@ -132,12 +168,25 @@ aclError Stream::run_now(Task& task) {
   if (const uint64_t us = runtime.task_delay_us.load(std::memory_order_relaxed); us != 0) [[unlikely]] {
     pass_time(std::chrono::microseconds(us));
   }
-  const aclError code = stopping() ? ACL_ERROR_RT_STREAM_ABORT : task.run(*this);
+  if (stopping()) return ACL_ERROR_RT_STREAM_ABORT;
+  const aclError code = observer() == nullptr ? task.run(*this) : run_watched(task);
   runtime.tasks_run.fetch_add(1, std::memory_order_relaxed);
   return code;
 }
 
+aclError Stream::run_watched(Task& task) {
+  Observer* const watching = observer();
+  TaskFacts facts;
+  task.describe(facts);
+  watching->begun(*this, task, facts);
+  const aclError code = task.run(*this);
+  watching->ended(*this, task, facts, code);
+  return code;
+}
+
 void Stream::run(Task& task) {
+  if (auto* watching = observer()) [[unlikely]]
+    watching->taken(*this, task, finished_.load(std::memory_order_relaxed));
   const aclError code = run_now(task);
   if (code == ACL_SUCCESS) [[likely]]
     return;
@@ -152,7 +201,8 @@ void Stream::run(Task& task) {
                code, meaning(code), why_.empty() ? "" : ": ", why_.c_str());
     why_ = why;
   }
-  if (failure_mode.load() == ACL_STOP_ON_FAILURE) {
+  // Who aborts a graph on purpose ends that replay, and no more.
+  if (failure_mode.load() == ACL_STOP_ON_FAILURE && code != ACL_ERROR_RT_MODEL_ABORT_NORMAL) {
     context_->stop(code, why);
     task.dropped(code);
   } else {
@@ -162,6 +212,7 @@ void Stream::run(Task& task) {
 
 void Stream::work() {
   pthread_setname_np(pthread_self(), text("npu-stream-%d", id).substr(0, 15).c_str());
+  running_here = this;
   while (auto task = next()) {
     run(*task);
     // Gone before the task counts as finished: who synchronises may free what it held.
@@ -197,6 +248,7 @@ void Stream::synchronize(Deadline deadline) {
     return closed_.load() || halted_.load() || aborts_.load() != aborts || context_->failure() != ACL_SUCCESS;
   };
   const bool in_time = progress_.wait([&] { return is_done(target) || cut_short(); }, deadline);
+  if (auto* watching = observer(); watching != nullptr && in_time) watching->host_waited(*this);
   if (const aclError code = context_->failure(); code != ACL_SUCCESS) {
     fail(code, "%s", context_->failure_message().c_str());
   }
@@ -221,7 +273,9 @@ bool Stream::idle() {
     std::lock_guard lock(why_mutex_);
     fail(code, "%s", why_.c_str());
   }
-  return finished_.load() >= submitted_.load();
+  if (finished_.load() < submitted_.load()) return false;
+  if (auto* watching = observer()) watching->host_waited(*this);
+  return true;
 }
 
 void Stream::interrupt() {
@@ -237,12 +291,25 @@ void Stream::abort() {
   halted_.store(false);
   interrupt();
   progress_.wait([&] { return is_done(target) || closed_.load(); }, std::nullopt);
+  if (auto* watching = observer()) watching->host_waited(*this);
+}
+
+void Stream::wait_for_worker(Deadline deadline) {
+  const bool ended = progress_.wait([&] { return !worker_runs_.load(); }, deadline);
+  if (auto* watching = observer(); watching != nullptr && ended) watching->host_waited(*this);
 }
 
 void Stream::halt() {
   halted_.store(true);
   interrupt();
 }
+
+void Stream::cut() {
+  cuts_.fetch_add(1);
+  interrupt();
+}
+
+void Stream::mend() { cuts_.fetch_sub(1); }
 
 void Stream::close() {
   closed_.store(true);
@@ -252,7 +319,7 @@ void Stream::close() {
 bool Stream::stopping() const {
   return closed_.load(std::memory_order_relaxed) || halted_.load(std::memory_order_relaxed) ||
          drop_before_.load(std::memory_order_relaxed) > finished_.load(std::memory_order_relaxed) ||
-         context_->failure() != ACL_SUCCESS;
+         cuts_.load(std::memory_order_relaxed) != 0 || context_->failure() != ACL_SUCCESS;
 }
 
 void Stream::park(const std::atomic<uint32_t>* word, uint32_t expected, nanoseconds timeout) {
@@ -273,6 +340,11 @@ bool Stream::pass_time(nanoseconds duration) {
     }
   }
   return false;
+}
+
+std::string Stream::take_explanation() {
+  std::lock_guard lock(why_mutex_);
+  return std::exchange(why_, {});
 }
 
 void Stream::explain(std::string why) {

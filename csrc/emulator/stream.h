@@ -14,6 +14,7 @@ namespace emu {
 
 class Context;
 class Graph;
+class GroupUpdate;
 
 // A first-in-first-out queue of tasks with a worker thread of its own, started by the first task.
 //
@@ -30,7 +31,7 @@ class Stream : public std::enable_shared_from_this<Stream> {
   ~Stream();
 
   // Returns before the task runs. Blocks while kDepth tasks are queued. While the stream is captured, the
-  // task goes into the graph instead.
+  // task goes into the graph instead; while it updates a task group, into that.
   void submit(std::shared_ptr<Task> task);
   // Returns when all that was submitted by now is done; throws Error when it is not going to be.
   void synchronize(Deadline deadline);
@@ -50,21 +51,34 @@ class Stream : public std::enable_shared_from_this<Stream> {
   bool pass_time(std::chrono::nanoseconds duration);
   void explain(std::string why);  // the running task failed, and this is why
 
-  aclError run_now(Task& task);  // for replays: a task of a graph, on this stream's worker
+  // For replays, which run tasks of a graph on this stream's worker or, if the stream is the graph's, on a
+  // thread of the crew.
+  aclError run_now(Task& task);
+  void cut();   // what runs ends at once, and nothing more runs ...
+  void mend();  // ... until this; the calls are counted
+  std::string take_explanation();
+  // The graph that this stream is a part of, for replays alone: no call may use it.
+  void set_owner(std::weak_ptr<Graph> graph) { owner_ = std::move(graph), is_owned_ = true; }
+  std::shared_ptr<Graph> owner() const { return owner_.lock(); }
+  bool is_owned() const { return is_owned_; }
+  // The stream whose task the calling thread runs; null where it runs none.
+  static Stream* running();
+  static void set_running(Stream* stream);
 
   // The capture that this stream takes part in; null: none.
   std::shared_ptr<Graph> capture() const;
   void set_capture(std::shared_ptr<Graph> graph);
   bool is_capturing() const { return capturing_.load(std::memory_order_acquire); }
+  // The update of a task group that this stream makes; null: none.
+  std::shared_ptr<GroupUpdate> update() const;
+  void set_update(std::shared_ptr<GroupUpdate> update);
   // Throws 107027, and spoils the capture, when the stream is in one: no query or wait is possible then.
   void refuse_while_capturing() const;
 
   bool is_default() const { return is_default_; }
   void make_default() { is_default_ = true; }
   Context& context() const { return *context_; }
-  void wait_for_worker(Deadline deadline) {
-    progress_.wait([&] { return !worker_runs_.load(); }, deadline);
-  }
+  void wait_for_worker(Deadline deadline);
 
   const uint32_t priority;
   const uint32_t flags;
@@ -83,6 +97,7 @@ class Stream : public std::enable_shared_from_this<Stream> {
   void work();
   std::shared_ptr<Task> next();  // null: the stream is closed
   void run(Task& task);
+  aclError run_watched(Task& task);
   void sleep_until_work();
   void check_takes_work() const;
   void finish_one();
@@ -109,9 +124,15 @@ class Stream : public std::enable_shared_from_this<Stream> {
   std::atomic<bool> worker_runs_{false};
 
   bool is_default_ = false;
+  bool is_owned_ = false;
+  std::weak_ptr<Graph> owner_;
+  std::atomic<uint32_t> cuts_{0};
+  bool divert(const std::shared_ptr<Task>& task);
+  std::atomic<bool> diverted_{false};  // captured, or updating a task group
   std::atomic<bool> capturing_{false};
   mutable std::mutex capture_mutex_;
   std::shared_ptr<Graph> capture_;
+  std::shared_ptr<GroupUpdate> update_;
 
   std::atomic<aclError> untold_failure_{ACL_SUCCESS};  // of mode 0
   mutable std::mutex why_mutex_;

@@ -1,8 +1,10 @@
 #pragma once
 
 #include <memory>
+#include <utility>
 
 #include "emulator/acl_headers.h"
+#include "emulator/facts.h"
 
 namespace emu {
 
@@ -20,6 +22,15 @@ class Task {
   virtual aclError run(Stream& stream) = 0;
   // Says that the task will not run: its stream was stopped with this code.
   virtual void dropped(aclError) {}
+  // What it does. Asked only while somebody watches (observer.h), on the worker, right before it runs.
+  virtual void describe(TaskFacts& facts) const { facts.name = what; }
+
+  // For captured tasks: the type and what goes with it (acl_rt.h); left alone: ACL_MODEL_RI_TASK_DEFAULT.
+  virtual void read_parameters(aclmdlRITaskParams&) const {}
+  // The same task with other parameters; null: this kind is frozen once captured.
+  virtual std::shared_ptr<Task> with_parameters(const aclmdlRITaskParams&) const { return nullptr; }
+  // Whether an update of a task group may put another task of the same name in its place.
+  virtual bool may_be_updated() const { return false; }
 
   const char* const what;  // for messages and traces
 };
@@ -35,9 +46,36 @@ class BodyTask final : public Task {
   Body body_;
 };
 
+// The same with a callable void(TaskFacts&) that says what it does.
+template <class Body, class Facts>
+class DescribedTask final : public Task {
+ public:
+  DescribedTask(const char* what, Body body, Facts facts)
+      : Task(what), body_(std::move(body)), facts_(std::move(facts)) {}
+  aclError run(Stream& stream) override { return body_(stream); }
+  void describe(TaskFacts& facts) const override {
+    facts.name = what;
+    facts_(facts);
+  }
+
+ private:
+  Body body_;
+  Facts facts_;
+};
+
 template <class Body>
 std::shared_ptr<Task> make_task(const char* what, Body body) {
   return std::make_shared<BodyTask<Body>>(what, std::move(body));
+}
+
+template <class Body, class Facts>
+std::shared_ptr<Task> make_task(const char* what, Body body, Facts facts) {
+  return std::make_shared<DescribedTask<Body, Facts>>(what, std::move(body), std::move(facts));
+}
+
+// For tasks of which only the kind matters.
+inline auto of_kind(TaskKind kind) {
+  return [kind](TaskFacts& facts) { facts.kind = kind; };
 }
 
 }  // namespace emu

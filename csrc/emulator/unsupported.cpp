@@ -53,9 +53,3 @@ REFUSED(aclrtCntNotifyRecord, aclrtCntNotify, aclrtStream, aclrtCntNotifyRecordI
 REFUSED(aclrtCntNotifyWaitWithTimeout, aclrtCntNotify, aclrtStream, aclrtCntNotifyWaitInfo*)
 REFUSED(aclrtCntNotifyReset, aclrtCntNotify, aclrtStream)
 REFUSED(aclrtCntNotifyGetId, aclrtCntNotify, uint32_t*)
-
-// Task groups and conditional tasks of a captured graph.
-REFUSED(aclmdlRICaptureTaskGrpBegin, aclrtStream)
-REFUSED(aclmdlRICaptureTaskGrpEnd, aclrtStream, aclrtTaskGrp*)
-REFUSED(aclmdlRICaptureTaskUpdateBegin, aclrtStream, aclrtTaskGrp)
-REFUSED(aclmdlRICaptureTaskUpdateEnd, aclrtStream)

@@ -76,6 +76,21 @@ class ValueWrite final : public Task {
     store_word(*word.block, address_, value_);
     return ACL_SUCCESS;
   }
+  void describe(TaskFacts& facts) const override {
+    facts.name = what;
+    facts.kind = TaskKind::ValueWrite;
+    facts.word = address_;
+    facts.value = value_;
+  }
+  void read_parameters(aclmdlRITaskParams& out) const override {
+    out.type = ACL_MODEL_RI_TASK_VALUE_WRITE;
+    out.valueWriteTaskParams = {reinterpret_cast<void*>(address_), value_};
+  }
+  std::shared_ptr<Task> with_parameters(const aclmdlRITaskParams& given) const override {
+    const auto& [address, value] = given.valueWriteTaskParams;
+    check(address, 0, 0);
+    return std::make_shared<ValueWrite>(reinterpret_cast<uintptr_t>(address), value);
+  }
 
  private:
   const uintptr_t address_;
@@ -94,6 +109,22 @@ class ValueWait final : public Task {
     if (code == ACL_SUCCESS) code = wait(stream, word, why);
     if (code != ACL_SUCCESS) stream.explain(std::move(why));
     return code;
+  }
+  void describe(TaskFacts& facts) const override {
+    facts.name = what;
+    facts.kind = TaskKind::ValueWait;
+    facts.word = address_;
+    facts.value = value_;
+    facts.mode = mode_;
+  }
+  void read_parameters(aclmdlRITaskParams& out) const override {
+    out.type = ACL_MODEL_RI_TASK_VALUE_WAIT;
+    out.valueWaitTaskParams = {reinterpret_cast<void*>(address_), value_, mode_};
+  }
+  std::shared_ptr<Task> with_parameters(const aclmdlRITaskParams& given) const override {
+    const auto& [address, value, mode] = given.valueWaitTaskParams;
+    check(address, mode, ACL_STREAM_WAIT_VALUE_NOR);
+    return std::make_shared<ValueWait>(reinterpret_cast<uintptr_t>(address), value, mode);
   }
 
  private:

@@ -9,8 +9,11 @@
 #include <algorithm>
 
 #include "emulator_aten/alias.h"
+#include "emulator_aten/footprint.h"
 #include "emulator_aten/queue.h"
 #include "emulator_aten/random.h"
+#include "emulator_aten/runtime.h"
+#include "emulator_aten/same_device.h"
 #include "torch_npu/csrc/core/npu/NPUCachingAllocator.h"
 #include "torch_npu/csrc/core/npu/NPUFunctions.h"
 
@@ -101,6 +104,9 @@ void BoxedKernel::operator()(const c10::OperatorHandle&, c10::DispatchKeySet, to
   const auto arguments = torch::jit::last(*stack, signature_.arguments);
   const c10::Device device = device_of(arguments);
   const c10::DeviceGuard guard(device);
+  if (check_devices(op_, arguments, device) == Devices::kSeveral) {
+    return op_.callBoxedForDispatchKey(c10::DispatchKey::CompositeExplicitAutograd, *stack);
+  }
   if (!must_compute_now(arguments)) {
     if (const auto shapes = shapes_.get(op_, signature_, arguments, rule_))
       return defer(*shapes, device, stack);
@@ -181,7 +187,16 @@ void BoxedKernel::compute_now(c10::Device device, torch::jit::Stack* stack) {
       }));
     }
   }
-  const torch::jit::Stack given = on_host;
+  torch::jit::Stack given = on_host;
+  struct Touched {
+    const c10::OperatorHandle& op;
+    const torch::jit::Stack& arguments;
+  } touched{op_, given};
+  auto describe = [](void* args, EmuFacts* facts) {
+    const auto* what = static_cast<const Touched*>(args);
+    describe_op(what->op, what->arguments, facts);
+  };
+  const HostCompute watched(name_.c_str(), describe, &touched);
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   op_.callBoxed(on_host);
 

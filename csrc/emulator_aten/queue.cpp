@@ -1,12 +1,12 @@
 #include "emulator_aten/queue.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <dlfcn.h>
 
 #include <cstdio>
 
 #include "acl/acl_rt.h"
 #include "emulator_aten/alias.h"
+#include "emulator_aten/footprint.h"
 #include "emulator_aten/quiet.h"
 #include "emulator_aten/runtime.h"
 #include "torch_npu/csrc/core/npu/NPUStream.h"
@@ -49,35 +49,24 @@ void run(const Task& task, torch::jit::Stack stack) noexcept {
   }
 }
 
-void run_once(void* argument) {
-  std::unique_ptr<Task> task(static_cast<Task*>(argument));
-  auto stack = std::move(task->arguments);
-  run(*task, std::move(stack));
-}
-
-void run_again(void* argument) {
+// A task of a graph runs again, so its arguments stay.
+void run(void* argument) {
   const Task* task = static_cast<const Task*>(argument);
   run(*task, task->arguments);
 }
 
-bool is_capturing(aclrtStream stream) {
-  using GetInfo = decltype(aclmdlRICaptureGetInfo);
-  static auto* const get_info = reinterpret_cast<GetInfo*>(dlsym(RTLD_DEFAULT, "aclmdlRICaptureGetInfo"));
-  if (!get_info) return false;
-  aclmdlRICaptureStatus status = ACL_MODEL_RI_CAPTURE_STATUS_NONE;
-  aclmdlRI graph = nullptr;
-  return get_info(stream, &status, &graph) == ACL_SUCCESS && status == ACL_MODEL_RI_CAPTURE_STATUS_ACTIVE;
+void release(void* argument) { delete static_cast<Task*>(argument); }
+
+void describe(void* argument, EmuFacts* facts) {
+  const Task* task = static_cast<const Task*>(argument);
+  describe_op(task->op, task->arguments, facts);
+  for (const at::Tensor& result : task->results) describe_written(result, facts);
 }
 
-void submit(aclrtStream stream, std::unique_ptr<Task> task) {
-  // A graph replays the task for as long as the graph lives, and nothing tells when it dies: never freed.
-  auto* function = is_capturing(stream) ? &run_again : &run_once;
-  Task* raw = task.release();
-  const aclError code = aclrtLaunchHostFunc(stream, function, raw);
+void submit(aclrtStream stream, const char* name, std::unique_ptr<Task> task) {
+  const aclError code = launch_compute(stream, name, &run, &describe, task.release(), &release);
   if (code == ACL_SUCCESS) return;
-  std::fprintf(stderr, "torch_llm_datadist.emulator: %s was refused by its stream: error %d\n",
-               c10::toString(raw->op.operator_name()).c_str(), code);
-  delete raw;
+  std::fprintf(stderr, "torch_llm_datadist.emulator: %s was refused by its stream: error %d\n", name, code);
 }
 
 }  // namespace
@@ -92,8 +81,8 @@ void enqueue(const std::string& name, std::unique_ptr<Task> task) {
     std::unique_ptr<Task> task;
   };
   auto submission = std::make_shared<Submission>(std::move(task->held), std::move(task));
-  at_npu::native::OpCommand::RunOpApiV2(name, [stream, submission]() -> int {
-    submit(stream, std::move(submission->task));
+  at_npu::native::OpCommand::RunOpApiV2(name, [stream, submission, name = name.c_str()]() -> int {
+    submit(stream, name, std::move(submission->task));
     return 0;  // anything else makes torch_npu drop all later ops without a word
   });
 }

@@ -22,7 +22,7 @@ struct Task {
   std::vector<c10::Storage> held;  // device storages, until the task is on the stream
 };
 
-// Queues the task on the current stream of the current device.
+// Queues the task on the current stream of the current device. The name must never go away.
 void enqueue(const std::string& name, std::unique_ptr<Task> task);
 
 // Waits until everything queued on the current stream has run.

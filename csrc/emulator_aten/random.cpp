@@ -23,6 +23,8 @@ at::Generator generator_for_one_op(const std::optional<at::Generator>& device_ge
   at::Generator source = device_generator && device_generator->defined()
                              ? *device_generator
                              : at_npu::detail::getDefaultNPUGenerator(device);
+  TORCH_CHECK(source.device().is_privateuseone(), "Expected a 'npu' device type for generator but found '",
+              source.device(), "'");
   std::lock_guard<std::mutex> lock(source.mutex());
   const uint64_t offset = source.get_offset();
   constexpr uint64_t kStep = 4;  // offsets of philox generators come in fours

@@ -38,6 +38,39 @@ void fail_running_task() {
   if (fail(kVectorCoreException) != ACL_SUCCESS) std::abort();
 }
 
+aclError launch_compute(aclrtStream stream, const char* name, void (*function)(void*), Describe describe,
+                        void* args, void (*release)(void*)) {
+  static auto* const launch = required<decltype(emuLaunchCompute)>("emuLaunchCompute");
+  return launch(stream, name, function, describe, args, release);
+}
+
+namespace {
+
+void* begin_host_compute(const char* name, Describe describe, void* args) {
+  static auto* const begin = required<decltype(emuHostComputeBegin)>("emuHostComputeBegin");
+  return begin(name, describe, args);
+}
+
+}  // namespace
+
+HostCompute::HostCompute(const char* name, Describe describe, void* args)
+    : begun_(begin_host_compute(name, describe, args)) {}
+
+HostCompute::~HostCompute() {
+  static auto* const end = required<decltype(emuHostComputeEnd)>("emuHostComputeEnd");
+  if (begun_) end(begun_);
+}
+
+NameRange name_read() {
+  static auto* const name = required<decltype(emuReads)>("emuReads");
+  return name;
+}
+
+NameRange name_write() {
+  static auto* const name = required<decltype(emuWrites)>("emuWrites");
+  return name;
+}
+
 aclError delay_stream(aclrtStream stream, uint64_t microseconds) {
   static auto* const delay = required<int(aclrtStream, uint64_t)>("emuStreamDelay");
   return delay(stream, microseconds);

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "acl/acl_rt.h"
+#include "emulator/emu.h"
 
 namespace emu_aten {
 
@@ -15,6 +16,29 @@ void* host_twin(const void* device_address);
 // later on the stream does not run, and the next synchronising call raises. Ends the process if the runtime
 // cannot do that.
 void fail_running_task();
+
+using Describe = void (*)(void* args, EmuFacts* facts);
+
+// Queues compute; `describe` tells those who watch what it touches, and `release` gets the arguments back
+// once it is over for good. `name` must never go away.
+aclError launch_compute(aclrtStream stream, const char* name, void (*function)(void*), Describe describe,
+                        void* args, void (*release)(void*));
+
+// Around compute that this thread does itself, on device memory, between ACL calls.
+class HostCompute {
+ public:
+  HostCompute(const char* name, Describe describe, void* args);
+  ~HostCompute();
+  HostCompute(const HostCompute&) = delete;
+  HostCompute& operator=(const HostCompute&) = delete;
+
+ private:
+  void* const begun_;
+};
+
+using NameRange = void (*)(EmuFacts* facts, const void* address, size_t width, size_t rows, size_t pitch);
+NameRange name_read();
+NameRange name_write();
 
 aclError delay_stream(aclrtStream stream, uint64_t microseconds);
 

@@ -10,20 +10,17 @@ namespace datadist {
 class TransferProgram : public Program {
  public:
   TransferProgram(std::shared_ptr<Transfer> transfer, bool notify_host)
-      : transfer_(std::move(transfer)),
-        plan_(transfer_->plan_),
-        notify_host_(notify_host),
-        route_(&transfer_->link_->staging(), transfer_->host_copies_.get()) {}
+      : transfer_(std::move(transfer)), plan_(transfer_->plan_), notify_host_(notify_host) {}
 
   void prepare() override {
-    transfer_->link_->prepare_staging(plan_.needs);
     RemoteCache& remote = *plan_.remote;
     const LayerRange& range = plan_.remote_layers;
     const int64_t first = range.first_layer * range.tensors_per_layer;
     for (int64_t t = first; t < first + range.layers * range.tensors_per_layer; ++t) {
-      if (remote.tensors[t].address != nullptr) continue;
-      const auto bytes = static_cast<size_t>(remote.geometry.num_blocks * remote.geometry.strides[t]);
-      remote.tensors[t] = transfer_->link_->transport().map(remote.exports[t], bytes);
+      if (remote.tensors[t] != nullptr) continue;
+      Mapped mapped = transfer_->link_->transport().map(remote.exports[t]);
+      remote.mappings[t] = std::move(mapped.handle);
+      remote.tensors[t] = mapped.address;
     }
   }
 
@@ -42,19 +39,13 @@ class TransferProgram : public Program {
         tensor_ = 0;
         const bool is_last = layer_ == plan_.local_layers.layers;
         at_ = is_last ? At::kDone : (transfer_->is_layered() ? At::kStart : At::kCopies);
-        if (!transfer_->is_layered()) return next(step);
+        if (!transfer_->slot_) return next(step);
         const auto [slot, epoch] = *transfer_->slot_;
         *step = {Step::kRemoteWrite,
                  transfer_->link_->peer_flag(slot, plan_.remote_layers.first_layer + layer), nullptr, epoch};
         return true;
       }
       case At::kDone:
-        // A host function cannot stop its stream, so where it may fail the stream does not open the gate
-        // itself: the watchdog does, once it has looked for failures.
-        if (transfer_->host_copies_ != nullptr) {
-          at_ = At::kCall;
-          return next(step);
-        }
         at_ = notify_host_ ? At::kCall : At::kEnd;
         *step = {Step::kWrite, transfer_->done_.address, nullptr, 1};
         return true;
@@ -80,35 +71,26 @@ class TransferProgram : public Program {
   size_t start_index() const { return transfer_->is_layered() ? static_cast<size_t>(layer_) : 0; }
 
   bool next_copy(Step* step) {
-    if (route_.next(step)) return true;
+    if (plan_.runs.empty() || tensor_ == plan_.local_layers.tensors_per_layer) return false;
     const int64_t per_layer = plan_.local_layers.tensors_per_layer;
-    if (plan_.runs.empty() || tensor_ == per_layer) return false;
-    const int64_t local_tensor = (plan_.local_layers.first_layer + layer_) * per_layer + tensor_;
-    const int64_t remote_tensor = (plan_.remote_layers.first_layer + layer_) * per_layer + tensor_;
-    Place src = plan_.local->tensors[local_tensor];
-    Place dst = plan_.remote->tensors[remote_tensor];
-    int64_t src_stride = plan_.local->geometry.strides[local_tensor];
-    int64_t dst_stride = plan_.remote->geometry.strides[remote_tensor];
-    const int64_t local_stride = src_stride;
-    if (plan_.direction == Direction::kPull) {
-      std::swap(src, dst);
-      std::swap(src_stride, dst_stride);
-    }
-    const Span span = span_of(plan_.shape, plan_.runs[run_], src_stride, dst_stride, local_stride);
-    src.address += span.src;
-    dst.address += span.dst;
-    route_.begin(dst, src, static_cast<size_t>(span.bytes));
+    char* local = plan_.local->tensors[(plan_.local_layers.first_layer + layer_) * per_layer + tensor_];
+    char* remote = plan_.remote->tensors[(plan_.remote_layers.first_layer + layer_) * per_layer + tensor_];
+    const bool is_push = plan_.direction == Direction::kPush;
+    const int64_t block_bytes = plan_.local->geometry.block_bytes;
+    const Run& run = plan_.runs[run_];
+    *step = {Step::kCopy, (is_push ? remote : local) + run.dst * block_bytes,
+             (is_push ? local : remote) + run.src * block_bytes,
+             static_cast<uint64_t>(run.blocks * block_bytes)};
     if (++run_ == plan_.runs.size()) {
       run_ = 0;
       ++tensor_;
     }
-    return route_.next(step);
+    return true;
   }
 
   const std::shared_ptr<Transfer> transfer_;
   const TransferPlan& plan_;
   const bool notify_host_;
-  Route route_;
   At at_ = At::kStart;
   int64_t layer_ = 0;  // of the range
   int64_t tensor_ = 0;
@@ -120,11 +102,10 @@ Transfer::Transfer(std::shared_ptr<Link> link, TransferPlan plan, std::optional<
       plan_(std::move(plan)),
       slot_(slot),
       words_(link_->engine().words()),
-      start_(words_.take(slot ? plan_.local_layers.layers : 1)),
+      start_(words_.take(is_layered() ? plan_.local_layers.layers : 1)),
       done_(words_.take()),
       passed_(words_.take()),
       status_(std::make_shared<Status>(&words_)),
-      host_copies_(plan_.needs.host_copies ? std::make_unique<HostCopies>() : nullptr),
       start_is_queued_(start_.size(), false) {
   link_->transfer_began();
   if (slot_) link_->announce(*slot_, sent_word(SentWord::kOpen, kSuccess));
@@ -137,7 +118,7 @@ Transfer::~Transfer() {
 }
 
 void Transfer::submit(bool notify_host, const char* asked) {
-  auto lane = plan_.needs.any() ? link_->take_staging_lane() : link_->take_lane(is_layered());
+  auto lane = link_->take_lane(is_layered());
   if (lane == nullptr) {
     std::lock_guard lock(mutex_);
     is_claimed_ = false;
@@ -163,6 +144,11 @@ void Transfer::cancel(const std::string& why) {
     cancelled_ = why;
   }
   link_->engine().wake();
+}
+
+void Transfer::limit(std::chrono::milliseconds timeout) {
+  std::lock_guard lock(mutex_);
+  limit_ = timeout;
 }
 
 std::pair<int64_t, std::string> Transfer::wait() {
@@ -228,12 +214,7 @@ void Transfer::submission_ended(uint64_t mark, int64_t code, const std::string& 
 
 void Transfer::device_done() {
   std::lock_guard lock(mutex_);
-  if (host_copies_ == nullptr) {
-    end(kSuccess, "");
-  } else {
-    host_copies_are_done_ = true;
-    link_->engine().wake();
-  }
+  end(kSuccess, "");
 }
 
 void Transfer::end(int64_t code, const std::string& why) {
@@ -279,12 +260,12 @@ bool Transfer::tick(const Tick& tick) {
   if (!has_ended_) {
     // A blocking call's deadline starts when the earlier work of the caller's stream is done.
     if (!is_layered() && !deadline_ && has_started()) deadline_ = tick.now + plan_.timeout;
-    if (host_copies_are_done_ && !host_copies_->failure()) {
-      tick.write(done_, 1);
-      end(kSuccess, "");
-    } else if (host_copies_are_done_) {
-      fail(tick, kFailed, join("the transfer with ", link_->peer().name, ": ", *host_copies_->failure()));
-    } else if (done_.seen() != 0) {
+    if (limit_ && is_released()) {
+      plan_.timeout = *limit_;
+      deadline_ = tick.now + *limit_;
+      limit_.reset();
+    }
+    if (done_.seen() != 0) {
       end(kSuccess, "");
     } else if (!link_->is_alive()) {
       const auto [code, why] = link_->reason();

@@ -19,9 +19,8 @@
 #include "cache/cache.h"
 #include "link/lane.h"
 #include "link/link.h"
-#include "link/route.h"
 #include "link/status.h"
-#include "plan/span.h"
+#include "plan/plan.h"
 
 namespace datadist {
 
@@ -34,10 +33,9 @@ struct TransferPlan {
   std::shared_ptr<RemoteCache> remote;
   LayerRange local_layers;
   LayerRange remote_layers;
-  Shape shape;
   std::vector<Run> runs;  // in the direction in which the bytes flow
-  RouteNeeds needs;
   std::chrono::milliseconds timeout{0};
+  bool by_layers = false;  // released one by one; nobody at the receiver need wait for them
 };
 
 // A word that a caller's stream writes 1 to, and where its handler says that the runtime refused.
@@ -58,6 +56,8 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   void submit(bool notify_host, const char* asked);
   // Ends it early; what it queued on a stream of its own is cut off.
   void cancel(const std::string& why);
+  // Of a layered transfer: it ends at the latest so long after its last layer was released.
+  void limit(std::chrono::milliseconds timeout);
   // Blocks until it ended; (code, detail).
   std::pair<int64_t, std::string> wait();
   std::tuple<bool, int64_t, std::string> state() const;
@@ -70,7 +70,7 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   void bind(std::shared_ptr<Status> status, std::chrono::milliseconds timeout,
             const std::set<int64_t>& open_layers, const char* asked);
   const std::shared_ptr<Status>& status() const { return status_; }
-  bool is_layered() const { return slot_.has_value(); }
+  bool is_layered() const { return slot_.has_value() || plan_.by_layers; }
   bool is_bound() const;
   bool is_retired() const;  // watchdog: ended, drained, and no stream reads its words any more
   int64_t layers() const { return plan_.local_layers.layers; }
@@ -94,6 +94,7 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   void fail(const Tick& tick, int64_t code, const std::string& why);
   void end(int64_t code, const std::string& why);
   bool has_started() const;
+  bool is_released() const { return start_.back().seen() != 0; }
   bool streams_have_passed() const;
   SentWord sent_word(SentWord::State state, int64_t code) const;
   void drained();
@@ -107,7 +108,6 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   const Word done_;
   const Word passed_;
   std::shared_ptr<Status> status_;
-  const std::unique_ptr<HostCopies> host_copies_;  // nullptr: every byte moves by copies of the stream
 
   // progress
   mutable std::mutex mutex_;
@@ -121,8 +121,8 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   std::vector<bool> start_is_queued_;
   bool passed_is_queued_ = false;
   std::optional<Clock::time_point> deadline_;
+  std::optional<std::chrono::milliseconds> limit_;  // until the last layer is released
   bool submission_has_ended_ = false;
-  bool host_copies_are_done_ = false;
   uint64_t mark_ = 0;
   std::optional<std::pair<int64_t, std::string>> refused_;
 

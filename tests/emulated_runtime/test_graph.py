@@ -27,6 +27,7 @@ WRONG_STREAM = 107036
 RUNNING = 107037
 WRONG_THREAD = 107038
 WOULD_BLOCK = 107041
+GRAPH_FAILED = 507011
 SPOILED = 507903
 
 
@@ -333,7 +334,8 @@ def test_failing_task_in_a_graph_stops_what_follows(acl: Acl) -> None:
 
     acl.aclmdlRIExecuteAsync(graph, stream)
 
-    assert acl.code.aclrtSynchronizeStreamWithTimeout(stream, DEADLINE_S * 1000) == c.LINK_ERROR
+    assert acl.code.aclrtSynchronizeStreamWithTimeout(stream, DEADLINE_S * 1000) == GRAPH_FAILED
+    assert f"aclrtMemcpyAsync) failed with {c.LINK_ERROR}" in acl.message()
     assert acl.read_word(word) == 0
 
 
@@ -360,9 +362,11 @@ def test_abort_ends_a_replay(acl: Acl) -> None:
 def test_graph_is_printed_as_json(acl: Acl, tmp_path: Path) -> None:
     stream, word = acl.stream(), acl.malloc(64)
     begin(acl, stream)
-    acl.aclrtValueWrite(word, 1, 0, stream)
+    acl.aclrtValueWrite(word, 7, 0, stream)
     graph = end(acl, stream)
 
     acl.aclmdlRIDebugJsonPrint(graph, str(tmp_path / "graph.json").encode(), 0)
 
-    assert json.loads((tmp_path / "graph.json").read_text())["streams"] == [["aclrtValueWrite"]]
+    (task,) = json.loads((tmp_path / "graph.json").read_text())
+    assert task["name"] == f"MEM_WRITE_VALUE_{word}"
+    assert task["args"]["Value"] == 7

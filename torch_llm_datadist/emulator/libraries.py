@@ -20,6 +20,9 @@ COMPANIONS = (
     "libge_runner.so",
     "libgraph.so",
     "libacl_tdt_channel.so",
+    "libmsprofiler.so",
+    "libmspti.so",
+    "libascend_hal.so",
 )
 ATEN = DIRECTORY / "_aten.so"
 

@@ -1,0 +1,177 @@
+"""Seed 001, transfer_cache_async: each sentence of it that promises something, in its order."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tests import instances
+from tests.conformance.case import INVALID, check_raises
+from tests.transfers import LAYERS, OK, Always, Gates, link, moved, pattern, restore, start, to
+from torch_llm_datadist import CacheTask, TransferConfig
+from torch_llm_datadist.cache_manager import CacheManager
+
+WAIT_MS = 30_000
+
+
+@pytest.fixture(scope="module")
+def both() -> Iterator[tuple[SimpleNamespace, SimpleNamespace]]:
+    """Two linked instances of one process, on two devices."""
+    here, there = start(1, 0), start(2, 1)
+    link(here, there)
+    yield here, there
+    here.datadist.finalize()
+    there.datadist.finalize()
+
+
+@pytest.fixture
+def pair(both: tuple[SimpleNamespace, SimpleNamespace]) -> tuple[SimpleNamespace, SimpleNamespace]:
+    for each in both:
+        restore(each)
+    return both
+
+
+def whole(src_blocks: list[int], dst_blocks: list[int]) -> torch.Tensor:
+    return moved(pattern(2), pattern(1), range(LAYERS), range(LAYERS), src_blocks, dst_blocks)
+
+
+def test_function_it_sends_a_cache_asynchronously_and_layer_by_layer(pair: Any) -> None:
+    here, there = pair
+    gates = Gates()
+
+    task = here.manager.transfer_cache_async(here.cache, gates, [to(2)], [1], [2])
+
+    assert not task.done()  # it has returned, and nothing was released
+    for gate in gates.open:
+        gate.set()
+    assert task.synchronize(WAIT_MS) == OK
+    assert torch.equal(instances.content(there), whole([1], [2]))
+
+
+def test_prototype_names_order_and_defaults() -> None:
+    parameters = list(inspect.signature(CacheManager.transfer_cache_async).parameters.values())[1:]
+
+    assert [(p.name, p.default) for p in parameters] == [
+        ("src_cache", inspect.Parameter.empty),
+        ("layer_synchronizer", inspect.Parameter.empty),
+        ("transfer_configs", inspect.Parameter.empty),
+        ("src_block_indices", None),
+        ("dst_block_indices", None),
+        ("dst_block_memory_size", None),
+    ]
+
+
+def test_layer_synchronizer_is_an_object_of_a_class_that_implements_it(pair: Any) -> None:
+    here, _ = pair
+    synchronizer = Always()
+
+    here.manager.transfer_cache_async(here.cache, synchronizer, [to(2)], [0], [0]).synchronize(WAIT_MS)
+
+    assert [layer for layer, _ in synchronizer.asked] == list(range(LAYERS))
+    check_raises(
+        TypeError, lambda: here.manager.transfer_cache_async(here.cache, lambda *_: True, [to(2)], [0], [0])
+    )
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_transfer_configs_are_a_list_or_a_tuple(pair: Any, kind: type) -> None:
+    here, there = pair
+
+    task = here.manager.transfer_cache_async(here.cache, Always(), kind([to(2)]), [1], [2])
+
+    assert task.synchronize(WAIT_MS) == OK
+    assert torch.equal(instances.content(there), whole([1], [2]))
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_block_indices_name_the_blocks_of_a_paged_source_and_a_paged_destination(
+    pair: Any, kind: type
+) -> None:
+    here, there = pair
+
+    task = here.manager.transfer_cache_async(here.cache, Always(), [to(2)], kind([0, 3, 1]), kind([5, 2, 4]))
+
+    assert task.synchronize(WAIT_MS) == OK
+    assert torch.equal(instances.content(there), whole([0, 3, 1], [5, 2, 4]))
+
+
+@pytest.mark.parametrize("size", [None, 0, 256], ids=["omitted", "0 is as omitted", "given"])
+def test_dst_block_memory_size_is_that_of_the_source_block_when_it_is_omitted(pair: Any, size: Any) -> None:
+    here, there = pair
+
+    task = here.manager.transfer_cache_async(here.cache, Always(), [to(2)], [0], [1], size)
+
+    assert task.synchronize(WAIT_MS) == OK
+    assert torch.equal(instances.content(there), whole([0], [1]))
+
+
+def test_example_of_the_seed_returns_a_cache_task(pair: Any) -> None:
+    here, _ = pair
+
+    cache_task = here.manager.transfer_cache_async(here.cache, Always(), [to(2)])
+
+    assert isinstance(cache_task, CacheTask)
+    assert cache_task.get_results(WAIT_MS) == [OK]
+
+
+@pytest.mark.parametrize(
+    ("expected", "changes"),
+    [
+        (TypeError, {"src_cache": 1}),
+        (TypeError, {"layer_synchronizer": None}),
+        (TypeError, {"transfer_configs": to(2)}),
+        (TypeError, {"src_block_indices": range(1)}),
+        (ValueError, {"dst_block_indices": [-1]}),
+        (ValueError, {"dst_block_memory_size": -1}),
+    ],
+)
+def test_wrong_types_raise_type_error_or_value_error(
+    pair: Any, expected: Any, changes: dict[str, Any]
+) -> None:
+    check_raises(expected, lambda: call(pair[0], **changes))
+
+
+def test_illegal_values_raise_llm_exception(pair: Any) -> None:
+    check_raises(INVALID, lambda: call(pair[0], src_block_indices=[0, 1]))
+    check_raises(INVALID, lambda: call(pair[0], transfer_configs=[to(2, range(LAYERS + 1))]))
+
+
+def call(state: SimpleNamespace, **changes: Any) -> CacheTask:
+    given: dict[str, Any] = {
+        "src_cache": state.cache,
+        "layer_synchronizer": Always(),
+        "transfer_configs": [to(2)],
+        "src_block_indices": [0],
+        "dst_block_indices": [0],
+        **changes,
+    }
+    task: CacheTask = state.manager.transfer_cache_async(**given)
+    return task
+
+
+def test_constraint_paged_source_to_a_destination_that_is_not_is_refused(pair: Any) -> None:
+    check_raises(INVALID, lambda: call(pair[0], dst_block_indices=None))
+
+
+def test_constraint_single_process_with_several_devices_is_lifted(pair: Any) -> None:
+    here, there = pair
+    assert here.device != there.device
+
+    assert call(here).synchronize(WAIT_MS) == OK
+
+
+def test_constraint_remote_accessible_mode_takes_configs_with_keys_only(pair: Any) -> None:
+    check_raises(TypeError, lambda: call(pair[0], transfer_configs=[TransferConfig(2, [1, 2])]))
+
+
+def test_constraint_without_it_configs_with_addresses_only(pair: Any) -> None:
+    plain = start(5, 0, enable_remote_cache_accessible=False)
+    try:
+        check_raises(TypeError, lambda: call(plain))
+    finally:
+        plain.datadist.finalize()

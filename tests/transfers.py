@@ -1,0 +1,99 @@
+"""A sender and two receivers in one process, for tests of ``transfer_cache_async``."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from tests import instances
+from torch_llm_datadist import BlocksCacheKey, LayerSynchronizer, LLMStatusCode, TransferWithCacheKeyConfig
+
+LAYERS, BLOCKS, BLOCK_BYTES = 4, 6, 256
+OK = LLMStatusCode.LLM_SUCCESS
+
+
+def start(cluster_id: int, device: int, **options: Any) -> SimpleNamespace:
+    """A listening instance with a cache of ``pattern(cluster_id)``, by default in remote-accessible mode."""
+    state = SimpleNamespace()
+    state.port = instances.start(state, cluster_id, device, options)
+    state.manager = state.datadist.cache_manager
+    instances.register(state, cluster_id, 2 * LAYERS, BLOCKS, BLOCK_BYTES)
+    return state
+
+
+def pattern(cluster_id: int) -> torch.Tensor:
+    return instances.pattern(cluster_id, 2 * LAYERS, BLOCKS, BLOCK_BYTES)
+
+
+def restore(state: SimpleNamespace) -> torch.Tensor:
+    """Puts the cache's first bytes back; returns them."""
+    content = pattern(state.cluster_id)
+    for raw, bytes_ in zip(state.raw, content, strict=True):
+        raw.copy_(bytes_)
+    torch.npu.synchronize(state.device)
+    return content
+
+
+def link(one: SimpleNamespace, two: SimpleNamespace) -> None:
+    assert instances.link(one, two.cluster_id, two.port) == ["LLM_SUCCESS"]
+
+
+class Always(LayerSynchronizer):
+    """Every layer is ready; remembers what it was asked, and where."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int | None]] = []
+        self.threads: set[threading.Thread] = set()
+
+    def synchronize_layer(self, layer_index: int, timeout_in_millis: int | None) -> bool:
+        self.asked.append((layer_index, timeout_in_millis))
+        self.threads.add(threading.current_thread())
+        return True
+
+
+class Calling(LayerSynchronizer):
+    """Does for each layer what a function does."""
+
+    def __init__(self, function: Callable[[int], Any]) -> None:
+        self.function = function
+
+    def synchronize_layer(self, layer_index: int, timeout_in_millis: int | None) -> bool:
+        return self.function(layer_index)  # type: ignore[no-any-return]
+
+
+class Gates(LayerSynchronizer):
+    """A layer is ready when a test says so."""
+
+    def __init__(self) -> None:
+        self.reached = [threading.Event() for _ in range(LAYERS)]
+        self.open = [threading.Event() for _ in range(LAYERS)]
+
+    def synchronize_layer(self, layer_index: int, timeout_in_millis: int | None) -> bool:
+        self.reached[layer_index].set()
+        return self.open[layer_index].wait(30)
+
+
+def to(
+    cluster_id: int, src: range = range(LAYERS), dst: range | None = None, model_id: int = 0
+) -> TransferWithCacheKeyConfig:
+    return TransferWithCacheKeyConfig(BlocksCacheKey(cluster_id, model_id), src, src if dst is None else dst)
+
+
+def moved(
+    before: torch.Tensor,
+    sent: torch.Tensor,
+    src: range,
+    dst: range,
+    src_blocks: list[int],
+    dst_blocks: list[int],
+) -> torch.Tensor:
+    """What a destination holds afterwards, in plain torch."""
+    after = before.clone()
+    for source, destination in zip(src, dst, strict=True):
+        for tensor in range(2):
+            after[2 * destination + tensor][dst_blocks] = sent[2 * source + tensor][src_blocks]
+    return after

@@ -1,0 +1,152 @@
+"""``CacheManager.transfer_cache_async``: from its arguments to one push by layers per config."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from types import ModuleType
+
+import torch
+
+from . import transfer_request
+from .binding import Task
+from .cache import Cache
+from .cache_task import CacheTask
+from .checks import as_int64
+from .errors import ParamInvalidError
+from .keys import BlocksCacheKey
+from .layer_transfer import LayerSend, LayerTransfers
+from .link import LinkService
+from .link_table import Link
+from .options import Options
+from .registry import LocalCache
+from .transfer import LayerSynchronizer, TransferConfig, TransferWithCacheKeyConfig
+from .transfer_request import TransferRequest, read_transfer
+from .wire import CacheRecord
+
+logger = logging.getLogger("torch_llm_datadist")
+
+
+def layer_transfers(native: ModuleType, links: LinkService, options: Options) -> LayerTransfers:
+    return LayerTransfers(
+        native,
+        options.device,
+        options.sync_kv_timeout_ms,
+        f"llm_datadist-{links.identity.cluster_id}-transfer",
+        options.transfer_workers,
+    )
+
+
+class AsyncTransfers:
+    """A part of ``CacheManager``, which has the rest."""
+
+    _native: ModuleType
+    _links: LinkService
+    _options: Options
+    _layer_transfers: LayerTransfers
+
+    def _find(self, asked: str, name: str, cache: object) -> LocalCache:
+        raise NotImplementedError
+
+    def _remote_record(self, asked: str, link: Link, key: BlocksCacheKey) -> CacheRecord:
+        raise NotImplementedError
+
+    def transfer_cache_async(
+        self,
+        src_cache: Cache,
+        layer_synchronizer: LayerSynchronizer,
+        transfer_configs: Sequence[TransferConfig | TransferWithCacheKeyConfig],
+        src_block_indices: Sequence[int] | None = None,
+        dst_block_indices: Sequence[int] | None = None,
+        dst_block_memory_size: int | None = None,
+    ) -> CacheTask:
+        """Sends a cache to one or several peers layer by layer, each layer as soon as it is ready; returns at
+        once.
+
+        A worker thread of the instance calls ``layer_synchronizer`` once for each layer that a config
+        carries, in order; when it returns True, the layer's two tensors leave for every config that carries
+        the layer. The configs do not wait for one another, and one that fails stops neither the synchronizer
+        nor the others. A receiver is not told.
+
+        Args:
+            src_cache: a cache in device memory, registered here, with an even number of tensors: K and V of
+                each layer.
+            layer_synchronizer: says when a layer may be sent.
+            transfer_configs: list or tuple; ``TransferWithCacheKeyConfig`` in remote-accessible mode,
+                ``TransferConfig`` otherwise. An empty one is a success.
+            src_block_indices: blocks of a paged source. Without any, a paged source sends its block 0, as
+                with the original; a warning is logged.
+            dst_block_indices: as many blocks of the destination.
+            dst_block_memory_size: bytes of one destination block; None or 0: as the source.
+
+        Returns:
+            The handle. Whatever goes wrong from here on is in its results: ``LLM_NOT_YET_LINK`` without a
+            link, ``LLM_KV_CACHE_NOT_EXIST`` for a destination that is not there, ``LLM_PARAM_INVALID`` where
+            the two ends do not fit or the synchronizer returned a falsy value, ``LLM_FAILED`` when it raised,
+            ``LLM_TIMEOUT`` when the layers took longer than ``sync_kv_timeout`` each from when they were
+            ready, ``LLM_ENGINE_FINALIZED`` when the instance was finalized meanwhile.
+
+        Raises:
+            TypeError, ValueError, LLMException: bad arguments; nothing was begun.
+
+        Source: seed 001 transfer_cache_async.
+        """
+        request = read_transfer(
+            src_cache,
+            layer_synchronizer,
+            transfer_configs,
+            src_block_indices,
+            dst_block_indices,
+            dst_block_memory_size,
+            remote_accessible=self._options.remote_accessible,
+        )
+        self._find(transfer_request.ASKED, "src_cache", src_cache)
+        wanted = [self._layer_send(request, i) for i in range(len(request.configs))]
+        return self._layer_transfers.begin(request.synchronizer, wanted)
+
+    def _layer_send(self, request: TransferRequest, index: int) -> LayerSend:
+        config = request.configs[index]
+        name = f"transfer_configs[{index}] (cluster {config.dst_cluster_id})"
+        return LayerSend(name, request.layers[index], partial(self._prepare_layers, name, request, index))
+
+    def _prepare_layers(self, name: str, request: TransferRequest, index: int) -> Task:
+        """On a worker: takes one config's push at its link."""
+        config = request.configs[index]
+        layers = request.layers[index]
+        asked = transfer_request.ASKED
+        if not isinstance(config, TransferWithCacheKeyConfig):
+            raise NotImplementedError(
+                f"{asked} with TransferConfig is not there yet; use enable_remote_cache_accessible"
+            )
+        key = config.cache_key
+        if not isinstance(key, BlocksCacheKey):
+            raise NotImplementedError(
+                f"{asked} to a contiguous cache is not there yet; send to a BlocksCacheKey"
+            )
+        src, dst = request.src_blocks, request.dst_blocks
+        if not dst:
+            logger.warning("%s: %s: no block indices, so only block 0 is sent", asked, name)
+            src, dst = [0], [0]
+        block_bytes = request.cache.cache_desc.size // request.cache.num_blocks
+        if request.dst_block_bytes not in (0, block_bytes):
+            raise ParamInvalidError(
+                f"{asked}: dst_block_memory_size is {request.dst_block_bytes}, a block of src_cache has "
+                f"{block_bytes} bytes; expected as many"
+            )
+        with self._links.table.using(key.cluster_id, asked) as link:
+            self._remote_record(asked, link, key)
+            task = self._native.prepare_push(
+                link.handle,
+                as_int64(key.model_id),
+                request.cache.tensors,
+                torch.tensor(src, dtype=torch.int64),
+                torch.tensor(dst, dtype=torch.int64),
+                layers.start,
+                config.dst_layer_range.start,
+                len(layers),
+                transfer_request.TENSORS_PER_LAYER,
+                0,
+                has_ticket=False,
+            )
+        return Task(task)
