@@ -4,6 +4,7 @@
 #include "emulator/device.h"
 #include "emulator/error.h"
 #include "emulator/graph.h"
+#include "emulator/ipc_event.h"
 #include "emulator/observer.h"
 #include "emulator/runtime.h"
 #include "emulator/stream.h"
@@ -82,11 +83,12 @@ bool Record::wait_on_host(Deadline deadline) {
   return settled;
 }
 
-Event::Event(Device& device, bool ex, uint32_t flags)
+Event::Event(Device& device, bool ex, uint32_t flags, std::shared_ptr<IpcEvent> ipc)
     : device(device),
       ex(ex),
       flags(flags),
       id(Runtime::get().next_event_id.fetch_add(1)),
+      ipc(std::move(ipc)),
       waits_finished_(std::make_shared<std::atomic<uint64_t>>(0)) {
   if (ex) return;
   if (device.events.fetch_add(1) >= Device::kMaxEvents) {
@@ -120,6 +122,7 @@ void Event::refuse_while_captured() const {
 }
 
 void Event::record(Stream& stream) {
+  if (ipc != nullptr) return ipc->record(stream);
   if (const auto graph = stream.capture()) {
     auto edge = graph->record(stream, *this);
     std::lock_guard lock(mutex_);
@@ -144,6 +147,7 @@ void Event::reset(Stream& stream) {
 }
 
 void Event::make_wait(Stream& stream, uint32_t timeout_s) {
+  if (ipc != nullptr) return ipc->make_wait(stream, timeout_s);
   if (const auto graph = open_capture()) {
     graph->wait(stream.shared_from_this(), captured_, *this);
     return;

@@ -13,6 +13,7 @@ namespace emu {
 
 class Device;
 class Graph;
+class IpcEvent;
 class Stream;
 
 // What a wait is for. It outlives its event, so an event may be destroyed right after a wait on it was
@@ -39,7 +40,7 @@ class Event {
   static constexpr uint32_t kAllFlags =
       ACL_EVENT_SYNC | ACL_EVENT_CAPTURE_STREAM_PROGRESS | ACL_EVENT_TIME_LINE;
 
-  Event(Device& device, bool ex, uint32_t flags);
+  Event(Device& device, bool ex, uint32_t flags, std::shared_ptr<IpcEvent> ipc = nullptr);
   ~Event();
 
   void record(Stream& stream);
@@ -57,6 +58,7 @@ class Event {
   const bool ex;
   const uint32_t flags;
   const uint32_t id;
+  const std::shared_ptr<IpcEvent> ipc;  // shared between processes: all that follows is there instead
 
  private:
   mutable std::mutex mutex_;

@@ -2,6 +2,7 @@
 #include "emulator/device.h"
 #include "emulator/entry.h"
 #include "emulator/event.h"
+#include "emulator/ipc_event.h"
 #include "emulator/observer.h"
 #include "emulator/runtime.h"
 #include "emulator/stream.h"
@@ -14,6 +15,12 @@ Context& current() { return *Thread::self().context; }
 constexpr uint32_t kOldFlags = Event::kAllFlags | ACL_EVENT_DEVICE_USE_ONLY | ACL_EVENT_EXTERNAL;
 constexpr uint32_t kExFlags = Event::kAllFlags | ACL_EVENT_IPC;
 
+void check_ipc() {
+  const Profile& profile = Runtime::get().config.profile;
+  if (profile.has_ipc_sync()) return;
+  fail(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, "%s has no IPC events", profile.soc_name());
+}
+
 aclError create(aclrtEvent* out, bool ex, uint32_t flags, uint32_t allowed) {
   not_null(out, "event");
   if (flags == 0 || (flags & ~allowed) != 0) {
@@ -22,10 +29,12 @@ aclError create(aclrtEvent* out, bool ex, uint32_t flags, uint32_t allowed) {
   if ((flags & (ACL_EVENT_EXTERNAL | ACL_EVENT_IPC)) != 0 && (flags & (flags - 1)) != 0) {
     fail(ACL_ERROR_RT_PARAM_INVALID, "flag 0x%x: EXTERNAL and IPC stand alone", flags);
   }
+  std::shared_ptr<IpcEvent> ipc;
   if ((flags & ACL_EVENT_IPC) != 0) {
-    fail(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, "IPC events are not emulated yet");
+    check_ipc();
+    ipc = Runtime::get().ipc_events->make();
   }
-  auto event = std::make_shared<Event>(current().device, ex, flags);
+  auto event = std::make_shared<Event>(current().device, ex, flags, std::move(ipc));
   event->handle = Runtime::get().events.add(event);
   *out = event->handle;
   return ACL_SUCCESS;
@@ -49,19 +58,25 @@ aclError wait_event(aclrtStream stream_handle, aclrtEvent handle, uint32_t timeo
   auto stream = current().stream(stream_handle);
   auto event = event_of(handle);
   check_same_device(*event, *stream);
-  check_flag(*event, ACL_EVENT_SYNC | ACL_EVENT_EXTERNAL, "ACL_EVENT_SYNC");
+  check_flag(*event, ACL_EVENT_SYNC | ACL_EVENT_EXTERNAL | ACL_EVENT_IPC, "ACL_EVENT_SYNC");
   event->make_wait(*stream, timeout_s);
   return ACL_SUCCESS;
 }
 
+void check_in_time(bool in_time, int32_t timeout_ms) {
+  if (!in_time) fail(ACL_ERROR_RT_EVENT_SYNC_TIMEOUT, "the event was not reached in %d ms", timeout_ms);
+}
+
 aclError synchronize(aclrtEvent handle, int32_t timeout_ms) {
   auto event = event_of(handle);
+  if (event->ipc != nullptr) {
+    check_in_time(event->ipc->wait_on_host(deadline_in_ms(timeout_ms)), timeout_ms);
+    return ACL_SUCCESS;
+  }
   event->refuse_while_captured();
   auto record = event->latest();
   if (record == nullptr) return ACL_SUCCESS;
-  if (!record->wait_on_host(deadline_in_ms(timeout_ms))) {
-    fail(ACL_ERROR_RT_EVENT_SYNC_TIMEOUT, "the event was not reached in %d ms", timeout_ms);
-  }
+  check_in_time(record->wait_on_host(deadline_in_ms(timeout_ms)), timeout_ms);
   if (record->state.load() == Record::kLost) {
     fail(record->lost_code.load(), "the stream that recorded the event was stopped before it got there");
   }
@@ -69,6 +84,7 @@ aclError synchronize(aclrtEvent handle, int32_t timeout_ms) {
 }
 
 bool is_recorded(const Event& event) {
+  if (event.ipc != nullptr) return event.ipc->is_done();
   event.refuse_while_captured();
   auto record = event.latest();
   if (record == nullptr) return true;
@@ -109,7 +125,7 @@ aclError aclrtCreateEventExWithFlag(aclrtEvent* event, uint32_t flag) {
 
 aclError aclrtDestroyEvent(aclrtEvent event) {
   return ENTER(aclrtDestroyEvent, {
-    event_of(event);
+    if (const auto shared = event_of(event)->ipc; shared != nullptr) shared->close();
     Runtime::get().events.remove(event);
     return ACL_SUCCESS;
   });
@@ -221,6 +237,30 @@ aclError aclrtGetEventAvailNum(uint32_t* eventCount) {
   return ENTER(aclrtGetEventAvailNum, {
     *not_null(eventCount, "eventCount") =
         static_cast<uint32_t>(Device::kMaxEvents - current().device.events.load());
+    return ACL_SUCCESS;
+  });
+}
+
+aclError aclrtIpcGetEventHandle(aclrtEvent event, aclrtIpcEventHandle* handle) {
+  return ENTER(aclrtIpcGetEventHandle, {
+    not_null(handle, "handle");
+    auto shared = event_of(event);
+    if (shared->ipc == nullptr) {
+      fail(ACL_ERROR_RT_PARAM_INVALID, "the event was made with flags 0x%x, without ACL_EVENT_IPC",
+           shared->flags);
+    }
+    export_ipc_event(*shared->ipc, *handle);
+    return ACL_SUCCESS;
+  });
+}
+
+aclError aclrtIpcOpenEventHandle(aclrtIpcEventHandle handle, aclrtEvent* event) {
+  return ENTER(aclrtIpcOpenEventHandle, {
+    not_null(event, "event");
+    check_ipc();
+    auto opened = std::make_shared<Event>(current().device, true, ACL_EVENT_IPC, open_ipc_event(handle));
+    opened->handle = Runtime::get().events.add(opened);
+    *event = opened->handle;
     return ACL_SUCCESS;
   });
 }

@@ -54,6 +54,8 @@ struct SyncPoint {
   std::atomic<uint64_t> number_{0};
 };
 
+uint64_t inode_of(int fd);
+
 // What a task does, for those who watch it from outside (observer.h). Addresses are the device's.
 struct TaskFacts {
   TaskKind kind = TaskKind::Other;

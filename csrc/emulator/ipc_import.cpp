@@ -46,16 +46,24 @@ int Exporter::find_ledger(int32_t pid) {
 
 Exporter::~Exporter() { munmap(const_cast<Ledger*>(ledger), sizeof(Ledger)); }
 
-aclError Import::check(const Device& from, bool peer_enabled, std::string& why) const {
-  if (!exporter_->peer.alive()) {
-    why = text("process %d, which exported the memory, is gone", exporter_->peer.pid);
-    return ACL_ERROR_RT_LINK_ERROR;
-  }
+aclError Import::check_alive(std::string& why) const {
+  if (exporter_->peer.alive()) return ACL_SUCCESS;
+  why = text("process %d, which exported the memory, is gone", exporter_->peer.pid);
+  return ACL_ERROR_RT_LINK_ERROR;
+}
+
+aclError Import::check_open(std::string& why) const {
+  if (const aclError code = check_alive(why); code != ACL_SUCCESS) return code;
   if (!held_ &&
       exporter_->ledger->slots[key_.slot].generation.load(std::memory_order_acquire) != key_.generation) {
     why = text("process %d freed the memory or closed its key", exporter_->peer.pid);
     return ACL_ERROR_RT_SUSPECT_REMOTE_ERROR;
   }
+  return ACL_SUCCESS;
+}
+
+aclError Import::check(const Device& from, bool peer_enabled, std::string& why) const {
+  if (const aclError code = check_open(why); code != ACL_SUCCESS) return code;
   if (physical_device_ == from.physical_id || peer_enabled) return ACL_SUCCESS;
   for (const auto& device : Runtime::get().devices) {
     if (device->physical_id == physical_device_ && from.may_access(device->id)) return ACL_SUCCESS;

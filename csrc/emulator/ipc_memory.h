@@ -77,6 +77,8 @@ class Import {
 
   // The code of a task of device `from` that touches the range, and why.
   aclError check(const Device& from, bool peer_enabled, std::string& why) const;
+  aclError check_open(std::string& why) const;   // that alone which does not depend on who touches
+  aclError check_alive(std::string& why) const;  // only that the exporting process is there
 
  private:
   const std::shared_ptr<Exporter> exporter_;

@@ -22,9 +22,11 @@ constexpr size_t kPoolBytes = size_t{64} * NotifyPool::kPerDevice * sizeof(uint3
 std::atomic<uint32_t>* map_word(int fd, uint64_t offset) {
   void* at = mmap(nullptr, kPage, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
                   static_cast<off_t>(offset / kPage * kPage));
-  const int problem = errno;
-  close(fd);
-  if (at == MAP_FAILED) fail(ACL_ERROR_RT_IPC_ERROR, "mmap of the notify: %s", std::strerror(problem));
+  if (at == MAP_FAILED) {
+    const int problem = errno;
+    ::close(fd);
+    fail(ACL_ERROR_RT_IPC_ERROR, "mmap of the notify: %s", std::strerror(problem));
+  }
   return reinterpret_cast<std::atomic<uint32_t>*>(static_cast<std::byte*>(at) + offset % kPage);
 }
 
@@ -35,7 +37,7 @@ void NotifyPool::make() {
   const int fd = AddressSpace::new_memory(kPoolBytes);
   void* at = mmap(nullptr, kPoolBytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (at == MAP_FAILED) {
-    close(fd);
+    ::close(fd);
     fail(ACL_ERROR_RT_RESOURCE_ALLOC_FAIL, "mmap of the notifies: %s", std::strerror(errno));
   }
   fd_ = fd;
@@ -75,7 +77,10 @@ Notify::Notify(Device& device, uint32_t flags)
       flags(flags),
       id(Runtime::get().notify_pool->take(device)),
       word(Runtime::get().notify_pool->word(device, id)),
-      peer_enabled(true) {}
+      peer_enabled(true) {
+  point.shared_file = inode_of(Runtime::get().notify_pool->fd());
+  point.shared_offset = NotifyPool::offset(device, id);
+}
 
 Notify::Notify(Device& device, int fd, uint64_t offset, std::shared_ptr<Import> import, bool peer_enabled)
     : device(device),
@@ -83,16 +88,24 @@ Notify::Notify(Device& device, int fd, uint64_t offset, std::shared_ptr<Import> 
       id(static_cast<uint32_t>(offset / sizeof(uint32_t) % NotifyPool::kPerDevice)),
       word(map_word(fd, offset)),
       import(std::move(import)),
-      peer_enabled(peer_enabled) {}
+      peer_enabled(peer_enabled),
+      offset_(offset) {
+  point.shared_file = inode_of(fd);
+  ::close(fd);
+  point.shared_offset = offset;
+}
 
 Notify::~Notify() {
   if (is_imported()) {
-    munmap(reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(word) / kPage * kPage), kPage);
+    munmap(reinterpret_cast<std::byte*>(word) - offset_ % kPage, kPage);
     return;
   }
-  // Importers hear of it before the id can be anybody else's.
-  Runtime::get().exports->revoke(reinterpret_cast<uintptr_t>(this));
+  close();  // importers hear of it before the id can be anybody else's
   Runtime::get().notify_pool->give_back(device, id);
+}
+
+void Notify::close() const {
+  if (!is_imported()) Runtime::get().exports->revoke(reinterpret_cast<uintptr_t>(this));
 }
 
 void Notify::set() const {

@@ -8,6 +8,7 @@
 #include <mutex>
 
 #include "emulator/acl_headers.h"
+#include "emulator/facts.h"
 
 namespace emu {
 
@@ -51,6 +52,8 @@ class Notify {
   Notify(const Notify&) = delete;
   Notify& operator=(const Notify&) = delete;
 
+  // Its keys end at once; what is queued keeps the bit.
+  void close() const;
   bool is_imported() const { return import != nullptr; }
   void set() const;
   bool consume() const;  // true when it was set
@@ -62,6 +65,10 @@ class Notify {
   std::atomic<uint32_t>* const word;
   const std::shared_ptr<Import> import;
   const bool peer_enabled;
+  SyncPoint point;  // for those who watch
+
+ private:
+  const uint64_t offset_ = 0;  // of an imported word in its memory
 };
 
 }  // namespace emu

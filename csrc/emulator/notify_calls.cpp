@@ -54,6 +54,11 @@ class RecordNotify final : public Task {
     notify_->set();
     return ACL_SUCCESS;
   }
+  void describe(TaskFacts& facts) const override {
+    facts.name = what;
+    facts.kind = TaskKind::NotifyRecord;
+    facts.sync = &notify_->point;
+  }
 
  private:
   const std::shared_ptr<Notify> notify_;
@@ -76,6 +81,11 @@ class WaitNotify final : public Task {
       stream.park(notify_->word, 0, std::chrono::milliseconds(5));
     }
     return ACL_SUCCESS;
+  }
+  void describe(TaskFacts& facts) const override {
+    facts.name = what;
+    facts.kind = TaskKind::NotifyWait;
+    facts.sync = &notify_->point;
   }
 
  private:
@@ -118,7 +128,7 @@ aclError aclrtCreateNotify(aclrtNotify* notify, uint64_t flag) {
 
 aclError aclrtDestroyNotify(aclrtNotify notify) {
   return ENTER(aclrtDestroyNotify, {
-    notify_of(notify);
+    notify_of(notify)->close();
     Runtime::get().notifies.remove(notify);
     return ACL_SUCCESS;
   });

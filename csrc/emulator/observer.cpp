@@ -1,9 +1,16 @@
 #include "emulator/observer.h"
 
+#include <sys/stat.h>
+
 #include <mutex>
 #include <vector>
 
 namespace emu {
+
+uint64_t inode_of(int fd) {
+  struct stat about{};
+  return fstat(fd, &about) == 0 ? about.st_ino : 0;
+}
 namespace {
 
 // Several observers as one. Never changed once it is published.

@@ -13,6 +13,7 @@
 #include "emulator/graph.h"
 #include "emulator/host_function.h"
 #include "emulator/host_memory.h"
+#include "emulator/ipc_event.h"
 #include "emulator/ipc_memory.h"
 #include "emulator/notify.h"
 #include "emulator/observer.h"
@@ -35,6 +36,7 @@ Runtime::Runtime()
       exports(std::make_unique<Exports>()),
       imports(std::make_unique<Imports>()),
       notify_pool(std::make_unique<NotifyPool>()),
+      ipc_events(std::make_unique<IpcEventPool>()),
       faults(std::make_unique<Faults>()),
       virtual_memory(std::make_unique<VirtualMemory>()) {
   for (const int32_t physical : config.physical_devices) {

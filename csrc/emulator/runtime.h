@@ -22,6 +22,7 @@ class Faults;
 class Graph;
 class HostMemory;
 class Imports;
+class IpcEventPool;
 class Notify;
 class NotifyPool;
 class Physical;
@@ -68,6 +69,7 @@ class Runtime {
   const std::unique_ptr<Exports> exports;
   const std::unique_ptr<Imports> imports;
   const std::unique_ptr<NotifyPool> notify_pool;
+  const std::unique_ptr<IpcEventPool> ipc_events;
   const std::unique_ptr<Faults> faults;
   const std::unique_ptr<VirtualMemory> virtual_memory;
 

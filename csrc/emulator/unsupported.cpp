@@ -42,10 +42,6 @@ aclError aclopCompileAndExecuteV2(const char* opType, int, aclTensorDesc*[], acl
   return ENTER(aclopCompileAndExecuteV2, { return ::emu::never(); });
 }
 
-// IPC events.
-REFUSED(aclrtIpcGetEventHandle, aclrtEvent, aclrtIpcEventHandle*)
-REFUSED(aclrtIpcOpenEventHandle, aclrtIpcEventHandle, aclrtEvent*)
-
 // Counting notifies: 950 has them.
 REFUSED(aclrtCntNotifyCreate, aclrtCntNotify*, uint64_t)
 REFUSED(aclrtCntNotifyDestroy, aclrtCntNotify)

@@ -44,8 +44,8 @@ def test_an_unimplemented_function_fails_by_name_and_says_so_once() -> None:
     program = """
     acl.context()
     say(acl.code.aclopCompileAndExecute(b"MatMul", *[None] * 11), acl.message())
-    say(acl.code.aclrtIpcGetEventHandle(None, None), acl.message())
-    acl.code.aclrtIpcGetEventHandle(None, None)
+    say(acl.code.aclrtCntNotifyCreate(None, 0), acl.message())
+    acl.code.aclrtCntNotifyCreate(None, 0)
     """
     with peer(program) as other:
         operator, memory = other.hear(), other.hear()
@@ -53,9 +53,9 @@ def test_an_unimplemented_function_fails_by_name_and_says_so_once() -> None:
 
     assert operator.startswith(f"{c.UNSUPPORTED} ")
     assert "MatMul" in operator
-    assert memory.startswith(f"{c.UNSUPPORTED} aclrtIpcGetEventHandle")
+    assert memory.startswith(f"{c.UNSUPPORTED} aclrtCntNotifyCreate")
     assert errors.count("aclopCompileAndExecute('MatMul') is not implemented") == 1
-    assert errors.count("aclrtIpcGetEventHandle is not implemented") == 1
+    assert errors.count("aclrtCntNotifyCreate is not implemented") == 1
 
 
 def test_init_twice_is_told(library: Acl) -> None:
