@@ -7,7 +7,10 @@
 #include <torch_npu/csrc/core/npu/NPUStream.h>
 #include <torch_npu/csrc/framework/OpCommand.h>
 
+#include <set>
+
 #include "acl/queue.h"
+#include "cache/local_copy.h"
 #include "link/binding.h"
 #include "link/instance.h"
 #include "python_error.h"
@@ -88,20 +91,18 @@ struct BlockIds {
   }
 };
 
-void move_blocks(Direction direction, const char* asked, const at::Tensor& status, at::TensorList cache,
-                 const at::Tensor& src_blocks, const at::Tensor& dst_blocks, int64_t link_handle,
-                 int64_t model_id, int64_t src_layer, int64_t dst_layer, int64_t num_layers,
-                 int64_t tensors_per_layer, int64_t timeout_ms, bool hold_stream, int64_t waiter) {
+// What the four ops of whole transfers share; `request` says what moves.
+void move(TransferRequest request, const at::Tensor& status, at::TensorList cache, int64_t link_handle,
+          bool hold_stream, int64_t waiter) {
+  const char* asked = request.asked;
   const auto link = require_link(link_handle, asked);
   const int device = link->engine().device();
   require_status(status, device, asked);
   const StreamInUse stream(device);
   require_no_capture(stream, asked);
-  const BlockIds src(src_blocks, "src_blocks", asked);
-  const BlockIds dst(dst_blocks, "dst_blocks", asked);
-  TransferPlan plan = plan_transfer(*link, {direction, asked, addresses(cache), src.ids, src.length, dst.ids,
-                                            dst.length, static_cast<uint64_t>(model_id), src_layer, dst_layer,
-                                            num_layers, tensors_per_layer, timeout_ms});
+  request.cache = addresses(cache);
+  if (!cache.empty() && cache[0].dim() > 0) request.dimension_0 = cache[0].size(0);
+  TransferPlan plan = plan_transfer(*link, request);
   auto transfer = std::make_shared<Transfer>(link, std::move(plan), std::nullopt);
   link->engine().watch(transfer);
   if (waiter != 0) attach_waiter(waiter, transfer);
@@ -123,23 +124,166 @@ void move_blocks(Direction direction, const char* asked, const at::Tensor& statu
   queue(asked, stream, std::move(hold), &status);
 }
 
-void push_blocks(const at::Tensor& status, at::TensorList cache, const at::Tensor& src_blocks,
+struct Layers {
+  int64_t src_first;
+  int64_t dst_first;
+  int64_t count;
+  int64_t tensors_each;
+};
+
+TransferRequest request_of(Direction direction, const char* asked, const Layers& layers, int64_t timeout_ms) {
+  TransferRequest request;
+  request.direction = direction;
+  request.asked = asked;
+  request.src_layer = layers.src_first;
+  request.dst_layer = layers.dst_first;
+  request.num_layers = layers.count;
+  request.tensors_per_layer = layers.tensors_each;
+  request.timeout_ms = timeout_ms;
+  return request;
+}
+
+template <Direction direction>
+void move_blocks(const at::Tensor& status, at::TensorList cache, const at::Tensor& src_blocks,
                  const at::Tensor& dst_blocks, int64_t link, int64_t model_id, int64_t src_layer,
                  int64_t dst_layer, int64_t num_layers, int64_t tensors_per_layer, int64_t timeout_ms,
                  bool hold_stream, int64_t transfer) {
   as_python_error([&] {
-    move_blocks(Direction::kPush, "push_blocks", status, cache, src_blocks, dst_blocks, link, model_id,
-                src_layer, dst_layer, num_layers, tensors_per_layer, timeout_ms, hold_stream, transfer);
+    const char* asked = direction == Direction::kPush ? "push_blocks" : "pull_blocks";
+    auto request =
+        request_of(direction, asked, {src_layer, dst_layer, num_layers, tensors_per_layer}, timeout_ms);
+    const BlockIds src(src_blocks, "src_blocks", asked);
+    const BlockIds dst(dst_blocks, "dst_blocks", asked);
+    request.src_blocks = src.ids;
+    request.src_length = src.length;
+    request.dst_blocks = dst.ids;
+    request.dst_length = dst.length;
+    request.model_id = static_cast<uint64_t>(model_id);
+    move(std::move(request), status, cache, link, hold_stream, transfer);
   });
 }
 
-void pull_blocks(const at::Tensor& status, at::TensorList cache, const at::Tensor& src_blocks,
-                 const at::Tensor& dst_blocks, int64_t link, int64_t model_id, int64_t src_layer,
-                 int64_t dst_layer, int64_t num_layers, int64_t tensors_per_layer, int64_t timeout_ms,
-                 bool hold_stream, int64_t transfer) {
+template <Direction direction>
+void move_entry(const at::Tensor& status, at::TensorList cache, const at::Tensor& dst_blocks, int64_t link,
+                int64_t cache_id, int64_t src_batch, int64_t dst_batch, int64_t size, int64_t src_layer,
+                int64_t dst_layer, int64_t num_layers, int64_t tensors_per_layer, int64_t timeout_ms,
+                bool hold_stream, int64_t transfer) {
   as_python_error([&] {
-    move_blocks(Direction::kPull, "pull_blocks", status, cache, src_blocks, dst_blocks, link, model_id,
-                src_layer, dst_layer, num_layers, tensors_per_layer, timeout_ms, hold_stream, transfer);
+    const char* asked = direction == Direction::kPush ? "push_cache" : "pull_cache";
+    auto request =
+        request_of(direction, asked, {src_layer, dst_layer, num_layers, tensors_per_layer}, timeout_ms);
+    const BlockIds dst(dst_blocks, "dst_blocks", asked);
+    request.layout = dst.length > 0 ? Layout::kEntryToBlocks : Layout::kEntry;
+    request.dst_blocks = dst.ids;
+    request.dst_length = dst.length;
+    request.cache_id = cache_id;
+    request.src_entry = src_batch;
+    request.dst_entry = dst_batch;
+    request.size_bytes = size;
+    move(std::move(request), status, cache, link, hold_stream, transfer);
+  });
+}
+
+// A handler never fails (see `queue`), so a refused copy puts LLM_FAILED in the status.
+void queue_copies(const char* asked, const at::Tensor& status, std::vector<LocalCopy> copies) {
+  const int device = status.device().index();
+  require_status(status, device, asked);
+  const StreamInUse stream(device);
+  require_no_capture(stream, asked);
+  if (copies.empty()) return;
+  at_npu::native::OpCommand::RunOpApiV2(
+      asked,
+      [stream = stream.raw, copies = std::move(copies), status = status.data_ptr(),
+       failed = Engine::of(device)->failed_status()]() -> int {
+        if (queue_local_copies(copies, stream) != 0) acl::queue_copy(status, failed, sizeof(int32_t), stream);
+        return 0;
+      });
+}
+
+void require_local(const at::Tensor& status, at::TensorList tensors, const char* name, const char* asked) {
+  for (const at::Tensor& tensor : tensors) {
+    require(tensor.device().is_cpu() || tensor.device() == status.device(), kParamInvalid, asked,
+            ": a tensor of ", name, " is on ", tensor.device().str(), "; ", status.device().str(),
+            ", where the status is, or the CPU was expected");
+  }
+}
+
+void require_as_many(at::TensorList dst, at::TensorList src, const char* asked) {
+  require(dst.size() == src.size(), kParamInvalid, asked, ": the source has ", src.size(),
+          " tensors and the destination ", dst.size(), "; expected as many. Nothing was copied.");
+}
+
+void add_blocks(LocalCopies& copies, const at::Tensor& dst, const at::Tensor& src, const BlockIds& src_ids,
+                const BlockIds& dst_ids, const char* asked) {
+  const int64_t stride = stride_of(src, "the source", asked);
+  const int64_t dst_stride = stride_of(dst, "the destination", asked);
+  require(stride == dst_stride, kParamInvalid, asked, ": a block has ", stride, " bytes in the source and ",
+          dst_stride, " in the destination. Nothing was copied.");
+  const auto runs = merge_runs(
+      pair_blocks(src_ids.ids, src_ids.length, dst_ids.ids, dst_ids.length, src.size(0), dst.size(0), asked));
+  for (const Run& run : runs) copies.add(dst, run.dst * stride, src, run.src * stride, run.blocks * stride);
+}
+
+void copy_cache(const at::Tensor& status, at::TensorList dst, at::TensorList src, int64_t dst_batch,
+                int64_t src_batch, int64_t offset, int64_t size) {
+  as_python_error([&] {
+    const char* asked = "copy_cache";
+    require_as_many(dst, src, asked);
+    require_local(status, dst, "the destination", asked);
+    require_local(status, src, "the source", asked);
+    LocalCopies copies(asked);
+    for (size_t t = 0; t < src.size(); ++t) {
+      const int64_t src_stride = stride_of(src[t], "the source", asked);
+      const int64_t dst_stride = stride_of(dst[t], "the destination", asked);
+      require(src_batch >= 0 && src_batch < src[t].size(0), kParamInvalid, asked,
+              ": src_batch_index = ", src_batch, ", the source has ", src[t].size(0),
+              " batch entries. Nothing was copied.");
+      require(dst_batch >= 0 && dst_batch < dst[t].size(0), kParamInvalid, asked,
+              ": dst_batch_index = ", dst_batch, ", the destination has ", dst[t].size(0),
+              " batch entries. Nothing was copied.");
+      const int64_t bytes = size == -1 ? src_stride - offset : size;
+      require(offset >= 0 && bytes > 0 && offset <= src_stride - bytes && offset <= dst_stride - bytes,
+              kParamInvalid, asked, ": offset = ", offset, " and size = ", size, " of tensor ", t,
+              ", whose batch entries have ", src_stride, " bytes in the source and ", dst_stride,
+              " in the destination. Nothing was copied.");
+      copies.add(dst[t], dst_batch * dst_stride + offset, src[t], src_batch * src_stride + offset, bytes);
+    }
+    queue_copies(asked, status, copies.take());
+  });
+}
+
+void copy_blocks(const at::Tensor& status, at::TensorList cache, const at::Tensor& src_blocks,
+                 const at::Tensor& dst_blocks) {
+  as_python_error([&] {
+    const char* asked = "copy_blocks";
+    require_local(status, cache, "the cache", asked);
+    const BlockIds src(src_blocks, "src_blocks", asked);
+    const BlockIds dst(dst_blocks, "dst_blocks", asked);
+    const std::set<int64_t> sources(src.ids, src.ids + src.length);
+    for (size_t i = 0; i < std::min(src.length, dst.length); ++i) {
+      require(dst.ids[i] < 0 || dst.ids[i] == src.ids[i] || sources.count(dst.ids[i]) == 0, kParamInvalid,
+              asked, ": block ", dst.ids[i],
+              " is a destination and a source, and which comes first is not defined. Nothing was copied.");
+    }
+    LocalCopies copies(asked);
+    for (const at::Tensor& tensor : cache) add_blocks(copies, tensor, tensor, src, dst, asked);
+    queue_copies(asked, status, copies.take());
+  });
+}
+
+void swap_blocks(const at::Tensor& status, at::TensorList src_cache, at::TensorList dst_cache,
+                 const at::Tensor& src_blocks, const at::Tensor& dst_blocks) {
+  as_python_error([&] {
+    const char* asked = "swap_blocks";
+    require_as_many(dst_cache, src_cache, asked);
+    require_local(status, dst_cache, "the destination", asked);
+    require_local(status, src_cache, "the source", asked);
+    const BlockIds src(src_blocks, "src_blocks", asked);
+    const BlockIds dst(dst_blocks, "dst_blocks", asked);
+    LocalCopies copies(asked);
+    for (size_t t = 0; t < src_cache.size(); ++t)
+      add_blocks(copies, dst_cache[t], src_cache[t], src, dst, asked);
+    queue_copies(asked, status, copies.take());
   });
 }
 
@@ -175,10 +319,11 @@ void finish(const at::Tensor& status, const at::Tensor& before, int64_t binding)
 
 void refuse_host_tensors(const c10::OperatorHandle& op, torch::jit::Stack*) {
   as_python_error([&] {
-    throw Error(kFeatureNotEnabled,
-                join(op.schema().name(),
-                     ": all tensors are on the CPU; caches in host memory are not there yet, an NPU "
-                     "cache and its status were expected"));
+    throw Error(
+        kFeatureNotEnabled,
+        join(op.schema().name(),
+             ": all tensors are on the CPU; the status, and what orders a layer op, were expected on the "
+             "instance's NPU, whose stream carries the op, also for caches in host memory"));
   });
 }
 
@@ -207,6 +352,45 @@ TORCH_LIBRARY(torch_llm_datadist, m) {
         "Tensor dst_blocks, "        // local block ids
         "int link, int model_id, int src_layer, int dst_layer, int num_layers, int tensors_per_layer, int timeout_ms, "
         "bool hold_stream, int transfer) -> ()");
+  m.def("push_cache("
+        "Tensor(a!) status, "
+        "Tensor(b!)[] cache, "       // the local cache's tensors, contiguous (batch entries)
+        "Tensor dst_blocks, "        // int64 on the CPU: the entry goes to these blocks, slice by slice; empty: to an entry
+        "int link, "
+        "int cache_id, "             // of the peer's cache
+        "int src_batch, "            // batch index here
+        "int dst_batch, "            // batch index there
+        "int size, "                 // bytes of each tensor, from the start of the entry; -1: the local entry
+        "int src_layer, int dst_layer, int num_layers, int tensors_per_layer, int timeout_ms, "
+        "bool hold_stream, int transfer) -> ()");
+  m.def("pull_cache("
+        "Tensor(a!) status, "
+        "Tensor(b!)[] cache, "       // the local cache's tensors, written
+        "Tensor dst_blocks, "        // local block ids; empty: into a batch entry
+        "int link, "
+        "int cache_id, "
+        "int src_batch, "            // batch index there
+        "int dst_batch, "            // batch index here
+        "int size, int src_layer, int dst_layer, int num_layers, int tensors_per_layer, int timeout_ms, "
+        "bool hold_stream, int transfer) -> ()");
+  m.def("copy_cache("
+        "Tensor(a!) status, "
+        "Tensor(b!)[] dst, "
+        "Tensor(c!)[] src, "
+        "int dst_batch, int src_batch, "
+        "int offset, "               // bytes into both entries
+        "int size) -> ()");          // bytes; -1: what is left of the source's entry
+  m.def("copy_blocks("
+        "Tensor(a!) status, "
+        "Tensor(b!)[] cache, "
+        "Tensor src_blocks, "        // int64 on the CPU; a block may be listed often
+        "Tensor dst_blocks) -> ()");
+  m.def("swap_blocks("
+        "Tensor(a!) status, "
+        "Tensor(b!)[] src_cache, "   // one of the two on the CPU
+        "Tensor(c!)[] dst_cache, "
+        "Tensor src_blocks, "
+        "Tensor dst_blocks) -> ()");
   m.def("push_layer("
         "Tensor(a!) status, "        // int32[1], one per binding
         "Tensor after, "             // produced by the layer's last kernel: what the push must not overtake
@@ -225,15 +409,21 @@ TORCH_LIBRARY(torch_llm_datadist, m) {
 }
 
 TORCH_LIBRARY_IMPL(torch_llm_datadist, PrivateUse1, m) {
-  m.impl("push_blocks", &push_blocks);
-  m.impl("pull_blocks", &pull_blocks);
+  m.impl("push_blocks", &move_blocks<Direction::kPush>);
+  m.impl("pull_blocks", &move_blocks<Direction::kPull>);
+  m.impl("push_cache", &move_entry<Direction::kPush>);
+  m.impl("pull_cache", &move_entry<Direction::kPull>);
+  m.impl("copy_cache", &copy_cache);
+  m.impl("copy_blocks", &copy_blocks);
+  m.impl("swap_blocks", &swap_blocks);
   m.impl("push_layer", &push_layer);
   m.impl("wait_layer", &wait_layer);
   m.impl("finish", &finish);
 }
 
 TORCH_LIBRARY_IMPL(torch_llm_datadist, CPU, m) {
-  for (const char* name : {"push_blocks", "pull_blocks", "push_layer", "wait_layer", "finish"}) {
+  for (const char* name : {"push_blocks", "pull_blocks", "push_cache", "pull_cache", "copy_cache",
+                           "copy_blocks", "swap_blocks", "push_layer", "wait_layer", "finish"}) {
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&refuse_host_tensors>());
   }
 }

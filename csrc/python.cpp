@@ -6,10 +6,12 @@
 #include <torch/extension.h>
 #include <torch_npu/csrc/core/npu/NPUFunctions.h>
 
+#include "acl/queue.h"
 #include "link/binding.h"
 #include "link/instance.h"
 #include "link/ticket.h"
 #include "python_error.h"
+#include "transport/mapped/host_memory.h"
 #include "transport/mapped/mapped.h"
 
 namespace py = pybind11;
@@ -54,77 +56,117 @@ std::pair<int64_t, std::string> transfer_wait(int64_t handle) {
   return transfer->wait();
 }
 
-std::vector<char*> check_cache_tensors(const std::vector<at::Tensor>& tensors, int device,
-                                       int64_t num_blocks) {
-  require(!tensors.empty(), kParamInvalid, "register_cache: no tensors");
-  std::vector<char*> addresses;
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    const at::Tensor& tensor = tensors[i];
-    require(tensor.device().is_privateuseone() && tensor.device().index() == device, kParamInvalid,
-            "register_cache: tensor ", i, " is on ", tensor.device().str(), "; npu:", device,
-            " was expected");
-    require(tensor.is_contiguous(), kParamInvalid, "register_cache: tensor ", i, " is not contiguous");
-    require(tensor.nbytes() == tensors[0].nbytes(), kParamInvalid, "register_cache: tensor ", i, " has ",
-            tensor.nbytes(), " bytes, tensor 0 has ", tensors[0].nbytes(),
-            "; all tensors of a cache are equal");
-    addresses.push_back(static_cast<char*>(tensor.data_ptr()));
-  }
-  const auto bytes = static_cast<int64_t>(tensors[0].nbytes());
-  require(num_blocks >= 1 && bytes >= num_blocks && bytes % num_blocks == 0, kParamInvalid,
-          "register_cache: ", bytes, " bytes per tensor are not ", num_blocks, " equal blocks");
-  return addresses;
+bool is_at(const at::Tensor& tensor, int device) {
+  return device < 0 ? tensor.device().is_cpu()
+                    : tensor.device().is_privateuseone() && tensor.device().index() == device;
 }
 
-int64_t register_cache(Instance& instance, const std::vector<at::Tensor>& tensors, int64_t num_blocks) {
-  auto addresses = check_cache_tensors(tensors, instance.device(), num_blocks);
+// What lies where, and how large a block of each tensor is. All on the instance's device, or all on the CPU.
+std::vector<Place> check_cache_tensors(const std::vector<at::Tensor>& tensors, int device,
+                                       Geometry* geometry) {
+  require(!tensors.empty() && geometry->num_blocks >= 1, kParamInvalid, "register_cache: ", tensors.size(),
+          " tensors of ", geometry->num_blocks, " blocks");
+  const int where = tensors[0].device().is_cpu() ? -1 : device;
+  std::vector<Place> places;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const at::Tensor& tensor = tensors[i];
+    require(is_at(tensor, where), kParamInvalid, "register_cache: tensor ", i, " is on ",
+            tensor.device().str(), "; npu:", device, ", or the CPU for all, was expected");
+    require(tensor.is_contiguous(), kParamInvalid, "register_cache: tensor ", i, " is not contiguous");
+    const auto bytes = static_cast<int64_t>(tensor.nbytes());
+    require(bytes >= geometry->num_blocks && bytes % geometry->num_blocks == 0, kParamInvalid,
+            "register_cache: the ", bytes, " bytes of tensor ", i, " are not ", geometry->num_blocks,
+            " equal parts");
+    geometry->strides.push_back(bytes / geometry->num_blocks);
+    char* const address = static_cast<char*>(tensor.data_ptr());
+    const bool is_pinned =
+        where < 0 && acl::is_page_locked(address) && acl::is_page_locked(address + bytes - 1);
+    places.push_back(
+        {address, where >= 0 ? Reach::kDevice : (is_pinned ? Reach::kPinned : Reach::kPageable)});
+  }
+  return places;
+}
+
+int64_t register_cache(Instance& instance, const std::vector<at::Tensor>& tensors, int64_t num_blocks,
+                       bool is_blocks) {
+  Geometry geometry{num_blocks, is_blocks, {}};
+  auto places = check_cache_tensors(tensors, instance.device(), &geometry);
   std::vector<std::shared_ptr<void>> storage;
   for (const at::Tensor& tensor : tensors)
     storage.push_back(std::make_shared<c10::Storage>(tensor.storage()));
-  const auto bytes = static_cast<int64_t>(tensors[0].nbytes());
-  return instance.caches().add({static_cast<int64_t>(tensors.size()), num_blocks, bytes / num_blocks},
-                               std::move(addresses), std::move(storage));
+  return instance.caches().add(std::move(geometry), std::move(places), std::move(storage));
 }
 
 std::vector<Exported> export_cache(Instance& instance, int64_t cache_id) {
   const auto cache = instance.caches().get(cache_id, "export_cache");
   std::vector<Exported> exported;
-  for (char* address : cache->tensors) exported.push_back(mapped::export_address(instance.device(), address));
+  for (const Place& place : cache->tensors) {
+    exported.push_back(place.reach == Reach::kDevice
+                           ? mapped::export_address(instance.device(), place.address)
+                           : mapped::export_host(place.address));
+  }
   return exported;
 }
 
 void add_remote_cache(Instance& instance, int64_t handle, int64_t cache_id, std::optional<uint64_t> model_id,
-                      int64_t num_blocks, int64_t tensor_bytes, const std::vector<Exported>& segments) {
+                      bool is_blocks, int64_t num_blocks, const std::vector<int64_t>& tensor_bytes,
+                      const std::vector<Exported>& segments) {
   const auto link = instance.link(handle, "add_remote_cache");
-  require(
-      num_blocks >= 1 && tensor_bytes >= num_blocks && tensor_bytes % num_blocks == 0 && !segments.empty(),
-      kParamInvalid, "add_remote_cache: ", link->peer().name, " announced ", segments.size(), " tensors of ",
-      tensor_bytes, " bytes in ", num_blocks, " blocks");
+  require(!segments.empty() && tensor_bytes.size() == segments.size() && num_blocks >= 1, kParamInvalid,
+          "add_remote_cache: ", link->peer().name, " announced ", segments.size(), " tensors with ",
+          tensor_bytes.size(), " sizes in ", num_blocks, " blocks");
   auto cache = std::make_shared<RemoteCache>();
   cache->id = cache_id;
   cache->model_id = model_id;
-  cache->geometry = {static_cast<int64_t>(segments.size()), num_blocks, tensor_bytes / num_blocks};
+  cache->geometry = {num_blocks, is_blocks, {}};
+  for (size_t i = 0; i < segments.size(); ++i) {
+    const int64_t bytes = tensor_bytes[i];
+    require(bytes >= num_blocks && bytes % num_blocks == 0 && segments[i].kind == segments[0].kind,
+            kParamInvalid, "add_remote_cache: ", link->peer().name, " announced a tensor of ", bytes,
+            " bytes in ", num_blocks, " blocks, or tensors in memory of different kinds");
+    cache->geometry.strides.push_back(bytes / num_blocks);
+  }
   cache->exports = segments;
   link->remote_caches().add(std::move(cache));
 }
 
+// No block ids at all: a batch entry to another one; only those of the destination: an entry to blocks.
 int64_t prepare_push(int64_t handle, uint64_t model_id, const std::vector<at::Tensor>& cache,
                      const at::Tensor& src_blocks, const at::Tensor& dst_blocks, int64_t src_layer,
                      int64_t dst_layer, int64_t num_layers, int64_t tensors_per_layer, int64_t timeout_ms,
-                     bool has_ticket) {
+                     std::optional<int64_t> cache_id, int64_t src_batch, int64_t dst_batch, bool has_ticket) {
   const char* asked = "prepare_push";
   for (const at::Tensor* ids : {&src_blocks, &dst_blocks}) {
     require(
         ids->device().is_cpu() && ids->scalar_type() == at::kLong && ids->dim() == 1 && ids->is_contiguous(),
         kParamInvalid, asked, ": block ids are one-dimensional contiguous int64 CPU tensors");
   }
-  std::vector<char*> addresses;
-  for (const at::Tensor& tensor : cache) addresses.push_back(static_cast<char*>(tensor.data_ptr()));
+  TransferRequest request;
+  request.asked = asked;
+  for (const at::Tensor& tensor : cache) request.cache.push_back(static_cast<char*>(tensor.data_ptr()));
+  if (!cache.empty() && cache[0].dim() > 0) request.dimension_0 = cache[0].size(0);
+  request.model_id = model_id;
+  request.cache_id = cache_id;
+  request.src_blocks = src_blocks.const_data_ptr<int64_t>();
+  request.src_length = static_cast<size_t>(src_blocks.numel());
+  request.dst_blocks = dst_blocks.const_data_ptr<int64_t>();
+  request.dst_length = static_cast<size_t>(dst_blocks.numel());
+  if (request.src_length == 0)
+    request.layout = request.dst_length == 0 ? Layout::kEntry : Layout::kEntryToBlocks;
+  request.src_entry = src_batch;
+  request.dst_entry = dst_batch;
+  request.src_layer = src_layer;
+  request.dst_layer = dst_layer;
+  request.num_layers = num_layers;
+  request.tensors_per_layer = tensors_per_layer;
+  request.timeout_ms = timeout_ms;
   const auto link = require_link(handle, asked);
-  TransferPlan plan =
-      plan_transfer(*link, {Direction::kPush, asked, std::move(addresses),
-                            src_blocks.const_data_ptr<int64_t>(), static_cast<size_t>(src_blocks.numel()),
-                            dst_blocks.const_data_ptr<int64_t>(), static_cast<size_t>(dst_blocks.numel()),
-                            model_id, src_layer, dst_layer, num_layers, tensors_per_layer, timeout_ms});
+  TransferPlan plan = plan_transfer(*link, request);
+  require(
+      !plan.needs.any(), kFeatureNotEnabled, asked,
+      ": a transfer that is released layer by layer needs its source in device memory, and its destination "
+      "in device memory or in a host pool (host_mem_pool_cfg) of ",
+      link->peer().name, ". Nothing was sent; the link is still usable.");
   plan.timeout = std::chrono::milliseconds(timeout_ms);  // 0: what the binding says
   if (!has_ticket) {
     plan.by_layers = true;
@@ -186,6 +228,8 @@ void binding_destroy(int64_t number) {
 at::Tensor tensor_from_address(int64_t address, const std::vector<int64_t>& shape, at::ScalarType dtype,
                                int device) {
   require(address > 0, kParamInvalid, "tensor_from_address: address ", address);
+  if (device < 0)
+    return at::from_blob(reinterpret_cast<void*>(address), shape, at::TensorOptions().dtype(dtype));
   const auto options =
       at::TensorOptions().dtype(dtype).device(c10::Device(c10::DeviceType::PrivateUse1, device));
   int64_t elements = 1;
@@ -230,13 +274,15 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   });
 
   py::class_<Exported>(m, "Segment")
-      .def(py::init([](const py::bytes& handle, int64_t offset, uint64_t address) {
-             return Exported{std::string(handle), offset, address};
+      .def(py::init([](const py::bytes& handle, int64_t offset, uint64_t address, int kind) {
+             require(kind >= 0 && kind <= 2, kParamInvalid, "Segment: kind ", kind, ", expected 0 to 2");
+             return Exported{std::string(handle), offset, address, static_cast<MemoryKind>(kind)};
            }),
-           py::arg("handle"), py::arg("offset"), py::arg("address"))
+           py::arg("handle"), py::arg("offset"), py::arg("address"), py::arg("kind") = 0)
       .def_property_readonly("handle", [](const Exported& segment) { return py::bytes(segment.handle); })
       .def_readonly("offset", &Exported::offset)
-      .def_readonly("address", &Exported::address);
+      .def_readonly("address", &Exported::address)
+      .def_property_readonly("kind", [](const Exported& segment) { return static_cast<int>(segment.kind); });
 
   py::class_<Instance>(m, "Instance")
       .def(py::init([](int device, int64_t cluster_id, int64_t keep_alive_ms, int64_t transfer_timeout_ms,
@@ -249,7 +295,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
            py::arg("transfer_timeout_ms") = 1000, py::arg("max_in_flight") = 256,
            py::arg("streams_per_link") = 64, nogil)
       .def("close", &Instance::close, nogil)
-      .def("register_cache", &register_cache, py::arg("tensors"), py::arg("num_blocks"), nogil)
+      .def("register_cache", &register_cache, py::arg("tensors"), py::arg("num_blocks"),
+           py::arg("is_blocks") = true, nogil)
       .def("export_cache", &export_cache, py::arg("cache_id"), nogil)
       .def(
           "withdraw_cache", [](Instance& self, int64_t id) { self.caches().withdraw(id); },
@@ -285,7 +332,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
           },
           py::arg("link"), py::arg("peer_link"), py::arg("peer_page"), nogil)
       .def("add_remote_cache", &add_remote_cache, py::arg("link"), py::arg("cache_id"), py::arg("model_id"),
-           py::arg("num_blocks"), py::arg("tensor_bytes"), py::arg("segments"), nogil)
+           py::arg("is_blocks"), py::arg("num_blocks"), py::arg("tensor_bytes"), py::arg("segments"), nogil)
       .def(
           "drop_remote_cache",
           [](Instance& self, int64_t link, int64_t id) {
@@ -314,6 +361,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("prepare_push", &prepare_push, py::arg("link"), py::arg("model_id"), py::arg("cache"),
         py::arg("src_blocks"), py::arg("dst_blocks"), py::arg("src_layer"), py::arg("dst_layer"),
         py::arg("num_layers"), py::arg("tensors_per_layer"), py::arg("timeout_ms"),
+        py::arg("cache_id") = std::nullopt, py::arg("src_batch") = 0, py::arg("dst_batch") = 0,
         py::arg("has_ticket") = true, nogil);
   m.def(
       "task_ticket", [](int64_t task) { return tasks().get(task, "task_ticket")->ticket(); }, py::arg("task"),
@@ -337,5 +385,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("binding_destroy", &binding_destroy, py::arg("binding"), nogil);
   m.def("tensor_from_address", &tensor_from_address, py::arg("address"), py::arg("shape"), py::arg("dtype"),
         py::arg("device"), nogil);
+  m.def("allocate_shared_host", &mapped::allocate_shared_host, py::arg("device"), py::arg("bytes"), nogil);
   m.def("stop_all", &Engine::stop_all, nogil);
 }

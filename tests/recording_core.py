@@ -24,6 +24,7 @@ class Segment:
     handle: bytes
     offset: int
     address: int
+    kind: int = 0
 
 
 @dataclass
@@ -78,12 +79,17 @@ class RecordingInstance:
         link: int,
         cache_id: int,
         model_id: int | None,
+        is_blocks: bool,
         num_blocks: int,
-        tensor_bytes: int,
+        tensor_bytes: Sequence[int],
         segments: Sequence[Segment],
     ) -> None:
         self.links[link].remote_caches[cache_id] = SimpleNamespace(
-            model_id=model_id, num_blocks=num_blocks, tensor_bytes=tensor_bytes, segments=list(segments)
+            model_id=model_id,
+            is_blocks=is_blocks,
+            num_blocks=num_blocks,
+            tensor_bytes=list(tensor_bytes),
+            segments=list(segments),
         )
 
     def drop_remote_cache(self, link: int, cache_id: int) -> None:
@@ -124,7 +130,7 @@ class Node:
     ) -> LocalCache:
         desc = CacheDesc(2, [4, 8], DataType.DT_INT8)
         cache = Cache(cache_id, desc, [4096, 8192], True, remote_accessible=remote_accessible)
-        local = LocalCache(cache, model_id, desc.size)
+        local = LocalCache(cache, model_id, desc.tensor_sizes)
         self.registry.add(local)
         self.links.announce(local)
         return local

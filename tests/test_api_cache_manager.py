@@ -17,7 +17,7 @@ import torch
 import torch_llm_datadist as datadist
 from tests import instances
 from torch_llm_datadist import BlocksCacheKey, CacheDesc, DataType, LLMException, LLMStatusCode, Placement
-from torch_llm_datadist.keys import CacheKey, CacheKeyByIdAndIndex
+from torch_llm_datadist.keys import CacheKey
 
 INVALID = LLMStatusCode.LLM_PARAM_INVALID
 NOT_LINKED = LLMStatusCode.LLM_NOT_YET_LINK
@@ -124,8 +124,9 @@ REGISTER_ERRORS: list[tuple[str, Any, Callable[[Any], object]]] = [
     ("no tensors", INVALID, lambda m: m.register_blocks_cache(CacheDesc(0, [4, 8], DataType.DT_INT8), [])),
     ("strings", INVALID,
      lambda m: m.register_blocks_cache(CacheDesc(2, [4], DataType.DT_STRING), [4096, 8192])),
-    ("host", NotImplementedError,
-     lambda m: m.register_blocks_cache(CacheDesc(1, [4], DataType.DT_INT8, Placement.HOST), [1])),
+    ("device tensors, HOST desc", INVALID,
+     lambda m: m.register_blocks_cache(CacheDesc(2, [4, 8], DataType.DT_FLOAT16, Placement.HOST), tensors(4,
+         8))),
 ]  # fmt: skip
 
 
@@ -287,11 +288,6 @@ def test_pull_blocks_from_itself_is_refused(pair: Any) -> None:
     check_raises(
         INVALID, lambda: pair[0].manager.pull_blocks(BlocksCacheKey(HERE, 0), pair[0].cache, [0], [0])
     )
-
-
-@pytest.mark.parametrize("key", [CacheKey(THERE, 1), CacheKeyByIdAndIndex(THERE, 1)])
-def test_pull_blocks_by_keys_of_contiguous_caches_is_to_come(pair: Any, key: Any) -> None:
-    check_raises(NotImplementedError, lambda: pair[0].manager.pull_blocks(key, pair[0].cache, [], [0]))
 
 
 RANGES = [

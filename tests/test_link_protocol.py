@@ -92,7 +92,7 @@ def test_link_announces_caches_of_both_ends(node: Callable[..., Node]) -> None:
     assert link(client, server) == OK
 
     (seen,) = client.only_link().remote_caches.values()
-    assert (seen.model_id, seen.num_blocks, seen.tensor_bytes, len(seen.segments)) == (5, 4, 32, 2)
+    assert (seen.model_id, seen.num_blocks, seen.tensor_bytes, len(seen.segments)) == (5, 4, [32, 32], 2)
     assert [c.model_id for c in server.only_link().remote_caches.values()] == [None]
 
 
@@ -414,7 +414,7 @@ def test_withdrawn_memory_is_held_until_the_peer_has_drained(node: Callable[...,
     wait_until(lambda: client.only_link().dropped == {1})
     (held,) = server.registry.held()
     assert held.info().waiting_for == (f"cluster 2 (127.0.0.1, pid {client.identity.pid})",)
-    assert held.info().length_bytes == 0  # this handle has no tensors
+    assert held.info().length_bytes == 64
     assert not server.native.has_released.is_set()
     client.only_link().in_use.clear()
     assert server.native.has_released.wait(DEADLINE_S)
@@ -626,7 +626,7 @@ def test_a_greeting_of_another_protocol_version_is_refused_by_name(node: Callabl
 
     assert isinstance(answer, wire.Refused)
     assert answer.code == LLMStatusCode.LLM_LINK_FAILED
-    assert "version 1 at one end and 7 at the other" in answer.reason
+    assert "version 2 at one end and 7 at the other" in answer.reason
 
 
 def test_messages_out_of_order_are_dropped(node: Callable[..., Node]) -> None:
@@ -652,7 +652,7 @@ def test_messages_out_of_order_are_dropped(node: Callable[..., Node]) -> None:
 def test_a_cache_announced_twice_ends_the_link(node: Callable[..., Node]) -> None:
     server, client = node(1, listens=True), node(2)
     segment = wire.SegmentRecord(b"page", 0, 0)
-    cache = wire.CacheRecord(cache_id=1, model_id=0, num_blocks=1, tensor_bytes=1, segments=[segment])
+    cache = wire.CacheRecord(cache_id=1, model_id=0, num_blocks=1, tensor_bytes=[1], segments=[segment])
 
     with RawPeer(server) as raw:
         raw.ask(wire.Hello(wanted_cluster_id=1, identity=client.identity))
@@ -666,11 +666,13 @@ def test_a_cache_announced_twice_ends_the_link(node: Callable[..., Node]) -> Non
 def test_every_message_survives_the_wire() -> None:
     segment = wire.SegmentRecord(b"\x00\xff", 2**40, 2**47)
     cache = wire.CacheRecord(
-        cache_id=1, model_id=2**64 - 1, num_blocks=2, tensor_bytes=4, segments=[segment] * 1000
+        cache_id=1, model_id=2**64 - 1, num_blocks=2, tensor_bytes=[4] * 1000, segments=[segment] * 1000
     )
     for message in (
         wire.Join(7, segment, [cache]),
         wire.Announce(cache),
+        wire.Keys(1, [wire.KeyRecord(True, 2**64 - 2, 0, 3)]),
+        wire.Taken(1, 0, 2, 4),
         wire.Refused(0x5010B009, "no"),
         wire.Bye("x"),
     ):

@@ -12,12 +12,14 @@ BUILT_FOR_TORCH_NPU: str
 
 class Segment:
     """Where one tensor lies for a peer: an export handle of the segment, the offset in it, and the bare
-    address, which only an instance of the same process uses."""
+    address, which an instance of the same process uses, and any peer where it is private host memory.
+    ``kind``: 0 device, 1 shared host memory, 2 private host memory."""
 
     handle: bytes
     offset: int
     address: int
-    def __init__(self, handle: bytes, offset: int, address: int) -> None: ...
+    kind: int
+    def __init__(self, handle: bytes, offset: int, address: int, kind: int = 0) -> None: ...
 
 class Instance:
     """One LLMDataDist in this process: its registered caches, its links and their watchdog."""
@@ -35,8 +37,10 @@ class Instance:
     def close(self) -> None:
         """Ends every link, joins the threads and frees the streams. Idempotent."""
 
-    # Caches of this instance. All tensors: same nbytes, contiguous, on the instance's device.
-    def register_cache(self, tensors: Sequence[Tensor], num_blocks: int) -> int: ...
+    # Caches of this instance. All tensors: contiguous, on the instance's device or all on the CPU.
+    def register_cache(self, tensors: Sequence[Tensor], num_blocks: int, is_blocks: bool = True) -> int:
+        """``num_blocks``: blocks, or batch entries of a contiguous cache, in each tensor."""
+
     def export_cache(self, cache_id: int) -> list[Segment]: ...
     def withdraw_cache(self, cache_id: int) -> None:
         """New transfers no longer find it; its memory stays held until `release_cache`."""
@@ -62,8 +66,9 @@ class Instance:
         link: int,
         cache_id: int,
         model_id: int | None,
+        is_blocks: bool,
         num_blocks: int,
-        tensor_bytes: int,
+        tensor_bytes: Sequence[int],
         segments: Sequence[Segment],
     ) -> None:
         """Replicates one announced cache of the peer. A later one with the same model_id hides it."""
@@ -100,10 +105,17 @@ def prepare_push(
     num_layers: int,
     tensors_per_layer: int,
     timeout_ms: int,
+    cache_id: int | None = None,
+    src_batch: int = 0,
+    dst_batch: int = 0,
     has_ticket: bool = True,
 ) -> int:
     """Takes a slot for a push whose layers are released one by one through a binding. Returns the task.
-    Without a ticket it takes none, and the receiver is not told of its layers."""
+
+    The peer's cache is named by ``cache_id`` where it is given. Without block ids at all a batch entry goes
+    to a batch entry; with those of the destination only, it goes to these blocks. Without a ticket it takes
+    no slot, and the receiver is not told of its layers.
+    """
 
 def task_ticket(task: int) -> int: ...
 def task_state(task: int) -> tuple[bool, int, str]:
@@ -125,7 +137,10 @@ def binding_bind(
 ) -> None: ...
 def binding_destroy(binding: int) -> None: ...
 def tensor_from_address(address: int, shape: Sequence[int], dtype: object, device: int) -> Tensor:
-    """A tensor over caller-owned device memory; keeps nothing alive."""
+    """A tensor over caller-owned memory of a device, or with device -1 of the host; keeps nothing alive."""
+
+def allocate_shared_host(device: int, bytes: int) -> Tensor:
+    """uint8[bytes] on the CPU, zeroed, page-locked, in a file that peers on this host can map."""
 
 def stop_all() -> None:
     """Ends the watchdogs of all devices; before torch_npu shuts down. Instances are closed first."""

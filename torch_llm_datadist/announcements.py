@@ -10,6 +10,8 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from . import wire
 from .errors import KvCacheNotExistError
 from .peer import LinkState, Peer
@@ -22,11 +24,15 @@ logger = logging.getLogger("torch_llm_datadist")
 
 _DRAIN_POLL_S = 0.01
 _HELD_POLL_S = 0.1
+PRIVATE_HOST = 2  # kind of a segment: any peer reaches it by its address
 
 
 def segment_record(segment: _C.Segment, peer: Peer) -> wire.SegmentRecord:
     is_in_this_process = peer.identity is not None and peer.identity.is_in_this_process()
-    return wire.SegmentRecord(segment.handle, segment.offset, segment.address if is_in_this_process else 0)
+    shows_address = is_in_this_process or segment.kind == PRIVATE_HOST
+    return wire.SegmentRecord(
+        segment.handle, segment.offset, segment.address if shows_address else 0, segment.kind
+    )
 
 
 class Announcements:
@@ -38,7 +44,7 @@ class Announcements:
     def __init__(
         self,
         native: _C.Instance,
-        make_segment: Callable[[bytes, int, int], _C.Segment],
+        make_segment: Callable[[bytes, int, int, int], _C.Segment],
         registry: CacheRegistry,
     ) -> None:
         self._native = native
@@ -48,7 +54,7 @@ class Announcements:
         self._draining: list[tuple[Peer, int]] = []
 
     def segment(self, record: wire.SegmentRecord) -> _C.Segment:
-        return self._make_segment(record.handle, record.offset, record.address)
+        return self._make_segment(record.handle, record.offset, record.address, record.kind)
 
     # Ours, to a peer.
 
@@ -62,6 +68,9 @@ class Announcements:
         reachable = {local.cache.cache_id: local for local in self._registry.reachable()}
         for cache_id in sorted(peer.announced - reachable.keys()):
             peer.send(wire.Withdraw(cache_id))
+        for cache_id in sorted(reachable.keys() & peer.announced):
+            if reachable[cache_id].is_owned:
+                self.announce_keys(cache_id, [peer])
         for cache_id in sorted(reachable.keys() - peer.announced):
             self.announce(reachable[cache_id], [peer])
 
@@ -72,6 +81,12 @@ class Announcements:
                 record = self._export(local, peer)
                 if record is not None:
                     peer.send(wire.Announce(record))
+
+    def announce_keys(self, cache_id: int, peers: Iterable[Peer]) -> None:
+        keys = self._keys(cache_id)
+        for peer in peers:
+            if peer.state == LinkState.LINKED and cache_id in peer.announced:
+                peer.send(wire.Keys(cache_id, keys))
 
     def withdraw(self, held: HeldCache, peers: Iterable[Peer]) -> None:
         cache_id = held.local.cache.cache_id
@@ -99,30 +114,47 @@ class Announcements:
         return wire.CacheRecord(
             cache_id=cache.cache_id,
             model_id=local.model_id,
-            num_blocks=cache.num_blocks,
-            tensor_bytes=local.tensor_bytes,
+            is_blocks=cache.is_blocks_cache,
+            num_blocks=cache.num_entries,
+            tensor_bytes=list(local.tensor_bytes),
+            is_owned=local.is_owned,
+            keys=self._keys(cache.cache_id),
             segments=segments,
         )
+
+    def _keys(self, cache_id: int) -> list[wire.KeyRecord]:
+        return [wire.KeyRecord(*name, index) for name, index in self._registry.keys.of_cache(cache_id)]
+
+    def on_taken(self, message: wire.Taken) -> None:
+        tensors = range(message.first_tensor, message.first_tensor + message.num_tensors)
+        self._registry.on_taken(message.cache_id, message.batch_index, tensors)
 
     # A peer's, to us.
 
     def learn(self, peer: Peer, record: wire.CacheRecord) -> None:
         if record.cache_id in peer.remote_caches:
             raise ValueError(f"{peer} announced cache {record.cache_id} twice")
-        if record.tensor_bytes % record.num_blocks:
-            raise ValueError(
-                f"{peer} announced cache {record.cache_id} with {record.tensor_bytes} bytes per tensor, "
-                f"which {record.num_blocks} blocks do not divide"
-            )
+        for size in record.tensor_bytes:
+            if size % record.num_blocks:
+                raise ValueError(
+                    f"{peer} announced cache {record.cache_id} with a tensor of {size} bytes, which "
+                    f"{record.num_blocks} blocks do not divide"
+                )
         self._native.add_remote_cache(
             peer.link,
             record.cache_id,
             record.model_id,
+            record.is_blocks,
             record.num_blocks,
             record.tensor_bytes,
             [self.segment(s) for s in record.segments],
         )
         peer.remote_caches[record.cache_id] = record
+
+    def learn_keys(self, peer: Peer, message: wire.Keys) -> None:
+        record = peer.remote_caches.get(message.cache_id)
+        if record is not None:
+            peer.remote_caches[message.cache_id] = msgspec.structs.replace(record, keys=message.keys)
 
     def on_withdraw(self, peer: Peer, cache_id: int) -> None:
         if peer.remote_caches.pop(cache_id, None) is not None:

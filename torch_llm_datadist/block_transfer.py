@@ -1,4 +1,4 @@
-"""A push or pull of blocks, checked as far as this end can: which blocks and layers of which local cache."""
+"""What a push or pull moves, checked as far as this end can: blocks and layers of the local cache."""
 
 from __future__ import annotations
 
@@ -34,26 +34,32 @@ def read_blocks(
     asked: str, src_blocks: object, dst_blocks: object, *, local: str, num_blocks: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Checks two block lists; ``local`` names the one that indexes the local cache."""
-    src = checks.integers(f"{asked}: src_blocks", () if src_blocks is None else src_blocks)
-    dst = checks.integers(f"{asked}: dst_blocks", dst_blocks)
-    for name, blocks in (("src_blocks", src), ("dst_blocks", dst)):
-        if not blocks:
-            raise ParamInvalidError(
-                f"{asked}: {name} is empty, expected at least one block. Nothing was sent."
-            )
+    src = read_block_list(asked, "src_blocks", () if src_blocks is None else src_blocks)
+    dst = read_block_list(asked, "dst_blocks", dst_blocks)
     if len(src) != len(dst):
         raise ParamInvalidError(
             f"{asked}: src_blocks has {len(src)} entries and dst_blocks {len(dst)}; expected as many. "
             "Nothing was sent."
         )
-    own = src if local == "src_blocks" else dst
-    if max(own) >= num_blocks:
-        i = next(i for i, block in enumerate(own) if block >= num_blocks)
+    check_blocks_inside(asked, local, src if local == "src_blocks" else dst, num_blocks)
+    return torch.tensor(src, dtype=torch.int64), torch.tensor(dst, dtype=torch.int64)
+
+
+def read_block_list(asked: str, name: str, blocks: object) -> list[int]:
+    """A list or tuple of block indices that is not empty."""
+    found = checks.integers(f"{asked}: {name}", blocks)
+    if not found:
+        raise ParamInvalidError(f"{asked}: {name} is empty, expected at least one block. Nothing was sent.")
+    return found
+
+
+def check_blocks_inside(asked: str, name: str, blocks: Sequence[int], num_blocks: int) -> None:
+    if max(blocks) >= num_blocks:
+        i = next(i for i, block in enumerate(blocks) if block >= num_blocks)
         raise ParamInvalidError(
-            f"{asked}: {local}[{i}] = {own[i]} is outside the local cache, which has {num_blocks} blocks. "
+            f"{asked}: {name}[{i}] = {blocks[i]} is outside the local cache, which has {num_blocks} blocks. "
             "Nothing was sent; the link is still usable."
         )
-    return torch.tensor(src, dtype=torch.int64), torch.tensor(dst, dtype=torch.int64)
 
 
 def read_layer_range(asked: str, name: str, value: object) -> range | None:
@@ -150,7 +156,3 @@ def _check_same_length(asked: str, src: range, dst: range) -> None:
             f"{asked}: src_layer_range has {len(src)} layers ({src}) and dst_layer_range {len(dst)} ({dst}); "
             "expected as many. Nothing was sent."
         )
-
-
-def addresses(tensors: Sequence[torch.Tensor]) -> list[int]:
-    return [tensor.data_ptr() for tensor in tensors]

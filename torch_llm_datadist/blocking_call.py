@@ -8,10 +8,12 @@ from types import ModuleType
 
 import torch
 
+from . import ops
 from .block_transfer import BlockTransfer
 from .cache import Cache
 from .checks import as_int64
-from .errors import LLMStatusCode, class_for_code
+from .entry_transfer import EntryTransfer
+from .errors import EngineFailedError, LLMException, LLMStatusCode, class_for_code
 from .link_table import Link
 from .options import Options
 
@@ -24,7 +26,7 @@ class BlockingCall:
         self._options = options
         self._per_thread = threading.local()
 
-    def run(
+    def move_blocks(
         self,
         asked: str,
         op: Callable[..., None],
@@ -43,10 +45,10 @@ class BlockingCall:
         Raises:
             LLMException: by the op, before anything was queued, or for how the transfer ended.
         """
-        handle = self._native.transfer_create()
-        try:
-            op(
-                self._status(),
+        self._run(
+            asked,
+            lambda status, handle: op(
+                status,
                 list(cache.tensors),
                 transfer.src_blocks,
                 transfer.dst_blocks,
@@ -59,7 +61,55 @@ class BlockingCall:
                 timeout_ms=self._options.sync_kv_timeout_ms,
                 hold_stream=False,
                 transfer=handle,
+            ),
+        )
+
+    def move_entry(
+        self, asked: str, op: Callable[..., None], cache: Cache, transfer: EntryTransfer, link: Link
+    ) -> None:
+        """As ``move_blocks``, with ``ops.push_cache`` or ``ops.pull_cache``."""
+        try:
+            self._run(
+                asked,
+                lambda status, handle: op(
+                    status,
+                    list(cache.tensors),
+                    transfer.dst_blocks,
+                    link=link.handle,
+                    cache_id=transfer.cache_id,
+                    src_batch=transfer.src_batch,
+                    dst_batch=transfer.dst_batch,
+                    size=transfer.size,
+                    src_layer=transfer.src_layer,
+                    dst_layer=transfer.dst_layer,
+                    num_layers=transfer.num_layers,
+                    tensors_per_layer=transfer.tensors_per_layer,
+                    timeout_ms=self._options.sync_kv_timeout_ms,
+                    hold_stream=False,
+                    transfer=handle,
+                ),
             )
+        except LLMException as error:
+            name = "push_cache: " if op is ops.push_cache else "pull_cache: "
+            if asked == name[:-2] or not str(error).startswith(name):
+                raise
+            message = f"{asked}: {str(error).removeprefix(name)}"
+            raise type(error)(message, status_code=error.status_code) from None
+
+    def copy(self, asked: str, call: Callable[[torch.Tensor], None]) -> None:
+        """Calls an op that copies on the current stream, and waits until that has got there."""
+        status = self._status()
+        call(status)
+        if int(status.item()) != 0:
+            status.zero_()
+            raise EngineFailedError(
+                f"{asked}: the runtime refused a copy; some of the bytes may have been copied"
+            )
+
+    def _run(self, asked: str, call: Callable[[torch.Tensor, int], None]) -> None:
+        handle = self._native.transfer_create()
+        try:
+            call(self._status(), handle)
         except BaseException:
             self._native.transfer_free(handle)
             raise

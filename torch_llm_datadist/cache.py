@@ -17,7 +17,7 @@ MAX_DIMS = 31
 
 
 class CacheDesc:
-    """Describes a cache of ``num_tensors`` equal tensors.
+    """Describes a cache of ``num_tensors`` equal tensors; ``of_layers`` makes one of different tensors.
 
     Args:
         num_tensors: uint32; for a model with K and V, two per layer, in the order K0, V0, K1, V1, …
@@ -69,6 +69,45 @@ class CacheDesc:
             checks.instance("CacheDesc: kv_tensor_format", kv_tensor_format, str)
         self._kv_tensor_format = kv_tensor_format
         self._batch_size = dims[self._batch_dim]
+        self._layer: tuple[tuple[tuple[int, ...], DataType], ...] = ()
+
+    @classmethod
+    def of_layers(
+        cls,
+        num_layers: int,
+        tensors: Sequence[tuple[Sequence[int], DataType]],
+        placement: Placement = Placement.DEVICE,
+    ) -> CacheDesc:
+        """A cache whose layers have tensors of different shape or type, as MLA has.
+
+        >>> CacheDesc.of_layers(61, [((512, 128, 1, 512), DT_BF16), ((512, 128, 1, 64), DT_BF16)])
+
+        Args:
+            num_layers: uint32.
+            tensors: shape and type of each tensor of a layer, in order; all of one dimension 0.
+            placement: where the tensors lie.
+
+        ``shape`` and ``data_type`` are those of the first one. Raises as ``CacheDesc``. Not in the original,
+        which needs a cache for each shape.
+        """
+        layers = checks.uint32("CacheDesc.of_layers: num_layers", num_layers)
+        if not isinstance(tensors, (list, tuple)):
+            raise TypeError(
+                f"CacheDesc.of_layers: tensors is {tensors!r}, expected a list of (shape, data_type)"
+            )
+        if not tensors:
+            raise ParamInvalidError("CacheDesc.of_layers: tensors is empty, expected at least one tensor")
+        descs = [cls(1, shape, data_type, placement) for shape, data_type in tensors]
+        rows = {desc.shape[0] for desc in descs}
+        if len(rows) > 1:
+            raise ParamInvalidError(
+                f"CacheDesc.of_layers: dimension 0 is {', '.join(map(str, sorted(rows)))}, expected the "
+                "same one "
+                "in all tensors: it counts their blocks, or the batch"
+            )
+        made = cls(layers * len(descs), tuple(descs[0].shape), descs[0].data_type, placement)
+        made._layer = tuple((tuple(desc.shape), desc.data_type) for desc in descs)
+        return made
 
     @property
     def num_tensors(self) -> int:
@@ -115,6 +154,20 @@ class CacheDesc:
             )
         return prod(self._shape) * element_bytes(self._data_type)
 
+    @property
+    def tensors(self) -> list[tuple[tuple[int, ...], DataType]]:
+        """Shape and type of each of the ``num_tensors`` tensors. Not in the original."""
+        layer = self._layer or ((tuple(self._shape), self._data_type),)
+        return [layer[i % len(layer)] for i in range(self._num_tensors)]
+
+    @property
+    def tensor_sizes(self) -> list[int]:
+        """Bytes of each tensor; raises as ``size``. Not in the original."""
+        if not self._layer:
+            return [self.size] * self._num_tensors
+        sizes = [CacheDesc(1, shape, data_type).size for shape, data_type in self._layer]
+        return [sizes[i % len(sizes)] for i in range(self._num_tensors)]
+
     def update_dim(self, dim_index: int, dim_value: int) -> None:
         """Changes one dimension in place; needs a shape given as a list. ``batch_size`` stays as it is."""
         index = checks.int64("update_dim: dim_index", dim_index)
@@ -155,7 +208,7 @@ class Cache:
         self._is_blocks_cache = is_blocks_cache
         self._tensors = tuple(tensors)
         self._remote_accessible = remote_accessible
-        self._num_blocks = cache_desc.shape[0] if is_blocks_cache else 0
+        self._num_entries = cache_desc.shape[0]
 
     @staticmethod
     def create_cpu_cache(cache_desc: CacheDesc, addrs: list[int]) -> Cache:
@@ -186,7 +239,7 @@ class Cache:
 
     @property
     def tensor_addrs(self) -> list[int]:
-        """Device address of each tensor."""
+        """Address of each tensor; empty once the cache is deallocated."""
         return self._tensor_addrs
 
     @property
@@ -201,7 +254,17 @@ class Cache:
     @property
     def num_blocks(self) -> int:
         """Blocks of each tensor; 0 for a contiguous cache."""
-        return self._num_blocks
+        return self._num_entries if self._is_blocks_cache else 0
+
+    @property
+    def num_entries(self) -> int:
+        """Blocks of each tensor; of a contiguous cache its batch size."""
+        return self._num_entries
+
+    def close(self) -> None:
+        """Lets go of the tensors; for ``CacheManager``, when the cache is deallocated."""
+        self._tensor_addrs = []
+        self._tensors = ()
 
     @property
     def remote_accessible(self) -> bool:

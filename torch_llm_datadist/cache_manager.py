@@ -1,4 +1,4 @@
-"""``CacheManager``: registers caches and moves their blocks to and from linked peers.
+"""``CacheManager``: moves blocks and batch entries of caches to and from linked peers.
 
 Every blocking transfer is one op call: the arguments are checked here, the op orders the transfer after the
 current stream, and the caller's thread waits for its end with the deadline of ``sync_kv_timeout``. No stream
@@ -7,7 +7,7 @@ ever waits.
 
 from __future__ import annotations
 
-import threading
+import logging
 from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -18,31 +18,38 @@ from . import checks, ops
 from .binding import Task
 from .block_transfer import (
     BlockTransfer,
-    addresses,
+    check_blocks_inside,
     check_remote_count,
+    read_block_list,
     read_blocks,
     read_pull_layers,
     read_push_layers,
 )
-from .blocking_call import BlockingCall
-from .cache import Cache, CacheDesc
+from .cache import Cache
 from .cache_manager_async import AsyncTransfers, layer_transfers
-from .cache_manager_to_come import CacheManagerToCome, not_there
 from .checks import as_int64
-from .errors import EngineFailedError, KvCacheNotExistError, ParamInvalidError
+from .data_type import Placement
+from .entry_transfer import EntryTransfer, Key, find_remote, no_such_cache
+from .errors import ParamInvalidError
+from .key_table import only_name_of
 from .keys import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 from .link import LinkService
 from .link_table import Link
+from .local_copies import LocalCopies
+from .memory_pool import MemoryPool
 from .options import Options
-from .registration import read_tensors
-from .registry import CacheRegistry, HeldCacheInfo, LocalCache
-from .wire import CacheRecord
+from .registry import CacheRegistry, LocalCache
+from .wire import CacheRecord, Taken
 
 if TYPE_CHECKING:
     from . import _C
 
+logger = logging.getLogger("torch_llm_datadist")
 
-class CacheManager(AsyncTransfers, CacheManagerToCome):
+_NO_BLOCKS = torch.empty(0, dtype=torch.int64)
+
+
+class CacheManager(LocalCopies, AsyncTransfers):
     """The caches of one ``LLMDataDist``; obtained from ``LLMDataDist.cache_manager``.
 
     Thread-safe. Transfers over different links do not wait for each other.
@@ -55,82 +62,16 @@ class CacheManager(AsyncTransfers, CacheManagerToCome):
         links: LinkService,
         registry: CacheRegistry,
         options: Options,
+        pools: dict[Placement, MemoryPool],
     ) -> None:
-        self._native = native
-        self._instance = instance
-        self._links = links
-        self._registry = registry
-        self._options = options
-        self._call = BlockingCall(native, options)
-        self._registering = threading.Lock()
+        super().__init__(native, instance, links, registry, options, pools)
         self._layer_transfers = layer_transfers(native, links, options)
-        self._is_closed = False
 
-    # Caches.
-
-    def register_blocks_cache(
-        self,
-        cache_desc: CacheDesc,
-        addrs: Sequence[int] | Sequence[torch.Tensor],
-        blocks_cache_key: BlocksCacheKey | None = None,
-        remote_accessible: bool | None = None,
-    ) -> Cache:
-        """Makes tensors of the caller known as a cache of blocks, here and to all linked peers.
-
-        Tensors are kept alive until the cache is unregistered and nobody can touch them any more; with
-        addresses that is the caller's duty.
-
-        Args:
-            cache_desc: shape[0] is the number of blocks; a block is the rest of the shape.
-            addrs: num_tensors device tensors (list or tuple) or device addresses (list). Each is contiguous,
-                on the instance's device, of desc's dtype and size in bytes.
-            blocks_cache_key: its ``model_id`` is the name by which peers find the cache; one registered later
-                with the same name hides this one. None: peers cannot name it.
-            remote_accessible: False keeps it local: peers do not learn of it. None means True for device
-                memory.
-
-        Raises:
-            TypeError, ValueError: wrong types; an address outside its range.
-            LLMException: ``LLM_PARAM_INVALID`` for tensors that do not fit the desc.
-
-        Source: manual page register_blocks_cache; tensors, and reaching peers that are already linked, are
-            additions.
-        """
-        asked = "register_blocks_cache"
-        if self._is_closed:
-            raise EngineFailedError(f"{asked}: the instance is finalized")
-        desc = checks.instance(f"{asked}: cache_desc", cache_desc, CacheDesc)
-        if blocks_cache_key is not None:
-            checks.instance(f"{asked}: blocks_cache_key", blocks_cache_key, BlocksCacheKey)
-        if remote_accessible is not None:
-            checks.boolean(f"{asked}: remote_accessible", remote_accessible)
-        tensors = read_tensors(asked, self._native, self._options.device, desc, addrs)
-        model_id = blocks_cache_key.model_id if blocks_cache_key else None
-        with self._registering:  # peers learn of caches in the order of their ids
-            return self._register(desc, tensors, model_id, remote_accessible is not False)
-
-    def unregister_cache(self, cache_id: int) -> None:
-        """Ends a registration; returns at once.
-
-        New transfers do not find the cache any more. Its tensors are held until every linked peer has
-        confirmed that it dropped the cache, or is gone, and until the transfers of this instance that use it
-        have ended; ``held_caches`` lists what is still held.
-
-        Args:
-            cache_id: int64; an unknown one is no error.
-
-        Source: manual page unregister_cache.
-        """
-        checks.int64("unregister_cache: cache_id", cache_id)
-        if self._is_closed:
-            raise EngineFailedError("unregister_cache: the instance is finalized")
-        self._withdraw(cache_id)
-
-    def held_caches(self) -> list[HeldCacheInfo]:
-        """The unregistered caches whose memory is still held, and for whom. Not in the original."""
-        return [held.info() for held in self._registry.held()]
-
-    # Transfers.
+    def close(self, timeout_s: float = 0.0) -> None:
+        """Ends layer transfers, withdraws every cache; calls fail from here on. For ``finalize``."""
+        self._is_closed = True
+        self._layer_transfers.close(timeout_s)
+        super().close()
 
     def push_blocks(
         self,
@@ -171,8 +112,112 @@ class CacheManager(AsyncTransfers, CacheManagerToCome):
             tensor_num_per_layer,
         )  # fmt: skip
         with self._links.table.using(key.cluster_id, asked) as link:
-            self._remote_record(asked, link, key)
-            self._call.run(asked, ops.push_blocks, src_cache, transfer, link, key.model_id)
+            self._remote(asked, link, key)
+            self._call.move_blocks(asked, ops.push_blocks, src_cache, transfer, link, key.model_id)
+
+    def push_cache(
+        self,
+        dst_cache_key: CacheKeyByIdAndIndex,
+        src_cache: Cache,
+        src_batch_index: int = 0,
+        src_layer_range: range | None = None,
+        dst_layer_range: range | None = None,
+        size: int = -1,
+        tensor_num_per_layer: int = 2,
+    ) -> None:
+        """Copies a batch entry of a local contiguous cache into an entry of a peer's, in every tensor.
+
+        The copies start when all earlier work of the current stream is done; the call returns when they have
+        ended. The receiver is not told. Needs ``enable_remote_cache_accessible``.
+
+        Args:
+            dst_cache_key: the peer's cluster_id, the cache_id of its cache and the entry.
+            src_cache: a contiguous cache of this instance.
+            src_batch_index: uint32, the entry here.
+            src_layer_range, dst_layer_range, tensor_num_per_layer: as ``push_blocks``.
+            size: bytes of each tensor; only -1, a whole local entry. The peer's may be larger.
+
+        Raises: as ``push_blocks``.
+
+        Source: seed 004 push_cache.
+        """
+        asked = "push_cache"
+        self._require_remote_access(asked)
+        key = checks.instance(f"{asked}: dst_cache_key", dst_cache_key, CacheKeyByIdAndIndex)
+        local = self._find_reachable(asked, "src_cache", src_cache, is_blocks=False)
+        entry = _read_entry(asked, "src_batch_index", src_batch_index, local)
+        if checks.int64(f"{asked}: size", size) != -1:
+            raise ParamInvalidError(f"{asked}: size is {size}, expected -1, a whole local entry")
+        src_layers, dst_layers, per_layer = read_push_layers(
+            asked, len(local.tensor_bytes), src_layer_range, dst_layer_range, tensor_num_per_layer
+        )
+        transfer = EntryTransfer(
+            _NO_BLOCKS, key.cache_id, entry, key.batch_index, -1,
+            src_layers.start, dst_layers.start, len(src_layers), per_layer,
+        )  # fmt: skip
+        with self._links.table.using(key.cluster_id, asked) as link:
+            self._remote(asked, link, key)
+            self._call.move_entry(asked, ops.push_cache, src_cache, transfer, link)
+
+    def pull_cache(
+        self,
+        cache_key: CacheKey | CacheKeyByIdAndIndex,
+        cache: Cache,
+        batch_index: int = 0,
+        size: int = -1,
+        *,
+        src_layer_range: range | None = None,
+        dst_layer_range: range | None = None,
+        tensor_num_per_layer: int = 2,
+    ) -> None:
+        """Copies a batch entry of a peer's contiguous cache into an entry of a local one, in every tensor.
+
+        The copies start when all earlier work of the current stream is done; the call returns when the bytes
+        are here. The caller makes sure that the peer has written them. While
+        ``enable_remote_cache_accessible`` is off, a pull from a cache that its holder allocated removes the
+        key of that entry there.
+
+        Args:
+            cache_key: the peer's cluster_id, and either the cache_id and the entry, or (while
+                ``enable_remote_cache_accessible`` is off) a req_id or a prefix_id.
+            cache: a contiguous cache of this instance.
+            batch_index: uint32, the entry here.
+            size: int64, bytes of each tensor from the start of the entry; -1 is the whole local entry.
+            src_layer_range, dst_layer_range, tensor_num_per_layer: as ``pull_blocks``.
+
+        Raises: as ``push_blocks``; ``LLM_KV_CACHE_NOT_EXIST`` also for a key that was pulled before.
+
+        Source: manual page pull_cache.
+        """
+        asked = "pull_cache"
+        kinds = (
+            (CacheKeyByIdAndIndex,) if self._options.remote_accessible else (CacheKey, CacheKeyByIdAndIndex)
+        )
+        if not isinstance(cache_key, kinds):
+            raise TypeError(
+                f"{asked}: cache_key is a {type(cache_key).__name__}, expected a "
+                f"{' or '.join(kind.__name__ for kind in kinds)}"
+                + (" (enable_remote_cache_accessible is on)" if self._options.remote_accessible else "")
+            )
+        _check_one_id(asked, cache_key)
+        local = self._find_reachable(asked, "cache", cache, is_blocks=False)
+        entry = _read_entry(asked, "batch_index", batch_index, local)
+        length = _read_size(asked, size, local)
+        src_layers, dst_layers, per_layer = read_pull_layers(
+            asked, len(local.tensor_bytes), src_layer_range, dst_layer_range, tensor_num_per_layer
+        )
+        self._refuse_own(asked, cache_key.cluster_id)
+        with self._links.table.using(cache_key.cluster_id, asked) as link:
+            remote, remote_entry = self._remote(asked, link, cache_key)
+            if src_layers is None:
+                check_remote_count(asked, link, len(remote.segments), dst_layers, per_layer)
+            first = src_layers.start if src_layers is not None else 0
+            transfer = EntryTransfer(
+                _NO_BLOCKS, remote.cache_id, remote_entry, entry, length,
+                first, dst_layers.start, len(dst_layers), per_layer,
+            )  # fmt: skip
+            self._call.move_entry(asked, ops.pull_cache, cache, transfer, link)
+            self._took(link, remote, transfer)
 
     def pull_blocks(
         self,
@@ -192,10 +237,12 @@ class CacheManager(AsyncTransfers, CacheManagerToCome):
         are here. The caller makes sure that the peer has written them.
 
         Args:
-            src_cache_key: a ``BlocksCacheKey``: the peer's cluster_id and the model_id of its cache. Keys of
-                contiguous caches are not served yet.
-            dst_cache: a cache registered here.
-            src_blocks, dst_blocks: lists or tuples of block indices, equally long.
+            src_cache_key: a ``BlocksCacheKey``: the peer's cluster_id and the model_id of its cache. Or a key
+                of a batch entry, as for ``pull_cache``: then block ``dst_blocks[i]`` gets slice i of the
+                entry, as long as a local block. The entry's last slice may be shorter than the block.
+            dst_cache: a blocks cache of this instance.
+            src_blocks, dst_blocks: lists or tuples of block indices, equally long; without ``src_blocks`` for
+                the key of an entry.
             src_layer_range, dst_layer_range: ranges of layers with step 1, equally long. A range that is not
                 given means all layers of the cache on its side.
             tensor_num_per_layer: tensors that make a layer; only matters with a range.
@@ -206,28 +253,33 @@ class CacheManager(AsyncTransfers, CacheManagerToCome):
         """
         asked = "pull_blocks"
         if isinstance(src_cache_key, (CacheKey, CacheKeyByIdAndIndex)):
-            not_there("pull_blocks with a key of a contiguous cache", "pull from a BlocksCacheKey")
-        key = checks.instance(f"{asked}: src_cache_key", src_cache_key, BlocksCacheKey)
-        local = self._find(asked, "dst_cache", dst_cache)
+            _check_one_id(asked, src_cache_key)
+        else:
+            checks.instance(f"{asked}: src_cache_key", src_cache_key, BlocksCacheKey)
+        local = self._find_reachable(asked, "dst_cache", dst_cache, is_blocks=True)
         if src_blocks is None:
             raise TypeError(f"{asked}: src_blocks is None, expected a list or tuple of ints")
-        src, dst = read_blocks(
-            asked, src_blocks, dst_blocks, local="dst_blocks", num_blocks=local.cache.num_blocks
-        )
+        is_entry = not isinstance(src_cache_key, BlocksCacheKey)
+        src, dst = _read_pull_blocks(asked, src_blocks, dst_blocks, local, is_entry)
         src_layers, dst_layers, per_layer = read_pull_layers(
-            asked, len(local.cache.tensors), src_layer_range, dst_layer_range, tensor_num_per_layer
+            asked, len(local.tensor_bytes), src_layer_range, dst_layer_range, tensor_num_per_layer
         )
-        if key.cluster_id == self._links.identity.cluster_id:
-            raise ParamInvalidError(
-                f"{asked}: cluster {key.cluster_id} is this instance itself, expected a peer"
-            )
-        with self._links.table.using(key.cluster_id, asked) as link:
-            remote = self._remote_record(asked, link, key)
+        self._refuse_own(asked, src_cache_key.cluster_id)
+        with self._links.table.using(src_cache_key.cluster_id, asked) as link:
+            remote, remote_entry = self._remote(asked, link, src_cache_key)
             if src_layers is None:
                 check_remote_count(asked, link, len(remote.segments), dst_layers, per_layer)
             first = src_layers.start if src_layers is not None else 0
-            transfer = BlockTransfer(src, dst, first, dst_layers.start, len(dst_layers), per_layer)
-            self._call.run(asked, ops.pull_blocks, dst_cache, transfer, link, key.model_id)
+            layers = (first, dst_layers.start, len(dst_layers), per_layer)
+            if isinstance(src_cache_key, BlocksCacheKey):
+                blocks = BlockTransfer(src, dst, *layers)
+                model_id = src_cache_key.model_id
+                self._call.move_blocks(asked, ops.pull_blocks, dst_cache, blocks, link, model_id)
+                return
+            self._check_layouts(asked, remote, local)
+            entry = EntryTransfer(dst, remote.cache_id, remote_entry, 0, -1, *layers)
+            self._call.move_entry(asked, ops.pull_cache, dst_cache, entry, link)
+            self._took(link, remote, entry)
 
     def prepare_push(
         self,
@@ -261,7 +313,7 @@ class CacheManager(AsyncTransfers, CacheManagerToCome):
         )  # fmt: skip
         timeout_ms = self._timeout_ms(timeout_s)
         with self._links.table.using(key.cluster_id, asked) as link:
-            self._remote_record(asked, link, key)
+            self._remote(asked, link, key)
             task = self._native.prepare_push(
                 link.handle,
                 as_int64(key.model_id),
@@ -278,31 +330,6 @@ class CacheManager(AsyncTransfers, CacheManagerToCome):
 
     # Inside.
 
-    def close(self, timeout_s: float = 0.0) -> None:
-        """Ends layer transfers, withdraws every cache; calls fail from here on. For ``finalize``."""
-        self._is_closed = True
-        self._layer_transfers.close(timeout_s)
-        for cache_id in self._registry.ids():
-            self._withdraw(cache_id)
-
-    def _register(
-        self, desc: CacheDesc, tensors: list[torch.Tensor], model_id: int | None, is_reachable: bool
-    ) -> Cache:
-        cache_id = self._instance.register_cache(tensors, desc.shape[0])
-        cache = Cache(
-            cache_id, desc, addresses(tensors), True, tensors=tensors, remote_accessible=is_reachable
-        )
-        local = LocalCache(cache, model_id, desc.size)
-        self._registry.add(local)
-        self._links.announce(local)
-        return cache
-
-    def _withdraw(self, cache_id: int) -> None:
-        held = self._registry.withdraw(cache_id)
-        if held is not None:
-            self._instance.withdraw_cache(cache_id)
-            self._links.withdraw(held)
-
     def _read_push(
         self,
         asked: str,
@@ -314,12 +341,9 @@ class CacheManager(AsyncTransfers, CacheManagerToCome):
         dst_layer_range: range | None,
         tensor_num_per_layer: int,
     ) -> tuple[BlocksCacheKey, BlockTransfer]:
-        if not self._options.remote_accessible:
-            raise ParamInvalidError(
-                f"{asked}: enable_remote_cache_accessible is off here; pushing needs it at both ends"
-            )
+        self._require_remote_access(asked)
         key = checks.instance(f"{asked}: dst_cache_key", dst_cache_key, BlocksCacheKey)
-        local = self._find(asked, "src_cache", src_cache)
+        local = self._find_reachable(asked, "src_cache", src_cache, is_blocks=True)
         src, dst = read_blocks(
             asked, src_blocks, dst_blocks, local="src_blocks", num_blocks=local.cache.num_blocks
         )
@@ -328,40 +352,52 @@ class CacheManager(AsyncTransfers, CacheManagerToCome):
         )
         return key, BlockTransfer(src, dst, src_layers.start, dst_layers.start, len(src_layers), per_layer)
 
-    def _find(self, asked: str, name: str, cache: object) -> LocalCache:
-        found = checks.instance(f"{asked}: {name}", cache, Cache)
-        if self._is_closed:
-            raise ParamInvalidError(f"{asked}: the instance is finalized")
-        if not found.is_blocks_cache:
-            raise ParamInvalidError(f"{asked}: {name} is a contiguous cache, expected a blocks cache")
-        local = self._registry.find(found)
-        if local is None:
-            raise KvCacheNotExistError(
-                f"{asked}: {name} (cache_id {found.cache_id}) is not registered at this instance, or not any "
-                "more. Nothing was sent."
-            )
-        if self._options.remote_accessible and not found.remote_accessible:
+    def _require_remote_access(self, asked: str) -> None:
+        if not self._options.remote_accessible:
             raise ParamInvalidError(
-                f"{asked}: {name} (cache_id {found.cache_id}) was registered with remote_accessible=False"
+                f"{asked}: enable_remote_cache_accessible is off here; pushing needs it at both ends"
             )
-        return local
 
-    def _remote_record(self, asked: str, link: Link, key: BlocksCacheKey) -> CacheRecord:
-        """What the peer said of the cache; asks it once when it has not said anything yet."""
-        record = link.remote_cache(key.model_id)
-        if record is None:
+    def _refuse_own(self, asked: str, cluster_id: int) -> None:
+        if cluster_id == self._links.identity.cluster_id:
+            raise ParamInvalidError(f"{asked}: cluster {cluster_id} is this instance itself, expected a peer")
+
+    def _check_layouts(self, asked: str, remote: CacheRecord, local: LocalCache) -> None:
+        """2.8: a host entry goes to device blocks only where remote access is on."""
+        is_on_device = local.cache.cache_desc.placement == Placement.DEVICE
+        if remote.is_on_host and is_on_device and not self._options.remote_accessible:
+            raise ParamInvalidError(
+                f"{asked}: the remote cache {remote.cache_id} is contiguous and in host memory, "
+                "dst_cache is a "
+                "blocks cache in device memory; expected the same layout, or enable_remote_cache_accessible. "
+                "Nothing was sent; the link is still usable."
+            )
+
+    def _remote(self, asked: str, link: Link, key: Key) -> tuple[CacheRecord, int]:
+        """The peer's cache and batch entry; asks it once when it has not said anything of them yet."""
+        found = find_remote(asked, link, key)
+        if found is None:
             self._links.sync(key.cluster_id, self._options.sync_kv_timeout_ms / 1000)
-            record = link.remote_cache(key.model_id)
-        if record is None:
-            there = sorted(
-                {str(c.model_id) for c in list(link.remote_caches.values()) if c.model_id is not None}
-            )
-            raise KvCacheNotExistError(
-                f"{asked}: cluster {key.cluster_id} ({link.peer}) has no blocks cache with model_id "
-                f"{key.model_id}; it has {', '.join(there) or 'none'}. Nothing was sent; the link is "
-                "still usable."
-            )
-        return record
+            found = find_remote(asked, link, key)
+        if found is None:
+            raise no_such_cache(asked, link, key)
+        return found
+
+    def _took(self, link: Link, remote: CacheRecord, transfer: EntryTransfer) -> None:
+        """Tells the holder of an allocated cache what was pulled, so that the key goes; see ``KeyTable``."""
+        if self._options.remote_accessible or not remote.is_owned:
+            return
+        taken = Taken(
+            remote.cache_id,
+            transfer.src_batch,
+            transfer.src_layer * transfer.tensors_per_layer,
+            transfer.num_layers * transfer.tensors_per_layer,
+        )
+        if not self._links.taken(link.cluster_id, taken, self._options.sync_kv_timeout_ms / 1000):
+            logger.warning(
+                "the pull of batch entry %d of cache %d has ended, and %s has not answered that it knows",
+                transfer.src_batch, remote.cache_id, link.peer,
+            )  # fmt: skip
 
     def _timeout_ms(self, timeout_s: Any) -> int:
         if timeout_s is None:
@@ -373,3 +409,44 @@ class CacheManager(AsyncTransfers, CacheManagerToCome):
                 f"prepare_push: timeout_s is {timeout_s}, expected more than 0 and at most 2**31 ms"
             )
         return max(1, round(timeout_s * 1000))
+
+
+def _check_one_id(asked: str, key: CacheKey | CacheKeyByIdAndIndex) -> None:
+    if isinstance(key, CacheKey):
+        only_name_of(asked, key)
+
+
+def _read_entry(asked: str, name: str, value: object, local: LocalCache) -> int:
+    entry = checks.uint32(f"{asked}: {name}", value)
+    if entry >= local.cache.num_entries:
+        raise ParamInvalidError(
+            f"{asked}: {name} is {entry}, the local cache has {local.cache.num_entries} batch entries. "
+            "Nothing was sent; the link is still usable."
+        )
+    return entry
+
+
+def _read_size(asked: str, value: object, local: LocalCache) -> int:
+    size = checks.int64(f"{asked}: size", value)
+    entry_bytes = min(local.tensor_bytes) // local.cache.num_entries
+    if size != -1 and not 0 < size <= entry_bytes:
+        raise ParamInvalidError(
+            f"{asked}: size is {size}, expected -1 or 1 to {entry_bytes}, the bytes of a local batch entry. "
+            "Nothing was sent; the link is still usable."
+        )
+    return size
+
+
+def _read_pull_blocks(
+    asked: str, src_blocks: object, dst_blocks: object, local: LocalCache, is_entry: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    num_blocks = local.cache.num_blocks
+    if not is_entry:
+        return read_blocks(asked, src_blocks, dst_blocks, local="dst_blocks", num_blocks=num_blocks)
+    if checks.integers(f"{asked}: src_blocks", src_blocks):
+        raise ParamInvalidError(
+            f"{asked}: src_blocks is not empty, expected none for the key of a batch entry. Nothing was sent."
+        )
+    dst = read_block_list(asked, "dst_blocks", dst_blocks)
+    check_blocks_inside(asked, "dst_blocks", dst, num_blocks)
+    return _NO_BLOCKS, torch.tensor(dst, dtype=torch.int64)

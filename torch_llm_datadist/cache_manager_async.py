@@ -14,6 +14,7 @@ from .binding import Task
 from .cache import Cache
 from .cache_task import CacheTask
 from .checks import as_int64
+from .entry_transfer import Key
 from .errors import ParamInvalidError
 from .keys import BlocksCacheKey
 from .layer_transfer import LayerSend, LayerTransfers
@@ -46,10 +47,10 @@ class AsyncTransfers:
     _options: Options
     _layer_transfers: LayerTransfers
 
-    def _find(self, asked: str, name: str, cache: object) -> LocalCache:
+    def _find_reachable(self, asked: str, name: str, cache: object, *, is_blocks: bool) -> LocalCache:
         raise NotImplementedError
 
-    def _remote_record(self, asked: str, link: Link, key: BlocksCacheKey) -> CacheRecord:
+    def _remote(self, asked: str, link: Link, key: Key) -> tuple[CacheRecord, int]:
         raise NotImplementedError
 
     def transfer_cache_async(
@@ -101,7 +102,7 @@ class AsyncTransfers:
             dst_block_memory_size,
             remote_accessible=self._options.remote_accessible,
         )
-        self._find(transfer_request.ASKED, "src_cache", src_cache)
+        self._find_reachable(transfer_request.ASKED, "src_cache", src_cache, is_blocks=True)
         wanted = [self._layer_send(request, i) for i in range(len(request.configs))]
         return self._layer_transfers.begin(request.synchronizer, wanted)
 
@@ -135,7 +136,7 @@ class AsyncTransfers:
                 f"{block_bytes} bytes; expected as many"
             )
         with self._links.table.using(key.cluster_id, asked) as link:
-            self._remote_record(asked, link, key)
+            self._remote(asked, link, key)
             task = self._native.prepare_push(
                 link.handle,
                 as_int64(key.model_id),

@@ -37,7 +37,7 @@ class Control:
     def __init__(
         self,
         native: _C.Instance,
-        make_segment: Callable[[bytes, int, int], _C.Segment],
+        make_segment: Callable[[bytes, int, int, int], _C.Segment],
         identity: Identity,
         registry: CacheRegistry,
     ) -> None:
@@ -92,12 +92,22 @@ class Control:
         peer.syncs[serial] = answer
         peer.send(wire.Sync(serial))
 
+    def begin_taken(self, cluster_id: int, message: wire.Taken, answer: Future[bool]) -> None:
+        """Tells a peer what was pulled; the answer comes when the peer has acted on it."""
+        peer = self._peers.open(cluster_id)
+        if peer is not None:
+            peer.send(message)
+        self.begin_sync(cluster_id, answer)
+
     def begin_close(self, closed: Future[None], deadline: float) -> None:
         self._handshake.is_refusing = True
         self._farewell.begin_close(closed, deadline)
 
     def announce(self, local: LocalCache) -> None:
         self._announcements.announce(local, self._peers)
+
+    def announce_keys(self, cache_id: int) -> None:
+        self._announcements.announce_keys(cache_id, self._peers)
 
     def withdraw(self, held: HeldCache) -> None:
         self._announcements.withdraw(held, self._peers)
@@ -192,6 +202,10 @@ class Control:
                 self._announcements.on_withdraw(peer, message.cache_id)
             case wire.Withdrawn(), _ if is_open:
                 self._announcements.on_withdrawn(peer, message.cache_id)
+            case wire.Keys(), _ if is_open:
+                self._announcements.learn_keys(peer, message)
+            case wire.Taken(), _ if is_open:
+                self._announcements.on_taken(message)
             case wire.Sync(), _ if is_open:
                 # What was registered before the question was asked is announced before the answer.
                 self.loop.run_commands()

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING
 
+from . import wire
 from .control import Control
 from .errors import LLMStatusCode
 from .handshake import Target
@@ -38,7 +39,7 @@ class LinkService:
     def __init__(
         self,
         native: _C.Instance,
-        make_segment: Callable[[bytes, int, int], _C.Segment],
+        make_segment: Callable[[bytes, int, int, int], _C.Segment],
         identity: Identity,
         registry: CacheRegistry,
     ) -> None:
@@ -71,6 +72,20 @@ class LinkService:
     def withdraw(self, held: HeldCache) -> None:
         """Asks all peers to drop a cache; returns at once."""
         self._loop.post(lambda: self._control.withdraw(held))
+
+    def announce_keys(self, cache_id: int) -> None:
+        """Tells all linked peers the keys that a cache has now; returns at once."""
+        self._loop.post(lambda: self._control.announce_keys(cache_id))
+
+    def taken(self, cluster_id: int, message: wire.Taken, timeout_s: float) -> bool:
+        """Tells the holder of a cache what was pulled, and waits until it knows; False if it takes too
+        long."""
+        answer: Future[bool] = Future()
+        self._loop.post(lambda: self._control.begin_taken(cluster_id, message, answer))
+        try:
+            return answer.result(timeout_s)
+        except TimeoutError:
+            return False
 
     def sync(self, cluster_id: int, timeout_s: float) -> bool:
         """Waits until what the peer has registered up to now is known here; False if that took too long."""

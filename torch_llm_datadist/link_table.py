@@ -43,7 +43,7 @@ class Link:
 
     def remote_cache(self, model_id: int) -> CacheRecord | None:
         """The blocks cache that the peer registered last with this model_id."""
-        found = [c for c in list(self.remote_caches.values()) if c.model_id == model_id]
+        found = [c for c in list(self.remote_caches.values()) if c.is_blocks and c.model_id == model_id]
         return max(found, key=lambda c: c.cache_id, default=None)
 
 

@@ -17,6 +17,7 @@ from torch_llm_datadist import _native
 
 _native.load()
 _ops = torch.ops.torch_llm_datadist
+_NO_BLOCKS = torch.empty(0, dtype=torch.int64)
 
 
 def push_blocks(
@@ -114,6 +115,201 @@ def pull_blocks(
 
 
 @torch.library.register_fake("torch_llm_datadist::pull_blocks")
+def _(*args: object) -> None:
+    return None
+
+
+def push_cache(
+    status: Tensor,
+    cache: Sequence[Tensor],
+    dst_blocks: Tensor | None = None,
+    *,
+    link: int,
+    cache_id: int,
+    src_batch: int = 0,
+    dst_batch: int = 0,
+    size: int = -1,
+    src_layer: int = 0,
+    dst_layer: int = 0,
+    num_layers: int = -1,
+    tensors_per_layer: int = 2,
+    timeout_ms: int = 0,
+    hold_stream: bool = True,
+    transfer: int = 0,
+) -> None:
+    """Copies a batch entry of a local contiguous cache into an entry, or into blocks, of a peer's.
+
+    In plain torch, were the peer's cache here, for each tensor ``t`` of the layers:
+    ``remote[t][dst_batch] = cache[t][src_batch]``, or
+    ``remote[t][dst_blocks[i]] = cache[t][src_batch].flatten()[i * block : (i + 1) * block]``.
+
+    Stream: as ``push_blocks``.
+
+    Args:
+        status: int32[1] on the instance's device; written when ``hold_stream``.
+        cache: all tensors of one registered contiguous cache, in the order in which it was registered.
+        dst_blocks: int64[n] on the CPU, blocks of the peer's cache; none twice. None: into an entry.
+        link: ``LLMDataDist.link_id(cluster_id)``.
+        cache_id: of the peer's cache, which is contiguous, or with ``dst_blocks`` has blocks.
+        src_batch, dst_batch: the entry here and there.
+        size: bytes of each tensor, from the start of the entry; -1 is the whole local entry. Not with
+            ``dst_blocks``.
+        src_layer, dst_layer, num_layers, tensors_per_layer, timeout_ms, hold_stream, transfer: as
+            ``push_blocks``.
+
+    Raises:
+        LLMException: with the code and what is still usable; nothing was queued.
+
+    Source: seed 004, push_cache.
+    """
+    _ops.push_cache.default(
+        status, cache, _NO_BLOCKS if dst_blocks is None else dst_blocks, link, cache_id, src_batch, dst_batch,
+        size, src_layer, dst_layer, num_layers, tensors_per_layer, timeout_ms, hold_stream, transfer,
+    )  # fmt: skip
+
+
+@torch.library.register_fake("torch_llm_datadist::push_cache")
+def _(*args: object) -> None:
+    return None
+
+
+def pull_cache(
+    status: Tensor,
+    cache: Sequence[Tensor],
+    dst_blocks: Tensor | None = None,
+    *,
+    link: int,
+    cache_id: int,
+    src_batch: int = 0,
+    dst_batch: int = 0,
+    size: int = -1,
+    src_layer: int = 0,
+    dst_layer: int = 0,
+    num_layers: int = -1,
+    tensors_per_layer: int = 2,
+    timeout_ms: int = 0,
+    hold_stream: bool = True,
+    transfer: int = 0,
+) -> None:
+    """Copies a batch entry of a peer's contiguous cache into an entry, or into blocks, of a local one.
+
+    In plain torch, were the peer's cache here, for each tensor ``t`` of the layers:
+    ``cache[t][dst_batch] = remote[t][src_batch]``, or
+    ``cache[t][dst_blocks[i]] = remote[t][src_batch].flatten()[i * block : (i + 1) * block]``.
+
+    Stream: as ``pull_blocks``.
+
+    Args: as ``push_cache``, with ``src_batch`` and ``src_layer`` at the peer; ``cache`` has blocks where
+        ``dst_blocks`` is given, and is contiguous otherwise.
+
+    Raises:
+        LLMException: with the code and what is still usable; nothing was queued.
+
+    Source: manual page pull_cache.
+    """
+    _ops.pull_cache.default(
+        status, cache, _NO_BLOCKS if dst_blocks is None else dst_blocks, link, cache_id, src_batch, dst_batch,
+        size, src_layer, dst_layer, num_layers, tensors_per_layer, timeout_ms, hold_stream, transfer,
+    )  # fmt: skip
+
+
+@torch.library.register_fake("torch_llm_datadist::pull_cache")
+def _(*args: object) -> None:
+    return None
+
+
+def copy_cache(
+    status: Tensor,
+    dst: Sequence[Tensor],
+    src: Sequence[Tensor],
+    *,
+    dst_batch: int = 0,
+    src_batch: int = 0,
+    offset: int = 0,
+    size: int = -1,
+) -> None:
+    """Copies a part of a batch entry to the same part of another one, on the current stream.
+
+    In plain torch, on tensors of bytes: ``dst[t][dst_batch][offset:offset + size] =
+    src[t][src_batch][offset:offset + size]`` for each tensor ``t``.
+
+    Stream: behind what is queued there, and before what is queued next.
+
+    Args:
+        status: int32[1] on the NPU whose current stream is meant; written when the runtime refuses.
+        dst, src: as many contiguous tensors, on that NPU or the CPU; dimension 0 is the batch.
+        dst_batch, src_batch: the entries.
+        offset: bytes into both entries.
+        size: bytes of each tensor; -1 is the rest of the source's entry.
+
+    Raises:
+        LLMException: a value that does not fit the tensors; nothing was queued.
+
+    Source: manual page copy_cache.
+    """
+    _ops.copy_cache.default(status, dst, src, dst_batch, src_batch, offset, size)
+
+
+@torch.library.register_fake("torch_llm_datadist::copy_cache")
+def _(*args: object) -> None:
+    return None
+
+
+def copy_blocks(status: Tensor, cache: Sequence[Tensor], src_blocks: Tensor, dst_blocks: Tensor) -> None:
+    """Copies blocks within a cache, on the current stream.
+
+    In plain torch: ``cache[t][dst_blocks] = cache[t][src_blocks]`` for each tensor ``t``.
+
+    Stream: behind what is queued there, and before what is queued next.
+
+    Args:
+        status: as ``copy_cache``.
+        cache: contiguous tensors, on that NPU or the CPU; dimension 0 counts the blocks.
+        src_blocks: int64[n] on the CPU; a block may be listed often.
+        dst_blocks: int64[n] on the CPU; none twice, and none that another copy reads.
+
+    Raises:
+        LLMException: a value that does not fit the tensors; nothing was queued.
+
+    Source: manual page copy_blocks.
+    """
+    _ops.copy_blocks.default(status, cache, src_blocks, dst_blocks)
+
+
+@torch.library.register_fake("torch_llm_datadist::copy_blocks")
+def _(*args: object) -> None:
+    return None
+
+
+def swap_blocks(
+    status: Tensor,
+    src_cache: Sequence[Tensor],
+    dst_cache: Sequence[Tensor],
+    src_blocks: Tensor,
+    dst_blocks: Tensor,
+) -> None:
+    """Copies blocks from one cache to another, on the current stream: between the host and the device, say.
+
+    In plain torch: ``dst_cache[t][dst_blocks] = src_cache[t][src_blocks]`` for each tensor ``t``.
+
+    Stream: behind what is queued there, and before what is queued next. Host memory that is not page-locked
+    makes the runtime wait for the stream first.
+
+    Args:
+        status: as ``copy_cache``.
+        src_cache, dst_cache: as many contiguous tensors, on that NPU or the CPU, with blocks of the same
+            size.
+        src_blocks, dst_blocks: int64[n] on the CPU; no destination twice.
+
+    Raises:
+        LLMException: a value that does not fit the tensors; nothing was queued.
+
+    Source: manual page swap_blocks.
+    """
+    _ops.swap_blocks.default(status, src_cache, dst_cache, src_blocks, dst_blocks)
+
+
+@torch.library.register_fake("torch_llm_datadist::swap_blocks")
 def _(*args: object) -> None:
     return None
 

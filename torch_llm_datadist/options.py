@@ -9,6 +9,7 @@ from . import checks
 from .cluster import parse_endpoint
 from .config import OWN_PREFIX
 from .errors import ParamInvalidError
+from .memory_pool import PoolConfig, read_pool_config
 
 DEFAULT_SYNC_KV_TIMEOUT_MS = 1000
 
@@ -22,6 +23,7 @@ class Options:
         remote_accessible: remote-accessible mode.
         needs_local_ip: ``link_clusters`` wants the own address in each entry (``local_comm_res`` is empty or
             not set).
+        mem_pool, host_mem_pool: the pools that ``allocate_*`` serves from, on the device and on the host.
         sync_kv_timeout_ms: limit of one blocking push or pull.
     """
 
@@ -31,6 +33,8 @@ class Options:
     needs_local_ip: bool
     sync_kv_timeout_ms: int
     keep_alive_ms: int
+    mem_pool: PoolConfig | None
+    host_mem_pool: PoolConfig | None
     max_in_flight: int
     transfer_workers: int
 
@@ -55,11 +59,6 @@ def read_options(options: object) -> Options:
         raise NotImplementedError(
             "init: option transfer_backend (llm.TransferBackend) is not there yet; leave it unset"
         )
-    for name, key in (("mem_pool_cfg", "llm.MemPoolConfig"), ("host_mem_pool_cfg", "llm.HostMemPoolConfig")):
-        if given.get(key):
-            raise NotImplementedError(
-                f"init: option {name} ({key}) is not there yet; register your own tensors"
-            )
     listen = given.get("llm.listenIpInfo")
     return Options(
         device=_device(given),
@@ -70,6 +69,8 @@ def read_options(options: object) -> Options:
             given, "sync_kv_timeout", "llm.SyncKvCacheWaitTime", DEFAULT_SYNC_KV_TIMEOUT_MS, low=1
         ),
         keep_alive_ms=_number(given, "keep_alive_ms", OWN_PREFIX + "KeepAliveMs", 3000, low=1),
+        mem_pool=read_pool_config("init: mem_pool_cfg", given.get("llm.MemPoolConfig")),
+        host_mem_pool=read_pool_config("init: host_mem_pool_cfg", given.get("llm.HostMemPoolConfig")),
         max_in_flight=_number(given, "max_in_flight", OWN_PREFIX + "MaxInFlight", 256, low=1),
         transfer_workers=_number(given, "transfer_workers", OWN_PREFIX + "TransferWorkers", 16, low=1),
     )

@@ -1,4 +1,4 @@
-"""From what a caller registers, tensors or addresses, to tensors of one size on the instance's device."""
+"""From what a caller registers, tensors or addresses, to tensors as the ``CacheDesc`` describes them."""
 
 from __future__ import annotations
 
@@ -13,27 +13,26 @@ from .cache import CacheDesc
 from .data_type import Placement, torch_dtype
 from .errors import ParamInvalidError
 
+ON_HOST = -1  # the device of host memory
+
 
 def read_tensors(
     asked: str, native: ModuleType, device: int, desc: CacheDesc, addrs: object
 ) -> list[torch.Tensor]:
     """The tensors of a cache to be registered; what the native core relies on is checked here."""
-    if desc.placement == Placement.HOST:
-        raise NotImplementedError(
-            f"{asked}: caches with Placement.HOST are not there yet; register device tensors"
-        )
-    dtype = torch_dtype(desc.data_type)
-    length_bytes = desc.size
+    where = ON_HOST if desc.placement == Placement.HOST else device
     if not isinstance(addrs, (list, tuple)):
         raise TypeError(
             f"{asked}: addrs is of type {type(addrs).__name__}, expected a list of addresses or tensors"
         )
+    wanted = read_desc(asked, desc)
     if not addrs:
         raise ParamInvalidError(f"{asked}: addrs is empty, expected num_tensors = {desc.num_tensors} of them")
     if any(isinstance(item, torch.Tensor) for item in addrs):
-        tensors = [
-            _tensor(f"{asked}: addrs[{i}]", item, device, dtype, length_bytes) for i, item in enumerate(addrs)
-        ]
+        for i, item in enumerate(addrs):
+            _check_tensor(f"{asked}: addrs[{i}]", item, where, *wanted[min(i, len(wanted) - 1)])
+        _check_count(asked, addrs, desc)
+        tensors = [item.view(shape) for item, (shape, *_) in zip(addrs, wanted, strict=True)]
     else:
         found = checks.integers(f"{asked}: addrs", addrs, kinds=(list,))
         if 0 in found:
@@ -41,10 +40,32 @@ def read_tensors(
                 f"{asked}: addrs[{found.index(0)}] is 0, expected the address of a tensor"
             )
         _check_count(asked, found, desc)
-        tensors = [native.tensor_from_address(address, list(desc.shape), dtype, device) for address in found]
-    _check_count(asked, tensors, desc)
-    _check_apart(asked, tensors, length_bytes)
+        tensors = tensors_at(native, found, desc, where)
+    _check_apart(asked, tensors)
     return tensors
+
+
+def read_desc(asked: str, desc: CacheDesc) -> list[tuple[list[int], torch.dtype, int]]:
+    """Shape, dtype and bytes of each tensor; raises where there can be no such tensors."""
+    if desc.num_tensors == 0:
+        raise ParamInvalidError(f"{asked}: num_tensors is 0, expected at least one tensor")
+    dtypes = {data_type: torch_dtype(data_type) for _, data_type in desc.tensors}
+    pairs = zip(desc.tensors, desc.tensor_sizes, strict=True)
+    return [(list(shape), dtypes[data_type], size) for (shape, data_type), size in pairs]
+
+
+def tensors_at(
+    native: ModuleType, addresses: Sequence[int], desc: CacheDesc, device: int
+) -> list[torch.Tensor]:
+    """Tensors over memory of the caller, whose duty it is to keep it."""
+    return [
+        native.tensor_from_address(address, list(shape), torch_dtype(data_type), device)
+        for address, (shape, data_type) in zip(addresses, desc.tensors, strict=True)
+    ]
+
+
+def addresses_of(tensors: Sequence[torch.Tensor]) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
 
 
 def _check_count(asked: str, addrs: Sequence[object], desc: CacheDesc) -> None:
@@ -54,9 +75,14 @@ def _check_count(asked: str, addrs: Sequence[object], desc: CacheDesc) -> None:
         )
 
 
-def _tensor(name: str, item: object, device: int, dtype: torch.dtype, length_bytes: int) -> torch.Tensor:
+def _check_tensor(
+    name: str, item: object, device: int, shape: list[int], dtype: torch.dtype, length_bytes: int
+) -> None:
     tensor = checks.instance(name, item, torch.Tensor, what="a tensor, as the others")
-    if tensor.device.type != "npu" or tensor.device.index != device:
+    if device == ON_HOST:
+        if tensor.device.type != "cpu":
+            raise ParamInvalidError(f"{name} is on {tensor.device}, the CacheDesc says Placement.HOST")
+    elif tensor.device.type != "npu" or tensor.device.index != device:
         raise ParamInvalidError(f"{name} is on {tensor.device}, expected npu:{device}, the instance's device")
     if tensor.dtype != dtype:
         raise ParamInvalidError(f"{name} is of {tensor.dtype}, the CacheDesc says {dtype}")
@@ -64,17 +90,17 @@ def _tensor(name: str, item: object, device: int, dtype: torch.dtype, length_byt
         raise ParamInvalidError(f"{name} with strides {tensor.stride()} is not contiguous")
     if tensor.nbytes != length_bytes:
         raise ParamInvalidError(
-            f"{name} of shape {list(tensor.shape)} has {tensor.nbytes} bytes, the desc {length_bytes}"
+            f"{name} of shape {list(tensor.shape)} has {tensor.nbytes} bytes, the desc {length_bytes} "
+            f"({shape})"
         )
-    return tensor
 
 
-def _check_apart(asked: str, tensors: list[torch.Tensor], length_bytes: int) -> None:
+def _check_apart(asked: str, tensors: list[torch.Tensor]) -> None:
     """Two tensors of one cache that overlap would be written twice by one transfer."""
     by_address = sorted((tensor.data_ptr(), i) for i, tensor in enumerate(tensors))
     for (low, i), (high, k) in pairwise(by_address):
-        if low + length_bytes > high:
+        if low + tensors[i].nbytes > high:
             raise ParamInvalidError(
                 f"{asked}: addrs[{min(i, k)}] and addrs[{max(i, k)}] overlap ({low:#x} and {high:#x}, "
-                f"{length_bytes} bytes each)"
+                f"{tensors[i].nbytes} and {tensors[k].nbytes} bytes)"
             )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .cache import Cache
+from .key_table import KeyTable
 from .peer import Peer
 
 if TYPE_CHECKING:
@@ -16,13 +18,26 @@ if TYPE_CHECKING:
 logger = logging.getLogger("torch_llm_datadist")
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class LocalCache:
-    """A registered cache. ``model_id`` is None when it was registered without a key."""
+    """A cache of this instance that peers may reach.
+
+    Attributes:
+        model_id: of its ``BlocksCacheKey``; None without one.
+        tensor_bytes: of each tensor.
+        release: gives its memory back to the pool it came from; None for memory of the caller.
+        is_open: its handle is good; a deallocated cache lives on as long as it has keys.
+    """
 
     cache: Cache
     model_id: int | None
-    tensor_bytes: int
+    tensor_bytes: Sequence[int]
+    release: Callable[[], None] | None = None
+    is_open: bool = True
+
+    @property
+    def is_owned(self) -> bool:
+        return self.release is not None
 
 
 @dataclass(frozen=True)
@@ -60,15 +75,22 @@ class HeldCache:
     def info(self) -> HeldCacheInfo:
         return HeldCacheInfo(
             self.local.cache.cache_id,
-            self.local.tensor_bytes * len(self.local.cache.tensors),
+            sum(self.local.tensor_bytes),
             tuple(str(peer) for peer in self.waiting_for),
         )
+
+
+def nobody_cares(cache_id: int, batch_index: int, tensors: range) -> None:
+    """What happens to a pull when there is no ``CacheManager`` (any more)."""
 
 
 class CacheRegistry:
     """Thread-safe."""
 
     def __init__(self) -> None:
+        self.keys = KeyTable()
+        # A peer pulled (cache_id, batch_index, tensors); called on the control thread.
+        self.on_taken: Callable[[int, int, range], None] = nobody_cares
         self._lock = threading.Lock()
         self._caches: dict[int, LocalCache] = {}
         self._held: list[HeldCache] = []
@@ -80,7 +102,11 @@ class CacheRegistry:
     def find(self, cache: Cache) -> LocalCache | None:
         with self._lock:
             local = self._caches.get(cache.cache_id)
-        return local if local is not None and local.cache is cache else None
+        return local if local is not None and local.cache is cache and local.is_open else None
+
+    def get(self, cache_id: int) -> LocalCache | None:
+        with self._lock:
+            return self._caches.get(cache_id)
 
     def withdraw(self, cache_id: int) -> HeldCache | None:
         """Moves a cache from the registered ones to the held ones; None if it is not registered."""
@@ -111,6 +137,8 @@ class CacheRegistry:
             cache_id = held.local.cache.cache_id
             if held.is_free() and not native.is_cache_in_use(cache_id):
                 native.release_cache(cache_id)
+                if held.local.release is not None:
+                    held.local.release()
                 with self._lock:
                     self._held.remove(held)
 

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from . import _native, emulator
 from .checks import as_int64
-from .errors import ParamInvalidError
+from .data_type import Placement
+from .errors import OutOfMemoryError, ParamInvalidError
 from .identity import own_identity
 from .link import LinkService
-from .options import read_options
+from .memory_pool import MemoryPool
+from .options import Options, read_options
 from .registry import CacheRegistry, leave_over, left_over_caches
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ class Running:
         device = self.options.device
         _bring_up(device)
         left_over_caches()
+        pools = _make_pools(native, self.options)
         self.registry = CacheRegistry()
         self.instance: _C.Instance = native.Instance(
             device,
@@ -47,7 +50,9 @@ class Running:
             cluster_id, device, remote_accessible=self.options.remote_accessible, cann=_cann_version(native)
         )
         self.links = LinkService(self.instance, native.Segment, identity, self.registry)
-        self.cache_manager = CacheManager(native, self.instance, self.links, self.registry, self.options)
+        self.cache_manager = CacheManager(
+            native, self.instance, self.links, self.registry, self.options, pools
+        )
         self.listen_port: int | None = None
         try:
             if self.options.listen is not None:
@@ -82,6 +87,23 @@ def _bring_up(device: int) -> None:
     if device >= count:
         raise ParamInvalidError(f"init: device_id is {device}, this process sees {count} devices")
     torch.empty(1, device=f"npu:{device}")
+
+
+def _make_pools(native: ModuleType, options: Options) -> dict[Placement, MemoryPool]:
+    import torch
+
+    pools = {}
+    if options.mem_pool is not None:
+        size = options.mem_pool.memory_size
+        try:
+            memory = torch.empty(size, dtype=torch.uint8, device=f"npu:{options.device}")
+        except RuntimeError as error:  # torch.OutOfMemoryError, or the runtime's refusal
+            raise OutOfMemoryError(f"init: mem_pool_cfg asks for {size} bytes: {error}") from None
+        pools[Placement.DEVICE] = MemoryPool("mem_pool_cfg", options.mem_pool, memory)
+    if options.host_mem_pool is not None:
+        memory = native.allocate_shared_host(options.device, options.host_mem_pool.memory_size)
+        pools[Placement.HOST] = MemoryPool("host_mem_pool_cfg", options.host_mem_pool, memory)
+    return pools
 
 
 def _cann_version(native: ModuleType) -> str:

@@ -11,6 +11,8 @@ and then, either way, in any order:
     ANNOUNCE(cache)             one more cache can be reached
     WITHDRAW(cache_id)          stop using it …
     WITHDRAWN(cache_id)         … done: nothing of mine touches it any more
+    KEYS(cache_id, keys)        the keys of that cache are these now
+    TAKEN(cache_id, …)          I have pulled that much of one of its batch entries
     SYNC(serial), SYNCED        asks whether all announcements up to now have been sent
     BYE(reason)                 please close your end
     CLOSED(reason)              my end is closed: nothing of mine is in flight any more
@@ -32,19 +34,51 @@ Text: TypeAlias = Annotated[str, Meta(max_length=4096)]
 
 
 class SegmentRecord(msgspec.Struct, array_like=True, frozen=True):
-    """Where memory lies for a peer. ``address`` is 0 for a peer in another process."""
+    """Where memory lies for a peer.
+
+    Attributes:
+        kind: 0 device memory, 1 host memory that peers can map, 2 other host memory of the process.
+        address: for a peer in the same process, and of kind 2 for any; else 0.
+    """
 
     handle: Annotated[bytes, Meta(max_length=4096)]
     offset: Natural
     address: Natural
+    kind: Annotated[int, Meta(ge=0, le=2)] = 0
+
+
+class KeyRecord(msgspec.Struct, array_like=True, frozen=True):
+    """A key of a contiguous cache: a request id or a prefix id, its model, and the batch entry it names."""
+
+    is_prefix: bool
+    number: Natural
+    model_id: Natural
+    batch_index: Natural
+
+
+KeyRecords: TypeAlias = Annotated[list[KeyRecord], Meta(max_length=65536)]
 
 
 class CacheRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    Attributes:
+        num_blocks: of a contiguous cache, its batch entries.
+        tensor_bytes: of each tensor.
+        is_owned: allocated from a pool of the peer: keys go with the pull that used them.
+    """
+
     cache_id: Positive
     model_id: Natural | None
+    is_blocks: bool = True
     num_blocks: Positive
-    tensor_bytes: Positive
+    tensor_bytes: Annotated[list[Positive], Meta(min_length=1, max_length=65536)]
+    is_owned: bool = False
+    keys: KeyRecords = []
     segments: Annotated[list[SegmentRecord], Meta(min_length=1, max_length=65536)]
+
+    @property
+    def is_on_host(self) -> bool:
+        return self.segments[0].kind != 0
 
 
 class _Message(msgspec.Struct, frozen=True, tag=str.lower, tag_field="type"):
@@ -91,6 +125,18 @@ class Withdrawn(_Message, frozen=True):
     cache_id: Positive
 
 
+class Keys(_Message, frozen=True):
+    cache_id: Positive
+    keys: KeyRecords
+
+
+class Taken(_Message, frozen=True):
+    cache_id: Positive
+    batch_index: Natural
+    first_tensor: Natural
+    num_tensors: Positive
+
+
 class Sync(_Message, frozen=True):
     serial: Natural
 
@@ -108,7 +154,20 @@ class Closed(_Message, frozen=True):
 
 
 Message: TypeAlias = (
-    Hello | Welcome | Refused | Join | Joined | Announce | Withdraw | Withdrawn | Sync | Synced | Bye | Closed
+    Hello
+    | Welcome
+    | Refused
+    | Join
+    | Joined
+    | Announce
+    | Withdraw
+    | Withdrawn
+    | Keys
+    | Taken
+    | Sync
+    | Synced
+    | Bye
+    | Closed
 )
 
 

@@ -17,6 +17,14 @@ aclError queue_copy(void* dst, const void* src, size_t bytes, aclrtStream stream
   return aclrtMemcpyAsync(dst, bytes, src, bytes, ACL_MEMCPY_DEVICE_TO_DEVICE, stream);
 }
 
+aclError queue_to_host(void* host, const void* device, size_t bytes, aclrtStream stream) {
+  return aclrtMemcpyAsync(host, bytes, device, bytes, ACL_MEMCPY_DEVICE_TO_HOST, stream);
+}
+
+aclError queue_to_device(void* device, const void* host, size_t bytes, aclrtStream stream) {
+  return aclrtMemcpyAsync(device, bytes, host, bytes, ACL_MEMCPY_HOST_TO_DEVICE, stream);
+}
+
 aclError queue_fill(void* dst, int byte, size_t bytes, aclrtStream stream) {
   return symbols().aclrtMemsetAsync(dst, bytes, byte, bytes, stream);
 }
@@ -39,6 +47,18 @@ aclError set_device(int device) { return aclrtSetDevice(device); }
 ThreadDevice::ThreadDevice(int device) : device_(device) { DATADIST_ACL(aclrtSetDevice(device_)); }
 
 ThreadDevice::~ThreadDevice() { aclrtResetDevice(device_); }
+
+bool is_page_locked(const void* host) {
+  aclrtPtrAttributes attributes{};
+  return symbols().aclrtPointerGetAttributes(host, &attributes) == 0 &&
+         attributes.location.type == ACL_MEM_LOCATION_TYPE_HOST;
+}
+
+aclError lock_pages(void* host, size_t bytes) {
+  return symbols().aclrtHostRegisterV2(host, bytes, ACL_HOST_REG_PINNED);
+}
+
+void unlock_pages(void* host) { symbols().aclrtHostUnregister(host); }
 
 aclError enable_peer_access(int peer_device) { return aclrtDeviceEnablePeerAccess(peer_device, 0); }
 

@@ -16,6 +16,10 @@ aclError queue_write(void* word, uint64_t value, aclrtStream stream);
 aclError queue_wait(void* word, uint64_t value, aclrtStream stream);
 // Within device memory; either side may be a peer's.
 aclError queue_copy(void* dst, const void* src, size_t bytes, aclrtStream stream);
+// Between local device memory and host memory. With host memory that is not page-locked the call itself waits
+// for the stream, so nothing of a link does that.
+aclError queue_to_host(void* host, const void* device, size_t bytes, aclrtStream stream);
+aclError queue_to_device(void* device, const void* host, size_t bytes, aclrtStream stream);
 aclError queue_fill(void* dst, int byte, size_t bytes, aclrtStream stream);
 // A function on a thread of the runtime's; it must not call the runtime.
 aclError queue_call(void (*function)(void*), void* argument, aclrtStream stream);
@@ -38,6 +42,11 @@ class ThreadDevice {
  private:
   const int device_;
 };
+
+bool is_page_locked(const void* host);
+// Page-locks what is mapped there, and undoes it.
+aclError lock_pages(void* host, size_t bytes);
+void unlock_pages(void* host);
 
 // Lets streams of the current device reach the memory of another device of this process.
 aclError enable_peer_access(int peer_device);

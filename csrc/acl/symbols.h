@@ -17,6 +17,9 @@
   X(aclrtLaunchHostFunc, "8.5")               \
   X(aclrtMemcpy2dAsync, "8.0")                \
   X(aclrtMemsetAsync, "8.0")                  \
+  X(aclrtPointerGetAttributes, "8.5")         \
+  X(aclrtHostRegisterV2, "8.5")               \
+  X(aclrtHostUnregister, "8.0")               \
   X(aclrtStreamAbort, "8.5")
 
 namespace datadist::acl {

@@ -18,18 +18,23 @@ std::shared_ptr<T> pin(const std::shared_ptr<T>& cache) {
   });
 }
 
+bool is_at(const LocalCache& cache, const std::vector<char*>& tensors) {
+  return std::equal(cache.tensors.begin(), cache.tensors.end(), tensors.begin(), tensors.end(),
+                    [](const Place& place, const char* address) { return place.address == address; });
+}
+
 }  // namespace
 
-int64_t LocalCaches::add(Geometry geometry, std::vector<char*> tensors,
+int64_t LocalCaches::add(Geometry geometry, std::vector<Place> tensors,
                          std::vector<std::shared_ptr<void>> storage) {
   auto cache = std::make_shared<LocalCache>();
-  cache->geometry = geometry;
+  cache->geometry = std::move(geometry);
   cache->tensors = std::move(tensors);
   cache->storage = std::move(storage);
   std::lock_guard lock(mutex_);
   cache->id = next_id_++;
   by_id_[cache->id] = cache;
-  by_address_.emplace(cache->tensors.front(), cache);
+  by_address_.emplace(cache->tensors.front().address, cache);
   return cache->id;
 }
 
@@ -40,15 +45,31 @@ std::shared_ptr<LocalCache> LocalCaches::get(int64_t id, const char* asked) cons
   return found->second;
 }
 
-std::shared_ptr<LocalCache> LocalCaches::find(const std::vector<char*>& tensors, const char* asked) const {
+std::shared_ptr<LocalCache> LocalCaches::find(const std::vector<char*>& tensors, bool is_blocks,
+                                              int64_t num_blocks, const char* asked) const {
   require(!tensors.empty(), kParamInvalid, asked,
           ": cache is an empty list; the tensors of one registered cache were expected");
   std::lock_guard lock(mutex_);
+  std::shared_ptr<LocalCache> of_other_shape;
+  std::shared_ptr<LocalCache> of_other_kind;
   const auto [first, last] = by_address_.equal_range(tensors.front());
   for (auto it = last; it != first;) {
-    --it;
-    if (!it->second->is_withdrawn && it->second->tensors == tensors) return pin(it->second);
+    const auto& cache = (--it)->second;
+    if (cache->is_withdrawn || !is_at(*cache, tensors)) continue;
+    if (cache->geometry.is_blocks != is_blocks) {
+      of_other_kind = cache;
+    } else if (cache->geometry.num_blocks == num_blocks) {
+      return pin(cache);
+    } else if (of_other_shape == nullptr) {
+      of_other_shape = cache;
+    }
   }
+  if (of_other_shape != nullptr) return pin(of_other_shape);
+  require(of_other_kind == nullptr, kParamInvalid, asked, ": cache ",
+          of_other_kind == nullptr ? 0 : of_other_kind->id, " is a ",
+          is_blocks ? "contiguous cache, a blocks cache was expected"
+                    : "blocks cache, a contiguous one was expected",
+          ". Nothing was sent; the link is still usable.");
   throw Error(kKvCacheNotExist, join(asked, ": these ", tensors.size(),
                                      " tensors are not a registered cache of this instance, in the order in "
                                      "which it was registered. In a "
@@ -76,8 +97,7 @@ void LocalCaches::release(int64_t id) {
 }
 
 void RemoteCaches::add(std::shared_ptr<RemoteCache> cache) {
-  cache->mappings.resize(cache->exports.size());
-  cache->tensors.resize(cache->exports.size(), nullptr);
+  cache->tensors.resize(cache->exports.size());
   std::lock_guard lock(mutex_);
   announced_.push_back(std::move(cache));
 }
@@ -110,11 +130,24 @@ bool RemoteCaches::is_in_use(int64_t id) {
          std::any_of(announced_.begin(), announced_.end(), is_it);
 }
 
-std::shared_ptr<RemoteCache> RemoteCaches::find(uint64_t model_id, const char* asked,
-                                                const std::string& peer) const {
+std::shared_ptr<RemoteCache> RemoteCaches::find_id(int64_t id, const char* asked,
+                                                   const std::string& peer) const {
+  std::lock_guard lock(mutex_);
+  for (const auto& cache : announced_) {
+    if (cache->id == id) return pin(cache);
+  }
+  std::string there;
+  for (const auto& cache : announced_) there += join(there.empty() ? "" : ", ", cache->id);
+  throw Error(kKvCacheNotExist, join(asked, ": ", peer, " has no cache with cache_id ", id,
+                                     there.empty() ? "; it announced none" : "; it announced cache_id ",
+                                     there, ". Nothing was sent; the link is still usable."));
+}
+
+std::shared_ptr<RemoteCache> RemoteCaches::find_model(uint64_t model_id, const char* asked,
+                                                      const std::string& peer) const {
   std::lock_guard lock(mutex_);
   for (auto it = announced_.rbegin(); it != announced_.rend(); ++it) {
-    if ((*it)->model_id == model_id) return pin(*it);
+    if ((*it)->model_id == model_id && (*it)->geometry.is_blocks) return pin(*it);
   }
   std::string there;
   for (const auto& cache : announced_) {
@@ -132,13 +165,13 @@ void RemoteCaches::clear() {
 }
 
 LayerRange resolve_layers(const Geometry& geometry, LayerRange range, const char* side, const char* asked) {
-  require(range.tensors_per_layer >= 1 && range.tensors_per_layer <= geometry.num_tensors, kParamInvalid,
+  require(range.tensors_per_layer >= 1 && range.tensors_per_layer <= geometry.num_tensors(), kParamInvalid,
           asked, ": tensor_num_per_layer = ", range.tensors_per_layer, ", expected 1 to ",
-          geometry.num_tensors, ", the tensors of the ", side, " cache");
-  require(geometry.num_tensors % range.tensors_per_layer == 0, kParamInvalid, asked,
-          ": tensor_num_per_layer = ", range.tensors_per_layer, " does not divide the ", geometry.num_tensors,
-          " tensors of the ", side, " cache");
-  const int64_t layers = geometry.num_tensors / range.tensors_per_layer;
+          geometry.num_tensors(), ", the tensors of the ", side, " cache");
+  require(geometry.num_tensors() % range.tensors_per_layer == 0, kParamInvalid, asked,
+          ": tensor_num_per_layer = ", range.tensors_per_layer, " does not divide the ",
+          geometry.num_tensors(), " tensors of the ", side, " cache");
+  const int64_t layers = geometry.num_tensors() / range.tensors_per_layer;
   if (range.layers < 0) range.layers = layers - range.first_layer;
   require(range.first_layer >= 0 && range.layers >= 1 && range.first_layer < layers &&
               range.layers <= layers - range.first_layer,
@@ -146,15 +179,6 @@ LayerRange resolve_layers(const Geometry& geometry, LayerRange range, const char
           range.first_layer + range.layers, " are outside the ", side, " cache, which has ", layers,
           " layers of ", range.tensors_per_layer, " tensors. Nothing was sent; the link is still usable.");
   return range;
-}
-
-void require_same_layout(const Geometry& local, const Geometry& remote, const char* asked,
-                         const std::string& peer) {
-  require(local.block_bytes == remote.block_bytes, kParamInvalid, asked, ": a block has ", local.block_bytes,
-          " bytes in the local cache and ", remote.block_bytes, " bytes at ", peer,
-          "; both caches need the same shape after the number of blocks, and the same dtype. Nothing was "
-          "sent; the link is "
-          "still usable.");
 }
 
 }  // namespace datadist

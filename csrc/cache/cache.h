@@ -14,11 +14,14 @@
 
 namespace datadist {
 
-// All tensors of a cache are equal: num_blocks blocks of block_bytes, block i at i * block_bytes.
+// A blocks cache has num_blocks blocks in each tensor, a contiguous one num_blocks batch entries; either
+// starts at i * strides[t] in tensor t. Tensors may differ in the size of a block (MLA), not in their number.
 struct Geometry {
-  int64_t num_tensors = 0;
   int64_t num_blocks = 0;
-  int64_t block_bytes = 0;
+  bool is_blocks = true;
+  std::vector<int64_t> strides;
+
+  int64_t num_tensors() const { return static_cast<int64_t>(strides.size()); }
 };
 
 // The tensors that a transfer touches on one side: `layers` layers of `tensors_per_layer` from `first_layer`
@@ -34,7 +37,7 @@ struct LayerRange {
 struct LocalCache {
   int64_t id = 0;
   Geometry geometry;
-  std::vector<char*> tensors;
+  std::vector<Place> tensors;
   std::vector<std::shared_ptr<void>> storage;
   std::shared_ptr<std::atomic<int64_t>> transfers = std::make_shared<std::atomic<int64_t>>(0);  // that pin it
   bool is_withdrawn = false;
@@ -47,18 +50,19 @@ struct RemoteCache {
   std::optional<uint64_t> model_id;
   Geometry geometry;
   std::vector<Exported> exports;
-  std::vector<std::shared_ptr<void>> mappings;
-  std::vector<char*> tensors;  // nullptr until mapped
+  std::vector<Mapped> tensors;  // address nullptr until mapped
   std::shared_ptr<std::atomic<int64_t>> transfers = std::make_shared<std::atomic<int64_t>>(0);
 };
 
 class LocalCaches {
  public:
-  int64_t add(Geometry geometry, std::vector<char*> tensors, std::vector<std::shared_ptr<void>> storage);
+  int64_t add(Geometry geometry, std::vector<Place> tensors, std::vector<std::shared_ptr<void>> storage);
   std::shared_ptr<LocalCache> get(int64_t id, const char* asked) const;
-  // By the address of its first tensor; the others must follow in order. Throws when it is not registered
-  // memory.
-  std::shared_ptr<LocalCache> find(const std::vector<char*>& tensors, const char* asked) const;
+  // By the addresses of its tensors, in order. Throws when that is not registered memory. Caches may share
+  // memory: of those of the kind that is asked for, the one with `num_blocks` (the size of the tensors'
+  // dimension 0) is meant, and of several the last.
+  std::shared_ptr<LocalCache> find(const std::vector<char*>& tensors, bool is_blocks, int64_t num_blocks,
+                                   const char* asked) const;
   void withdraw(int64_t id);
   void release(int64_t id);
 
@@ -66,8 +70,7 @@ class LocalCaches {
   mutable std::mutex mutex_;
   int64_t next_id_ = 1;
   std::map<int64_t, std::shared_ptr<LocalCache>> by_id_;
-  std::multimap<char*, std::shared_ptr<LocalCache>>
-      by_address_;  // two caches may share an address: the last one counts
+  std::multimap<char*, std::shared_ptr<LocalCache>> by_address_;  // of the first tensor
 };
 
 class RemoteCaches {
@@ -76,9 +79,11 @@ class RemoteCaches {
   void drop(int64_t id);
   // False once no transfer touches it; its mappings go with that answer, on the caller's thread.
   bool is_in_use(int64_t id);
-  // The last announced blocks cache of that model id, pinned: it stays mapped, and `is_in_use`, as long as
-  // what is returned lives. Throws LLM_KV_CACHE_NOT_EXIST naming what there is.
-  std::shared_ptr<RemoteCache> find(uint64_t model_id, const char* asked, const std::string& peer) const;
+  // The last announced blocks cache of that model id, or the cache with that id. Pinned: it stays mapped, and
+  // `is_in_use`, as long as what is returned lives. Throws LLM_KV_CACHE_NOT_EXIST naming what there is.
+  std::shared_ptr<RemoteCache> find_model(uint64_t model_id, const char* asked,
+                                          const std::string& peer) const;
+  std::shared_ptr<RemoteCache> find_id(int64_t id, const char* asked, const std::string& peer) const;
   void clear();
 
  private:
@@ -90,9 +95,5 @@ class RemoteCaches {
 // Fills in a negative `layers` (all that follow) and checks the range against the cache.
 LayerRange resolve_layers(const Geometry& geometry, LayerRange asked_range, const char* side,
                           const char* asked);
-
-// Both ends must agree on bytes per block; counts of blocks may differ.
-void require_same_layout(const Geometry& local, const Geometry& remote, const char* asked,
-                         const std::string& peer);
 
 }  // namespace datadist

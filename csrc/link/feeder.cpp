@@ -239,6 +239,14 @@ bool Feeder::submit_step(Lane& lane, const Step& step, std::string* what, aclErr
       call = "aclrtMemcpyAsync";
       *code = transport_->copy(step.dst, step.src, step.value, stream);
       break;
+    case Step::kToHost:
+      call = "aclrtMemcpyAsync";
+      *code = acl::queue_to_host(step.dst, step.src, step.value, stream);
+      break;
+    case Step::kToDevice:
+      call = "aclrtMemcpyAsync";
+      *code = acl::queue_to_device(step.dst, step.src, step.value, stream);
+      break;
     case Step::kRemoteWrite:
       call = "aclrtValueWrite";
       *code = transport_->write_word(step.dst, step.value, stream);

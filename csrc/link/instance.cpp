@@ -3,12 +3,6 @@
 #include "error.h"
 
 namespace datadist {
-namespace {
-
-constexpr int64_t kLongestTimeoutMs = 1'000'000'000;
-
-}  // namespace
-
 Instance::Instance(int device, int64_t cluster_id, LinkOptions options)
     : engine_(Engine::of(device)),
       cluster_id_(cluster_id),
@@ -69,35 +63,6 @@ std::shared_ptr<Link> require_link(int64_t handle, const char* asked) {
           "another number");
   link->require_alive(asked);
   return link;
-}
-
-TransferPlan plan_transfer(Link& link, const TransferRequest& request) {
-  const bool is_push = request.direction == Direction::kPush;
-  TransferPlan plan;
-  plan.direction = request.direction;
-  plan.local = link.caches().find(request.cache, request.asked);
-  plan.remote = link.remote_caches().find(request.model_id, request.asked, link.peer().name);
-  const Geometry& local = plan.local->geometry;
-  const Geometry& remote = plan.remote->geometry;
-  require_same_layout(local, remote, request.asked, link.peer().name);
-  const auto range = [&](const Geometry& geometry, int64_t first, const char* side) {
-    return resolve_layers(geometry, {first, request.num_layers, request.tensors_per_layer}, side,
-                          request.asked);
-  };
-  plan.local_layers = range(local, is_push ? request.src_layer : request.dst_layer, "local");
-  plan.remote_layers = range(remote, is_push ? request.dst_layer : request.src_layer, "remote");
-  require(plan.local_layers.layers == plan.remote_layers.layers, kParamInvalid, request.asked, ": ",
-          plan.local_layers.layers, " local layers and ", plan.remote_layers.layers, " at ", link.peer().name,
-          "; give both layer ranges, of the same length. Nothing was sent; the link is still usable.");
-  auto pairs = pair_blocks(request.src_blocks, request.src_length, request.dst_blocks, request.dst_length,
-                           is_push ? local.num_blocks : remote.num_blocks,
-                           is_push ? remote.num_blocks : local.num_blocks, request.asked);
-  plan.runs = merge_runs(std::move(pairs));
-  require(request.timeout_ms >= 0 && request.timeout_ms <= kLongestTimeoutMs, kParamInvalid, request.asked,
-          ": timeout_ms = ", request.timeout_ms, ", expected 0 (the default) to ", kLongestTimeoutMs);
-  plan.timeout = request.timeout_ms > 0 ? std::chrono::milliseconds(request.timeout_ms)
-                                        : link.options().transfer_timeout;
-  return plan;
 }
 
 }  // namespace datadist

@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 
 #include "cache/cache.h"
 #include "link/engine.h"
@@ -17,11 +18,18 @@ struct TransferRequest {
   Direction direction = Direction::kPush;
   const char* asked = "";
   std::vector<char*> cache;  // the local cache's tensors
-  const int64_t* src_blocks = nullptr;
-  size_t src_length = 0;
-  const int64_t* dst_blocks = nullptr;
-  size_t dst_length = 0;
+  int64_t dimension_0 = -1;  // of theirs; tells two caches apart that share them
+  // The peer's cache: by the model_id of a blocks cache, or by its id.
   uint64_t model_id = 0;
+  std::optional<int64_t> cache_id;
+  Layout layout = Layout::kBlocks;
+  const int64_t* src_blocks = nullptr;  // kBlocks
+  size_t src_length = 0;
+  const int64_t* dst_blocks = nullptr;  // kBlocks, kEntryToBlocks
+  size_t dst_length = 0;
+  int64_t src_entry = 0;
+  int64_t dst_entry = 0;
+  int64_t size_bytes = -1;  // kEntry: of each tensor; -1: the whole local entry
   int64_t src_layer = 0;
   int64_t dst_layer = 0;
   int64_t num_layers = -1;
@@ -54,6 +62,7 @@ class Instance {
 // The link behind a handle that came through an op, alive.
 std::shared_ptr<Link> require_link(int64_t handle, const char* asked);
 
+// In link/request.cpp.
 TransferPlan plan_transfer(Link& link, const TransferRequest& request);
 
 }  // namespace datadist

@@ -17,7 +17,9 @@ struct Step {
   enum Kind : uint8_t {
     kWait,         // until the local word at dst reaches value
     kWrite,        // value into the local word at dst
-    kCopy,         // value bytes from src to dst, either may be a peer's
+    kCopy,         // value bytes from src to dst, either may be a peer's device memory
+    kToHost,       // value bytes of device memory at src to page-locked host memory at dst
+    kToDevice,     // and back
     kRemoteWrite,  // value into the peer's word at dst, after what was copied before
     kCall,         // the host function at src with dst as its argument
   };

@@ -4,31 +4,18 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <fstream>
-#include <sstream>
 
+#include "acl/check.h"
+#include "acl/queue.h"
 #include "error.h"
 #include "link/engine.h"
+#include "link/process.h"
 #include "link/ticket.h"
 #include "link/transfer.h"
 #include "transport/mapped/mapped.h"
 
 namespace datadist {
 namespace {
-
-// Field 22 of /proc/<pid>/stat, counted behind the command's closing parenthesis; 0 when there is no such
-// process.
-int64_t start_time_of(int pid) {
-  std::ifstream file(join("/proc/", pid, "/stat"));
-  std::string text((std::istreambuf_iterator<char>(file)), {});
-  const size_t name_end = text.rfind(')');
-  if (name_end == std::string::npos) return 0;
-  std::istringstream fields(text.substr(name_end + 1));
-  std::string field;
-  for (int i = 3; i <= 22 && fields >> field; ++i) {
-  }
-  return field.empty() ? 0 : std::stoll(field);
-}
 
 int open_pidfd(const Peer& peer) {
   if (peer.in_this_process || peer.pid <= 0) return -1;
@@ -53,7 +40,8 @@ Link::Link(std::shared_ptr<Engine> engine, std::shared_ptr<LocalCaches> caches, 
       options_(options),
       pidfd_(open_pidfd(peer_)),
       page_(engine_->pages().take()),
-      transport_(mapped::make_transport(engine_->device(), peer_.device, peer_.in_this_process)),
+      transport_(mapped::make_transport(engine_->device(),
+                                        {peer_.device, peer_.pid, peer_.start_time, peer_.in_this_process})),
       slots_(options.max_in_flight),
       feeder_(std::make_unique<Feeder>(engine_->device(), acl::OnFailure::kStop, &engine_->words(),
                                        transport_.get())),
@@ -72,7 +60,7 @@ Link::~Link() {
 void Link::connect(int64_t peer_link, const Exported& peer_page) {
   require(state_ == kOpening && peer_page.offset >= 0, kLinkFailed, "connect_link: the link to ", peer_.name,
           " is connected already or closed, or the peer's page has a bad offset (", peer_page.offset, ")");
-  Mapped mapping = transport_->map(peer_page);
+  Mapped mapping = transport_->map(peer_page, kPageBytes);
   std::lock_guard lock(mutex_);
   require(state_ == kOpening, kLinkFailed, "connect_link: the link to ", peer_.name, " was closed meanwhile");
   peer_mapping_ = std::move(mapping);
@@ -98,6 +86,9 @@ void Link::close() {
     if (!engine_->wait_for_tick(deadline)) break;
   }
   remote_caches_.clear();
+  acl::ContextScope restore;  // page-locked memory is freed in a context of its device
+  if (staging_.host != nullptr) DATADIST_ACL(acl::set_device(engine_->device()));
+  staging_ = {};
   Mapped mapping;
   {
     std::lock_guard lock(mutex_);
@@ -168,7 +159,8 @@ void Link::post(size_t offset, uint64_t value) {
   outbox_.push_back({offset, value});
 }
 
-std::shared_ptr<Lane> Link::take_lane(bool needs_its_own) {
+std::shared_ptr<Lane> Link::take_staging_lane() {
+  std::lock_guard lock(main_lane_mutex_);
   std::shared_ptr<Lane> main;
   {
     std::lock_guard lock(mutex_);
@@ -179,8 +171,20 @@ std::shared_ptr<Lane> Link::take_lane(bool needs_its_own) {
     std::lock_guard lock(mutex_);
     main_lane_ = main;
   }
+  return main;
+}
+
+std::shared_ptr<Lane> Link::take_lane(bool needs_its_own) {
+  auto main = take_staging_lane();
   auto lane = feeder_->take_lane(options_.streams + 1);
   return lane != nullptr || needs_its_own ? lane : main;
+}
+
+void Link::prepare_staging(const RouteNeeds& needs) {
+  if (needs.device_buffer && staging_.device.address == nullptr)
+    staging_.device = mapped::allocate(engine_->device(), kStagingBytes);
+  if (needs.host_buffer && staging_.host == nullptr)
+    staging_.host = std::make_unique<acl::PinnedBuffer>(kStagingBytes);
 }
 
 void Link::give_back_lane(std::shared_ptr<Lane> lane) {

@@ -16,6 +16,7 @@
 #include "link/feeder.h"
 #include "link/handles.h"
 #include "link/page.h"
+#include "link/route.h"
 #include "link/slots.h"
 #include "link/tick.h"
 
@@ -73,7 +74,11 @@ class Link : public std::enable_shared_from_this<Link> {
   void sends(SlotUse use, const std::shared_ptr<Transfer>& transfer);
   void slot_drained(SlotUse use, SentWord word);
   std::shared_ptr<Lane> take_lane(bool needs_its_own);
+  // The one stream whose transfers use the link's staging buffers, one after the other.
+  std::shared_ptr<Lane> take_staging_lane();
   void give_back_lane(std::shared_ptr<Lane> lane);
+  void prepare_staging(const RouteNeeds& needs);  // feeding thread
+  const Staging& staging() const { return staging_; }
   Feeder& feeder() { return *feeder_; }
   void transfer_began() { ++transfers_; }
   void transfer_retired() { --transfers_; }
@@ -132,7 +137,9 @@ class Link : public std::enable_shared_from_this<Link> {
   RemoteCaches remote_caches_;
   SenderSlots slots_;
   std::unique_ptr<Feeder> feeder_;
+  std::mutex main_lane_mutex_;
   std::shared_ptr<Lane> main_lane_;  // whole transfers share it when no other stream is free
+  Staging staging_;
   std::atomic<int64_t> transfers_{0};
 
   std::atomic<State> state_{kOpening};

@@ -10,17 +10,20 @@ namespace datadist {
 class TransferProgram : public Program {
  public:
   TransferProgram(std::shared_ptr<Transfer> transfer, bool notify_host)
-      : transfer_(std::move(transfer)), plan_(transfer_->plan_), notify_host_(notify_host) {}
+      : transfer_(std::move(transfer)),
+        plan_(transfer_->plan_),
+        notify_host_(notify_host),
+        route_(&transfer_->link_->staging(), transfer_->host_copies_.get()) {}
 
   void prepare() override {
+    transfer_->link_->prepare_staging(plan_.needs);
     RemoteCache& remote = *plan_.remote;
     const LayerRange& range = plan_.remote_layers;
     const int64_t first = range.first_layer * range.tensors_per_layer;
     for (int64_t t = first; t < first + range.layers * range.tensors_per_layer; ++t) {
-      if (remote.tensors[t] != nullptr) continue;
-      Mapped mapped = transfer_->link_->transport().map(remote.exports[t]);
-      remote.mappings[t] = std::move(mapped.handle);
-      remote.tensors[t] = mapped.address;
+      if (remote.tensors[t].address != nullptr) continue;
+      const auto bytes = static_cast<size_t>(remote.geometry.num_blocks * remote.geometry.strides[t]);
+      remote.tensors[t] = transfer_->link_->transport().map(remote.exports[t], bytes);
     }
   }
 
@@ -46,6 +49,12 @@ class TransferProgram : public Program {
         return true;
       }
       case At::kDone:
+        // A host function cannot stop its stream, so where it may fail the stream does not open the gate
+        // itself: the watchdog does, once it has looked for failures.
+        if (transfer_->host_copies_ != nullptr) {
+          at_ = At::kCall;
+          return next(step);
+        }
         at_ = notify_host_ ? At::kCall : At::kEnd;
         *step = {Step::kWrite, transfer_->done_.address, nullptr, 1};
         return true;
@@ -71,26 +80,35 @@ class TransferProgram : public Program {
   size_t start_index() const { return transfer_->is_layered() ? static_cast<size_t>(layer_) : 0; }
 
   bool next_copy(Step* step) {
-    if (plan_.runs.empty() || tensor_ == plan_.local_layers.tensors_per_layer) return false;
+    if (route_.next(step)) return true;
     const int64_t per_layer = plan_.local_layers.tensors_per_layer;
-    char* local = plan_.local->tensors[(plan_.local_layers.first_layer + layer_) * per_layer + tensor_];
-    char* remote = plan_.remote->tensors[(plan_.remote_layers.first_layer + layer_) * per_layer + tensor_];
-    const bool is_push = plan_.direction == Direction::kPush;
-    const int64_t block_bytes = plan_.local->geometry.block_bytes;
-    const Run& run = plan_.runs[run_];
-    *step = {Step::kCopy, (is_push ? remote : local) + run.dst * block_bytes,
-             (is_push ? local : remote) + run.src * block_bytes,
-             static_cast<uint64_t>(run.blocks * block_bytes)};
+    if (plan_.runs.empty() || tensor_ == per_layer) return false;
+    const int64_t local_tensor = (plan_.local_layers.first_layer + layer_) * per_layer + tensor_;
+    const int64_t remote_tensor = (plan_.remote_layers.first_layer + layer_) * per_layer + tensor_;
+    Place src = plan_.local->tensors[local_tensor];
+    Place dst = plan_.remote->tensors[remote_tensor];
+    int64_t src_stride = plan_.local->geometry.strides[local_tensor];
+    int64_t dst_stride = plan_.remote->geometry.strides[remote_tensor];
+    const int64_t local_stride = src_stride;
+    if (plan_.direction == Direction::kPull) {
+      std::swap(src, dst);
+      std::swap(src_stride, dst_stride);
+    }
+    const Span span = span_of(plan_.shape, plan_.runs[run_], src_stride, dst_stride, local_stride);
+    src.address += span.src;
+    dst.address += span.dst;
+    route_.begin(dst, src, static_cast<size_t>(span.bytes));
     if (++run_ == plan_.runs.size()) {
       run_ = 0;
       ++tensor_;
     }
-    return true;
+    return route_.next(step);
   }
 
   const std::shared_ptr<Transfer> transfer_;
   const TransferPlan& plan_;
   const bool notify_host_;
+  Route route_;
   At at_ = At::kStart;
   int64_t layer_ = 0;  // of the range
   int64_t tensor_ = 0;
@@ -106,6 +124,7 @@ Transfer::Transfer(std::shared_ptr<Link> link, TransferPlan plan, std::optional<
       done_(words_.take()),
       passed_(words_.take()),
       status_(std::make_shared<Status>(&words_)),
+      host_copies_(plan_.needs.host_copies ? std::make_unique<HostCopies>() : nullptr),
       start_is_queued_(start_.size(), false) {
   link_->transfer_began();
   if (slot_) link_->announce(*slot_, sent_word(SentWord::kOpen, kSuccess));
@@ -118,7 +137,7 @@ Transfer::~Transfer() {
 }
 
 void Transfer::submit(bool notify_host, const char* asked) {
-  auto lane = link_->take_lane(is_layered());
+  auto lane = plan_.needs.any() ? link_->take_staging_lane() : link_->take_lane(is_layered());
   if (lane == nullptr) {
     std::lock_guard lock(mutex_);
     is_claimed_ = false;
@@ -214,7 +233,12 @@ void Transfer::submission_ended(uint64_t mark, int64_t code, const std::string& 
 
 void Transfer::device_done() {
   std::lock_guard lock(mutex_);
-  end(kSuccess, "");
+  if (host_copies_ == nullptr) {
+    end(kSuccess, "");
+  } else {
+    host_copies_are_done_ = true;
+    link_->engine().wake();
+  }
 }
 
 void Transfer::end(int64_t code, const std::string& why) {
@@ -265,7 +289,12 @@ bool Transfer::tick(const Tick& tick) {
       deadline_ = tick.now + *limit_;
       limit_.reset();
     }
-    if (done_.seen() != 0) {
+    if (host_copies_are_done_ && !host_copies_->failure()) {
+      tick.write(done_, 1);
+      end(kSuccess, "");
+    } else if (host_copies_are_done_) {
+      fail(tick, kFailed, join("the transfer with ", link_->peer().name, ": ", *host_copies_->failure()));
+    } else if (done_.seen() != 0) {
       end(kSuccess, "");
     } else if (!link_->is_alive()) {
       const auto [code, why] = link_->reason();

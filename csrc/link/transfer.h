@@ -19,8 +19,9 @@
 #include "cache/cache.h"
 #include "link/lane.h"
 #include "link/link.h"
+#include "link/route.h"
 #include "link/status.h"
-#include "plan/plan.h"
+#include "plan/span.h"
 
 namespace datadist {
 
@@ -33,7 +34,9 @@ struct TransferPlan {
   std::shared_ptr<RemoteCache> remote;
   LayerRange local_layers;
   LayerRange remote_layers;
+  Shape shape;
   std::vector<Run> runs;  // in the direction in which the bytes flow
+  RouteNeeds needs;
   std::chrono::milliseconds timeout{0};
   bool by_layers = false;  // released one by one; nobody at the receiver need wait for them
 };
@@ -108,6 +111,7 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   const Word done_;
   const Word passed_;
   std::shared_ptr<Status> status_;
+  const std::unique_ptr<HostCopies> host_copies_;  // nullptr: every byte moves by copies of the stream
 
   // progress
   mutable std::mutex mutex_;
@@ -123,6 +127,7 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   std::optional<Clock::time_point> deadline_;
   std::optional<std::chrono::milliseconds> limit_;  // until the last layer is released
   bool submission_has_ended_ = false;
+  bool host_copies_are_done_ = false;
   uint64_t mark_ = 0;
   std::optional<std::pair<int64_t, std::string>> refused_;
 

@@ -16,23 +16,45 @@
 
 namespace datadist {
 
-// One piece of device memory as a peer gets to know it: an export handle of the segment around it (binary),
-// its offset in that segment, and the bare address, which only an instance of the same process uses.
+// How a thread, or a stream, of this process gets at a piece of memory.
+enum class Reach : uint8_t {
+  kDevice,    // memory of this device: any copy of a stream
+  kImported,  // of another device or process: copies between devices only
+  kPinned,    // page-locked host memory, or another process's that is mapped here: copies from and to kDevice
+  kPageable,  // host memory of this process that only its threads may copy
+  kForeign,   // private host memory of another process: read and written through a file
+};
+
+inline bool is_on_device(Reach reach) { return reach == Reach::kDevice || reach == Reach::kImported; }
+
+struct Place {
+  char* address = nullptr;
+  Reach reach = Reach::kDevice;
+  int file = -1;  // of kForeign: what is at `address` there is at that offset in it
+};
+
+enum class MemoryKind : uint8_t { kDevice = 0, kSharedHost = 1, kPrivateHost = 2 };
+
+// One piece of memory as a peer gets to know it: an export handle of the segment around it (binary; empty for
+// private host memory), its offset in that segment, and the bare address, which an instance of the same
+// process uses, and of private host memory any peer.
 struct Exported {
   std::string handle;
   int64_t offset = 0;
   uint64_t address = 0;
+  MemoryKind kind = MemoryKind::kDevice;
 };
 
-struct Mapped {
+struct Mapped : Place {
   std::shared_ptr<void> handle;  // unmaps when the last one goes
-  char* address = nullptr;
 };
 
 class Transport {
  public:
   virtual ~Transport() = default;
-  virtual Mapped map(const Exported& memory) = 0;
+  virtual Mapped map(const Exported& memory, size_t bytes) = 0;
+  // How `map` will reach memory of that kind, without mapping any.
+  virtual Reach reach_of(MemoryKind kind) const = 0;
   virtual aclError copy(void* dst, const void* src, size_t bytes, aclrtStream stream) = 0;
   virtual aclError write_word(void* remote_word, uint64_t value, aclrtStream stream) = 0;
 };

@@ -147,7 +147,6 @@ INIT_ERRORS: list[tuple[Any, Any]] = [
     ({**ON, "llm.listenIpInfo": "26000"}, INVALID), ({**ON, "llm.listenIpInfo": "1.2.3.4:x"}, ValueError),
     ({**ON, "llm.SyncKvCacheWaitTime": "0"}, INVALID),
     ({**ON, "llm.TransferBackend": "hixl"}, NotImplementedError),
-    ({**ON, "llm.MemPoolConfig": '{"memory_size": 1}'}, NotImplementedError),
 ]  # fmt: skip
 
 

@@ -12,7 +12,6 @@ import pytest
 
 import torch_llm_datadist as datadist
 from torch_llm_datadist.cache_manager import CacheManager
-from torch_llm_datadist.cache_manager_to_come import CacheManagerToCome
 
 # 0.4: what `import llm_datadist` exports in its current mode.
 NAMES = [
@@ -185,11 +184,3 @@ def test_numpy_types_of_the_data_types() -> None:
         from_numpy[numpy.complex64]
     with pytest.raises(AttributeError, match="np_dtypes"):
         _ = data_type.np_dtypes
-
-
-def test_methods_to_come_name_themselves() -> None:
-    manager = CacheManagerToCome()
-    for name, method in inspect.getmembers(manager, inspect.ismethod):
-        arguments = [None for p in inspect.signature(method).parameters.values() if p.default is p.empty]
-        with pytest.raises(NotImplementedError, match=rf"CacheManager\.{name} is not there yet; "):
-            method(*arguments)

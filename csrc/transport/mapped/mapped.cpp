@@ -8,6 +8,7 @@
 #include "acl/queue.h"
 #include "acl/stream.h"
 #include "error.h"
+#include "transport/mapped/host_memory.h"
 
 namespace datadist::mapped {
 namespace {
@@ -48,18 +49,32 @@ char* allocated_block_of(int device, const char* address) {
 
 class MappedTransport : public Transport {
  public:
-  MappedTransport(int device, int peer_device, bool in_this_process)
-      : device_(device), peer_device_(peer_device), in_this_process_(in_this_process) {}
+  MappedTransport(int device, PeerProcess peer) : device_(device), peer_(peer) {}
 
-  Mapped map(const Exported& memory) override {
-    if (in_this_process_) {
-      enable_peer_access();
-      return {nullptr, reinterpret_cast<char*>(memory.address)};
+  Mapped map(const Exported& memory, size_t bytes) override {
+    if (peer_.in_this_process) {
+      if (memory.kind == MemoryKind::kDevice) enable_peer_access();
+      return {{reinterpret_cast<char*>(memory.address), reach_of(memory.kind)}, nullptr};
+    }
+    switch (memory.kind) {
+      case MemoryKind::kSharedHost:
+        return map_shared_host(device_, {peer_.pid, peer_.start_time}, memory, bytes);
+      case MemoryKind::kPrivateHost:
+        if (peer_memory_ == nullptr) peer_memory_ = open_memory_of({peer_.pid, peer_.start_time});
+        return {{reinterpret_cast<char*>(memory.address), Reach::kForeign, *peer_memory_}, nullptr};
+      case MemoryKind::kDevice:
+        break;
     }
     AllocatorScope scope(device_);
     std::shared_ptr<void> segment = c10_npu::NPUCachingAllocator::getIpcDevPtr(memory.handle);
     char* address = static_cast<char*>(segment.get()) + memory.offset;
-    return {std::move(segment), address};
+    return {{address, Reach::kImported}, std::move(segment)};
+  }
+
+  Reach reach_of(MemoryKind kind) const override {
+    if (kind == MemoryKind::kSharedHost) return Reach::kPinned;
+    if (kind == MemoryKind::kPrivateHost) return peer_.in_this_process ? Reach::kPageable : Reach::kForeign;
+    return peer_.in_this_process && peer_.device == device_ ? Reach::kDevice : Reach::kImported;
   }
 
   aclError copy(void* dst, const void* src, size_t bytes, aclrtStream stream) override {
@@ -72,15 +87,15 @@ class MappedTransport : public Transport {
 
  private:
   void enable_peer_access() {
-    if (has_peer_access_ || peer_device_ == device_) return;
+    if (has_peer_access_ || peer_.device == device_) return;
     AllocatorScope scope(device_);
-    DATADIST_ACL(acl::enable_peer_access(peer_device_));
+    DATADIST_ACL(acl::enable_peer_access(peer_.device));
     has_peer_access_ = true;
   }
 
   const int device_;
-  const int peer_device_;
-  const bool in_this_process_;
+  const PeerProcess peer_;
+  std::shared_ptr<const int> peer_memory_;
   bool has_peer_access_ = false;
 };
 
@@ -103,15 +118,15 @@ Exported export_address(int device, void* address) {
   try {
     const auto shared = c10_npu::NPUCachingAllocator::shareIpcHandle(block);
     return {shared.handle, shared.offset + (static_cast<char*>(address) - block),
-            reinterpret_cast<uint64_t>(address)};
+            reinterpret_cast<uint64_t>(address), MemoryKind::kDevice};
   } catch (const c10::Error& error) {
     throw Error(kFailed,
                 join("exporting device memory at ", address, " failed: ", error.what_without_backtrace()));
   }
 }
 
-std::unique_ptr<Transport> make_transport(int device, int peer_device, bool in_this_process) {
-  return std::make_unique<MappedTransport>(device, peer_device, in_this_process);
+std::unique_ptr<Transport> make_transport(int device, PeerProcess peer) {
+  return std::make_unique<MappedTransport>(device, peer);
 }
 
 }  // namespace datadist::mapped

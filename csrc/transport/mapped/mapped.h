@@ -1,5 +1,6 @@
 // Peer memory mapped into this process: IPC keys, made and opened by torch_npu's allocator, which knows both
-// normal and expandable segments. Instances of one process share addresses and need no mapping.
+// normal and expandable segments; host memory by host_memory.h. Instances of one process share addresses and
+// need no mapping.
 #pragma once
 
 #include <memory>
@@ -16,6 +17,13 @@ DeviceMemory allocate(int device, size_t bytes);
 // exported.
 Exported export_address(int device, void* address);
 
-std::unique_ptr<Transport> make_transport(int device, int peer_device, bool in_this_process);
+struct PeerProcess {
+  int device = 0;
+  int pid = 0;
+  int64_t start_time = 0;
+  bool in_this_process = false;
+};
+
+std::unique_ptr<Transport> make_transport(int device, PeerProcess peer);
 
 }  // namespace datadist::mapped

@@ -1,0 +1,164 @@
+// Checks a request against both ends and plans it. Nothing is queued here.
+#include "error.h"
+#include "link/instance.h"
+
+namespace datadist {
+namespace {
+
+constexpr int64_t kLongestTimeoutMs = 1'000'000'000;
+constexpr const char* kNothingSent = ". Nothing was sent; the link is still usable.";
+
+// The two ends of a plan, seen in the direction of the bytes.
+class Ends {
+ public:
+  Ends(const TransferRequest& request, const TransferPlan& plan, const std::string& peer)
+      : request_(request), plan_(plan), peer_(peer) {}
+
+  void check() const {
+    for (int64_t i = 0; i < tensors(); ++i) {
+      switch (request_.layout) {
+        case Layout::kBlocks:
+          check_blocks(i);
+          break;
+        case Layout::kEntry:
+          check_entry(i);
+          break;
+        case Layout::kEntryToBlocks:
+          check_slices(i);
+          break;
+      }
+    }
+  }
+
+  const Geometry& source() const { return is_push() ? local() : remote(); }
+  const Geometry& destination() const { return is_push() ? remote() : local(); }
+
+ private:
+  bool is_push() const { return request_.direction == Direction::kPush; }
+  const Geometry& local() const { return plan_.local->geometry; }
+  const Geometry& remote() const { return plan_.remote->geometry; }
+  int64_t tensors() const { return plan_.local_layers.layers * plan_.local_layers.tensors_per_layer; }
+  int64_t local_tensor(int64_t i) const {
+    return plan_.local_layers.first_layer * plan_.local_layers.tensors_per_layer + i;
+  }
+  int64_t remote_tensor(int64_t i) const {
+    return plan_.remote_layers.first_layer * plan_.remote_layers.tensors_per_layer + i;
+  }
+  int64_t local_stride(int64_t i) const { return local().strides[local_tensor(i)]; }
+  int64_t remote_stride(int64_t i) const { return remote().strides[remote_tensor(i)]; }
+
+  void check_blocks(int64_t i) const {
+    require(local_stride(i) == remote_stride(i), kParamInvalid, request_.asked, ": a block has ",
+            local_stride(i), " bytes in tensor ", local_tensor(i), " of the local cache and ",
+            remote_stride(i), " bytes in tensor ", remote_tensor(i), " at ", peer_,
+            "; both caches need the same shape after the number of blocks, and the same dtype", kNothingSent);
+  }
+
+  void check_entry(int64_t i) const {
+    const int64_t bytes = request_.size_bytes > 0 ? request_.size_bytes : local_stride(i);
+    require(bytes <= local_stride(i) && bytes <= remote_stride(i), kParamInvalid, request_.asked, ": ",
+            request_.size_bytes > 0 ? "size = " : "the local entry of ", bytes,
+            " bytes do not fit: a batch entry has ", local_stride(i), " bytes in tensor ", local_tensor(i),
+            " of the local cache and ", remote_stride(i), " in tensor ", remote_tensor(i), " at ", peer_,
+            kNothingSent);
+  }
+
+  void check_slices(int64_t i) const {
+    const int64_t entry = is_push() ? local_stride(i) : remote_stride(i);
+    const int64_t block = is_push() ? remote_stride(i) : local_stride(i);
+    const int64_t slices = (entry + block - 1) / block;
+    require(static_cast<int64_t>(request_.dst_length) <= slices, kParamInvalid, request_.asked,
+            ": dst_blocks has ", request_.dst_length, " entries, and a batch entry of ", entry,
+            " bytes fills ", slices, " blocks of ", block, " bytes (tensor ",
+            is_push() ? local_tensor(i) : remote_tensor(i), ")", kNothingSent);
+  }
+
+  const TransferRequest& request_;
+  const TransferPlan& plan_;
+  const std::string& peer_;
+};
+
+void check_entry_index(const TransferRequest& request, const char* name, int64_t entry,
+                       const Geometry& cache) {
+  require(entry >= 0 && entry < cache.num_blocks, kParamInvalid, request.asked, ": ", name, " = ", entry,
+          " is outside the cache, which has ", cache.num_blocks, " batch entries", kNothingSent);
+}
+
+std::shared_ptr<RemoteCache> find_remote(Link& link, const TransferRequest& request, bool is_blocks) {
+  if (!request.cache_id)
+    return link.remote_caches().find_model(request.model_id, request.asked, link.peer().name);
+  auto remote = link.remote_caches().find_id(*request.cache_id, request.asked, link.peer().name);
+  require(remote->geometry.is_blocks == is_blocks, kParamInvalid, request.asked, ": cache ", remote->id,
+          " of ", link.peer().name, " is a ",
+          is_blocks ? "contiguous cache, a blocks cache was expected"
+                    : "blocks cache, a contiguous one was expected",
+          kNothingSent);
+  return remote;
+}
+
+std::vector<Run> plan_runs(const TransferRequest& request, const Ends& ends) {
+  if (request.layout == Layout::kEntry) {
+    check_entry_index(request, "the destination's batch index", request.dst_entry, ends.destination());
+    return {{0, 0, 1}};
+  }
+  std::vector<int64_t> slices;
+  const int64_t* src = request.src_blocks;
+  size_t src_length = request.src_length;
+  int64_t src_count = ends.source().num_blocks;
+  if (request.layout == Layout::kEntryToBlocks) {
+    for (size_t i = 0; i < request.dst_length; ++i) slices.push_back(static_cast<int64_t>(i));
+    src = slices.data();
+    src_length = slices.size();
+    src_count = static_cast<int64_t>(slices.size());
+  }
+  return merge_runs(pair_blocks(src, src_length, request.dst_blocks, request.dst_length, src_count,
+                                ends.destination().num_blocks, request.asked));
+}
+
+RouteNeeds needs_of(const Link& link, const TransferPlan& plan, bool is_push) {
+  const Reach remote = link.transport().reach_of(plan.remote->exports.front().kind);
+  RouteNeeds needs;
+  for (const Place& local : plan.local->tensors)
+    needs.add(is_push ? needs_of(local.reach, remote) : needs_of(remote, local.reach));
+  return needs;
+}
+
+}  // namespace
+
+TransferPlan plan_transfer(Link& link, const TransferRequest& request) {
+  const bool is_push = request.direction == Direction::kPush;
+  const bool has_entry = request.layout != Layout::kBlocks;
+  const bool has_blocks = request.layout != Layout::kEntry;
+  TransferPlan plan;
+  plan.direction = request.direction;
+  // An entry is cut into blocks at the destination, never the other way round.
+  plan.local = link.caches().find(request.cache, is_push ? !has_entry : has_blocks, request.dimension_0,
+                                  request.asked);
+  plan.remote = find_remote(link, request, is_push ? has_blocks : !has_entry);
+  const auto range = [&](const Geometry& geometry, int64_t first, const char* side) {
+    return resolve_layers(geometry, {first, request.num_layers, request.tensors_per_layer}, side,
+                          request.asked);
+  };
+  plan.local_layers = range(plan.local->geometry, is_push ? request.src_layer : request.dst_layer, "local");
+  plan.remote_layers =
+      range(plan.remote->geometry, is_push ? request.dst_layer : request.src_layer, "remote");
+  require(plan.local_layers.layers == plan.remote_layers.layers, kParamInvalid, request.asked, ": ",
+          plan.local_layers.layers, " local layers and ", plan.remote_layers.layers, " at ", link.peer().name,
+          "; give both layer ranges, of the same length", kNothingSent);
+  require(request.size_bytes == -1 || request.size_bytes > 0, kParamInvalid, request.asked,
+          ": size = ", request.size_bytes, ", expected -1 (the whole local entry) or more than 0",
+          kNothingSent);
+  const Ends ends(request, plan, link.peer().name);
+  ends.check();
+  if (has_entry) check_entry_index(request, "the source's batch index", request.src_entry, ends.source());
+  plan.runs = plan_runs(request, ends);
+  plan.shape = {request.layout, request.src_entry, request.dst_entry, request.size_bytes};
+  plan.needs = needs_of(link, plan, is_push);
+  require(request.timeout_ms >= 0 && request.timeout_ms <= kLongestTimeoutMs, kParamInvalid, request.asked,
+          ": timeout_ms = ", request.timeout_ms, ", expected 0 (the default) to ", kLongestTimeoutMs);
+  plan.timeout = request.timeout_ms > 0 ? std::chrono::milliseconds(request.timeout_ms)
+                                        : link.options().transfer_timeout;
+  return plan;
+}
+
+}  // namespace datadist

@@ -1,0 +1,129 @@
+#include "link/route.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "error.h"
+
+namespace datadist {
+namespace {
+
+constexpr size_t kHostPieceBytes = 4 << 20;  // of one host function: the runtime's callback thread is shared
+
+std::string what_failed(const char* call, int64_t moved) {
+  if (moved == 0) return "the peer's host memory is gone: its process has ended, or unmapped it";
+  return join(call, " of the peer's host memory failed: ", std::strerror(errno));
+}
+
+// At most one end is foreign: the other is ours.
+std::optional<std::string> copy_on_host(const Place& dst, const Place& src, size_t bytes) {
+  if (src.reach != Reach::kForeign && dst.reach != Reach::kForeign) {
+    std::memmove(dst.address, src.address, bytes);
+    return std::nullopt;
+  }
+  const bool reads = src.reach == Reach::kForeign;
+  const Place& foreign = reads ? src : dst;
+  char* own = reads ? dst.address : src.address;
+  auto at = static_cast<off_t>(reinterpret_cast<uintptr_t>(foreign.address));
+  while (bytes > 0) {
+    const ssize_t moved = reads ? pread(foreign.file, own, bytes, at) : pwrite(foreign.file, own, bytes, at);
+    if (moved < 0 && errno == EINTR) continue;
+    if (moved <= 0) return what_failed(reads ? "reading" : "writing", moved);
+    own += moved;
+    at += moved;
+    bytes -= static_cast<size_t>(moved);
+  }
+  return std::nullopt;
+}
+
+Step::Kind kind_of(Reach dst, Reach src) {
+  if (is_on_device(src)) return is_on_device(dst) ? Step::kCopy : Step::kToHost;
+  return is_on_device(dst) ? Step::kToDevice : Step::kCall;
+}
+
+}  // namespace
+
+Step HostCopies::step(const Place& dst, const Place& src, size_t bytes) {
+  std::lock_guard lock(mutex_);
+  jobs_.push_back({dst, src, bytes});
+  return {Step::kCall, this,
+          reinterpret_cast<const void*>(static_cast<void (*)(void*)>(&HostCopies::run_next)), 0};
+}
+
+std::optional<std::string> HostCopies::failure() const {
+  std::lock_guard lock(mutex_);
+  return failure_;
+}
+
+void HostCopies::run_next(void* copies) { static_cast<HostCopies*>(copies)->run_next(); }
+
+void HostCopies::run_next() {
+  Job job;
+  {
+    std::lock_guard lock(mutex_);
+    if (jobs_.empty() || failure_) return;
+    job = jobs_.front();
+    jobs_.pop_front();
+  }
+  auto failure = copy_on_host(job.dst, job.src, job.bytes);
+  if (!failure) return;
+  std::lock_guard lock(mutex_);
+  failure_ = std::move(failure);
+}
+
+void RouteNeeds::add(const RouteNeeds& other) {
+  device_buffer = device_buffer || other.device_buffer;
+  host_buffer = host_buffer || other.host_buffer;
+  host_copies = host_copies || other.host_copies;
+}
+
+RouteNeeds needs_of(Reach src, Reach dst) {
+  if (is_on_device(src) && is_on_device(dst)) return {};
+  if (!is_on_device(src) && !is_on_device(dst)) return {false, false, true};
+  const Reach device = is_on_device(src) ? src : dst;
+  const Reach host = is_on_device(src) ? dst : src;
+  const bool is_pinned = host == Reach::kPinned;
+  return {device == Reach::kImported, !is_pinned, !is_pinned};
+}
+
+void Route::begin(const Place& dst, const Place& src, size_t bytes) {
+  const RouteNeeds needs = needs_of(src.reach, dst.reach);
+  const Place device{needs.device_buffer ? staging_->device.address : nullptr, Reach::kDevice};
+  const Place host{needs.host_buffer ? staging_->host->as<char>() : nullptr, Reach::kPinned};
+  const bool to_host = is_on_device(src.reach);
+  last_stop_ = 0;
+  stops_[0] = src;
+  if (to_host && needs.device_buffer) stops_[++last_stop_] = device;
+  if (needs.host_buffer) stops_[++last_stop_] = host;
+  if (!to_host && needs.device_buffer) stops_[++last_stop_] = device;
+  stops_[++last_stop_] = dst;
+  stop_ = 0;
+  done_ = 0;
+  bytes_ = bytes;
+  piece_ = last_stop_ > 1 ? kStagingBytes : (needs.host_copies ? kHostPieceBytes : bytes);
+}
+
+Place Route::at(size_t stop) const {
+  Place place = stops_[stop];
+  if (stop == 0 || stop == last_stop_) place.address += done_;
+  return place;
+}
+
+bool Route::next(Step* step) {
+  if (done_ == bytes_) return false;
+  const Place src = at(stop_);
+  const Place dst = at(stop_ + 1);
+  const size_t bytes = std::min(piece_, bytes_ - done_);
+  const Step::Kind kind = kind_of(dst.reach, src.reach);
+  *step = kind == Step::kCall ? copies_->step(dst, src, bytes) : Step{kind, dst.address, src.address, bytes};
+  if (++stop_ == last_stop_) {
+    stop_ = 0;
+    done_ += bytes;
+  }
+  return true;
+}
+
+}  // namespace datadist

@@ -1,0 +1,456 @@
+"""The half of ``CacheManager`` that keeps caches: memory of the caller that is registered, and memory that is
+allocated from the instance's pools.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from . import checks
+from .blocking_call import BlockingCall
+from .cache import Cache, CacheDesc
+from .data_type import Placement
+from .errors import (
+    EngineFailedError,
+    FeatureNotEnabledError,
+    KvCacheNotExistError,
+    NotYetLinkError,
+    OutOfMemoryError,
+    ParamInvalidError,
+)
+from .key_table import names_of
+from .keys import BlocksCacheKey, CacheKey
+from .link import LinkService
+from .memory_pool import MemoryPool
+from .options import Options
+from .registration import addresses_of, read_desc, read_tensors
+from .registry import CacheRegistry, HeldCacheInfo, LocalCache, nobody_cares
+from .transfer import MemInfo, Memtype
+
+if TYPE_CHECKING:
+    import torch
+
+    from . import _C
+
+_POOL_POLL_S = 0.005
+
+
+class CacheStore:
+    """
+    Args:
+        pools: by the placement of what is allocated from them.
+    """
+
+    def __init__(
+        self,
+        native: ModuleType,
+        instance: _C.Instance,
+        links: LinkService,
+        registry: CacheRegistry,
+        options: Options,
+        pools: dict[Placement, MemoryPool],
+    ) -> None:
+        self._native = native
+        self._instance = instance
+        self._links = links
+        self._registry = registry
+        self._options = options
+        self._pools = pools
+        self._call = BlockingCall(native, options)
+        self._changing = threading.Lock()  # caches and keys; peers learn of caches in the order of their ids
+        self._is_closed = False
+        registry.on_taken = self._on_taken
+
+    # Memory of the caller.
+
+    def register_cache(
+        self,
+        cache_desc: CacheDesc,
+        addrs: Sequence[int] | Sequence[torch.Tensor],
+        cache_keys: Sequence[CacheKey] = (),
+        remote_accessible: bool | None = None,
+    ) -> Cache:
+        """Makes tensors of the caller known as a contiguous cache: dimension 0 is the batch.
+
+        Args:
+            cache_desc, addrs, remote_accessible: as ``register_blocks_cache``.
+            cache_keys: list or tuple; key i names batch entry i. A key that is bound keeps its old cache. A
+                key with ``req_id = 2**64-1`` and no prefix_id names nothing and skips an index.
+
+        Raises: as ``register_blocks_cache``; ``LLM_PARAM_INVALID`` for more keys than the batch has entries.
+
+        Source: manual page register_cache.
+        """
+        asked = "register_cache"
+        self._require_open(asked)
+        desc = checks.instance(f"{asked}: cache_desc", cache_desc, CacheDesc)
+        tensors = read_tensors(asked, self._native, self._options.device, desc, addrs)
+        keys = _read_keys(asked, desc, cache_keys)
+        is_reachable = self._is_reachable(asked, desc, remote_accessible)
+        with self._changing:
+            return self._add(desc, tensors, False, None, is_reachable, keys=keys)
+
+    def register_blocks_cache(
+        self,
+        cache_desc: CacheDesc,
+        addrs: Sequence[int] | Sequence[torch.Tensor],
+        blocks_cache_key: BlocksCacheKey | None = None,
+        remote_accessible: bool | None = None,
+    ) -> Cache:
+        """Makes tensors of the caller known as a cache of blocks, here and to all linked peers.
+
+        Tensors are kept alive until the cache is unregistered and nobody can touch them any more; with
+        addresses that is the caller's duty.
+
+        Args:
+            cache_desc: shape[0] is the number of blocks; a block is the rest of the shape.
+            addrs: num_tensors tensors (list or tuple) or addresses (list). Each is contiguous, of desc's
+                dtype and size in bytes, on the instance's device, or with ``Placement.HOST`` on the CPU.
+            blocks_cache_key: its ``model_id`` is the name by which peers find the cache; one registered later
+                with the same name hides this one. None: peers cannot name it.
+            remote_accessible: False keeps it local: peers do not learn of it. None means True for device
+                memory, and for host memory True unless ``enable_remote_cache_accessible`` is on. Peers reach
+                host memory of the caller only if they may trace this process; memory from ``allocate_*`` they
+                reach always.
+
+        Raises:
+            TypeError, ValueError: wrong types; an address outside its range.
+            LLMException: ``LLM_PARAM_INVALID`` for tensors that do not fit the desc.
+
+        Source: manual page register_blocks_cache; tensors, and reaching peers that are already linked, are
+            additions.
+        """
+        asked = "register_blocks_cache"
+        self._require_open(asked)
+        desc = checks.instance(f"{asked}: cache_desc", cache_desc, CacheDesc)
+        model_id = _read_blocks_key(asked, blocks_cache_key)
+        is_reachable = self._is_reachable(asked, desc, remote_accessible)
+        tensors = read_tensors(asked, self._native, self._options.device, desc, addrs)
+        with self._changing:
+            return self._add(desc, tensors, True, model_id, is_reachable)
+
+    def unregister_cache(self, cache_id: int) -> None:
+        """Ends a registration; returns at once.
+
+        New transfers do not find the cache any more, by its keys neither. Its tensors are held until every
+        linked peer has confirmed that it dropped the cache, or is gone, and until the transfers of this
+        instance that use it have ended; ``held_caches`` lists what is still held.
+
+        Args:
+            cache_id: int64; an unknown one is no error.
+
+        Source: manual page unregister_cache.
+        """
+        checks.int64("unregister_cache: cache_id", cache_id)
+        self._require_open("unregister_cache")
+        with self._changing:
+            self._withdraw(cache_id)
+
+    def held_caches(self) -> list[HeldCacheInfo]:
+        """The unregistered caches whose memory is still held, and for whom. Not in the original."""
+        return [held.info() for held in self._registry.held()]
+
+    # Memory of the pools.
+
+    def allocate_cache(self, cache_desc: CacheDesc, cache_keys: Sequence[CacheKey] = ()) -> Cache:
+        """Takes a contiguous cache from the pool of its placement; contents undefined.
+
+        The memory goes back to the pool when the cache was deallocated and all its keys are gone. While
+        ``enable_remote_cache_accessible`` is off, a pull by a peer that succeeded removes the key of its
+        entry, once all tensors were pulled; prefix keys stay.
+
+        Args:
+            cache_desc: shape[0] is the batch.
+            cache_keys: list or tuple; key i names batch entry i, a placeholder (``req_id = 2**64-1``) skips
+                one.
+
+        Raises:
+            TypeError: wrong types.
+            LLMException: ``LLM_PARAM_INVALID`` without a pool, for a shape that no tensor has, more keys than
+                entries, or a key that is bound or listed twice; ``LLM_OUT_OF_MEMORY``, also when what was
+                deallocated is not free within ``sync_kv_timeout`` because peers still touch it.
+
+        Source: manual page allocate_cache.
+        """
+        asked = "allocate_cache"
+        self._require_open(asked)
+        desc = checks.instance(f"{asked}: cache_desc", cache_desc, CacheDesc)
+        read_desc(asked, desc)
+        keys = _read_keys(asked, desc, cache_keys)
+        self._registry.keys.check_free(asked, keys)
+        tensors, release = self._take(asked, desc)
+        with self._changing:
+            try:
+                self._registry.keys.check_free(asked, keys)
+                return self._add(desc, tensors, False, None, True, keys=keys, release=release)
+            except BaseException:
+                release()
+                raise
+
+    def allocate_blocks_cache(
+        self, cache_desc: CacheDesc, blocks_cache_key: BlocksCacheKey | None = None
+    ) -> Cache:
+        """Takes a cache of blocks from the pool of its placement; contents undefined.
+
+        Args:
+            cache_desc: shape[0] is the number of blocks.
+            blocks_cache_key: as for ``register_blocks_cache``.
+
+        Raises: as ``allocate_cache``.
+
+        Source: manual page allocate_blocks_cache.
+        """
+        asked = "allocate_blocks_cache"
+        self._require_open(asked)
+        desc = checks.instance(f"{asked}: cache_desc", cache_desc, CacheDesc)
+        model_id = _read_blocks_key(asked, blocks_cache_key)
+        read_desc(asked, desc)
+        tensors, release = self._take(asked, desc)
+        with self._changing:
+            try:
+                return self._add(desc, tensors, True, model_id, True, release=release)
+            except BaseException:
+                release()
+                raise
+
+    def deallocate_cache(self, cache: Cache) -> None:
+        """Gives a contiguous cache up. Peers reach it by its keys until the last of them is gone.
+
+        Deallocating twice is no error, and for a registered cache nothing happens.
+
+        Raises:
+            TypeError: not a ``Cache``.
+            LLMException: ``LLM_PARAM_INVALID`` for a blocks cache, ``LLM_FEATURE_NOT_ENABLED`` without any
+                pool.
+
+        Source: manual page deallocate_cache.
+        """
+        self._deallocate("deallocate_cache", cache, is_blocks=False)
+
+    def deallocate_blocks_cache(self, cache: Cache) -> None:
+        """Gives a blocks cache up, with its key. Its memory is free when no peer touches it any more.
+
+        Raises: as ``deallocate_cache``, the kinds exchanged.
+
+        Source: manual page deallocate_blocks_cache.
+        """
+        self._deallocate("deallocate_blocks_cache", cache, is_blocks=True)
+
+    def remove_cache_key(self, cache_key: CacheKey) -> None:
+        """Removes a key of an allocated cache; an unknown one, or one of a registered cache, is no error.
+
+        Raises:
+            TypeError: not a ``CacheKey``.
+            LLMException: ``LLM_FEATURE_NOT_ENABLED`` without any pool.
+
+        Source: manual page remove_cache_key.
+        """
+        asked = "remove_cache_key"
+        key = checks.instance(f"{asked}: cache_key", cache_key, CacheKey)
+        self._require_usable(asked)
+        self._require_pools(asked)
+        with self._changing:
+            for name in names_of(key):
+                cache_id = self._registry.keys.cache_of(name)
+                local = self._registry.get(cache_id) if cache_id is not None else None
+                if local is not None and local.is_owned:
+                    self._registry.keys.remove([name])
+                    self._keys_changed(local)
+
+    def remap_registered_memory(self, mem_infos: MemInfo | list[MemInfo]) -> None:
+        """Reserved, as in the original: the arguments are checked, and then it raises.
+
+        Raises:
+            LLMException: ``LLM_PARAM_INVALID`` for anything but a ``MemInfo`` or a list of them that is not
+                empty, for host memory, and for an empty range; ``LLM_NOT_YET_LINK`` without a link; else
+                ``LLM_FEATURE_NOT_ENABLED``.
+
+        Source: manual page remap_registered_memory.
+        """
+        asked = "remap_registered_memory"
+        self._require_usable(asked)
+        infos = [mem_infos] if isinstance(mem_infos, MemInfo) else mem_infos
+        if not isinstance(infos, list) or not infos or not all(isinstance(i, MemInfo) for i in infos):
+            raise ParamInvalidError(
+                f"{asked}: mem_infos is {mem_infos!r}, expected a MemInfo or a list of them"
+            )
+        for i, info in enumerate(infos):
+            if info.mem_type != Memtype.MEM_TYPE_DEVICE or info.addr == 0 or info.size <= 0:
+                raise ParamInvalidError(
+                    f"{asked}: mem_infos[{i}] is {info!r}, expected device memory at an address other "
+                    "than 0, "
+                    "of more than 0 bytes"
+                )
+        if not self._links.table.infos():
+            raise NotYetLinkError(f"{asked}: there is no link")
+        raise FeatureNotEnabledError(
+            f"{asked}: it is reserved; unregister_cache and register the memory again, linked peers follow"
+        )
+
+    # Inside.
+
+    def close(self, timeout_s: float = 0.0) -> None:
+        """Withdraws every cache; calls fail from here on. For ``LLMDataDist.finalize``."""
+        self._is_closed = True
+        self._registry.on_taken = nobody_cares  # else the two would keep each other, and memory, alive
+        with self._changing:
+            for cache_id in self._registry.ids():
+                self._withdraw(cache_id)
+
+    def _require_open(self, asked: str) -> None:
+        if self._is_closed:
+            raise EngineFailedError(f"{asked}: the instance is finalized")
+
+    def _require_usable(self, asked: str) -> None:
+        if self._is_closed:
+            raise ParamInvalidError(f"{asked}: the instance is finalized")
+
+    def _require_pools(self, asked: str) -> None:
+        if not self._pools:
+            raise FeatureNotEnabledError(
+                f"{asked}: the instance has no memory pool; mem_pool_cfg or host_mem_pool_cfg makes one"
+            )
+
+    def _is_reachable(self, asked: str, desc: CacheDesc, remote_accessible: bool | None) -> bool:
+        if remote_accessible is not None:
+            return checks.boolean(f"{asked}: remote_accessible", remote_accessible)
+        return desc.placement == Placement.DEVICE or not self._options.remote_accessible
+
+    def _take(self, asked: str, desc: CacheDesc) -> tuple[list[torch.Tensor], Callable[[], None]]:
+        """Tensors from the pool, and what gives them back."""
+        pool = self._pools.get(desc.placement)
+        if pool is None:
+            option = "mem_pool_cfg" if desc.placement == Placement.DEVICE else "host_mem_pool_cfg"
+            raise ParamInvalidError(
+                f"{asked}: the instance has no {desc.placement.name} memory pool; {option} makes one"
+            )
+        wanted = read_desc(asked, desc)
+        deadline = time.monotonic() + self._options.sync_kv_timeout_ms / 1000
+        while True:
+            is_more_to_come = any(held.local.is_owned for held in self._registry.held())
+            try:
+                pieces = pool.allocate([size for _, _, size in wanted])
+                break
+            except OutOfMemoryError as error:
+                # What was deallocated is free once the peers have dropped it.
+                if not is_more_to_come or time.monotonic() > deadline:
+                    raise OutOfMemoryError(f"{asked}: {error}") from None
+                time.sleep(_POOL_POLL_S)
+        tensors = [
+            piece.view(dtype).view(shape) for piece, (shape, dtype, _) in zip(pieces, wanted, strict=True)
+        ]
+        return tensors, lambda: pool.free(pieces)
+
+    def _add(
+        self,
+        desc: CacheDesc,
+        tensors: list[torch.Tensor],
+        is_blocks: bool,
+        model_id: int | None,
+        is_reachable: bool,
+        *,
+        keys: Sequence[CacheKey] = (),
+        release: Callable[[], None] | None = None,
+    ) -> Cache:
+        cache_id = self._instance.register_cache(tensors, desc.shape[0], is_blocks)
+        cache = Cache(
+            cache_id, desc, addresses_of(tensors), is_blocks, tensors=tensors, remote_accessible=is_reachable
+        )
+        local = LocalCache(cache, model_id, tuple(tensor.nbytes for tensor in tensors), release)
+        self._registry.add(local)
+        self._registry.keys.bind(cache_id, keys, is_owned=local.is_owned)
+        self._links.announce(local)
+        return cache
+
+    def _withdraw(self, cache_id: int) -> None:
+        held = self._registry.withdraw(cache_id)
+        if held is not None:
+            self._registry.keys.drop_cache(cache_id)
+            self._instance.withdraw_cache(cache_id)
+            self._links.withdraw(held)
+
+    def _deallocate(self, asked: str, cache: Cache, *, is_blocks: bool) -> None:
+        found = checks.instance(f"{asked}: cache", cache, Cache)
+        self._require_usable(asked)
+        self._require_pools(asked)
+        if found.is_blocks_cache != is_blocks:
+            raise ParamInvalidError(
+                f"{asked}: cache {found.cache_id} is a {'contiguous' if is_blocks else 'blocks'} cache, "
+                "expected "
+                f"a {'blocks' if is_blocks else 'contiguous'} one"
+            )
+        with self._changing:
+            local = self._registry.find(found)
+            if local is None or not local.is_owned:
+                return
+            local.is_open = False
+            found.close()
+            self._keys_changed(local)
+
+    def _keys_changed(self, local: LocalCache) -> None:
+        """Gives an allocated cache back when nothing refers to it any more, else tells the peers its keys."""
+        cache_id = local.cache.cache_id
+        if local.is_open or self._registry.keys.of_cache(cache_id):
+            self._links.announce_keys(cache_id)
+        else:
+            self._withdraw(cache_id)
+
+    def _on_taken(self, cache_id: int, batch_index: int, tensors: range) -> None:
+        with self._changing:
+            local = self._registry.get(cache_id)
+            if local is not None and self._registry.keys.taken(
+                cache_id, batch_index, tensors, len(local.tensor_bytes)
+            ):
+                self._keys_changed(local)
+
+    def _find(self, asked: str, name: str, cache: object, *, is_blocks: bool) -> LocalCache:
+        """The registered cache behind a handle, of that kind, for a transfer."""
+        found = checks.instance(f"{asked}: {name}", cache, Cache)
+        self._require_usable(asked)
+        if found.is_blocks_cache != is_blocks:
+            raise ParamInvalidError(
+                f"{asked}: {name} is a {'contiguous' if is_blocks else 'blocks'} cache, expected a "
+                f"{'blocks' if is_blocks else 'contiguous'} cache"
+            )
+        local = self._registry.find(found)
+        if local is None:
+            raise KvCacheNotExistError(
+                f"{asked}: {name} (cache_id {found.cache_id}) is not registered at this instance, or not any "
+                "more. Nothing was sent."
+            )
+        return local
+
+    def _find_reachable(self, asked: str, name: str, cache: object, *, is_blocks: bool) -> LocalCache:
+        local = self._find(asked, name, cache, is_blocks=is_blocks)
+        if self._options.remote_accessible and not local.cache.remote_accessible:
+            raise ParamInvalidError(
+                f"{asked}: {name} (cache_id {local.cache.cache_id}) was registered with "
+                "remote_accessible=False"
+                + (
+                    ", the default of host memory"
+                    if local.cache.cache_desc.placement == Placement.HOST
+                    else ""
+                )
+            )
+        return local
+
+
+def _read_keys(asked: str, desc: CacheDesc, cache_keys: object) -> list[CacheKey]:
+    if not isinstance(cache_keys, (list, tuple)):
+        raise TypeError(f"{asked}: cache_keys is {cache_keys!r}, expected a list or tuple of CacheKey")
+    keys = [checks.instance(f"{asked}: cache_keys[{i}]", key, CacheKey) for i, key in enumerate(cache_keys)]
+    if len(keys) > desc.shape[0]:
+        raise ParamInvalidError(
+            f"{asked}: cache_keys has {len(keys)} entries, expected at most the batch size {desc.shape[0]}"
+        )
+    return keys
+
+
+def _read_blocks_key(asked: str, key: object) -> int | None:
+    if key is None:
+        return None
+    return checks.instance(f"{asked}: blocks_cache_key", key, BlocksCacheKey).model_id

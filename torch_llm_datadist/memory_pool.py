@@ -1,0 +1,142 @@
+"""Memory pools of an instance: one piece of device or host memory, handed out in whole pages."""
+
+from __future__ import annotations
+
+import bisect
+import json
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from . import checks
+from .errors import OutOfMemoryError, ParamInvalidError
+
+if TYPE_CHECKING:
+    import torch
+
+_DEFAULT_PAGE_SHIFT = 16
+_LEAST_PAGE_SHIFT, _END_OF_PAGE_SHIFTS = 10, 31
+_MAX_PAGES = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """
+    Attributes:
+        memory_size: bytes of the pool.
+        page_shift: a page has ``2**page_shift`` bytes; every tensor takes whole pages.
+    """
+
+    memory_size: int
+    page_shift: int
+
+    @property
+    def page_bytes(self) -> int:
+        return 1 << self.page_shift
+
+
+def read_pool_config(name: str, text: str | None) -> PoolConfig | None:
+    """From the JSON of ``mem_pool_cfg`` or ``host_mem_pool_cfg``; None when there is to be no pool.
+
+    Raises:
+        LLMException: ``LLM_PARAM_INVALID``; ``name`` begins the message.
+
+    Source: manual page mem_pool_cfg.
+    """
+    if not text:
+        return None
+    try:
+        given = json.loads(text)
+    except ValueError as error:
+        raise ParamInvalidError(f"{name} is {text!r}, which is no JSON: {error}") from None
+    if not isinstance(given, dict) or "memory_size" not in given:
+        raise ParamInvalidError(f"{name} is {text!r}, expected an object with memory_size")
+    unknown = sorted(given.keys() - {"memory_size", "page_shift"})
+    if unknown:
+        raise ParamInvalidError(f"{name} has {', '.join(unknown)}, expected memory_size and page_shift")
+    size = _natural(f"{name}: memory_size", given["memory_size"])
+    shift = _natural(f"{name}: page_shift", given.get("page_shift", _DEFAULT_PAGE_SHIFT))
+    if not _LEAST_PAGE_SHIFT <= shift < _END_OF_PAGE_SHIFTS:
+        raise ParamInvalidError(
+            f"{name}: page_shift is {shift}, expected {_LEAST_PAGE_SHIFT} to {_END_OF_PAGE_SHIFTS - 1}"
+        )
+    if not 1 <= size >> shift < _MAX_PAGES:
+        raise ParamInvalidError(
+            f"{name}: memory_size is {size}, expected 1 to {_MAX_PAGES - 1} pages of {1 << shift} bytes"
+        )
+    return PoolConfig(size, shift)
+
+
+def _natural(name: str, value: object) -> int:
+    if not checks.is_integer(value) or not isinstance(value, int) or value < 0:
+        raise ParamInvalidError(f"{name} is {value!r}, expected an unsigned integer")
+    return value
+
+
+class MemoryPool:
+    """Thread-safe.
+
+    Args:
+        name: the option that asked for it, for messages.
+        memory: uint8[memory_size], on the device or the CPU.
+    """
+
+    def __init__(self, name: str, config: PoolConfig, memory: torch.Tensor) -> None:
+        self._name = name
+        self._page_bytes = config.page_bytes
+        self._memory = memory
+        self._pages = config.memory_size >> config.page_shift
+        self._lock = threading.Lock()
+        self._free = [(0, self._pages)]  # (first page, number of pages), sorted, never neighbours
+
+    def allocate(self, sizes: Sequence[int]) -> list[torch.Tensor]:
+        """One uint8 tensor of each size in bytes, at a page of its own; all of them or none.
+
+        Raises:
+            OutOfMemoryError: naming what was wanted and what is free.
+        """
+        taken: list[tuple[int, int]] = []
+        with self._lock:
+            try:
+                for size in sizes:
+                    taken.append((self._take(-(-size // self._page_bytes), sizes), size))
+            except OutOfMemoryError:
+                for first, size in taken:
+                    self._give_back(first, -(-size // self._page_bytes))
+                raise
+        return [self._memory.narrow(0, first * self._page_bytes, size) for first, size in taken]
+
+    def free(self, pieces: Sequence[torch.Tensor]) -> None:
+        """Takes back what ``allocate`` gave."""
+        base = self._memory.data_ptr()
+        with self._lock:
+            for piece in pieces:
+                first = (piece.data_ptr() - base) // self._page_bytes
+                self._give_back(first, -(-piece.nbytes // self._page_bytes))
+
+    def free_bytes(self) -> int:
+        with self._lock:
+            return sum(count for _, count in self._free) * self._page_bytes
+
+    def _take(self, count: int, sizes: Sequence[int]) -> int:
+        for i, (first, free) in enumerate(self._free):
+            if free >= count:
+                self._free[i : i + 1] = [(first + count, free - count)] if free > count else []
+                return first
+        free = sum(pages for _, pages in self._free)
+        raise OutOfMemoryError(
+            f"{len(sizes)} tensors of {sum(sizes)} bytes in all do not fit into the pool of {self._name}: "
+            f"{free} of {self._pages} pages of {self._page_bytes} bytes are free, and one tensor lies "
+            "in one piece"
+        )
+
+    def _give_back(self, first: int, count: int) -> None:
+        i = bisect.bisect(self._free, (first, 0))
+        if i < len(self._free) and self._free[i][0] == first + count:
+            count += self._free.pop(i)[1]
+        if i > 0 and sum(self._free[i - 1]) == first:
+            first, before = self._free.pop(i - 1)
+            count += before
+            i -= 1
+        self._free.insert(i, (first, count))
