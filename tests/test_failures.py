@@ -59,7 +59,9 @@ def compute(state):
     """Ordinary work on the default stream and on another one."""
     torch.npu.set_device(state.device)
     tensor = torch.arange(64, device=f"npu:{state.device}")
-    with torch.npu.stream(torch.npu.Stream()):
+    side = torch.npu.Stream()
+    side.wait_stream(torch.npu.current_stream())
+    with torch.npu.stream(side):
         other = tensor + 1
     torch.npu.synchronize()
     return int((other - tensor).sum())

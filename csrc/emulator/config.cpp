@@ -44,6 +44,7 @@ Config Config::from_environment() {
   Config config;
   config.profile = Profile::from_environment();
   config.device_memory = number("TORCH_LLM_DATADIST_EMULATE_DEVICE_MEMORY", config.device_memory);
+  config.lazy = number("TORCH_LLM_DATADIST_EMULATE_LAZY", 0) != 0;
   config.task_delay_us = number("TORCH_LLM_DATADIST_EMULATE_TASK_DELAY_US", 0);
   config.bandwidth[0] = number("TORCH_LLM_DATADIST_EMULATE_BANDWIDTH_H2D", 0);
   config.bandwidth[1] = number("TORCH_LLM_DATADIST_EMULATE_BANDWIDTH_D2H", 0);

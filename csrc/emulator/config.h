@@ -10,6 +10,7 @@ namespace emu {
 // Read from the environment once, when the process makes its first call.
 struct Config {
   uint64_t device_memory = uint64_t{64} << 30;  // TORCH_LLM_DATADIST_EMULATE_DEVICE_MEMORY, bytes per device
+  bool lazy = false;                            // TORCH_LLM_DATADIST_EMULATE_LAZY: 0 or 1, see lazy.h
   uint64_t task_delay_us = 0;                   // TORCH_LLM_DATADIST_EMULATE_TASK_DELAY_US
   uint64_t bandwidth[4] = {};                   // …_BANDWIDTH_{H2D,D2H,D2D,PEER}, bytes/s; 0: memory speed
   // Physical ids of the devices that this process sees, from TORCH_LLM_DATADIST_EMULATE_DEVICES (a count,

@@ -87,6 +87,7 @@ void Context::synchronize(int32_t timeout_ms) {
   const auto all = streams();
   Runtime::get().captures->check_device_wait(device);
   const Deadline deadline = deadline_in_ms(timeout_ms);
+  for (const auto& stream : all) stream->need_all();
   for (const auto& stream : all) stream->synchronize(deadline);
 }
 

@@ -5,6 +5,7 @@
 #include "emulator/error.h"
 #include "emulator/graph.h"
 #include "emulator/ipc_event.h"
+#include "emulator/lazy.h"
 #include "emulator/observer.h"
 #include "emulator/runtime.h"
 #include "emulator/stream.h"
@@ -47,8 +48,23 @@ void Record::settle(uint32_t how) {
   if (waiters.load() != 0) futex_wake_all(&state);
 }
 
+void Record::queued(Stream& stream, uint64_t number) {
+  if (!lazy::is_on()) return;
+  std::lock_guard lock(mutex_);
+  stream_ = stream.weak_from_this();
+  number_ = number;
+}
+
+void Record::need() {
+  if (!lazy::is_on()) [[likely]]
+    return;
+  std::lock_guard lock(mutex_);
+  if (const auto stream = stream_.lock()) stream->need(number_ + 1);
+}
+
 bool Record::wait_on(Stream& stream, Deadline deadline) {
   if (state.load() == kDone) return true;
+  need();
   waiters.fetch_add(1);
   bool done = true;
   // A lost record never comes: the device would wait, so this does.
@@ -64,6 +80,7 @@ bool Record::wait_on(Stream& stream, Deadline deadline) {
 }
 
 bool Record::wait_on_host(Deadline deadline) {
+  need();
   waiters.fetch_add(1);
   bool settled = true;
   while (state.load() == kPending) {
@@ -131,7 +148,7 @@ void Event::record(Stream& stream) {
     return;
   }
   auto record = ex ? std::make_shared<Record>() : latest();
-  stream.submit(std::make_shared<RecordTask>(record));
+  record->queued(stream, stream.submit(std::make_shared<RecordTask>(record)));
   std::lock_guard lock(mutex_);
   captured_in_.reset();
   captured_ = nullptr;

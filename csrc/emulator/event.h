@@ -22,6 +22,9 @@ struct Record : SyncPoint {
   enum : uint32_t { kPending = 0, kDone = 1, kLost = 2 };
 
   void settle(uint32_t how);
+  // Lazy mode: where the record was queued, and that somebody needs it now.
+  void queued(Stream& stream, uint64_t number);
+  void need();
   // On a stream's worker: false when the stream was ended first, or the time (0: none) was over.
   bool wait_on(Stream& stream, Deadline deadline);
   // On a host thread: false when the deadline passed.
@@ -31,6 +34,11 @@ struct Record : SyncPoint {
   std::atomic<uint32_t> waiters{0};
   std::atomic<uint64_t> time_us{0};
   std::atomic<aclError> lost_code{ACL_SUCCESS};  // why the recording stream will never get there
+
+ private:
+  std::mutex mutex_;
+  std::weak_ptr<Stream> stream_;
+  uint64_t number_ = 0;
 };
 
 // Both families of events behind one handle. `ex`: re-recordable, a wait binds to the latest record at the

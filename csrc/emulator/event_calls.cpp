@@ -3,6 +3,7 @@
 #include "emulator/entry.h"
 #include "emulator/event.h"
 #include "emulator/ipc_event.h"
+#include "emulator/lazy.h"
 #include "emulator/observer.h"
 #include "emulator/runtime.h"
 #include "emulator/stream.h"
@@ -88,6 +89,7 @@ bool is_recorded(const Event& event) {
   event.refuse_while_captured();
   auto record = event.latest();
   if (record == nullptr) return true;
+  record->need();
   if (record->state.load() == Record::kLost) {
     fail(record->lost_code.load(), "the stream that recorded the event was stopped before it got there");
   }
@@ -192,6 +194,7 @@ aclError aclrtQueryEventWaitStatus(aclrtEvent event, aclrtEventWaitStatus* statu
     auto asked = event_of(event);
     if (asked->ex) fail(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, "not for events of aclrtCreateEventExWithFlag");
     asked->refuse_while_captured();
+    if (lazy::is_on()) lazy::need_everything();  // the waits may be anywhere
     *status = asked->waits_are_done() ? ACL_EVENT_WAIT_STATUS_COMPLETE : ACL_EVENT_WAIT_STATUS_NOT_READY;
     return ACL_SUCCESS;
   });

@@ -4,6 +4,7 @@
 #include <sys/random.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -93,6 +94,11 @@ void Exports::close(const IpcKey& key) {
   std::lock_guard lock(mutex_);
   slot_of(key);
   end(key.slot);
+}
+
+bool Exports::has(uintptr_t owner) {
+  std::lock_guard lock(mutex_);
+  return std::any_of(open_.begin(), open_.end(), [owner](const Open& open) { return open.owner == owner; });
 }
 
 void Exports::revoke(uintptr_t owner) {

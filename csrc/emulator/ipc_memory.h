@@ -33,6 +33,7 @@ class Exports {
   void allow(uintptr_t owner, const int32_t* pids,
              size_t count);  // for all keys of it; throws when it has none
   void close(const IpcKey& key);
+  bool has(uintptr_t owner);     // a key of it is open
   void revoke(uintptr_t owner);  // the memory was freed: all its keys end
 
  private:

@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -10,6 +11,7 @@
 #include "emulator/device.h"
 #include "emulator/error.h"
 #include "emulator/graph.h"
+#include "emulator/lazy.h"
 #include "emulator/observer.h"
 #include "emulator/runtime.h"
 #include "emulator/task_group.h"
@@ -35,7 +37,8 @@ Stream::Stream(std::shared_ptr<Context> context, uint32_t priority, uint32_t fla
       flags(flags),
       id(Runtime::get().next_stream_id.fetch_add(1)),
       core_limits{Device::kCubeCores, Device::kVectorCores},
-      context_(std::move(context)) {}
+      context_(std::move(context)),
+      needed_(lazy::is_on() ? 0 : UINT64_MAX) {}
 
 Stream::~Stream() {
   if (auto* watching = observer()) watching->stream_gone(*this);
@@ -95,13 +98,36 @@ void Stream::refuse_while_capturing() const {
   fail(ACL_ERROR_RT_STREAM_CAPTURED, "stream %d is being captured", id);
 }
 
-void Stream::submit(std::shared_ptr<Task> task) {
+bool Stream::note_writer(const Task& task, uint64_t number) {
+  TaskFacts facts;
+  task.describe(facts);
+  const bool is_for_peers = lazy::is_for_peers(facts);
+  if (facts.kind == TaskKind::ValueWrite) facts.writes.push_back({facts.word, sizeof(uint64_t)});
+  std::lock_guard lock(writers_mutex_);
+  while (!writers_.empty() && writers_.front().number < finished_.load()) writers_.pop_front();
+  if (!facts.writes.empty()) writers_.push_back({number, std::move(facts.writes)});
+  return is_for_peers;
+}
+
+void Stream::need_writers_of(uintptr_t word) {
+  auto covers = [word](const Range& range) {
+    const size_t span = range.rows == 0 ? 0 : (range.rows - 1) * range.pitch + range.width;
+    return word < range.address + span && range.address < word + sizeof(uint64_t);
+  };
+  std::lock_guard lock(writers_mutex_);
+  for (const Writer& writer : writers_) {
+    if (std::any_of(writer.ranges.begin(), writer.ranges.end(), covers)) need(writer.number + 1);
+  }
+}
+
+uint64_t Stream::submit(std::shared_ptr<Task> task) {
   if (diverted_.load(std::memory_order_acquire) && divert(task)) [[unlikely]]
-    return;
+    return 0;
   std::lock_guard lock(submit_mutex_);
   check_takes_work();
   const uint64_t number = submitted_.load(std::memory_order_relaxed);
   if (number - finished_.load(std::memory_order_acquire) >= kDepth) [[unlikely]] {
+    need(number);
     for (int i = 0; i < kSpins && number - finished_.load() >= kDepth; ++i) cpu_relax();
     progress_.wait(
         [&] { return is_done(number + 1 - kDepth) || closed_.load() || context_->failure() != ACL_SUCCESS; },
@@ -112,9 +138,19 @@ void Stream::submit(std::shared_ptr<Task> task) {
     start_worker();
   if (auto* watching = observer()) [[unlikely]]
     watching->submitted(*this, *task, number);
+  const bool is_needed = lazy::is_on() && note_writer(*task, number);
   ring_[number % kDepth] = std::move(task);
   submitted_.store(number + 1);
   if (asleep_.load() != 0 && asleep_.exchange(0) != 0) futex_wake_all(&asleep_);
+  if (is_needed) need(number + 1);
+  return number;
+}
+
+void Stream::need(uint64_t below) {
+  uint64_t now = needed_.load();
+  while (now < below && !needed_.compare_exchange_weak(now, below)) {
+  }
+  if (now < below && asleep_.exchange(0) != 0) futex_wake_all(&asleep_);
 }
 
 void Stream::start_worker() {
@@ -130,7 +166,12 @@ void Stream::start_worker() {
 
 void Stream::sleep_until_work() {
   const uint64_t next = finished_.load(std::memory_order_relaxed);
-  auto must_wake = [&] { return (submitted_.load() != next && !halted_.load()) || closed_.load(); };
+  auto must_drop = [&] { return next < drop_before_.load() || context_->failure() != ACL_SUCCESS; };
+  auto must_wake = [&] {
+    if (closed_.load()) return true;
+    if (submitted_.load() == next || halted_.load()) return false;
+    return next < needed_.load() || must_drop();
+  };
   for (int i = 0; i < kSpins; ++i) {
     if (must_wake()) return;
     cpu_relax();
@@ -151,10 +192,14 @@ std::shared_ptr<Task> Stream::next() {
       sleep_until_work();
       continue;
     }
-    auto task = std::move(ring_[number % kDepth]);
     aclError drop = ACL_SUCCESS;
     if (closed_.load() || number < drop_before_.load()) drop = ACL_ERROR_RT_STREAM_ABORT;
     if (const aclError code = context_->failure(); code != ACL_SUCCESS) drop = code;
+    if (drop == ACL_SUCCESS && number >= needed_.load()) [[unlikely]] {
+      sleep_until_work();
+      continue;
+    }
+    auto task = std::move(ring_[number % kDepth]);
     if (drop == ACL_SUCCESS) return task;
     task->dropped(drop);
     if (auto* watching = observer()) watching->dropped(*this, *task, number);
@@ -164,6 +209,7 @@ std::shared_ptr<Task> Stream::next() {
 }
 
 aclError Stream::run_now(Task& task) {
+  parked_since_.reset();
   Runtime& runtime = Runtime::get();
   if (const uint64_t us = runtime.task_delay_us.load(std::memory_order_relaxed); us != 0) [[unlikely]] {
     pass_time(std::chrono::microseconds(us));
@@ -243,6 +289,7 @@ bool Stream::is_done(uint64_t target) {
 
 void Stream::synchronize(Deadline deadline) {
   const uint64_t target = submitted_.load();
+  need(target);
   const uint32_t aborts = aborts_.load();
   auto cut_short = [&] {
     return closed_.load() || halted_.load() || aborts_.load() != aborts || context_->failure() != ACL_SUCCESS;
@@ -273,6 +320,7 @@ bool Stream::idle() {
     std::lock_guard lock(why_mutex_);
     fail(code, "%s", why_.c_str());
   }
+  need_all();
   if (finished_.load() < submitted_.load()) return false;
   if (auto* watching = observer()) watching->host_waited(*this);
   return true;
@@ -323,6 +371,15 @@ bool Stream::stopping() const {
 }
 
 void Stream::park(const std::atomic<uint32_t>* word, uint32_t expected, nanoseconds timeout) {
+  if (lazy::is_on()) [[unlikely]] {
+    const auto now = Clock::now();
+    if (!parked_since_) parked_since_ = now;
+    if (now - *parked_since_ >= lazy::kGrace) lazy::need_everything();
+  }
+  nap(word, expected, timeout);
+}
+
+void Stream::nap(const std::atomic<uint32_t>* word, uint32_t expected, nanoseconds timeout) {
   parked_on_.store(word);
   if (!stopping()) futex_wait(word, expected, std::min(timeout, kLongestPark));
   parked_on_.store(nullptr);
@@ -334,7 +391,7 @@ bool Stream::pass_time(nanoseconds duration) {
     const auto left = end - Clock::now();
     if (left.count() <= 0) return true;
     if (left > std::chrono::microseconds(100)) {
-      park(&clock_word_, 0, left - std::chrono::microseconds(60));  // timers wake up late
+      nap(&clock_word_, 0, left - std::chrono::microseconds(60));  // timers wake up late
     } else {
       cpu_relax();
     }

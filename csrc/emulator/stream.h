@@ -3,9 +3,11 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "emulator/signal.h"
 #include "emulator/task.h"
@@ -31,8 +33,9 @@ class Stream : public std::enable_shared_from_this<Stream> {
   ~Stream();
 
   // Returns before the task runs. Blocks while kDepth tasks are queued. While the stream is captured, the
-  // task goes into the graph instead; while it updates a task group, into that.
-  void submit(std::shared_ptr<Task> task);
+  // task goes into the graph instead; while it updates a task group, into that. Returns the task's number in
+  // the queue.
+  uint64_t submit(std::shared_ptr<Task> task);
   // Returns when all that was submitted by now is done; throws Error when it is not going to be.
   void synchronize(Deadline deadline);
   // True when nothing is queued. Throws Error after a failure.
@@ -42,6 +45,12 @@ class Stream : public std::enable_shared_from_this<Stream> {
   void halt();       // ends the running task and takes no other
   void close();      // as abort, for good; does not wait
   void interrupt();  // makes the running task look at stopping() now
+
+  // Lazy mode (lazy.h): lets the tasks below this number run; all that are queued; those up to the last one
+  // that writes the word.
+  void need(uint64_t below);
+  void need_all() { need(submitted_.load()); }
+  void need_writers_of(uintptr_t word);
 
   // For running tasks. True when the task should end at once.
   bool stopping() const;
@@ -100,6 +109,7 @@ class Stream : public std::enable_shared_from_this<Stream> {
   aclError run_watched(Task& task);
   void sleep_until_work();
   void check_takes_work() const;
+  void nap(const std::atomic<uint32_t>* word, uint32_t expected, std::chrono::nanoseconds timeout);
   void finish_one();
   // Whether the tasks below this number are done. If not, progress_ is raised when they are.
   bool is_done(uint64_t target);
@@ -111,13 +121,22 @@ class Stream : public std::enable_shared_from_this<Stream> {
   std::atomic<uint64_t> finished_{0};
   std::atomic<uint64_t> drop_before_{0};  // tasks below this number are aborted
   std::atomic<uint32_t> aborts_{0};
+  std::atomic<uint64_t> needed_;  // tasks from this number on must not run yet
+  struct Writer {
+    uint64_t number;
+    std::vector<Range> ranges;
+  };
+  std::mutex writers_mutex_;
+  std::deque<Writer> writers_;                          // in lazy mode: queued tasks that write device memory
+  bool note_writer(const Task& task, uint64_t number);  // true: somebody outside needs it
   std::mutex submit_mutex_;
   Signal progress_;                            // wake_at_ was reached, or the state changed
   std::atomic<uint64_t> wake_at_{UINT64_MAX};  // the least number that a thread waits for in finished_
 
   std::atomic<uint32_t> asleep_{0};  // futex word of the idle worker
   std::atomic<const std::atomic<uint32_t>*> parked_on_{nullptr};
-  std::atomic<uint32_t> clock_word_{0};  // never changes: what pass_time() sleeps on
+  std::optional<Clock::time_point> parked_since_;  // the running task, in lazy mode
+  std::atomic<uint32_t> clock_word_{0};            // never changes: what pass_time() sleeps on
   std::atomic<bool> closed_{false};
   std::atomic<bool> halted_{false};
   bool worker_started_ = false;  // under submit_mutex_

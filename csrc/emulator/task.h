@@ -22,7 +22,8 @@ class Task {
   virtual aclError run(Stream& stream) = 0;
   // Says that the task will not run: its stream was stopped with this code.
   virtual void dropped(aclError) {}
-  // What it does. Asked only while somebody watches (observer.h), on the worker, right before it runs.
+  // What it does. Asked only while somebody watches (observer.h), on the worker, right before it runs; in
+  // lazy mode also by the thread that submits it.
   virtual void describe(TaskFacts& facts) const { facts.name = what; }
 
   // For captured tasks: the type and what goes with it (acl_rt.h); left alone: ACL_MODEL_RI_TASK_DEFAULT.

@@ -10,6 +10,7 @@
 #include "emulator/device.h"
 #include "emulator/entry.h"
 #include "emulator/ipc_memory.h"
+#include "emulator/lazy.h"
 #include "emulator/runtime.h"
 #include "emulator/stream.h"
 #include "emulator/wait_hints.h"
@@ -135,6 +136,7 @@ class ValueWait final : public Task {
       cpu_relax();
     }
     const WaitHint waiting(word.block->wait_hints(), word.block->file_offset(address_));
+    if (lazy::is_on()) lazy::need_writers_of(address_);
     for (int naps = 0; !stream.stopping(); ++naps) {
       const uint64_t seen = value.load(std::memory_order_acquire);
       if (value_holds(seen, value_, mode_)) return ACL_SUCCESS;
