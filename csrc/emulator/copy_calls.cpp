@@ -6,6 +6,7 @@
 #include "emulator/device.h"
 #include "emulator/entry.h"
 #include "emulator/faults.h"
+#include "emulator/ipc_memory.h"
 #include "emulator/observer.h"
 #include "emulator/runtime.h"
 #include "emulator/stream.h"
@@ -61,15 +62,23 @@ struct Ends {
   Where src;
 };
 
+// Imported from a process that has it on another device. On the importer's own device it is like its own.
+bool is_remote(Where where, uintptr_t end) {
+  if (where != Where::Imported) return false;
+  const auto block = Runtime::get().memory.find(end);
+  return block == nullptr || block->import == nullptr || !block->import->lies_on(current().device);
+}
+
 // What the pointers are decides; of the kind only these things matter.
 Ends check_kind(const Copy& copy, aclrtMemcpyKind kind, bool async) {
   const Ends ends{locate(copy.dst, copy.dst_span()), locate(copy.src, copy.src_span())};
-  const bool imported = ends.dst == Where::Imported || ends.src == Where::Imported;
+  const bool remote = is_remote(ends.dst, copy.dst) || is_remote(ends.src, copy.src);
   const bool host = is_host(ends.dst) || is_host(ends.src);
-  if (imported && (host || kind != ACL_MEMCPY_DEVICE_TO_DEVICE || !async)) {
+  if (remote && (host || kind != ACL_MEMCPY_DEVICE_TO_DEVICE || !async)) {
     fail(ACL_ERROR_RT_PARAM_INVALID,
-         "kind %d, %s to %s%s: imported memory takes part in asynchronous DEVICE_TO_DEVICE copies only", kind,
-         word(ends.src), word(ends.dst), async ? "" : " (synchronous)");
+         "kind %d, %s to %s%s: imported memory of another device takes part in asynchronous DEVICE_TO_DEVICE "
+         "copies only",
+         kind, word(ends.src), word(ends.dst), async ? "" : " (synchronous)");
   }
   if (kind == ACL_MEMCPY_DEVICE_TO_DEVICE && host) {
     fail(ACL_ERROR_RT_PARAM_INVALID, "kind DEVICE_TO_DEVICE with %s as source and %s as destination",

@@ -73,6 +73,8 @@ aclError Import::check(const Device& from, bool peer_enabled, std::string& why) 
   return ACL_ERROR_RT_PARAM_INVALID;
 }
 
+bool Import::lies_on(const Device& device) const { return physical_device_ == device.physical_id; }
+
 std::shared_ptr<Exporter> Imports::exporter(const IpcKey& key) {
   auto& known = exporters_[{key.pid, key.started}];
   if (auto exporter = known.lock()) {

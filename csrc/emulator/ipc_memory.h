@@ -80,6 +80,7 @@ class Import {
   aclError check(const Device& from, bool peer_enabled, std::string& why) const;
   aclError check_open(std::string& why) const;   // that alone which does not depend on who touches
   aclError check_alive(std::string& why) const;  // only that the exporting process is there
+  bool lies_on(const Device& device) const;
 
  private:
   const std::shared_ptr<Exporter> exporter_;

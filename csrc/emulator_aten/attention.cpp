@@ -2,8 +2,10 @@
 // CPU; run whole by the CPU's own choice of kernel, its results equal the CPU's to the bit, and it is one
 // task, not ten.
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "emulator_aten/boxed.h"
 #include "emulator_aten/special.h"
@@ -52,9 +54,18 @@ class Attention : public c10::OperatorKernel {
   }
 
  private:
+  // A mask of what may be seen, as the composition wants it: added to the scores.
+  static at::Tensor additive(const at::Tensor& mask, const at::Tensor& query) {
+    return at::zeros_like(mask, query.options()).masked_fill(mask.logical_not(), -INFINITY);
+  }
+
   static void compose(torch::jit::Stack* stack) {
     static const auto math =
         c10::Dispatcher::singleton().findSchemaOrThrow("aten::_scaled_dot_product_attention_math", "");
+    c10::IValue& mask = torch::jit::peek(*stack, kMask, kCount);
+    if (mask.isTensor() && mask.toTensor().scalar_type() == at::kBool) {
+      mask = additive(mask.toTensor(), torch::jit::peek(*stack, kQuery, kCount).toTensor());
+    }
     stack->insert(stack->end() - 2, c10::IValue());  // no dropout mask; scale and gqa follow
     math.callBoxed(*stack);
     stack->pop_back();  // the attention weights

@@ -74,6 +74,21 @@ bool selects_by_mask(const c10::IValue& indices) {
   });
 }
 
+void write_out(const at::Tensor& device_out, const at::Tensor& computed) {
+  if (!on_npu(device_out)) return;
+  if (device_out.sizes() != computed.sizes()) device_out.resize_(computed.sizes());
+  Aliases().of(device_out).copy_(computed);
+}
+
+// One tensor, or a list of them.
+void write_outs(const c10::IValue& device_outs, const c10::IValue& computed) {
+  if (device_outs.isTensor()) return write_out(device_outs.toTensor(), computed.toTensor());
+  if (!device_outs.isTensorList()) return;
+  const auto outs = device_outs.toTensorVector();
+  const auto results = computed.toTensorVector();
+  for (size_t i = 0; i < outs.size(); ++i) write_out(outs[i], results[i]);
+}
+
 // A host argument for a task: the caller's own tensors must not be seen by another thread.
 at::Tensor for_task(const at::Tensor& tensor, Aliases& aliases, Task& task) {
   if (!on_npu(tensor)) return copy_of_host_tensor(tensor);
@@ -96,6 +111,9 @@ BoxedKernel::BoxedKernel(const c10::OperatorHandle& op, ShapeRule rule)
 bool BoxedKernel::must_compute_now(Arguments arguments) const {
   if (signature_.needs_data || is_written_on_cpu(arguments, signature_)) return true;
   if (signature_.resizes_outs && !signature_.outs.empty()) return true;
+  // Shapes are foreseen for single tensors only.
+  if (std::ranges::any_of(signature_.outs, [&](size_t out) { return arguments[out].isTensorList(); }))
+    return true;
   if (overlaps_itself(arguments, signature_)) return true;
   return name_ == "aten::index.Tensor" && selects_by_mask(arguments[1]);
 }
@@ -178,9 +196,12 @@ void BoxedKernel::compute_now(c10::Device device, torch::jit::Stack* stack) {
       on_host.emplace_back(generator_for_one_op(arguments[i].toOptional<at::Generator>(), device.index()));
     } else if (arguments[i].isDevice()) {
       on_host.emplace_back(c10::Device(c10::kCPU));
-    } else if (is_out && arguments[i].isTensor() && on_npu(arguments[i].toTensor())) {
+    } else if (is_out) {
       // The op may resize it, which an alias cannot follow.
-      on_host.emplace_back(at::empty({0}, arguments[i].toTensor().options().device(c10::kCPU)));
+      on_host.push_back(map_tensors(arguments[i], [](const at::Tensor& tensor) {
+        if (!on_npu(tensor)) return tensor;
+        return at::empty_strided(tensor.sizes(), tensor.strides(), tensor.options().device(c10::kCPU));
+      }));
     } else {
       on_host.push_back(map_tensors(arguments[i], [&](const at::Tensor& tensor) {
         return on_npu(tensor) ? aliases.of(tensor) : tensor;
@@ -200,13 +221,7 @@ void BoxedKernel::compute_now(c10::Device device, torch::jit::Stack* stack) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   op_.callBoxed(on_host);
 
-  for (const size_t out : signature_.outs) {
-    if (!arguments[out].isTensor() || !on_npu(arguments[out].toTensor())) continue;
-    const at::Tensor& device_out = arguments[out].toTensor();
-    const at::Tensor& computed = given[out].toTensor();
-    if (device_out.sizes() != computed.sizes()) device_out.resize_(computed.sizes());
-    Aliases().of(device_out).copy_(computed);
-  }
+  for (const size_t out : signature_.outs) write_outs(arguments[out], given[out]);
   auto to_device = [&](const at::Tensor& result) {
     at::Tensor copy = at::empty_strided(result.sizes(), result.strides(), result.options().device(device));
     Aliases().of(copy).copy_(result);

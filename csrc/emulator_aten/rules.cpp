@@ -53,7 +53,8 @@ Rule rule_for(const c10::OperatorHandle& op) {
   if (kStorageOps.contains(name)) return Rule::kLeave;
 
   const bool overridden = has(DispatchKey::PrivateUse1);
-  if (has(DispatchKey::CompositeImplicitAutograd)) {
+  // Where the CPU has a kernel of its own beside the composition, its results are wanted.
+  if (has(DispatchKey::CompositeImplicitAutograd) && !has(DispatchKey::CPU)) {
     return overridden || has(DispatchKey::AutogradPrivateUse1) ? Rule::kImplicit : Rule::kLeave;
   }
   if (!overridden && !has(DispatchKey::CPU)) return Rule::kLeave;

@@ -50,6 +50,8 @@ ShapeRule shape_rule_of(std::string_view op) {
       {"aten::_embedding_bag", &only_known_by_running},
       {"aten::_embedding_bag_forward_only", &only_known_by_running},
       {"aten::native_batch_norm", &only_known_by_running},
+      {"aten::native_batch_norm.out", &only_known_by_running},
+      {"aten::normal.Tensor_float_out", &only_known_by_running},
       {"aten::_batch_norm_with_update", &only_known_by_running},
       {"aten::_native_batch_norm_legit", &only_known_by_running},
       {"aten::_native_batch_norm_legit.no_stats", &only_known_by_running},

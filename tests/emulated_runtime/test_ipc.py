@@ -100,15 +100,29 @@ def test_value_wait_on_imported_memory_sees_the_exporters_write(acl: Acl) -> Non
         acl.aclrtIpcMemClose(key)
 
 
-def test_imported_memory_takes_part_in_asynchronous_device_copies_only(acl: Acl) -> None:
-    with exporter() as (_, key):
-        memory, stream = acl.import_key(key), acl.stream()
+def test_imported_memory_of_another_device_takes_part_in_asynchronous_device_copies_only(acl: Acl) -> None:
+    with exporter(device=1) as (_, key):
+        memory, stream = acl.import_key(key, flags=1), acl.stream()
         near, pinned = acl.malloc(64), acl.malloc_host(64)
 
         assert acl.code.aclrtMemcpyAsync(near, 64, memory, 64, c.DEFAULT, stream) == c.INVALID_PARAM
         assert acl.code.aclrtMemcpyAsync(pinned, 64, memory, 64, c.DEVICE_TO_HOST, stream) == c.INVALID_PARAM
         assert acl.code.aclrtMemcpyAsync(memory, 64, pinned, 64, c.HOST_TO_DEVICE, stream) == c.INVALID_PARAM
         assert acl.code.aclrtMemcpy(near, 64, memory, 64, c.DEVICE_TO_DEVICE) == c.INVALID_PARAM
+        acl.aclrtIpcMemClose(key)
+
+
+def test_imported_memory_of_the_same_device_is_like_ones_own(acl: Acl) -> None:
+    with exporter() as (_, key):
+        memory, stream = acl.import_key(key), acl.stream()
+        near, pinned = acl.malloc(64), acl.malloc_host(64)
+
+        acl.aclrtMemcpyAsync(near, 64, memory, 64, c.DEFAULT, stream)
+        acl.aclrtMemcpyAsync(pinned, 64, memory, 64, c.DEVICE_TO_HOST, stream)
+        acl.aclrtMemcpy(memory + 64, 64, memory, 64, c.DEVICE_TO_DEVICE)
+        acl.synchronize(stream)
+
+        assert acl.read(near, 64) == ctypes.string_at(pinned, 64) == b"\x01" * 64
         acl.aclrtIpcMemClose(key)
 
 
