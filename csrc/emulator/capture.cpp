@@ -7,6 +7,7 @@
 #include "emulator/context.h"
 #include "emulator/device.h"
 #include "emulator/error.h"
+#include "emulator/faults.h"
 #include "emulator/graph.h"
 #include "emulator/runtime.h"
 #include "emulator/stream.h"
@@ -99,6 +100,8 @@ Graph::Lane& Graph::lane_of(const Stream& stream) {
 }
 
 size_t Graph::push(Lane& lane, std::shared_ptr<Task> task) {
+  if (is_armed(bit(Fault::SpoilCapture)) && Runtime::get().faults->fires(Fault::SpoilCapture, {}))
+    invalidate();
   lane.nodes.push_back({.task = std::move(task), .sequence = tasks_++});
   return lane.nodes.size();
 }

@@ -5,6 +5,8 @@
 #include "emulator/capture.h"
 #include "emulator/device.h"
 #include "emulator/error.h"
+#include "emulator/faults.h"
+#include "emulator/host_function.h"
 #include "emulator/runtime.h"
 #include "emulator/signal.h"
 #include "emulator/stream.h"
@@ -19,14 +21,18 @@ std::shared_ptr<Context> Context::create(Device& device, bool primary) {
   return context;
 }
 
+Context::Context(Device& device, bool primary)
+    : device(device), primary(primary), host_functions(std::make_unique<HostCaller>()) {}
+
 Context::~Context() = default;
 
 std::shared_ptr<Stream> Context::add_stream(uint32_t priority, uint32_t flags) {
-  if (const aclError code = failure(); code != ACL_SUCCESS) {
+  if (const aclError code = refusal(); code != ACL_SUCCESS) {
     fail(code, "the context stopped after a failed task (%s)", failure_message().c_str());
   }
+  if (is_armed(bit(Fault::Limit))) Runtime::get().faults->take("streams", 1, ACL_ERROR_RT_NO_STREAM_RESOURCE);
   if (device.streams.fetch_add(1) >= Device::kMaxStreams) {
-    device.streams.fetch_sub(1);
+    give_back_stream();
     fail(ACL_ERROR_RT_NO_STREAM_RESOURCE, "device %d has its %d streams in use", device.id,
          Device::kMaxStreams);
   }
@@ -37,9 +43,14 @@ std::shared_ptr<Stream> Context::add_stream(uint32_t priority, uint32_t flags) {
   return stream;
 }
 
+void Context::give_back_stream() {
+  device.streams.fetch_sub(1);
+  if (is_armed(bit(Fault::Limit))) Runtime::get().faults->give_back("streams", 1);
+}
+
 void Context::remove_stream(const std::shared_ptr<Stream>& stream) {
   if (Runtime::get().streams.remove(stream->handle) == nullptr) return;  // somebody else was faster
-  device.streams.fetch_sub(1);
+  give_back_stream();
   std::lock_guard lock(mutex_);
   std::erase(streams_, stream);
 }
@@ -79,8 +90,18 @@ void Context::stop(aclError code, const std::string& why) {
 }
 
 std::string Context::failure_message() const {
+  if (failure_.load() == ACL_SUCCESS && is_armed(bit(Fault::Lose)) && lost() != ACL_SUCCESS) {
+    return text("device %d is lost (a fault says so)", device.id);
+  }
   std::lock_guard lock(mutex_);
   return failure_message_;
+}
+
+aclError Context::lost() const { return Runtime::get().faults->lost(device.id); }
+
+aclError Context::refusal() const {
+  const aclError code = failure();
+  return failure_.load() == ACL_SUCCESS && !device.loss_told.load() ? ACL_SUCCESS : code;
 }
 
 void Context::synchronize(int32_t timeout_ms) {

@@ -8,11 +8,13 @@
 #include <vector>
 
 #include "emulator/acl_headers.h"
+#include "emulator/fault_block.h"
 #include "emulator/signal.h"
 
 namespace emu {
 
 class Device;
+class HostCaller;
 class Stream;
 
 // Streams that fail together. The plugin's links rely on one rule: what happens in a context stays in it.
@@ -32,7 +34,14 @@ class Context : public std::enable_shared_from_this<Context> {
 
   // A task failed on a stream with STOP_ON_FAILURE: no stream of this context runs or takes anything more.
   void stop(aclError code, const std::string& why);
-  aclError failure() const { return failure_.load(); }
+  // Why nothing runs: that, or the lost device. ACL_SUCCESS when all is well.
+  aclError failure() const {
+    if (const aclError code = failure_.load(); code != ACL_SUCCESS) [[unlikely]]
+      return code;
+    return is_armed(bit(Fault::Lose)) ? lost() : ACL_SUCCESS;
+  }
+  // Why nothing is taken. A lost device takes work until somebody asked how it goes.
+  aclError refusal() const;
   std::string failure_message() const;
 
   // Waits for all streams of this context; throws what the first failing one says.
@@ -45,10 +54,12 @@ class Context : public std::enable_shared_from_this<Context> {
   Device& device;
   const bool primary;
   aclrtContext handle = nullptr;
-  std::mutex host_functions;  // the runtime runs them one at a time per context
+  const std::unique_ptr<HostCaller> host_functions;
 
  private:
-  Context(Device& device, bool primary) : device(device), primary(primary) {}
+  aclError lost() const;
+  void give_back_stream();
+  Context(Device& device, bool primary);
 
   mutable std::mutex mutex_;
   std::vector<std::shared_ptr<Stream>> streams_;

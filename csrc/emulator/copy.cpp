@@ -1,5 +1,6 @@
 #include "emulator/copy.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 
@@ -25,18 +26,29 @@ aclError check_reach(const Block& block, const Device& from, std::string& why) {
   return ACL_SUCCESS;
 }
 
+}  // namespace
+
 // Words are moved whole: a copy of 8 bytes is how a flag is written where a value write is refused.
-bool move_word(const Pin& dst, uintptr_t address, const Pin& src) {
+bool move_word(const Copy& copy, const Pin& dst, const Pin& src) {
+  if (copy.bytes() != sizeof(uint64_t) || copy.height != 1) return false;
   if (dst.block == nullptr || dst.block->place == Place::Pinned) return false;
   if (((reinterpret_cast<uintptr_t>(dst.host) | reinterpret_cast<uintptr_t>(src.host)) & 7) != 0)
     return false;
   const uint64_t word =
       std::atomic_ref(*reinterpret_cast<uint64_t*>(src.host)).load(std::memory_order_acquire);
-  store_word(*dst.block, address, word);
+  store_word(*dst.block, copy.dst, word);
   return true;
 }
 
-}  // namespace
+void move_part(const Copy& copy, const Pin& dst, const Pin& src, size_t begin, size_t end) {
+  while (begin < end) {
+    const size_t row = begin / copy.width;
+    const size_t column = begin % copy.width;
+    const size_t length = std::min(end - begin, copy.width - column);
+    std::memmove(dst.host + row * copy.dst_pitch + column, src.host + row * copy.src_pitch + column, length);
+    begin += length;
+  }
+}
 
 Where locate(uintptr_t address, size_t length) {
   const Runtime& runtime = Runtime::get();
@@ -97,11 +109,7 @@ aclError move(const Copy& copy, const Device& from, std::string& why) {
   Pin src;
   if (const aclError code = pin(copy.dst, copy.dst_span(), from, dst, why); code != ACL_SUCCESS) return code;
   if (const aclError code = pin(copy.src, copy.src_span(), from, src, why); code != ACL_SUCCESS) return code;
-  if (copy.bytes() != sizeof(uint64_t) || copy.height != 1 || !move_word(dst, copy.dst, src)) {
-    for (size_t row = 0; row < copy.height; ++row) {
-      std::memmove(dst.host + row * copy.dst_pitch, src.host + row * copy.src_pitch, copy.width);
-    }
-  }
+  if (!move_word(copy, dst, src)) move_part(copy, dst, src, 0, copy.bytes());
   Runtime::get().bytes_copied.fetch_add(copy.bytes(), std::memory_order_relaxed);
   return ACL_SUCCESS;
 }
@@ -113,14 +121,6 @@ void Copy::describe(TaskFacts& facts) const {
   facts.writes.push_back({dst, width, height, dst_pitch});
   facts.bytes = bytes();
   facts.direction = direction;
-}
-
-uint64_t modelled_ns(Direction direction, size_t bytes) {
-  if (direction == Direction::H2H) return 0;
-  const uint64_t rate =
-      Runtime::get().bandwidth[static_cast<size_t>(direction)].load(std::memory_order_relaxed);
-  if (rate == 0) return 0;
-  return static_cast<uint64_t>(static_cast<double>(bytes) * 1e9 / static_cast<double>(rate));
 }
 
 }  // namespace emu

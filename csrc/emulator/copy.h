@@ -53,10 +53,12 @@ struct Pin {
 // touches.
 aclError pin(uintptr_t address, size_t length, const Device& from, Pin& out, std::string& why);
 
+// The bytes [begin, end) of a copy whose ends are held, counted row by row.
+void move_part(const Copy& copy, const Pin& dst, const Pin& src, size_t begin, size_t end);
+// The bytes of a word that may be waited for are moved at once; false when it is not a copy of one.
+bool move_word(const Copy& copy, const Pin& dst, const Pin& src);
+
 // Moves the bytes, here and now. The code that the task fails with, and why.
 aclError move(const Copy& copy, const Device& from, std::string& why);
-
-// How long `bytes` take at the bandwidth set for the direction; zero when none is set.
-uint64_t modelled_ns(Direction direction, size_t bytes);
 
 }  // namespace emu

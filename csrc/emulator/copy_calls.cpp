@@ -1,5 +1,3 @@
-#include <thread>
-
 #include "emulator/capture.h"
 #include "emulator/context.h"
 #include "emulator/copy.h"
@@ -87,18 +85,12 @@ Ends check_kind(const Copy& copy, aclrtMemcpyKind kind, bool async) {
   return ends;
 }
 
-void wait_ns(uint64_t ns) { std::this_thread::sleep_for(std::chrono::nanoseconds(ns)); }
-
 void move_now(const Copy& copy, const Device& from) {
   std::string why;
   const HostWork watched([&](TaskFacts& facts) { copy.describe(facts); });
-  const auto started = Clock::now();
-  const aclError code = move(copy, from, why);
+  const aclError code =
+      is_armed(kCopyFaults) ? Runtime::get().faults->move(copy, from, nullptr, why) : move(copy, from, why);
   if (code != ACL_SUCCESS) fail(code, "%s", why.c_str());
-  if (const uint64_t ns = modelled_ns(copy.direction, copy.bytes()); ns != 0) {
-    const auto spent = std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - started).count();
-    if (ns > static_cast<uint64_t>(spent)) wait_ns(ns - spent);
-  }
 }
 
 class CopyTask final : public Task {
@@ -107,15 +99,15 @@ class CopyTask final : public Task {
 
   aclError run(Stream& stream) override {
     std::string why;
-    const uint64_t ns = modelled_ns(copy_.direction, copy_.bytes());
-    const auto started = ns != 0 ? Clock::now() : Clock::time_point();
-    aclError code = Runtime::get().faults->next_copy(stream, copy_.direction, why);
-    if (code == ACL_SUCCESS) code = move(copy_, stream.context().device, why);
+    const Device& device = stream.context().device;
+    const aclError code = is_armed(kCopyFaults) ? Runtime::get().faults->move(copy_, device, &stream, why)
+                                                : move(copy_, device, why);
     if (code != ACL_SUCCESS) stream.explain(std::move(why));
-    if (ns != 0) stream.pass_time(std::chrono::nanoseconds(ns) - (Clock::now() - started));
     return code;
   }
   void describe(TaskFacts& facts) const override { copy_.describe(facts); }
+  bool is_copy() const override { return true; }
+  bool writes_flag() const override { return copy_.bytes() == sizeof(uint64_t); }
 
  private:
   const Copy copy_;
@@ -263,6 +255,7 @@ using namespace emu;
 
 aclError aclrtMemcpy(void* dst, size_t destMax, const void* src, size_t count, aclrtMemcpyKind kind) {
   return ENTER(aclrtMemcpy, {
+    on_memory(Entry::aclrtMemcpy, dst, src, count);
     Copy copy;
     check_sync_kind(kind);
     return make_row(copy, "aclrtMemcpy", dst, destMax, src, count) ? copy_sync(copy, kind) : ACL_SUCCESS;
@@ -272,6 +265,7 @@ aclError aclrtMemcpy(void* dst, size_t destMax, const void* src, size_t count, a
 aclError aclrtMemcpyAsync(void* dst, size_t destMax, const void* src, size_t count, aclrtMemcpyKind kind,
                           aclrtStream stream) {
   return ENTER(aclrtMemcpyAsync, {
+    on_memory(Entry::aclrtMemcpyAsync, dst, src, count);
     Copy copy;
     check_async_kind(kind);
     return make_row(copy, "aclrtMemcpyAsync", dst, destMax, src, count) ? copy_async(copy, kind, stream)
@@ -282,6 +276,7 @@ aclError aclrtMemcpyAsync(void* dst, size_t destMax, const void* src, size_t cou
 aclError aclrtMemcpyAsyncWithCondition(void* dst, size_t destMax, const void* src, size_t count,
                                        aclrtMemcpyKind kind, aclrtStream stream) {
   return ENTER(aclrtMemcpyAsyncWithCondition, {
+    on_memory(Entry::aclrtMemcpyAsyncWithCondition, dst, src, count);
     Copy copy;
     check_async_kind(kind);
     if (!make_row(copy, "aclrtMemcpyAsyncWithCondition", dst, destMax, src, count)) return ACL_SUCCESS;
@@ -292,6 +287,7 @@ aclError aclrtMemcpyAsyncWithCondition(void* dst, size_t destMax, const void* sr
 aclError aclrtMemcpy2d(void* dst, size_t dpitch, const void* src, size_t spitch, size_t width, size_t height,
                        aclrtMemcpyKind kind) {
   return ENTER(aclrtMemcpy2d, {
+    on_memory(Entry::aclrtMemcpy2d, dst, src, width * height);
     Copy copy;
     if (!make_rows(copy, "aclrtMemcpy2d", dst, dpitch, src, spitch, width, height, kind)) return ACL_SUCCESS;
     return copy_sync(copy, kind);
@@ -301,6 +297,7 @@ aclError aclrtMemcpy2d(void* dst, size_t dpitch, const void* src, size_t spitch,
 aclError aclrtMemcpy2dAsync(void* dst, size_t dpitch, const void* src, size_t spitch, size_t width,
                             size_t height, aclrtMemcpyKind kind, aclrtStream stream) {
   return ENTER(aclrtMemcpy2dAsync, {
+    on_memory(Entry::aclrtMemcpy2dAsync, dst, src, width * height);
     Copy copy;
     if (!make_rows(copy, "aclrtMemcpy2dAsync", dst, dpitch, src, spitch, width, height, kind))
       return ACL_SUCCESS;

@@ -1,13 +1,11 @@
 #include "emulator/crew.h"
 
-#include <pthread.h>
-
 #include <algorithm>
 #include <system_error>
-#include <thread>
 
 #include "emulator/error.h"
 #include "emulator/futex.h"
+#include "emulator/thread.h"
 
 namespace emu {
 namespace {
@@ -75,10 +73,7 @@ Crew::Member& Crew::idle_member(Member* preferred) {
   }
   Member& member = *members_.emplace_back(std::make_unique<Member>());
   try {
-    std::thread([this, &member, number = members_.size()] {
-      pthread_setname_np(pthread_self(), text("npu-replay-%zu", number).substr(0, 15).c_str());
-      work(*this, member);
-    }).detach();
+    start_thread(text("npu-replay-%zu", members_.size()), [this, &member] { work(*this, member); });
   } catch (const std::system_error& error) {
     members_.pop_back();
     fail(ACL_ERROR_RT_RESOURCE_ALLOC_FAIL, "no thread for a stream of the graph: %s", error.what());

@@ -2,6 +2,7 @@
 
 #include "emulator/context.h"
 #include "emulator/error.h"
+#include "emulator/faults.h"
 #include "emulator/runtime.h"
 
 namespace emu {
@@ -21,7 +22,21 @@ void Device::reset(bool all) {
     sets_ = all ? 0 : sets_ - 1;
     if (sets_ == 0) ended = std::move(primary_);
   }
-  if (ended != nullptr) ended->destroy();
+  if (ended == nullptr) return;
+  ended->destroy();
+  if (is_armed(bit(Fault::Lose))) come_back();
+}
+
+// The reset mends the device, but not what was made on it before.
+void Device::come_back() {
+  Runtime& runtime = Runtime::get();
+  const aclError code = runtime.faults->lost(id);
+  if (code == ACL_SUCCESS) return;
+  for (const auto& context : runtime.contexts.all()) {
+    if (&context->device == this) context->stop(code, "the device was lost, and reset since");
+  }
+  runtime.faults->find_again(id);
+  loss_told.store(false);
 }
 
 std::shared_ptr<Context> Device::primary() {
@@ -30,15 +45,23 @@ std::shared_ptr<Context> Device::primary() {
 }
 
 void Device::book(size_t bytes) {
+  if (is_armed(bit(Fault::Limit))) {
+    Runtime::get().faults->take("memory", bytes, ACL_ERROR_RT_MEMORY_ALLOCATION);
+  }
   const size_t now = used.fetch_add(bytes) + bytes;
   if (now > memory) {
-    used.fetch_sub(bytes);
+    unbook(bytes);
     fail(ACL_ERROR_RT_MEMORY_ALLOCATION, "device %d has %zu of %zu bytes in use; %zu more do not fit", id,
          now - bytes, memory, bytes);
   }
   size_t highest = peak.load();
   while (now > highest && !peak.compare_exchange_weak(highest, now)) {
   }
+}
+
+void Device::unbook(size_t bytes) {
+  used.fetch_sub(bytes);
+  if (is_armed(bit(Fault::Limit))) Runtime::get().faults->give_back("memory", bytes);
 }
 
 }  // namespace emu

@@ -29,7 +29,7 @@ class Device {
 
   // Books device memory against the limit; throws Error when there is not enough.
   void book(size_t bytes);
-  void unbook(size_t bytes) { used.fetch_sub(bytes); }
+  void unbook(size_t bytes);
 
   bool may_access(int32_t peer) const { return peer == id || (peers.load() >> peer & 1) != 0; }
 
@@ -40,11 +40,14 @@ class Device {
   std::atomic<size_t> peak{0};
   std::atomic<uint64_t> peers{0};  // bit n: this device may touch memory of device n
   std::atomic<int32_t> streams{0};
-  std::atomic<int32_t> events{0};  // hardware event ids in use
+  std::atomic<int32_t> events{0};      // hardware event ids in use
+  std::atomic<bool> loss_told{false};  // a fault lost the device, and the program knows
   std::atomic<int32_t> saturation_mode{ACL_RT_OVERFLOW_MODE_INFNAN};
   std::atomic<uint32_t> core_limits[2] = {kCubeCores, kVectorCores};
 
  private:
+  void come_back();
+
   std::mutex mutex_;
   std::shared_ptr<Context> primary_;
   int64_t sets_ = 0;

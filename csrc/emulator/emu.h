@@ -17,6 +17,14 @@ extern "C" {
 // any other address. Constant time. The result stays valid until the allocation is freed.
 EMU_API void* emuHostAlias(const void* device_address);
 
+// Arms faults given as text, in the words of TORCH_LLM_DATADIST_EMULATE_FAULTS (see
+// torch_llm_datadist/emulator/faults.py). 100000 when something is wrong with it, and then nothing of it is
+// armed; aclGetRecentErrMsg says what.
+EMU_API int emuFaults(const char* text);
+
+// Disarms everything.
+EMU_API void emuClearFaults();
+
 // From now on each task takes this much longer; 0 ends it.
 EMU_API void emuSetTaskDelay(uint64_t us);
 
@@ -33,7 +41,7 @@ EMU_API int emuSetBandwidth(int direction, uint64_t bytes_per_s);
 EMU_API int emuFailNext(const char* function, int nth, int code);
 
 // The nth following copy task that runs on the stream (NULL: on any) fails with `code` and copies nothing.
-// One such fault at a time; nth 0 disarms.
+// One such fault per stream; nth 0 disarms it.
 EMU_API int emuFailTask(void* stream, int nth, int code);
 
 // Compute on a stream. `function` runs with `args` in stream order, as a kernel would. `name` is the op's and

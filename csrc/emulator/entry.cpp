@@ -3,8 +3,11 @@
 #include <array>
 #include <cstdio>
 #include <cstring>
+#include <thread>
+#include <utility>
 
 #include "emulator/context.h"
+#include "emulator/faults.h"
 #include "emulator/runtime.h"
 
 namespace emu {
@@ -21,13 +24,9 @@ constexpr std::array kTable = {
 #undef ENTRY
 };
 
-void check_fault(EntryState& state) {
-  if (state.calls_until_fault.load(std::memory_order_relaxed) <= 0) [[likely]]
-    return;
-  if (state.calls_until_fault.fetch_sub(1) == 1) {
-    fail(state.fault_code.load(), "fault injected by a test (call %llu)",
-         static_cast<unsigned long long>(state.calls.load()));
-  }
+bool needs_context(Entry entry) {
+  const Needs needs = kTable[static_cast<size_t>(entry)].needs;
+  return needs == Needs::Context || needs == Needs::Work;
 }
 
 [[noreturn]] void refuse(const char* name, const EntryState& state, Thread& self) {
@@ -82,11 +81,18 @@ void begin(Entry entry, Thread& self) {
   }
   if (kTable[static_cast<size_t>(entry)].needs == Needs::Refused) refuse(name_of(entry), state, self);
   check_needs(kTable[static_cast<size_t>(entry)].needs, runtime, self);
-  check_fault(state);
+  if (is_armed(kCallFaults)) [[unlikely]]
+    runtime.faults->begin_call(entry, self);
+  if (is_armed(bit(Fault::Lose)) && needs_context(entry)) [[unlikely]]
+    runtime.faults->refuse_if_lost(self.context->device);
 }
+
+void Late::wait() { std::this_thread::sleep_for(std::chrono::nanoseconds(std::exchange(self_.late_ns, 0))); }
 
 aclError report(Entry entry, Thread& self, const Error& error) {
   self.last_error = error.code;
+  if (is_armed(bit(Fault::Lose)) && self.context != nullptr) [[unlikely]]
+    Runtime::get().faults->note_answer(self.context->device, error.code);
   self.message =
       text("%s: %s (%d: %s)", name_of(entry), error.message.c_str(), error.code, meaning(error.code));
   return error.code;

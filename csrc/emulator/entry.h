@@ -19,11 +19,9 @@ enum class Entry : uint16_t {
   kCount
 };
 
-// The mutable half of a row of the table: what faults and counters hang on.
+// The mutable half of a row of the table.
 struct EntryState {
   std::atomic<uint64_t> calls{0};
-  std::atomic<int32_t> calls_until_fault{0};  // 0: none armed
-  std::atomic<int32_t> fault_code{0};
 };
 
 const char* name_of(Entry entry);
@@ -51,10 +49,27 @@ aclError watched(Entry entry, Body&& body) {
   }
 }
 
+// Holds a call up that a fault made late, when its effect is there already.
+class Late {
+ public:
+  explicit Late(Thread& self) : self_(self) {}
+  ~Late() {
+    if (self_.late_ns != 0) [[unlikely]]
+      wait();
+  }
+  Late(const Late&) = delete;
+  Late& operator=(const Late&) = delete;
+
+ private:
+  void wait();
+  Thread& self_;
+};
+
 // Runs the body of an entry point. No exception and no half-set error state leaves the C interface.
 template <class Body>
 aclError enter(Entry entry, Body&& body) {
   Thread& self = Thread::self();
+  const Late late(self);
   try {
     begin(entry, self);
     const aclError code = observer() == nullptr ? body() : watched(entry, body);

@@ -3,6 +3,7 @@
 #include "emulator/context.h"
 #include "emulator/device.h"
 #include "emulator/error.h"
+#include "emulator/faults.h"
 #include "emulator/graph.h"
 #include "emulator/ipc_event.h"
 #include "emulator/lazy.h"
@@ -107,6 +108,7 @@ Event::Event(Device& device, bool ex, uint32_t flags, std::shared_ptr<IpcEvent> 
       id(Runtime::get().next_event_id.fetch_add(1)),
       ipc(std::move(ipc)),
       waits_finished_(std::make_shared<std::atomic<uint64_t>>(0)) {
+  if (is_armed(bit(Fault::Limit))) Runtime::get().faults->take("events", 1, ACL_ERROR_RT_NO_EVENT_RESOURCE);
   if (ex) return;
   if (device.events.fetch_add(1) >= Device::kMaxEvents) {
     device.events.fetch_sub(1);
@@ -117,6 +119,7 @@ Event::Event(Device& device, bool ex, uint32_t flags, std::shared_ptr<IpcEvent> 
 }
 
 Event::~Event() {
+  if (is_armed(bit(Fault::Limit))) Runtime::get().faults->give_back("events", 1);
   if (!ex && latest_ != nullptr) device.events.fetch_sub(1);
 }
 

@@ -7,6 +7,7 @@
 #include "emulator/copy.h"
 #include "emulator/device.h"
 #include "emulator/entry.h"
+#include "emulator/faults.h"
 #include "emulator/observer.h"
 #include "emulator/runtime.h"
 #include "emulator/stream.h"
@@ -44,6 +45,7 @@ using namespace emu;
 
 aclError aclrtMemset(void* devPtr, size_t maxCount, int32_t value, size_t count) {
   return ENTER(aclrtMemset, {
+    on_memory(Entry::aclrtMemset, devPtr, nullptr, count);
     check(devPtr, maxCount, count);
     Runtime::get().captures->check_unsafe(ACL_ERROR_RT_CAPTURE_MODE_NOT_SUPPORT);
     std::string why;
@@ -58,6 +60,7 @@ aclError aclrtMemset(void* devPtr, size_t maxCount, int32_t value, size_t count)
 
 aclError aclrtMemsetAsync(void* devPtr, size_t maxCount, int32_t value, size_t count, aclrtStream stream) {
   return ENTER(aclrtMemsetAsync, {
+    on_memory(Entry::aclrtMemsetAsync, devPtr, nullptr, count);
     check(devPtr, maxCount, count);
     auto on = Thread::self().context->stream(stream);
     const auto address = reinterpret_cast<uintptr_t>(devPtr);

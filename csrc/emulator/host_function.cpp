@@ -3,11 +3,14 @@
 
 #include "emulator/host_function.h"
 
+#include <system_error>
+
 #include "emulator/context.h"
 #include "emulator/emu.h"
 #include "emulator/entry.h"
 #include "emulator/runtime.h"
 #include "emulator/stream.h"
+#include "emulator/thread.h"
 
 namespace emu {
 
@@ -78,9 +81,7 @@ class HostFunction final : public Task {
       : Task("aclrtLaunchHostFunc"), function_(function), argument_(argument) {}
 
   aclError run(Stream& stream) override {
-    // One at a time per context, as the one thread that the real runtime has for them would.
-    std::lock_guard turn(stream.context().host_functions);
-    return call_host_function(function_, argument_);
+    return stream.context().host_functions->call(function_, argument_);
   }
   void describe(TaskFacts& facts) const override {
     facts.name = what;
@@ -105,6 +106,62 @@ aclError serve(Stream& stream, uint64_t thread, const std::shared_ptr<Report>& r
 }
 
 }  // namespace
+
+struct HostCaller::Line {
+  struct Call {
+    aclrtHostFunc function;
+    void* argument;
+    aclError result = ACL_SUCCESS;
+    bool done = false;
+  };
+
+  void serve() {
+    std::unique_lock lock(mutex);
+    for (;;) {
+      changed.wait(lock, [&] { return !calls.empty() || ended; });
+      if (calls.empty()) return;
+      Call& call = *calls.front();
+      lock.unlock();
+      const aclError result = call_host_function(call.function, call.argument);
+      lock.lock();
+      call.result = result;
+      call.done = true;
+      calls.pop_front();
+      changed.notify_all();
+    }
+  }
+
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::deque<Call*> calls;
+  bool ended = false;
+};
+
+HostCaller::HostCaller() : line_(std::make_shared<Line>()) {}
+
+HostCaller::~HostCaller() {
+  std::lock_guard lock(line_->mutex);
+  line_->ended = true;
+  line_->changed.notify_all();
+}
+
+aclError HostCaller::call(aclrtHostFunc function, void* argument) {
+  Line::Call call{function, argument};
+  std::unique_lock lock(line_->mutex);
+  if (!started_) {
+    try {
+      start_thread("acl-host-func", [line = line_] { line->serve(); });
+    } catch (const std::system_error&) {
+      return ACL_ERROR_RT_RESOURCE_ALLOC_FAIL;
+    }
+    started_ = true;
+  }
+  line_->calls.push_back(&call);
+  line_->changed.notify_all();
+  // The caller's stream may be told to stop meanwhile; the function still uses what its argument names.
+  line_->changed.wait(lock, [&] { return call.done; });
+  return call.result;
+}
 
 aclError call_host_function(aclrtHostFunc function, void* argument) {
   InHostFunction marked;

@@ -13,6 +13,21 @@ namespace emu {
 
 class Stream;
 
+// The thread that runs a context's host functions, one at a time. It belongs to the host: frozen with it, and
+// no part of the device as the streams' threads are.
+class HostCaller {
+ public:
+  HostCaller();
+  ~HostCaller();
+  // Returns when the function has; what its task ends with.
+  aclError call(aclrtHostFunc function, void* argument);
+
+ private:
+  struct Line;
+  const std::shared_ptr<Line> line_;
+  bool started_ = false;  // under the line's mutex
+};
+
 // Runs it here; the code that its task ends with (emuFailRunningTask).
 aclError call_host_function(aclrtHostFunc function, void* argument);
 

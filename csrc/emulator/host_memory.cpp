@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "emulator/entry.h"
+#include "emulator/faults.h"
 #include "emulator/observer.h"
 #include "emulator/runtime.h"
 
@@ -80,7 +81,10 @@ void register_range(void* pointer, uint64_t size) {
 using namespace emu;
 
 aclError aclrtMallocHost(void** hostPtr, size_t size) {
-  return ENTER(aclrtMallocHost, { return allocate(hostPtr, size); });
+  return ENTER(aclrtMallocHost, {
+    on_memory(Entry::aclrtMallocHost, nullptr, nullptr, size);
+    return allocate(hostPtr, size);
+  });
 }
 
 aclError aclrtMallocHostWithCfg(void** ptr, uint64_t size, aclrtMallocConfig*) {

@@ -3,6 +3,7 @@
 #include "emulator/context.h"
 #include "emulator/device.h"
 #include "emulator/entry.h"
+#include "emulator/faults.h"
 #include "emulator/ipc_memory.h"
 #include "emulator/runtime.h"
 
@@ -37,7 +38,8 @@ aclError export_key(void* pointer, size_t size, char* key, size_t length, uint64
     fail(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, "%p is memory of aclrtMapMem: its physical handle can be exported",
          pointer);
   }
-  const size_t page = block->mapped % kHugePage == 0 ? kHugePage : kNormalPage;
+  size_t page = block->mapped % kHugePage == 0 ? kHugePage : kNormalPage;
+  if (is_armed(bit(Fault::ExportPage))) page = Runtime::get().faults->export_page(page);
   if (address % page != 0 || size % page != 0 || size == 0) {
     fail(ACL_ERROR_RT_PARAM_INVALID,
          "[%p, +%zu) does not fit the page table: the pages behind it have %zu bytes", pointer, size, page);
@@ -58,7 +60,10 @@ aclError export_key(void* pointer, size_t size, char* key, size_t length, uint64
 using namespace emu;
 
 aclError aclrtIpcMemGetExportKey(void* devPtr, size_t size, char* key, size_t len, uint64_t flags) {
-  return ENTER(aclrtIpcMemGetExportKey, { return export_key(devPtr, size, key, len, flags); });
+  return ENTER(aclrtIpcMemGetExportKey, {
+    on_memory(Entry::aclrtIpcMemGetExportKey, devPtr, nullptr, size);
+    return export_key(devPtr, size, key, len, flags);
+  });
 }
 
 aclError aclrtIpcMemSetImportPid(const char* key, int32_t* pid, size_t num) {

@@ -11,6 +11,7 @@
 
 #include "emulator/device.h"
 #include "emulator/error.h"
+#include "emulator/faults.h"
 #include "emulator/ipc_memory.h"
 #include "emulator/runtime.h"
 #include "emulator/virtual_memory.h"
@@ -46,8 +47,13 @@ int Exporter::find_ledger(int32_t pid) {
 
 Exporter::~Exporter() { munmap(const_cast<Ledger*>(ledger), sizeof(Ledger)); }
 
+bool Exporter::alive() const {
+  if (is_armed(bit(Fault::DeadExporter)) && Runtime::get().faults->counts_as_dead(peer.pid)) return false;
+  return peer.alive();
+}
+
 aclError Import::check_alive(std::string& why) const {
-  if (exporter_->peer.alive()) return ACL_SUCCESS;
+  if (exporter_->alive()) return ACL_SUCCESS;
   why = text("process %d, which exported the memory, is gone", exporter_->peer.pid);
   return ACL_ERROR_RT_LINK_ERROR;
 }
@@ -78,11 +84,13 @@ bool Import::lies_on(const Device& device) const { return physical_device_ == de
 std::shared_ptr<Exporter> Imports::exporter(const IpcKey& key) {
   auto& known = exporters_[{key.pid, key.started}];
   if (auto exporter = known.lock()) {
-    if (!exporter->peer.alive())
+    if (!exporter->alive())
       fail(ACL_ERROR_RT_IPC_ERROR, "process %d, which exported the memory, is gone", key.pid);
     return exporter;
   }
   auto exporter = std::make_shared<Exporter>(key);
+  if (!exporter->alive())
+    fail(ACL_ERROR_RT_IPC_ERROR, "process %d, which exported the memory, is gone", key.pid);
   known = exporter;
   return exporter;
 }
@@ -91,7 +99,7 @@ namespace {
 
 void check_white_list(const Ledger::Slot& slot) {
   if (slot.any_process != 0) return;
-  const int32_t self = getpid();
+  const int32_t self = is_armed(bit(Fault::CountAsPid)) ? Runtime::get().faults->own_pid() : getpid();
   const uint32_t count = slot.pid_count.load();
   for (uint32_t i = 0; i < count && i < Ledger::kMaxPids; ++i) {
     if (slot.pids[i].load() == self) return;

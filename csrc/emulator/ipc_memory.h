@@ -65,6 +65,8 @@ class Exporter {
   Exporter(const Exporter&) = delete;
   Exporter& operator=(const Exporter&) = delete;
 
+  bool alive() const;
+
   const Peer peer;
   const Ledger* ledger = nullptr;
 };

@@ -6,6 +6,7 @@
 #include "emulator/device.h"
 #include "emulator/emu.h"
 #include "emulator/entry.h"
+#include "emulator/faults.h"
 #include "emulator/host_memory.h"
 #include "emulator/ipc_memory.h"
 #include "emulator/runtime.h"
@@ -90,11 +91,17 @@ extern "C" void* emuHostAlias(const void* device_address) {
 }
 
 aclError aclrtMalloc(void** devPtr, size_t size, aclrtMemMallocPolicy policy) {
-  return ENTER(aclrtMalloc, { return allocate(devPtr, size, 32, policy); });
+  return ENTER(aclrtMalloc, {
+    on_memory(Entry::aclrtMalloc, nullptr, nullptr, size);
+    return allocate(devPtr, size, 32, policy);
+  });
 }
 
 aclError aclrtMallocAlign32(void** devPtr, size_t size, aclrtMemMallocPolicy policy) {
-  return ENTER(aclrtMallocAlign32, { return allocate(devPtr, size, 0, policy); });
+  return ENTER(aclrtMallocAlign32, {
+    on_memory(Entry::aclrtMallocAlign32, nullptr, nullptr, size);
+    return allocate(devPtr, size, 0, policy);
+  });
 }
 
 aclError aclrtMallocCached(void** devPtr, size_t size, aclrtMemMallocPolicy policy) {
@@ -106,7 +113,10 @@ aclError aclrtMallocWithCfg(void** devPtr, size_t size, aclrtMemMallocPolicy pol
 }
 
 aclError aclrtFree(void* devPtr) {
-  return ENTER(aclrtFree, { return release(devPtr); });
+  return ENTER(aclrtFree, {
+    on_memory(Entry::aclrtFree, devPtr, nullptr, 0);
+    return release(devPtr);
+  });
 }
 
 aclError aclrtFreeWithDevSync(void* devPtr) {

@@ -9,6 +9,7 @@
 #include "emulator/address_space.h"
 #include "emulator/device.h"
 #include "emulator/error.h"
+#include "emulator/faults.h"
 #include "emulator/futex.h"
 #include "emulator/ipc_memory.h"
 #include "emulator/runtime.h"
@@ -60,6 +61,8 @@ uint32_t NotifyPool::take(const Device& device) {
   if (ids->used.all()) {
     fail(ACL_ERROR_RT_NO_NOTIFY_RESOURCE, "device %d has its %u notifies in use", device.id, kPerDevice);
   }
+  if (is_armed(bit(Fault::Limit)))
+    Runtime::get().faults->take("notifies", 1, ACL_ERROR_RT_NO_NOTIFY_RESOURCE);
   while (ids->used[ids->next % kPerDevice]) ++ids->next;
   const uint32_t id = ids->next++ % kPerDevice;
   ids->used[id] = true;
@@ -70,6 +73,7 @@ uint32_t NotifyPool::take(const Device& device) {
 void NotifyPool::give_back(const Device& device, uint32_t id) {
   std::lock_guard lock(mutex_);
   ids_[static_cast<size_t>(device.id)]->used[id] = false;
+  if (is_armed(bit(Fault::Limit))) Runtime::get().faults->give_back("notifies", 1);
 }
 
 Notify::Notify(Device& device, uint32_t flags)

@@ -37,19 +37,18 @@ Runtime::Runtime()
       imports(std::make_unique<Imports>()),
       notify_pool(std::make_unique<NotifyPool>()),
       ipc_events(std::make_unique<IpcEventPool>()),
-      faults(std::make_unique<Faults>()),
+      faults(std::make_unique<Faults>(config)),
       virtual_memory(std::make_unique<VirtualMemory>()) {
   for (const int32_t physical : config.physical_devices) {
     const auto id = static_cast<int32_t>(devices.size());
     devices.push_back(std::make_unique<Device>(id, physical, config.device_memory));
   }
   add_observers_of_environment();
-  task_delay_us.store(config.task_delay_us);
-  for (size_t i = 0; i < 4; ++i) bandwidth[i].store(config.bandwidth[i]);
   pthread_atfork(nullptr, nullptr, [] {
     Runtime& runtime = get();
     // The workers and what they held locked are not in the child.
     if (runtime.used_.load()) runtime.forked_.store(true);
+    runtime.faults->after_fork();
   });
   // Host functions may use libraries whose static destructors run after this.
   std::atexit([] { get().stop_everything(); });

@@ -76,8 +76,6 @@ class Runtime {
   std::atomic<int32_t> next_stream_id{0};
   std::atomic<uint32_t> next_event_id{0};
   std::atomic<uint32_t> next_graph_id{0};
-  std::atomic<uint64_t> task_delay_us{0};
-  std::atomic<uint64_t> bandwidth[4] = {};
   std::atomic<uint64_t> tasks_run{0};
   std::atomic<uint64_t> bytes_copied{0};
   std::atomic<uint64_t> words_woken{0};  // writes of words that found somebody waiting

@@ -58,7 +58,8 @@ class Stream : public std::enable_shared_from_this<Stream> {
   void park(const std::atomic<uint32_t>* word, uint32_t expected, std::chrono::nanoseconds timeout);
   // Lets time pass on the stream; false when it was cut short.
   bool pass_time(std::chrono::nanoseconds duration);
-  void explain(std::string why);  // the running task failed, and this is why
+  void nap(std::chrono::nanoseconds duration);  // at most that long: an interrupt ends it
+  void explain(std::string why);                // the running task failed, and this is why
 
   // For replays, which run tasks of a graph on this stream's worker or, if the stream is the graph's, on a
   // thread of the crew.
@@ -108,6 +109,7 @@ class Stream : public std::enable_shared_from_this<Stream> {
   void run(Task& task);
   aclError run_watched(Task& task);
   void sleep_until_work();
+  void let_flag_overtake();
   void check_takes_work() const;
   void nap(const std::atomic<uint32_t>* word, uint32_t expected, std::chrono::nanoseconds timeout);
   void finish_one();

@@ -33,6 +33,10 @@ class Task {
   // Whether an update of a task group may put another task of the same name in its place.
   virtual bool may_be_updated() const { return false; }
 
+  virtual bool is_copy() const { return false; }
+  // A word that somebody may wait for: a value write, or a copy of 8 bytes.
+  virtual bool writes_flag() const { return false; }
+
   const char* const what;  // for messages and traces
 };
 

@@ -3,7 +3,11 @@
 #include <pthread.h>
 #include <unistd.h>
 
+#include <thread>
+
 #include "emulator/context.h"
+#include "emulator/faults.h"
+#include "emulator/runtime.h"
 
 namespace emu {
 namespace {
@@ -29,6 +33,22 @@ Thread& Thread::self() {
     static_cast<void>(cleaner);
   }
   return *current;
+}
+
+void start_thread(const std::string& name, std::function<void()> body) {
+  // A thread begins with its parent's name: who freezes by names waits until it has its own.
+  auto& births = Runtime::get().faults->births();
+  births.fetch_add(1);
+  try {
+    std::thread([name, body = std::move(body), &births] {
+      pthread_setname_np(pthread_self(), name.substr(0, 15).c_str());
+      births.fetch_sub(1);
+      body();
+    }).detach();
+  } catch (...) {
+    births.fetch_sub(1);
+    throw;
+  }
 }
 
 }  // namespace emu

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -18,11 +19,16 @@ struct Thread {
   aclError last_error = ACL_SUCCESS;
   std::string message;       // waits for aclGetRecentErrMsg
   std::string message_held;  // what aclGetRecentErrMsg handed out: valid until its next call
+  uint64_t late_ns = 0;      // a fault makes the running call return this late
   std::string wanted;        // the operator that a refused call asked for
   int32_t capture_mode = ACL_MODEL_RI_CAPTURE_MODE_GLOBAL;
   uint64_t id = 0;  // as a caller of aclrtSubscribeReport knows it: pthread_self
 
   static Thread& self();
 };
+
+// Starts a thread that nobody joins. A name that begins with "npu-" makes it, and what it starts, part of the
+// device, which goes on while the host threads of the process are frozen. Throws std::system_error.
+void start_thread(const std::string& name, std::function<void()> body);
 
 }  // namespace emu

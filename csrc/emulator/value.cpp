@@ -9,6 +9,7 @@
 #include "emulator/copy.h"
 #include "emulator/device.h"
 #include "emulator/entry.h"
+#include "emulator/faults.h"
 #include "emulator/ipc_memory.h"
 #include "emulator/lazy.h"
 #include "emulator/runtime.h"
@@ -92,6 +93,7 @@ class ValueWrite final : public Task {
     check(address, 0, 0);
     return std::make_shared<ValueWrite>(reinterpret_cast<uintptr_t>(address), value);
   }
+  bool writes_flag() const override { return true; }
 
  private:
   const uintptr_t address_;
@@ -170,6 +172,7 @@ using namespace emu;
 
 aclError aclrtValueWrite(void* devAddr, uint64_t value, uint32_t flag, aclrtStream stream) {
   return ENTER(aclrtValueWrite, {
+    on_memory(Entry::aclrtValueWrite, devAddr, nullptr, sizeof(uint64_t));
     auto on = Thread::self().context->stream(stream);
     check(devAddr, flag, 0);
     on->submit(std::make_shared<ValueWrite>(reinterpret_cast<uintptr_t>(devAddr), value));
@@ -179,6 +182,7 @@ aclError aclrtValueWrite(void* devAddr, uint64_t value, uint32_t flag, aclrtStre
 
 aclError aclrtValueWait(void* devAddr, uint64_t value, uint32_t flag, aclrtStream stream) {
   return ENTER(aclrtValueWait, {
+    on_memory(Entry::aclrtValueWait, devAddr, nullptr, sizeof(uint64_t));
     auto on = Thread::self().context->stream(stream);
     check(devAddr, flag, ACL_STREAM_WAIT_VALUE_NOR);
     on->submit(std::make_shared<ValueWait>(reinterpret_cast<uintptr_t>(devAddr), value, flag));
