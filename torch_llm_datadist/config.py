@@ -189,6 +189,14 @@ class LLMConfig:
         OWN_PREFIX + "MaxInFlight", 256, accept.positive, doc="Tickets that a link has at most at one time."
     )
 
+    link_port: Option[int | None] = Option(
+        OWN_PREFIX + "LinkPort",
+        None,
+        accept.in_range(1, 65535),
+        doc="Base of the ports at which members of a two-sided ``link`` meet: a member waits for those of "
+        "higher rank at its host in the rank table, at this port plus its device id there. The same at all "
+        "members. Not set: the environment variable ``TORCH_LLM_DATADIST_LINK_PORT``, else 61000.",
+    )
     transfer_workers: Option[int] = Option(
         OWN_PREFIX + "TransferWorkers",
         16,

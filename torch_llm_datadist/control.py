@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,20 +16,36 @@ import zmq
 from . import wire
 from .announcements import Announcements
 from .cluster import endpoint
-from .errors import EngineFailedError, LLMException, LLMStatusCode
+from .comms import Comms
+from .errors import (
+    EngineFailedError,
+    ExistLinkError,
+    LinkFailedError,
+    LLMException,
+    LLMStatusCode,
+    ParamInvalidError,
+)
 from .farewell import Farewell
 from .handshake import Handshake, Target
 from .identity import Identity, why_not_protocol
 from .link_table import LinkTable
-from .loop import ControlLoop
+from .loop import LINGER_MS, ControlLoop
 from .peer import LinkState, Peer, RouterChannel
 from .peers import Peers, resolve
+from .rank_table import CommRequest
 from .registry import CacheRegistry, HeldCache, LocalCache
 
 if TYPE_CHECKING:
     from . import _C
 
 logger = logging.getLogger("torch_llm_datadist")
+
+
+@dataclass(frozen=True)
+class Listener:
+    socket: zmq.Socket[bytes]
+    ip: str
+    port: int
 
 
 class Control:
@@ -45,15 +62,70 @@ class Control:
         self._peers = Peers(native, identity, self.table)
         self._announcements = Announcements(native, make_segment, registry)
         self._farewell = Farewell(self._peers, registry)
-        self._router: zmq.Socket[bytes] | None = None
+        self._listener: Listener | None = None  # listen_ip_info
+        self._meeting: Listener | None = None  # where members of two-sided links meet
         self._serials = itertools.count(1)
+        self.comms = Comms(self._peers, self.begin_link, self._listen_for_members)
         self.loop = ControlLoop(f"llm_datadist-{identity.cluster_id}", self._tick)
         self._handshake = Handshake(self._peers, self._announcements, self.loop)
+        self._handshake.why_not_join = self.comms.why_not_join
 
     # Requests.
 
     def listen(self, ip: str, port: int) -> int:
-        """Starts to listen; returns the port."""
+        """Starts to listen, or moves to another address; returns the port."""
+        old = self._listener
+        if old is not None and (old.ip, old.port) == (ip, port):
+            return port
+        if old is not None and old.port == port:
+            self.stop_listening()  # the new address may contain the old one
+        listener = self._open(ip, port, "listen_ip_info")
+        self.stop_listening()
+        self._listener = listener
+        return listener.port
+
+    def stop_listening(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            self.loop.close_socket(listener.socket, LINGER_MS)
+
+    def switch_role(self, listen: tuple[str, int] | None) -> int | None:
+        """Listens there, or nowhere; returns the port. ``ExistLinkError`` while there is a link."""
+        for peer in self._peers:
+            self._farewell.look_for_death(peer.cluster_id)
+        linked = sorted({peer.cluster_id for peer in self._peers if peer.is_open or peer.is_handshaking})
+        if linked:
+            raise ExistLinkError(
+                f"switch_role: there are links to clusters {linked}; unlink_clusters ends them"
+            )
+        if listen is None:
+            self.stop_listening()
+            return None
+        return self.listen(*listen)
+
+    def _listen_for_members(self, ip: str, port: int) -> None:
+        if self._meeting is not None and (self._meeting.ip, self._meeting.port) != (ip, port):
+            raise ParamInvalidError(
+                f"link: this instance waits for members at {endpoint(self._meeting.ip, self._meeting.port)} "
+                f"already, expected the same address in every rank table, not {endpoint(ip, port)}"
+            )
+        if self._meeting is None:
+            try:
+                self._meeting = self._open(ip, port, "the rank table and link_port")
+            except EngineFailedError as error:
+                raise LinkFailedError(str(error).replace("init:", "link:", 1)) from None
+
+    def _close_meeting(self) -> None:
+        """Nobody is expected there any more, and no link goes over it."""
+        meeting = self._meeting
+        if meeting is None or self.comms.needs_listener():
+            return
+        channels = [peer.channel for peer in self._peers]
+        if not any(isinstance(c, RouterChannel) and c.socket is meeting.socket for c in channels):
+            self._meeting = None
+            self.loop.close_socket(meeting.socket, LINGER_MS)
+
+    def _open(self, ip: str, port: int, setting: str) -> Listener:
         router = self.loop.socket(zmq.ROUTER)
         router.setsockopt(zmq.IPV6, ":" in ip)
         router.setsockopt(zmq.LINGER, 0)
@@ -64,19 +136,23 @@ class Control:
         except zmq.ZMQError as error:
             self.loop.close_socket(router)
             raise EngineFailedError(
-                f"init: cannot listen at {endpoint(ip, port)} (listen_ip_info): {error.strerror}"
+                f"init: cannot listen at {endpoint(ip, port)} ({setting}): {error.strerror}"
             ) from None
-        self._router = router
-        self.loop.on_message(router, self._on_router_message)
+        self.loop.on_message(router, partial(self._on_router_message, router))
         bound = router.getsockopt(zmq.LAST_ENDPOINT)
         assert isinstance(bound, bytes)
-        return int(bound.rstrip(b"\0").rpartition(b":")[2])
+        return Listener(router, ip, int(bound.rstrip(b"\0").rpartition(b":")[2]))
 
     def begin_link(self, target: Target, deadline: float, answer: Future[LLMStatusCode]) -> None:
         self._farewell.look_for_death(target.cluster_id)
         peer = self._handshake.begin(target, deadline, answer)
         if peer is not None:
             self.loop.on_message(peer.channel.socket, partial(self._on_dealer_message, peer))  # type: ignore[attr-defined]
+
+    def begin_comm(self, request: CommRequest, deadline: float) -> int:
+        for cluster_id in request.members:
+            self._farewell.look_for_death(cluster_id)
+        return self.comms.begin(request, deadline)
 
     def begin_unlink(
         self, cluster_id: int, deadline: float, force: bool, answer: Future[LLMStatusCode]
@@ -116,7 +192,8 @@ class Control:
 
     def _tick(self) -> float | None:
         now = time.monotonic()
-        wanted = [self._announcements.tick(), self._farewell.tick(now)]
+        wanted = [self._announcements.tick(), self._farewell.tick(now), self.comms.tick(now)]
+        self._close_meeting()
         for peer in self._peers:
             if peer.deadline and now >= peer.deadline:
                 self._on_deadline(peer)
@@ -134,13 +211,12 @@ class Control:
 
     # Messages.
 
-    def _on_router_message(self, frames: list[zmq.Frame]) -> None:
-        assert self._router is not None
+    def _on_router_message(self, router: zmq.Socket[bytes], frames: list[zmq.Frame]) -> None:
         if len(frames) != 2:
             self._peers.log_odd("an unknown sender", f"a message of {len(frames)} frames")
             return
-        channel = RouterChannel(self._router, frames[0].bytes)
-        peer = self._peers.by_route.get(channel.route)
+        channel = RouterChannel(router, frames[0].bytes)
+        peer = self._peers.by_route.get(channel.key)
         address = _address_of(frames[1])
         try:
             message = wire.decode(frames[1].bytes)
@@ -153,11 +229,24 @@ class Control:
         else:
             if peer is not None:
                 self._on_peer_message(peer, message)
+            elif isinstance(message, wire.Hello) and message.comm is None and self._is_meeting(router):
+                channel.send(
+                    wire.encode(
+                        wire.Refused(
+                            LLMStatusCode.LLM_LINK_FAILED,
+                            "members of two-sided links meet there; link_clusters needs the address of "
+                            "listen_ip_info",
+                        )
+                    )
+                )
             elif isinstance(message, wire.Hello):
                 self._handshake.on_hello(message, channel, address)
             elif not isinstance(message, wire.Closed):
                 self._peers.log_odd(address, f"{type(message).__name__} without a link")
                 channel.send(wire.encode(wire.Closed("this instance knows no link on that connection")))
+
+    def _is_meeting(self, router: zmq.Socket[bytes]) -> bool:
+        return self._meeting is not None and self._meeting.socket is router
 
     def _on_dealer_message(self, peer: Peer, frames: list[zmq.Frame]) -> None:
         try:

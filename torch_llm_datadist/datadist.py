@@ -11,10 +11,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 from . import checks
-from .cluster import LLMClusterInfo, LLMRole
+from .cluster import LLMClusterInfo, LLMRole, parse_endpoint
 from .errors import LLMStatusCode, ParamInvalidError
 from .handshake import Target
 from .link_table import LinkInfo
+from .option_checks import text_map as read_text_map
+from .rank_table import port_of, read_comm
 from .running import Running
 from .transfer import RegisterMemStatus
 
@@ -25,6 +27,7 @@ logger = logging.getLogger("torch_llm_datadist")
 
 _FINALIZE_S = 3.0
 _FINALIZE_AT_EXIT_S = 1.0
+_UNLINK_S = 3.0
 
 
 class LLMDataDist:
@@ -161,6 +164,101 @@ class LLMDataDist:
             asked, entries, [next(answers) if good else LLMStatusCode.LLM_PARAM_INVALID for good in is_good]
         )
 
+    def link(self, comm_name: str, cluster_rank_info: dict[int, int], rank_table: str) -> int:
+        """Links with all other members of a communication domain, each of which calls this, too.
+
+        Returns at once; poll ``query_register_mem_status``. Two members meet at the one of lower rank: at its
+        host in the rank table (``host_ip``, else ``server_id`` where that is an address) and the port 61000
+        plus its device id there; the option ``link_port`` and the environment variable
+        ``TORCH_LLM_DATADIST_LINK_PORT`` set another base. Members may come in any order within
+        ``link_total_time`` (else the environment's ``HCCL_CONNECT_TIMEOUT``, else 120 seconds).
+
+        Args:
+            comm_name: 1 to 127 characters, the same at all members, in use once at a time.
+            cluster_rank_info: cluster_id → rank of 2 to 4 members, this one among them, the ranks rising.
+            rank_table: JSON, an HCCL rank table of version 1.0 or 1.2.
+
+        Returns:
+            A comm_id, from 1.
+
+        Raises:
+            TypeError, ValueError: wrong types; integers outside uint64 (ids) or uint32 (ranks).
+            LLMException: ``LLM_PARAM_INVALID`` for values that make no sense, ``LLM_ALREADY_LINK`` when a
+                member is linked already, ``LLM_LINK_FAILED`` when others cannot come here since the port is
+                taken.
+
+        Source: manual page link. Caches that are registered later are reachable, too.
+        """
+        running = self._initialised()
+        port = port_of(running.options.link_port)
+        request = read_comm(self._cluster_id, comm_name, cluster_rank_info, rank_table, port)
+        return running.links.begin_comm(request, running.options.link_total_time_s)
+
+    def unlink(self, comm_id: int) -> None:
+        """Ends a two-sided link, also one that is still being made. Every member calls it.
+
+        Running blocking transfers may end first; a member that does not answer holds nothing up.
+
+        Args:
+            comm_id: uint64, of ``link``.
+
+        Raises:
+            LLMException: ``LLM_NOT_YET_LINK`` for an unknown one.
+
+        Source: manual page unlink.
+        """
+        running = self._initialised()
+        running.links.end_comm(checks.uint64("unlink: comm_id", comm_id), _UNLINK_S)
+
+    def query_register_mem_status(self, comm_id: int) -> RegisterMemStatus:
+        """Whether all members of a two-sided link are linked with this one.
+
+        Args:
+            comm_id: uint64, of ``link``.
+
+        Returns:
+            ``PREPARING``, then ``OK``; ``FAILED`` when the time was over, a member refused, or a link has
+            ended since. The log says why.
+
+        Raises:
+            LLMException: ``LLM_NOT_YET_LINK`` for an unknown one.
+
+        Source: manual page query_register_mem_status.
+        """
+        running = self._initialised()
+        return running.links.comm_status(checks.uint64("query_register_mem_status: comm_id", comm_id))
+
+    def switch_role(self, role: LLMRole, switch_options: dict[str, str] | None = None) -> None:
+        """Changes the role, which is a label, and where this instance listens.
+
+        With the option ``llm.listenIpInfo`` it listens there from now on, whether it did so elsewhere before
+        or not at all; without it it does not listen any more. The same role is fine.
+
+        Args:
+            role: the new role.
+            switch_options: dict of str to str; keys other than ``llm.listenIpInfo`` count for nothing.
+
+        Raises:
+            TypeError, ValueError: wrong types; a port that is none.
+            LLMException: ``LLM_EXIST_LINK`` while there is a link, ``LLM_PARAM_INVALID`` for an address that
+                is none, ``LLM_FAILED`` when it is taken.
+
+        Source: manual page switch_role.
+        """
+        running = self._initialised()
+        asked = "switch_role"
+        checks.instance(f"{asked}: role", role, LLMRole)
+        given = {} if switch_options is None else read_text_map(f"{asked}: switch_options", switch_options)
+        listen = given.get("llm.listenIpInfo")
+        address = None if listen is None else parse_endpoint(f"{asked}: llm.listenIpInfo", listen)
+        running.listen_port = running.links.switch_role(address)
+        self._role = role
+
+    def check_link_status(self, remote_cluster_id: int) -> None:
+        """Of the older API; with the cache manager on it is an error, as with the original."""
+        self._initialised()
+        raise ParamInvalidError("check_link_status: the cache manager is on; links() lists the links")
+
     @property
     def cluster_id(self) -> int:
         return self._cluster_id
@@ -202,35 +300,6 @@ class LLMDataDist:
         running = self._initialised()
         is_alive = {info: running.instance.link_status(info.link)[0] for info in running.links.table.infos()}
         return [info if alive else replace(info, state="lost") for info, alive in is_alive.items()]
-
-    # Not there yet. Source of each: the manual page of its name.
-
-    def link(self, comm_name: str, cluster_rank_info: dict[int, int], rank_table: str) -> int:
-        self._initialised()
-        raise NotImplementedError(
-            "LLMDataDist.link is not there yet; link_clusters makes a link from one side"
-        )
-
-    def unlink(self, comm_id: int) -> None:
-        self._initialised()
-        raise NotImplementedError(
-            "LLMDataDist.unlink is not there yet; unlink_clusters ends links of link_clusters"
-        )
-
-    def query_register_mem_status(self, comm_id: int) -> RegisterMemStatus:
-        self._initialised()
-        raise NotImplementedError(
-            "LLMDataDist.query_register_mem_status is not there yet; links of link_clusters are ready at once"
-        )
-
-    def switch_role(self, role: LLMRole, switch_options: dict[str, str] | None = None) -> None:
-        self._initialised()
-        raise NotImplementedError("LLMDataDist.switch_role is not there yet; the role selects nothing")
-
-    def check_link_status(self, remote_cluster_id: int) -> None:
-        """Of the older API; with the cache manager on it is an error, as with the original."""
-        self._initialised()
-        raise ParamInvalidError("check_link_status: the cache manager is on; links() lists the links")
 
     # Inside.
 

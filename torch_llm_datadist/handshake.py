@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -34,6 +35,11 @@ class Target:
     cluster_id: int
     ip: str
     port: int
+    comm: wire.CommRecord | None = None
+
+
+def _nobody_joins(comm: wire.CommRecord, cluster_id: int) -> tuple[LLMStatusCode, str] | None:
+    return LLMStatusCode.LLM_LINK_FAILED, "no two-sided link is made here"
 
 
 class Handshake:
@@ -44,6 +50,8 @@ class Handshake:
         self._announcements = announcements
         self._loop = loop
         self.is_refusing = False
+        # Whether a member of a two-sided link is expected; set by ``Control``.
+        self.why_not_join: Callable[[wire.CommRecord, int], tuple[LLMStatusCode, str] | None] = _nobody_joins
 
     # The client's end.
 
@@ -64,8 +72,9 @@ class Handshake:
             answer.set_result(LLMStatusCode.LLM_LINK_FAILED)
             return None
         peer = Peer(target.cluster_id, address, channel, LinkState.CONNECTING, deadline, True, attempt=answer)
+        peer.comm = target.comm.name if target.comm else ""
         self._peers.add(peer)
-        peer.send(wire.Hello(wanted_cluster_id=target.cluster_id, identity=self._own))
+        peer.send(wire.Hello(wanted_cluster_id=target.cluster_id, identity=self._own, comm=target.comm))
         return peer
 
     def _why_not_begin(self, target: Target) -> Refusal | None:
@@ -122,7 +131,9 @@ class Handshake:
         client = message.identity
         refusal = self._why_refuse(message)
         if refusal is not None:
-            logger.warning(
+            is_early = message.comm is not None and refusal.code == LLMStatusCode.LLM_PROCESSING_LINK
+            logger.log(
+                logging.DEBUG if is_early else logging.WARNING,
                 "refused a link to cluster %d (%s, pid %d): %s",
                 client.cluster_id,
                 address,
@@ -135,6 +146,7 @@ class Handshake:
         peer = Peer(
             client.cluster_id, address, channel, LinkState.CONNECTING, deadline, False, identity=client
         )
+        peer.comm = message.comm.name if message.comm else ""
         self._peers.add(peer)
         peer.send(wire.Welcome(identity=self._own))
 
@@ -149,6 +161,10 @@ class Handshake:
                 LLMStatusCode.LLM_PARAM_INVALID,
                 f"the instance there is cluster {self._own.cluster_id}, not {message.wanted_cluster_id}",
             )
+        if message.comm is not None:
+            refused = self.why_not_join(message.comm, client.cluster_id)
+            if refused is not None:
+                return Refusal(*refused)
         if sum(peer.is_handshaking and not peer.is_client_end for peer in self._peers) >= _MAX_HANDSHAKES:
             return Refusal(LLMStatusCode.LLM_LINK_BUSY, f"{_MAX_HANDSHAKES} links are being made already")
         return why_not_link(self._own, client) or self._why_full() or self._why_crossing(client)

@@ -17,7 +17,9 @@ from .control import Control
 from .errors import LLMStatusCode
 from .handshake import Target
 from .identity import Identity
+from .rank_table import CommRequest
 from .registry import CacheRegistry, HeldCache, LocalCache
+from .transfer import RegisterMemStatus
 
 if TYPE_CHECKING:
     from . import _C
@@ -52,6 +54,25 @@ class LinkService:
     def listen(self, ip: str, port: int) -> int:
         """Starts to listen; returns the port. ``EngineFailedError`` when it is taken."""
         return self._loop.call(lambda: self._control.listen(ip, port), 10.0)
+
+    def switch_role(self, listen: tuple[str, int] | None) -> int | None:
+        """Listens at another address, or not at all; returns the port. ``ExistLinkError`` with a link."""
+        return self._loop.call(lambda: self._control.switch_role(listen), 10.0)
+
+    def begin_comm(self, request: CommRequest, timeout_s: float) -> int:
+        """Starts a two-sided link; returns its comm_id."""
+        deadline = time.monotonic() + timeout_s
+        return self._loop.call(lambda: self._control.begin_comm(request, deadline), 10.0)
+
+    def comm_status(self, comm_id: int) -> RegisterMemStatus:
+        return self._loop.call(lambda: self._control.comms.status(comm_id), 10.0)
+
+    def end_comm(self, comm_id: int, timeout_s: float) -> None:
+        """Ends a two-sided link: in good order where the members answer, else this end only."""
+        linked = self._loop.call(lambda: self._control.comms.end(comm_id), 10.0)
+        codes = self.unlink(linked, timeout_s, force=False)
+        left = [c for c, code in zip(linked, codes, strict=True) if code != LLMStatusCode.LLM_SUCCESS]
+        self.unlink(left, timeout_s, force=True)
 
     def link(self, targets: Sequence[Target], timeout_s: float) -> list[LLMStatusCode]:
         """One status per target, in order."""

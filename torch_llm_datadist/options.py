@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from .errors import ParamInvalidError
 from .memory_pool import PoolConfig, read_pool_config
 
 DEFAULT_SYNC_KV_TIMEOUT_MS = 1000
+DEFAULT_LINK_TOTAL_TIME_S = 120
+LINK_TIME_VARIABLE = "HCCL_CONNECT_TIMEOUT"
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Options:
             not set).
         mem_pool, host_mem_pool: the pools that ``allocate_*`` serves from, on the device and on the host.
         sync_kv_timeout_ms: limit of one blocking push or pull.
+        link_total_time_s: limit of a two-sided link.
+        link_port: base of the ports at which members of two-sided links meet; None: the environment says.
     """
 
     device: int
@@ -37,6 +42,8 @@ class Options:
     host_mem_pool: PoolConfig | None
     max_in_flight: int
     transfer_workers: int
+    link_total_time_s: float
+    link_port: int | None
 
 
 def read_options(options: object) -> Options:
@@ -73,6 +80,8 @@ def read_options(options: object) -> Options:
         host_mem_pool=read_pool_config("init: host_mem_pool_cfg", given.get("llm.HostMemPoolConfig")),
         max_in_flight=_number(given, "max_in_flight", OWN_PREFIX + "MaxInFlight", 256, low=1),
         transfer_workers=_number(given, "transfer_workers", OWN_PREFIX + "TransferWorkers", 16, low=1),
+        link_total_time_s=_link_total_time(given),
+        link_port=_number(given, "link_port", OWN_PREFIX + "LinkPort", 0, low=1, high=65535) or None,
     )
 
 
@@ -91,12 +100,27 @@ def _device(given: Mapping[str, str]) -> int:
     return _number(given, "device_id", key, 0, low=0)
 
 
-def _number(given: Mapping[str, str], name: str, key: str, default: int, *, low: int) -> int:
+def _link_total_time(given: Mapping[str, str]) -> int:
+    """The option, in seconds; 0 leaves it to the variable of the original's transport, and that to 120."""
+    seconds = _number(given, "link_total_time", "llm.LinkTotalTime", 0, low=0, high=2**32 - 1)
+    text = os.environ.get(LINK_TIME_VARIABLE, "")
+    if seconds == 0 and text.isascii() and text.isdigit():
+        seconds = int(text)
+    return seconds or DEFAULT_LINK_TOTAL_TIME_S
+
+
+def _number(
+    given: Mapping[str, str],
+    name: str,
+    key: str,
+    default: int,
+    *,
+    low: int,
+    high: int = checks.INT32_MAX,
+) -> int:
     text = given.get(key)
     if text is None:
         return default
-    if not (text.isascii() and text.isdigit()) or not low <= int(text) <= checks.INT32_MAX:
-        raise ParamInvalidError(
-            f"init: {name} ({key}) is {text!r}, expected a number from {low} to {checks.INT32_MAX}"
-        )
+    if not (text.isascii() and text.isdigit()) or not low <= int(text) <= high:
+        raise ParamInvalidError(f"init: {name} ({key}) is {text!r}, expected a number from {low} to {high}")
     return int(text)

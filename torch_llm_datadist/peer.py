@@ -62,11 +62,16 @@ class RouterChannel:
     """The server's end: one route of the listening socket."""
 
     def __init__(self, socket: zmq.Socket[bytes], route: bytes) -> None:
-        self._socket = socket
+        self.socket = socket
         self.route = route
 
+    @property
+    def key(self) -> tuple[int, bytes]:
+        """Different for every channel, also over several sockets."""
+        return id(self.socket), self.route
+
     def send(self, data: bytes) -> bool:
-        return _send(self._socket, [self.route, data])
+        return _send(self.socket, [self.route, data])
 
     def close(self) -> None:
         pass
@@ -89,6 +94,7 @@ class Peer:
         announced: caches of this instance that were announced to it.
         remote_caches: caches that it announced, by its cache id.
         deadline: by when the current state must have ended; 0 for a state that may last.
+        comm: name of the two-sided link that it is a member of, or "".
         attempt: result of ``link_clusters`` for it, in the states before LINKED.
         unlinks: results of ``unlink_clusters`` for it.
         syncs: answers that are awaited, by serial.
@@ -103,6 +109,7 @@ class Peer:
     is_client_end: bool
     identity: Identity | None = None
     link: int = 0
+    comm: str = ""
     announced: set[int] = field(default_factory=set)
     remote_caches: dict[int, wire.CacheRecord] = field(default_factory=dict)
     attempt: Future[LLMStatusCode] | None = None

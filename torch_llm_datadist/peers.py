@@ -38,7 +38,7 @@ class Peers:
         self.identity = identity
         self.native = native
         self.table = table
-        self.by_route: dict[bytes, Peer] = {}
+        self.by_route: dict[tuple[int, bytes], Peer] = {}
         self._all: list[Peer] = []
         self._odd_messages = 0
 
@@ -54,19 +54,27 @@ class Peers:
     def add(self, peer: Peer) -> None:
         self._all.append(peer)
         if isinstance(peer.channel, RouterChannel):
-            self.by_route[peer.channel.route] = peer
+            self.by_route[peer.channel.key] = peer
 
     def forget(self, peer: Peer) -> None:
         if peer in self._all:
             self._all.remove(peer)
         if isinstance(peer.channel, RouterChannel):
-            self.by_route.pop(peer.channel.route, None)
+            self.by_route.pop(peer.channel.key, None)
         peer.channel.close()
 
     def fail(self, peer: Peer, code: LLMStatusCode, reason: str) -> None:
         """A link that was being made is not to be."""
-        where = "link_clusters" if peer.is_client_end else "a link asked for by a peer"
-        logger.warning("%s: %s: %s (%s)", where, peer, reason, code.name)
+        where = "linking" if peer.is_client_end else "a link asked for by a peer"
+        is_to_be_tried_again = bool(peer.comm) and code == LLMStatusCode.LLM_PROCESSING_LINK
+        logger.log(
+            logging.DEBUG if is_to_be_tried_again else logging.WARNING,
+            "%s: %s: %s (%s)",
+            where,
+            peer,
+            reason,
+            code.name,
+        )
         self.table.remember_end(peer.cluster_id, f"the link to {peer} was not made: {reason}")
         attempt = peer.attempt
         self._close(peer, reason)

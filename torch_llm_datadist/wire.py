@@ -85,10 +85,18 @@ class _Message(msgspec.Struct, frozen=True, tag=str.lower, tag_field="type"):
     pass
 
 
+class CommRecord(msgspec.Struct, frozen=True):
+    """A two-sided link: its name and its members, (cluster_id, rank) in the order of the cluster ids."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=127)]
+    members: Annotated[list[tuple[Natural, Natural]], Meta(min_length=2, max_length=4)]
+
+
 class Hello(_Message, frozen=True, kw_only=True):
     protocol: int = PROTOCOL_VERSION
     wanted_cluster_id: Natural
     identity: Identity
+    comm: CommRecord | None = None
 
 
 class Welcome(_Message, frozen=True, kw_only=True):
