@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 USAGE = """\
-  run [--emulate | --no-emulate] script.py [args…]
-  run [--emulate | --no-emulate] -m module [args…]
+  run [--emulate | --no-emulate] [--as-llm-datadist] script.py [args…]
+  run [--emulate | --no-emulate] [--as-llm-datadist] -m module [args…]
   demo [options]            `demo --help` lists them"""
 
 
@@ -31,6 +31,11 @@ def _run_parser() -> argparse.ArgumentParser:
     where.add_argument("--emulate", dest="emulate", action="store_true", help="on emulated NPUs")
     where.add_argument("--no-emulate", dest="emulate", action="store_false", help="on real ones only")
     where.set_defaults(emulate=None)
+    parser.add_argument(
+        "--as-llm-datadist",
+        action="store_true",
+        help="`import llm_datadist` and its submodules give this package, in that run and what it starts",
+    )
     parser.add_argument("-m", dest="is_module", action="store_true", help="run a module, as python -m does")
     parser.add_argument("target", metavar="script", help="the script to run")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its arguments")
@@ -39,9 +44,11 @@ def _run_parser() -> argparse.ArgumentParser:
 
 def run(argv: list[str]) -> int:
     options = _run_parser().parse_args(argv)
-    from torch_llm_datadist import emulator
+    from torch_llm_datadist import as_llm_datadist, emulator
 
     emulator.choose(options.emulate)
+    if options.as_llm_datadist:
+        as_llm_datadist.install()
     sys.argv = [options.target, *options.arguments]
     if options.is_module:
         runpy.run_module(options.target, run_name="__main__", alter_sys=True)
