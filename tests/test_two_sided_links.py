@@ -372,6 +372,20 @@ def test_bytes_move_between_any_two_of_three_processes(peers: Callable[[int], li
     assert processes[0].call(push, 11, [0], [0]) == "LLM_NOT_YET_LINK"
 
 
+def test_a_cache_registered_after_link_is_reachable(peers: Callable[[int], list[Peer]]) -> None:
+    processes, _, _ = all_linked(peers, 2)
+
+    processes[1].call(register_another, 7)
+
+    processes[0].call(instances.push_blocks, 11, [2], [5], 7)
+    assert torch.equal(processes[1].call(instances.content)[:, 5], instances.pattern(10, 2, 8, 4096)[:, 2])
+
+
+def register_another(state: SimpleNamespace, model_id: int) -> None:
+    instances.register(state, 3, 2, 8, 4096, model_id=model_id)
+    assert state.cache.remote_accessible
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_killed_member_is_replaced(peers: Callable[[int], list[Peer]], which: int) -> None:
     processes, members, table = all_linked(peers, 2)

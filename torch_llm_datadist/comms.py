@@ -23,15 +23,22 @@ from .transfer import RegisterMemStatus
 logger = logging.getLogger("torch_llm_datadist")
 
 _RETRY_S = 0.05  # until a member is asked again that has not called link yet
+_ANSWER_S = 1.0  # that one attempt waits: its greeting may have met a listener that was just closing
 
 Begin = Callable[[Target, float, "Future[LLMStatusCode]"], None]
+
+
+@dataclass(eq=False)
+class _Attempt:
+    answer: Future[LLMStatusCode]
+    deadline: float
 
 
 @dataclass(eq=False)
 class _Comm:
     """
     Attributes:
-        attempts: the links that this end makes: the answer, or when to try again.
+        attempts: the links that this end makes: one under way, or when to try again.
         was_complete: all members were linked once.
         failure: why it is over; "" while it is not.
     """
@@ -42,7 +49,7 @@ class _Comm:
     own_rank: int
     deadline: float
     record: wire.CommRecord
-    attempts: dict[int, Future[LLMStatusCode] | float] = field(default_factory=dict)
+    attempts: dict[int, _Attempt | float] = field(default_factory=dict)
     was_complete: bool = False
     failure: str = ""
 
@@ -152,19 +159,20 @@ class Comms:
         elif now >= comm.deadline:
             self._fail(comm, f"cluster {missing[0]} was not linked in time; has it called link?")
         for cluster_id, attempt in comm.attempts.items():
-            if isinstance(attempt, float) or not attempt.done():
+            if isinstance(attempt, float) or not attempt.answer.done():
                 continue
-            code = attempt.result()
-            if code == LLMStatusCode.LLM_PROCESSING_LINK:
+            code = attempt.answer.result()
+            is_late = code in (LLMStatusCode.LLM_LINK_FAILED, LLMStatusCode.LLM_TIMEOUT)
+            if code == LLMStatusCode.LLM_PROCESSING_LINK or (is_late and now >= attempt.deadline):
                 comm.attempts[cluster_id] = now + _RETRY_S
             elif code != LLMStatusCode.LLM_SUCCESS:
                 self._fail(comm, f"linking to cluster {cluster_id} failed with {code.name}")
 
     def _try(self, comm: _Comm, cluster_id: int) -> None:
-        answer: Future[LLMStatusCode] = Future()
-        comm.attempts[cluster_id] = answer
+        attempt = _Attempt(Future(), min(comm.deadline, time.monotonic() + _ANSWER_S))
+        comm.attempts[cluster_id] = attempt
         ip, port = comm.request.endpoint(comm.others[cluster_id])
-        self._begin_link(Target(cluster_id, ip, port, comm.record), comm.deadline, answer)
+        self._begin_link(Target(cluster_id, ip, port, comm.record), attempt.deadline, attempt.answer)
 
     def _fail(self, comm: _Comm, why: str) -> None:
         if not comm.failure:

@@ -66,7 +66,8 @@ class Peers:
     def fail(self, peer: Peer, code: LLMStatusCode, reason: str) -> None:
         """A link that was being made is not to be."""
         where = "linking" if peer.is_client_end else "a link asked for by a peer"
-        is_to_be_tried_again = bool(peer.comm) and code == LLMStatusCode.LLM_PROCESSING_LINK
+        is_late = bool(peer.deadline) and time.monotonic() >= peer.deadline
+        is_to_be_tried_again = bool(peer.comm) and (is_late or code == LLMStatusCode.LLM_PROCESSING_LINK)
         logger.log(
             logging.DEBUG if is_to_be_tried_again else logging.WARNING,
             "%s: %s: %s (%s)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import subprocess
 import sys
 from typing import Any
@@ -51,6 +52,22 @@ def test_importing_the_package_imports_neither_torch_nor_numpy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "[]"
+
+
+def test_importing_leaves_the_environment_alone() -> None:
+    """Mended: the original sets AUTO_USE_UC_MEMORY."""
+    code = "import os; old = dict(os.environ); import torch_llm_datadist; print(old == os.environ)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "True"
+
+
+def test_the_logger_is_named_and_has_no_handler() -> None:
+    """Mended: the original prints to stdout."""
+    logger = logging.getLogger("torch_llm_datadist")
+
+    assert logger.handlers == []
+    assert logger.level == logging.NOTSET
 
 
 def test_a_name_that_is_none_is_an_attribute_error() -> None:
