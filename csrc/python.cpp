@@ -190,6 +190,28 @@ void task_free(int64_t task) {
     transfer->cancel("the task was freed before it was bound");
 }
 
+using State = std::tuple<bool, int64_t, std::string>;
+
+// A number that is none any more is a transfer that has ended: one bad one does not hide the others.
+template <typename Ask>
+std::vector<State> states(const std::vector<int64_t>& numbers, Ask ask) {
+  std::vector<State> found;
+  for (const int64_t number : numbers) {
+    try {
+      found.push_back(ask(number));
+    } catch (const Error& error) {
+      found.emplace_back(true, error.code(), error.what());
+    }
+  }
+  return found;
+}
+
+std::pair<std::vector<State>, std::vector<State>> poll(const std::vector<int64_t>& task_numbers,
+                                                       const std::vector<int64_t>& tickets) {
+  return {states(task_numbers, [](int64_t task) { return tasks().get(task, "poll")->state(); }),
+          states(tickets, [](int64_t ticket) { return ticket_state(ticket); })};
+}
+
 std::pair<int64_t, std::string> task_wait(int64_t task) { return tasks().get(task, "task_wait")->wait(); }
 
 void task_limit(int64_t task, int64_t timeout_ms) {
@@ -369,6 +391,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def(
       "task_state", [](int64_t task) { return tasks().get(task, "task_state")->state(); }, py::arg("task"),
       nogil);
+  m.def("poll", &poll, py::arg("tasks"), py::arg("tickets"), nogil);
   m.def("task_wait", &task_wait, py::arg("task"), nogil);
   m.def("task_limit", &task_limit, py::arg("task"), py::arg("timeout_ms"), nogil);
   m.def(

@@ -3,7 +3,11 @@ and between real processes with bytes."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -17,7 +21,7 @@ from tests import instances
 from tests.conformance.case import INVALID, check_raises, row
 from tests.peers import Peer
 from tests.recording_core import Node
-from tests.test_link_protocol import DEADLINE_S, link, unused_port, wait_until
+from tests.test_link_protocol import DEADLINE_S, link, wait_until
 from torch_llm_datadist import LLMStatusCode, RegisterMemStatus
 from torch_llm_datadist.rank_table import PORT_VARIABLE, port_of, read_comm
 
@@ -34,9 +38,21 @@ def rank_table(devices: list[int], **server: Any) -> str:
     return json.dumps({"version": "1.0", "status": "completed", "server_count": "1", "server_list": [server]})
 
 
-def free_base(devices: int) -> int:
-    """A base port whose next ports are free, as far as one can know."""
-    return unused_port() - devices if devices else unused_port()
+_bases = itertools.count(os.getpid() % 1000)
+
+
+def free_base(devices: int = 1) -> int:
+    """A base port whose next ports are free. Not one that the system gives to clients meanwhile."""
+    for i in _bases:
+        base = 61000 + 4 * (i % 1000)
+        with contextlib.ExitStack() as stack:
+            try:
+                for port in range(base, base + devices):
+                    stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            except OSError:
+                continue
+            return base
+    raise AssertionError
 
 
 @pytest.fixture
@@ -83,7 +99,7 @@ def test_link_joins_every_member_with_every_other_in_any_order(
 
 def test_link_is_preparing_until_the_other_member_calls_it(node: Callable[..., Node]) -> None:
     one, two = node(1), node(2)
-    port = unused_port()
+    port = free_base()
 
     early = begin(two, {1: 0, 2: 1}, port)
     assert two.links.comm_status(early) == PREPARING
@@ -99,7 +115,7 @@ def test_link_fails_when_its_time_is_over(
 ) -> None:
     alone = node(2)
 
-    comm_id = begin(alone, {1: 0, 2: 1}, unused_port(), timeout_s=0.2)
+    comm_id = begin(alone, {1: 0, 2: 1}, free_base(), timeout_s=0.2)
 
     wait_status(alone, comm_id, FAILED)
     assert "cluster 1" in caplog.text
@@ -108,7 +124,7 @@ def test_link_fails_when_its_time_is_over(
 def test_one_waiting_place_serves_several_links(node: Callable[..., Node]) -> None:
     """A prefill instance is rank 0 towards each of its decode instances."""
     hub, spokes = node(1), [node(i) for i in (2, 3, 4)]
-    port = unused_port()
+    port = free_base()
 
     for spoke in spokes:
         members = {1: 0, spoke.identity.cluster_id: 1}
@@ -122,14 +138,14 @@ def test_one_waiting_place_serves_several_links(node: Callable[..., Node]) -> No
 
 def test_comm_ids_count_from_one(node: Callable[..., Node]) -> None:
     one = node(1)
-    port = unused_port()
+    port = free_base()
 
     assert [begin(one, {1: 0, 2: 1}, port, name, 0.2) for name in "abc"] == [1, 2, 3]
 
 
 def test_unlink_by_both_members_ends_the_link_and_it_can_be_made_again(node: Callable[..., Node]) -> None:
     one, two = node(1), node(2)
-    port = unused_port()
+    port = free_base()
     for _ in range(3):
         comms = [begin(each, {1: 0, 2: 1}, port) for each in (one, two)]
         for each, comm_id in zip((one, two), comms, strict=True):
@@ -153,7 +169,7 @@ def test_unlink_by_both_members_ends_the_link_and_it_can_be_made_again(node: Cal
 
 def test_unlink_by_one_member_is_a_failed_link_at_the_other(node: Callable[..., Node]) -> None:
     one, two = node(1), node(2)
-    port = unused_port()
+    port = free_base()
     first, second = begin(one, {1: 0, 2: 1}, port), begin(two, {1: 0, 2: 1}, port)
     wait_status(one, first, OK)
     wait_status(two, second, OK)
@@ -166,7 +182,7 @@ def test_unlink_by_one_member_is_a_failed_link_at_the_other(node: Callable[..., 
 
 def test_unlink_ends_a_link_that_is_still_being_made(node: Callable[..., Node]) -> None:
     one, two = node(1), node(2)
-    port = unused_port()
+    port = free_base()
     comm_id = begin(two, {1: 0, 2: 1}, port)
 
     two.links.end_comm(comm_id, DEADLINE_S)
@@ -181,7 +197,7 @@ def test_members_that_disagree_about_the_members_are_refused(
     node: Callable[..., Node], caplog: pytest.LogCaptureFixture
 ) -> None:
     one, two = node(1), node(2)
-    port = unused_port()
+    port = free_base()
     begin(one, {1: 0, 2: 1, 3: 2}, port)
 
     comm_id = begin(two, {1: 0, 2: 1}, port)
@@ -192,7 +208,7 @@ def test_members_that_disagree_about_the_members_are_refused(
 
 def test_members_with_different_modes_are_refused(node: Callable[..., Node]) -> None:
     one, two = node(1), node(2, remote_accessible=False)
-    port = unused_port()
+    port = free_base()
     begin(one, {1: 0, 2: 1}, port)
 
     wait_status(two, begin(two, {1: 0, 2: 1}, port), FAILED)
@@ -202,12 +218,12 @@ def test_a_member_that_is_linked_already_is_refused(node: Callable[..., Node]) -
     server, client = node(1, listens=True), node(2)
     link(client, server)
 
-    check_raises(LLMStatusCode.LLM_ALREADY_LINK, lambda: begin(client, {1: 0, 2: 1}, unused_port()))
+    check_raises(LLMStatusCode.LLM_ALREADY_LINK, lambda: begin(client, {1: 0, 2: 1}, free_base()))
 
 
 def test_a_name_is_in_use_once(node: Callable[..., Node]) -> None:
     one = node(1)
-    port = unused_port()
+    port = free_base()
     begin(one, {1: 0, 2: 1}, port)
 
     assert "in use" in check_raises(INVALID, lambda: begin(one, {1: 0, 3: 1}, port))
@@ -223,7 +239,7 @@ def test_a_taken_port_is_named(node: Callable[..., Node]) -> None:
 
 def test_one_sided_links_do_not_go_through_the_waiting_place(node: Callable[..., Node]) -> None:
     one, two = node(1), node(2)
-    one.port = unused_port()
+    one.port = free_base()
     begin(one, {1: 0, 3: 1}, one.port)
 
     assert link(two, one) == LLMStatusCode.LLM_LINK_FAILED
@@ -234,7 +250,7 @@ def test_a_restarted_member_links_again_once_the_other_has_unlinked(
     node: Callable[..., Node], is_seen: bool
 ) -> None:
     one, dead = node(1), node(2, pid=2**22 + 1, start_time=5)
-    port = unused_port()
+    port = free_base()
     first = begin(one, {1: 0, 2: 1}, port)
     begin(dead, {1: 0, 2: 1}, port)
     wait_status(one, first, OK)

@@ -121,6 +121,11 @@ def task_ticket(task: int) -> int: ...
 def task_state(task: int) -> tuple[bool, int, str]:
     """(has ended, code, detail)."""
 
+def poll(
+    tasks: Sequence[int], tickets: Sequence[int]
+) -> tuple[list[tuple[bool, int, str]], list[tuple[bool, int, str]]]:
+    """The states of many at once, in order; a number that is none has ended with a code."""
+
 def task_wait(task: int) -> tuple[int, str]:
     """Blocks until it ended; (code, detail). One that was never bound ends by `task_cancel` or its link."""
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from torch_llm_datadist.transfer import RegisterMemStatus as RegisterMemStatus
     from torch_llm_datadist.transfer import TransferConfig as TransferConfig
     from torch_llm_datadist.transfer import TransferWithCacheKeyConfig as TransferWithCacheKeyConfig
+    from torch_llm_datadist.transfer_watch import TransferWatch as TransferWatch
 
 # Public name: the module that defines it.
 _HOMES = {
@@ -66,6 +67,7 @@ _HOMES = {
     "Status": "errors",
     "Task": "binding",
     "TransferConfig": "transfer",
+    "TransferWatch": "transfer_watch",
     "TransferWithCacheKeyConfig": "transfer",
     "discard": "binding",
     "ticket_state": "binding",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import checks, ops
+from .arrivals import Tag, read_tag
 from .binding import Task
 from .block_transfer import (
     BlockTransfer,
@@ -39,6 +40,7 @@ from .local_copies import LocalCopies
 from .memory_pool import MemoryPool
 from .options import Options
 from .registry import CacheRegistry, LocalCache
+from .tagged import tagged
 from .wire import CacheRecord, Taken
 
 if TYPE_CHECKING:
@@ -82,12 +84,14 @@ class CacheManager(LocalCopies, AsyncTransfers):
         src_layer_range: range | None = None,
         dst_layer_range: range | None = None,
         tensor_num_per_layer: int = 2,
+        *,
+        tag: Tag | None = None,
     ) -> None:
         """Copies local blocks into blocks of a peer's cache: ``src_blocks[i]`` to ``dst_blocks[i]``, in every
         tensor.
 
         The copies start when all earlier work of the current stream is done; the call returns when they have
-        ended. The receiver is not told. Needs ``enable_remote_cache_accessible``.
+        ended. The receiver is told of ``tag`` only. Needs ``enable_remote_cache_accessible``.
 
         Args:
             dst_cache_key: the peer's cluster_id and the model_id of its cache.
@@ -96,6 +100,8 @@ class CacheManager(LocalCopies, AsyncTransfers):
             src_layer_range, dst_layer_range: ranges of layers with step 1, equally long; None means all
                 layers of the source. They need not be the same.
             tensor_num_per_layer: tensors that make a layer; divides the number of tensors of the cache.
+            tag: str of 1 to 256 characters or uint64, for ``wait_arrival`` at the receiver, which is told
+                when the bytes have landed, or of what went wrong. Not in the original.
 
         Raises:
             TypeError, ValueError: wrong types; a negative block.
@@ -107,11 +113,12 @@ class CacheManager(LocalCopies, AsyncTransfers):
         Source: seed 003 push_blocks.
         """
         asked = "push_blocks"
+        tag = None if tag is None else read_tag(asked, tag)
         key, transfer = self._read_push(
             asked, dst_cache_key, src_cache, src_blocks, dst_blocks, src_layer_range, dst_layer_range,
             tensor_num_per_layer,
         )  # fmt: skip
-        with self._links.table.using(key.cluster_id, asked) as link:
+        with self._links.table.using(key.cluster_id, asked) as link, tagged(self._links, key.cluster_id, tag):
             self._remote(asked, link, key)
             self._call.move_blocks(asked, ops.push_blocks, src_cache, transfer, link, key.model_id)
 
@@ -124,17 +131,19 @@ class CacheManager(LocalCopies, AsyncTransfers):
         dst_layer_range: range | None = None,
         size: int = -1,
         tensor_num_per_layer: int = 2,
+        *,
+        tag: Tag | None = None,
     ) -> None:
         """Copies a batch entry of a local contiguous cache into an entry of a peer's, in every tensor.
 
         The copies start when all earlier work of the current stream is done; the call returns when they have
-        ended. The receiver is not told. Needs ``enable_remote_cache_accessible``.
+        ended. The receiver is told of ``tag`` only. Needs ``enable_remote_cache_accessible``.
 
         Args:
             dst_cache_key: the peer's cluster_id, the cache_id of its cache and the entry.
             src_cache: a contiguous cache of this instance.
             src_batch_index: uint32, the entry here.
-            src_layer_range, dst_layer_range, tensor_num_per_layer: as ``push_blocks``.
+            src_layer_range, dst_layer_range, tensor_num_per_layer, tag: as ``push_blocks``.
             size: bytes of each tensor; only -1, a whole local entry. The peer's may be larger.
 
         Raises: as ``push_blocks``.
@@ -142,6 +151,7 @@ class CacheManager(LocalCopies, AsyncTransfers):
         Source: seed 004 push_cache.
         """
         asked = "push_cache"
+        tag = None if tag is None else read_tag(asked, tag)
         self._require_remote_access(asked)
         key = checks.instance(f"{asked}: dst_cache_key", dst_cache_key, CacheKeyByIdAndIndex)
         local = self._find_reachable(asked, "src_cache", src_cache, is_blocks=False)
@@ -155,7 +165,7 @@ class CacheManager(LocalCopies, AsyncTransfers):
             _NO_BLOCKS, key.cache_id, entry, key.batch_index, -1,
             src_layers.start, dst_layers.start, len(src_layers), per_layer,
         )  # fmt: skip
-        with self._links.table.using(key.cluster_id, asked) as link:
+        with self._links.table.using(key.cluster_id, asked) as link, tagged(self._links, key.cluster_id, tag):
             self._remote(asked, link, key)
             self._call.move_entry(asked, ops.push_cache, src_cache, transfer, link)
 

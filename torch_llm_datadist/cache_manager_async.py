@@ -9,7 +9,8 @@ from types import ModuleType
 
 import torch
 
-from . import transfer_request
+from . import checks, transfer_request
+from .arrivals import Tag, read_tag
 from .binding import Task
 from .cache import Cache
 from .cache_task import CacheTask
@@ -105,6 +106,28 @@ class AsyncTransfers:
         self._find_reachable(transfer_request.ASKED, "src_cache", src_cache, is_blocks=True)
         wanted = [self._layer_send(request, i) for i in range(len(request.configs))]
         return self._layer_transfers.begin(request.synchronizer, wanted)
+
+    def wait_arrival(self, cluster_id: int, tag: Tag, timeout: int = 3000) -> None:
+        """Blocks until a push with that tag has landed here; its bytes are there for every stream.
+
+        A tag is taken by the wait that returns, or raises what the push ended with, so it can be used again.
+        It may have arrived before the call. Not in the original, whose receivers are not told.
+
+        Args:
+            cluster_id: uint64, the peer that pushes.
+            tag: str of 1 to 256 characters or uint64, as given to ``push_blocks`` or ``push_cache``.
+            timeout: int32, > 0, in milliseconds.
+
+        Raises:
+            TypeError, ValueError: wrong types.
+            LLMException: ``LLM_TIMEOUT`` when it has not come in time, and may still; ``LLM_NOT_YET_LINK``
+                when it has not come and there is no link by which it could; the code of a push that failed.
+        """
+        asked = "wait_arrival"
+        cluster = checks.uint64(f"{asked}: cluster_id", cluster_id)
+        wanted = read_tag(asked, tag)
+        timeout_ms = checks.timeout_ms(f"{asked}: timeout", timeout)
+        self._links.arrivals.wait(cluster, wanted, timeout_ms / 1000)
 
     def _layer_send(self, request: TransferRequest, index: int) -> LayerSend:
         config = request.configs[index]

@@ -121,9 +121,6 @@ class Comms:
             )
         return None
 
-    def needs_listener(self) -> bool:
-        return any(rank > comm.own_rank for comm in self._comms.values() for rank in comm.others.values())
-
     def tick(self, now: float) -> float | None:
         wanted: list[float] = []
         for comm in self._comms.values():

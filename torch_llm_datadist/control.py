@@ -15,6 +15,7 @@ import zmq
 
 from . import wire
 from .announcements import Announcements
+from .arrivals import Arrivals, Tag
 from .cluster import endpoint
 from .comms import Comms
 from .errors import (
@@ -23,7 +24,6 @@ from .errors import (
     LinkFailedError,
     LLMException,
     LLMStatusCode,
-    ParamInvalidError,
 )
 from .farewell import Farewell
 from .handshake import Handshake, Target
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from . import _C
 
 logger = logging.getLogger("torch_llm_datadist")
+
+_CLOSING_S = 1.0  # that a closed socket may keep its port
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,13 @@ class Control:
         identity: Identity,
         registry: CacheRegistry,
     ) -> None:
-        self.table = LinkTable()
+        self.arrivals = Arrivals()
+        self.table = LinkTable(self.arrivals)
         self._peers = Peers(native, identity, self.table)
         self._announcements = Announcements(native, make_segment, registry)
         self._farewell = Farewell(self._peers, registry)
         self._listener: Listener | None = None  # listen_ip_info
-        self._meeting: Listener | None = None  # where members of two-sided links meet
+        self._meetings: dict[tuple[str, int], Listener] = {}  # where members of two-sided links meet
         self._serials = itertools.count(1)
         self.comms = Comms(self._peers, self.begin_link, self._listen_for_members)
         self.loop = ControlLoop(f"llm_datadist-{identity.cluster_id}", self._tick)
@@ -77,9 +80,10 @@ class Control:
         old = self._listener
         if old is not None and (old.ip, old.port) == (ip, port):
             return port
-        if old is not None and old.port == port:
+        is_same_port = old is not None and old.port == port
+        if is_same_port:
             self.stop_listening()  # the new address may contain the old one
-        listener = self._open(ip, port, "listen_ip_info")
+        listener = self._open(ip, port, "listen_ip_info", _CLOSING_S if is_same_port else 0.0)
         self.stop_listening()
         self._listener = listener
         return listener.port
@@ -104,35 +108,23 @@ class Control:
         return self.listen(*listen)
 
     def _listen_for_members(self, ip: str, port: int) -> None:
-        if self._meeting is not None and (self._meeting.ip, self._meeting.port) != (ip, port):
-            raise ParamInvalidError(
-                f"link: this instance waits for members at {endpoint(self._meeting.ip, self._meeting.port)} "
-                f"already, expected the same address in every rank table, not {endpoint(ip, port)}"
-            )
-        if self._meeting is None:
-            try:
-                self._meeting = self._open(ip, port, "the rank table and link_port")
-            except EngineFailedError as error:
-                raise LinkFailedError(str(error).replace("init:", "link:", 1)) from None
-
-    def _close_meeting(self) -> None:
-        """Nobody is expected there any more, and no link goes over it."""
-        meeting = self._meeting
-        if meeting is None or self.comms.needs_listener():
+        """From now on: members of a later two-sided link find this instance at the same place."""
+        if (ip, port) in self._meetings:
             return
-        channels = [peer.channel for peer in self._peers]
-        if not any(isinstance(c, RouterChannel) and c.socket is meeting.socket for c in channels):
-            self._meeting = None
-            self.loop.close_socket(meeting.socket, LINGER_MS)
+        try:
+            self._meetings[ip, port] = self._open(ip, port, "the rank table and link_port")
+        except EngineFailedError as error:
+            raise LinkFailedError(str(error).replace("init:", "link:", 1)) from None
 
-    def _open(self, ip: str, port: int, setting: str) -> Listener:
+    def _open(self, ip: str, port: int, setting: str, patience_s: float = 0.0) -> Listener:
+        """``patience_s``: an own socket at that port is still being closed."""
         router = self.loop.socket(zmq.ROUTER)
         router.setsockopt(zmq.IPV6, ":" in ip)
         router.setsockopt(zmq.LINGER, 0)
         router.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         try:
-            router.bind(f"tcp://{endpoint(ip, port)}")
+            _bind(router, f"tcp://{endpoint(ip, port)}", patience_s)
         except zmq.ZMQError as error:
             self.loop.close_socket(router)
             raise EngineFailedError(
@@ -158,6 +150,11 @@ class Control:
         self, cluster_id: int, deadline: float, force: bool, answer: Future[LLMStatusCode]
     ) -> None:
         self._farewell.begin(cluster_id, deadline, force, answer)
+
+    def tell_pushed(self, cluster_id: int, tag: Tag, code: int, detail: str) -> None:
+        peer = self._peers.open(cluster_id)
+        if peer is not None:
+            peer.send(wire.Pushed(tag, code, detail[:4096]))
 
     def begin_sync(self, cluster_id: int, answer: Future[bool]) -> None:
         peer = self._peers.open(cluster_id)
@@ -193,7 +190,6 @@ class Control:
     def _tick(self) -> float | None:
         now = time.monotonic()
         wanted = [self._announcements.tick(), self._farewell.tick(now), self.comms.tick(now)]
-        self._close_meeting()
         for peer in self._peers:
             if peer.deadline and now >= peer.deadline:
                 self._on_deadline(peer)
@@ -246,7 +242,7 @@ class Control:
                 channel.send(wire.encode(wire.Closed("this instance knows no link on that connection")))
 
     def _is_meeting(self, router: zmq.Socket[bytes]) -> bool:
-        return self._meeting is not None and self._meeting.socket is router
+        return any(listener.socket is router for listener in self._meetings.values())
 
     def _on_dealer_message(self, peer: Peer, frames: list[zmq.Frame]) -> None:
         try:
@@ -301,12 +297,26 @@ class Control:
                 peer.send(wire.Synced(message.serial))
             case wire.Synced(), _ if is_open:
                 resolve(peer.syncs.pop(message.serial, None), True)
+            case wire.Pushed(), _ if is_open:
+                self.arrivals.add(peer.cluster_id, message.tag, message.code, message.detail)
             case wire.Bye(), _ if is_open:
                 self._farewell.on_bye(peer, message)
             case _, LinkState.CLOSED:
                 pass  # it was under way when this end was closed
             case _:
                 self._peers.log_odd(peer, f"{type(message).__name__} while {peer.state.value}")
+
+
+def _bind(socket: zmq.Socket[bytes], address: str, patience_s: float) -> None:
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            socket.bind(address)
+            return
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EADDRINUSE or time.monotonic() >= deadline:
+                raise
+        time.sleep(0.01)
 
 
 def _address_of(frame: zmq.Frame) -> str:

@@ -6,13 +6,13 @@ import atexit
 import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 from . import checks
-from .cluster import LLMClusterInfo, LLMRole, parse_endpoint
-from .errors import LLMStatusCode, ParamInvalidError
+from .cluster import LLMClusterInfo, LLMRole, endpoint, parse_endpoint
+from .errors import LLMStatusCode, ParamInvalidError, class_for_code
 from .handshake import Target
 from .link_table import LinkInfo
 from .option_checks import text_map as read_text_map
@@ -284,6 +284,50 @@ class LLMDataDist:
         """The native handle of the link to a cluster; ``NotYetLinkError`` without one. For ``ops``."""
         running = self._initialised()
         return running.links.table.get(checks.uint64("link_id: cluster_id", cluster_id), "link_id").handle
+
+    def link_group(self, ranks: Mapping[int, str], timeout: int = 3000) -> None:
+        """Links to all ranks of a peer's tensor-parallel group at the same time: to all of them or to none.
+
+        A rank that is linked already stays so. When one fails, the links that this call made are ended again.
+
+        Args:
+            ranks: cluster_id → address at which that rank listens, ``"ip:port"`` or ``"[ipv6]:port"``.
+            timeout: int32, > 0, in milliseconds, for the whole call.
+
+        Raises:
+            TypeError, ValueError: wrong types.
+            LLMException: ``LLM_PARAM_INVALID`` for an empty group or a bad address; else the code of the
+                first rank that failed, in the order of ``ranks``.
+        """
+        running = self._initialised()
+        asked = "link_group"
+        given = checks.instance(f"{asked}: ranks", ranks, dict, what="a dict of cluster_id to address")
+        timeout_s = checks.timeout_ms(f"{asked}: timeout", timeout) / 1000
+        if not given:
+            raise ParamInvalidError(f"{asked}: ranks is empty, expected at least one")
+        targets = [
+            Target(
+                checks.uint64(f"{asked}: cluster_id", cluster_id),
+                *parse_endpoint(f"{asked}: ranks[{cluster_id}]", address),
+            )
+            for cluster_id, address in given.items()
+        ]
+        codes = running.links.link(targets, timeout_s)
+        good = (LLMStatusCode.LLM_SUCCESS, LLMStatusCode.LLM_ALREADY_LINK)
+        failed = [(target, code) for target, code in zip(targets, codes, strict=True) if code not in good]
+        if not failed:
+            return
+        made = [
+            t.cluster_id for t, code in zip(targets, codes, strict=True) if code == LLMStatusCode.LLM_SUCCESS
+        ]
+        running.links.unlink(made, timeout_s, force=True)
+        raise class_for_code(failed[0][1])(
+            f"{asked}: no link to "
+            + ", ".join(
+                f"cluster {t.cluster_id} at {endpoint(t.ip, t.port)} ({code.name})" for t, code in failed
+            )
+            + f"; the {len(made)} other new links were ended again. The log says why."
+        )
 
     def wait_linked(self, cluster_ids: Iterable[int], timeout_s: float = 30.0) -> None:
         """Blocks until there is a link to each of the clusters, whoever makes it.

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from . import wire
+from .arrivals import Tag
 from .control import Control
 from .errors import LLMStatusCode
 from .handshake import Target
@@ -50,6 +51,7 @@ class LinkService:
         self._name = f"the control thread of cluster {identity.cluster_id}"
         self.identity = identity
         self.table = self._control.table
+        self.arrivals = self._control.arrivals
 
     def listen(self, ip: str, port: int) -> int:
         """Starts to listen; returns the port. ``EngineFailedError`` when it is taken."""
@@ -107,6 +109,10 @@ class LinkService:
             return answer.result(timeout_s)
         except TimeoutError:
             return False
+
+    def tell_pushed(self, cluster_id: int, tag: Tag, code: int, detail: str) -> None:
+        """Tells a peer that a tagged push to it has ended; returns at once."""
+        self._loop.post(lambda: self._control.tell_pushed(cluster_id, tag, code, detail))
 
     def sync(self, cluster_id: int, timeout_s: float) -> bool:
         """Waits until what the peer has registered up to now is known here; False if that took too long."""

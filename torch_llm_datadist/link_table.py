@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from .arrivals import Arrivals
 from .errors import NotYetLinkError, TimeoutExceededError
 from .wire import CacheRecord
 
@@ -48,7 +49,8 @@ class Link:
 
 
 class LinkTable:
-    def __init__(self) -> None:
+    def __init__(self, arrivals: Arrivals) -> None:
+        self._arrivals = arrivals
         self._changed = threading.Condition()
         self._links: dict[int, Link] = {}
         self._ended: dict[int, tuple[str, float]] = {}
@@ -59,6 +61,7 @@ class LinkTable:
         with self._changed:
             self._links[link.cluster_id] = link
             self._ended.pop(link.cluster_id, None)
+            self._arrivals.linked(link.cluster_id)
             self._changed.notify_all()
 
     def remove(self, cluster_id: int, handle: int) -> None:
@@ -66,6 +69,7 @@ class LinkTable:
             link = self._links.get(cluster_id)
             if link is not None and link.handle == handle:
                 del self._links[cluster_id]
+                self._arrivals.ended(cluster_id)
             self._changed.notify_all()
 
     def remember_end(self, cluster_id: int, reason: str) -> None:

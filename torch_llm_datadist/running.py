@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from .registry import CacheRegistry, leave_over, left_over_caches
 if TYPE_CHECKING:
     from . import _C
 
+VISIBLE_DEVICES = "ASCEND_RT_VISIBLE_DEVICES"
 logger = logging.getLogger("torch_llm_datadist")
 
 
@@ -85,7 +87,12 @@ def _bring_up(device: int) -> None:
 
     count = torch_npu.npu.device_count()
     if device >= count:
-        raise ParamInvalidError(f"init: device_id is {device}, this process sees {count} devices")
+        visible = os.environ.get(VISIBLE_DEVICES)
+        raise ParamInvalidError(
+            f"init: device_id is {device}, this process sees {count} devices"
+            + (f", 0 to {count - 1}" if count else "")
+            + (f", since {VISIBLE_DEVICES} is {visible!r}" if visible is not None else "")
+        )
     torch.empty(1, device=f"npu:{device}")
 
 

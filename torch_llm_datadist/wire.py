@@ -14,6 +14,7 @@ and then, either way, in any order:
     KEYS(cache_id, keys)        the keys of that cache are these now
     TAKEN(cache_id, …)          I have pulled that much of one of its batch entries
     SYNC(serial), SYNCED        asks whether all announcements up to now have been sent
+    PUSHED(tag, code, detail)   a tagged push has ended
     BYE(reason)                 please close your end
     CLOSED(reason)              my end is closed: nothing of mine is in flight any more
 """
@@ -153,6 +154,14 @@ class Synced(_Message, frozen=True):
     serial: Natural
 
 
+class Pushed(_Message, frozen=True):
+    """A push with that tag has ended: 0, its bytes are there; or why not."""
+
+    tag: Annotated[str, Meta(min_length=1, max_length=256)] | Natural
+    code: int
+    detail: Text
+
+
 class Bye(_Message, frozen=True):
     reason: Text
 
@@ -174,6 +183,7 @@ Message: TypeAlias = (
     | Taken
     | Sync
     | Synced
+    | Pushed
     | Bye
     | Closed
 )

@@ -1,0 +1,92 @@
+"""Tagged pushes as the receiver learns of them: the sender says so once the bytes have landed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from typing import TypeAlias
+
+from . import checks
+from .errors import LLMStatusCode, NotYetLinkError, TimeoutExceededError, class_for_code
+
+logger = logging.getLogger("torch_llm_datadist")
+
+Tag: TypeAlias = "str | int"
+
+MAX_TAG_CHARACTERS = 256
+_MAX_UNCLAIMED = 65536  # per cluster
+
+
+def read_tag(asked: str, tag: object) -> Tag:
+    """A str of 1 to 256 characters, or a uint64."""
+    if isinstance(tag, str):
+        if not 1 <= len(tag) <= MAX_TAG_CHARACTERS:
+            raise ValueError(f"{asked}: tag has {len(tag)} characters, expected 1 to {MAX_TAG_CHARACTERS}")
+        return tag
+    if not checks.is_integer(tag):
+        raise TypeError(f"{asked}: tag is {tag!r} ({type(tag).__name__}), expected a str or an int")
+    return checks.uint64(f"{asked}: tag", tag)
+
+
+class Arrivals:
+    """Thread-safe. The control thread writes, callers wait."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._unclaimed: dict[int, OrderedDict[Tag, tuple[int, str]]] = {}
+        self._linked: set[int] = set()
+
+    # For the control thread.
+
+    def linked(self, cluster_id: int) -> None:
+        with self._changed:
+            self._linked.add(cluster_id)
+
+    def ended(self, cluster_id: int) -> None:
+        with self._changed:
+            self._linked.discard(cluster_id)
+            self._changed.notify_all()
+
+    def add(self, cluster_id: int, tag: Tag, code: int, detail: str) -> None:
+        with self._changed:
+            unclaimed = self._unclaimed.setdefault(cluster_id, OrderedDict())
+            unclaimed[tag] = (code, detail)
+            if len(unclaimed) > _MAX_UNCLAIMED:
+                lost, _ = unclaimed.popitem(last=False)
+                logger.warning(
+                    "cluster %d has pushed %d tags that nobody waits for; forgetting tag %r",
+                    cluster_id,
+                    _MAX_UNCLAIMED,
+                    lost,
+                )
+            self._changed.notify_all()
+
+    # For callers.
+
+    def wait(self, cluster_id: int, tag: Tag, timeout_s: float) -> None:
+        """Takes the tag; ``NotYetLinkError`` when it cannot come any more, ``TimeoutExceededError``, or what
+        the push ended with."""
+        asked = "wait_arrival"
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._has(cluster_id, tag) or cluster_id not in self._linked,
+                max(0.0, deadline - time.monotonic()),
+            )
+            if not self._has(cluster_id, tag):
+                if cluster_id not in self._linked:
+                    raise NotYetLinkError(
+                        f"{asked}: tag {tag!r} has not arrived, and there is no link to cluster {cluster_id}"
+                    )
+                raise TimeoutExceededError(
+                    f"{asked}: tag {tag!r} of cluster {cluster_id} has not arrived within {timeout_s} s; the "
+                    "link is still usable"
+                )
+            code, detail = self._unclaimed[cluster_id].pop(tag)
+        if code != LLMStatusCode.LLM_SUCCESS:
+            raise class_for_code(code)(f"{asked}: cluster {cluster_id} said of tag {tag!r}: {detail}")
+
+    def _has(self, cluster_id: int, tag: Tag) -> bool:
+        return tag in self._unclaimed.get(cluster_id, ())

@@ -1,0 +1,124 @@
+"""Many transfers polled in one call, as an engine's scheduler wants it once per step."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from . import _native
+from .binding import Task, TransferState
+from .cache_task import CacheTask
+from .checks import integers, is_integer
+from .errors import LLMStatusCode, status_code_of
+
+Name = TypeVar("Name", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class FailedTransfer:
+    """
+    Attributes:
+        blocks: what was given for it: the blocks whose bytes are not to be trusted.
+    """
+
+    code: LLMStatusCode
+    detail: str
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Finished(Generic[Name]):
+    """What has ended since the last poll.
+
+    Attributes:
+        sent: tasks whose last byte has left: their source blocks are free.
+        arrived: tickets all of whose layers have arrived and were waited for.
+        failed: the others.
+    """
+
+    sent: set[Name] = field(default_factory=set)
+    arrived: set[Name] = field(default_factory=set)
+    failed: dict[Name, FailedTransfer] = field(default_factory=dict)
+
+
+class TransferWatch(Generic[Name]):
+    """The transfers of an engine by the names it gives them, its request ids say. Not in the original.
+
+    >>> watch = TransferWatch()
+    >>> watch.add("request 7", manager.prepare_push(key, cache, src, dst), blocks=src)
+    >>> watch.poll()
+    Finished(sent=set(), arrived=set(), failed={})
+
+    Thread-safe. Each name is reported once and then forgotten.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watched: dict[Name, tuple[Task | CacheTask | int, tuple[int, ...]]] = {}
+
+    def add(self, name: Name, transfer: Task | CacheTask | int, blocks: Sequence[int] = ()) -> None:
+        """
+        Args:
+            name: hashable; not in use.
+            transfer: a ``Task`` or a ``CacheTask`` that sends, or a ticket (int) that arrives here.
+            blocks: list or tuple of local block ids, handed back if it fails.
+
+        Raises:
+            TypeError, ValueError: another kind of transfer, a name in use.
+        """
+        if not isinstance(transfer, (Task, CacheTask)) and not is_integer(transfer):
+            raise TypeError(
+                f"TransferWatch.add: transfer is {transfer!r}, expected a Task, a CacheTask or a ticket (int)"
+            )
+        held = tuple(integers("TransferWatch.add: blocks", blocks))
+        with self._lock:
+            if name in self._watched:
+                raise ValueError(f"TransferWatch.add: {name!r} is watched already")
+            self._watched[name] = (transfer, held)
+
+    def forget(self, name: Name) -> None:
+        """Watches it no longer; the transfer itself goes on."""
+        with self._lock:
+            self._watched.pop(name, None)
+
+    def __len__(self) -> int:
+        return len(self._watched)
+
+    def poll(self) -> Finished[Name]:
+        """What has ended since the last call; never blocks, and asks the core once for all of them."""
+        finished: Finished[Name] = Finished()
+        with self._lock:
+            for name, state in zip(list(self._watched), self._states(), strict=True):
+                if not state.has_ended:
+                    continue
+                transfer, blocks = self._watched.pop(name)
+                if state.code != LLMStatusCode.LLM_SUCCESS:
+                    code = status_code_of(state.code)
+                    finished.failed[name] = FailedTransfer(code, state.detail, blocks)
+                elif isinstance(transfer, int):
+                    finished.arrived.add(name)
+                else:
+                    finished.sent.add(name)
+        return finished
+
+    def _states(self) -> list[TransferState]:
+        transfers = [transfer for transfer, _ in self._watched.values()]
+        tasks = [t.number for t in transfers if isinstance(t, Task)]
+        tickets = [t for t in transfers if isinstance(t, int)]
+        of_tasks, of_tickets = _native.load().poll(tasks, tickets) if tasks or tickets else ([], [])
+        next_task, next_ticket = iter(of_tasks), iter(of_tickets)
+        states = []
+        for transfer in transfers:
+            if isinstance(transfer, CacheTask):
+                states.append(_state_of(transfer))
+            else:
+                states.append(TransferState(*next(next_task if isinstance(transfer, Task) else next_ticket)))
+        return states
+
+
+def _state_of(task: CacheTask) -> TransferState:
+    if not task.done():
+        return TransferState(False, 0, "")
+    return TransferState(True, int(task.synchronize(0)), "; ".join(filter(None, task.details())))
