@@ -10,10 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from tests import instances
+from tests import caches, instances
 from tests.conformance.case import INVALID, check_raises
-from tests.transfers import LAYERS, OK, Always, Gates, link, moved, pattern, restore, start, to
-from torch_llm_datadist import CacheTask, TransferConfig
+from tests.transfers import BLOCK_BYTES, LAYERS, OK, Always, Gates, link, moved, pattern, restore, start, to
+from torch_llm_datadist import (
+    Cache,
+    CacheDesc,
+    CacheKeyByIdAndIndex,
+    CacheTask,
+    DataType,
+    Placement,
+    TransferConfig,
+    TransferWithCacheKeyConfig,
+)
 from torch_llm_datadist.cache_manager import CacheManager
 
 WAIT_MS = 30_000
@@ -100,6 +109,40 @@ def test_block_indices_name_the_blocks_of_a_paged_source_and_a_paged_destination
     assert torch.equal(instances.content(there), whole([0, 3, 1], [5, 2, 4]))
 
 
+def contiguous(state: SimpleNamespace, desc: CacheDesc) -> SimpleNamespace:
+    """A contiguous cache of the instance, with bytes that its cluster_id says."""
+    own = SimpleNamespace(datadist=state.datadist, device=state.device, cluster_id=state.cluster_id)
+    caches.add(own, "batch", state.cluster_id, desc)
+    return own
+
+
+def test_without_block_indices_an_entry_of_a_contiguous_source_goes_to_an_entry(pair: Any) -> None:
+    here, there = (contiguous(state, caches.describe(4, 3, 64)) for state in pair)
+    key = CacheKeyByIdAndIndex(2, there.caches["batch"].cache_id, 2)
+    config = TransferWithCacheKeyConfig(key, range(2), range(2), 1)
+
+    task = pair[0].manager.transfer_cache_async(here.caches["batch"], Always(), [config])
+
+    assert task.synchronize(WAIT_MS) == OK
+    for sent, found in zip(caches.bytes_of(1, [192] * 4), caches.look(there, "batch"), strict=True):
+        assert torch.equal(found[128:], sent[64:128])
+
+
+def test_dst_block_memory_size_says_how_an_entry_is_cut_into_destination_blocks(pair: Any) -> None:
+    here, there = pair
+    source = contiguous(here, caches.describe(2 * LAYERS, 3, 600)).caches["batch"]
+    before = instances.content(there)
+
+    task = here.manager.transfer_cache_async(source, Always(), [to(2)], None, [5, 0, 3], BLOCK_BYTES)
+
+    assert task.synchronize(WAIT_MS) == OK, task.details()
+    for tensor, sent in enumerate(caches.bytes_of(1, [1800] * 2 * LAYERS)):
+        for block, part in zip([5, 0, 3], sent[:600].split(BLOCK_BYTES), strict=True):
+            before[tensor, block, : len(part)] = part
+    assert torch.equal(instances.content(there), before)
+    check_raises(INVALID, lambda: call(here, src_cache=source, src_block_indices=None))
+
+
 @pytest.mark.parametrize("size", [None, 0, 256], ids=["omitted", "0 is as omitted", "given"])
 def test_dst_block_memory_size_is_that_of_the_source_block_when_it_is_omitted(pair: Any, size: Any) -> None:
     here, there = pair
@@ -152,6 +195,12 @@ def call(state: SimpleNamespace, **changes: Any) -> CacheTask:
     }
     task: CacheTask = state.manager.transfer_cache_async(**given)
     return task
+
+
+def test_constraint_a_source_on_the_host_is_refused(pair: Any) -> None:
+    desc = CacheDesc(2, [1, 8], DataType.DT_INT8, Placement.HOST)
+
+    check_raises(INVALID, lambda: call(pair[0], src_cache=Cache.create_cpu_cache(desc, [16, 32])))
 
 
 def test_constraint_paged_source_to_a_destination_that_is_not_is_refused(pair: Any) -> None:

@@ -119,6 +119,7 @@ class Announcements:
             tensor_bytes=list(local.tensor_bytes),
             is_owned=local.is_owned,
             keys=self._keys(cache.cache_id),
+            addresses=[] if peer.identity is None or peer.identity.remote_accessible else cache.tensor_addrs,
             segments=segments,
         )
 

@@ -7,18 +7,15 @@ from collections.abc import Sequence
 from functools import partial
 from types import ModuleType
 
-import torch
-
 from . import checks, transfer_request
 from .arrivals import Tag, read_tag
 from .binding import Task
 from .cache import Cache
 from .cache_task import CacheTask
-from .checks import as_int64
 from .entry_transfer import Key
 from .errors import ParamInvalidError
-from .keys import BlocksCacheKey
-from .layer_transfer import LayerSend, LayerTransfers
+from .layer_push import LayerPush
+from .layer_transfer import LayerSend, LayerTransfers, Pieces
 from .link import LinkService
 from .link_table import Link
 from .options import Options
@@ -72,15 +69,17 @@ class AsyncTransfers:
         nor the others. A receiver is not told.
 
         Args:
-            src_cache: a cache in device memory, registered here, with an even number of tensors: K and V of
-                each layer.
+            src_cache: a cache of this instance in device memory with an even number of tensors, K and V of
+                each layer: of blocks or contiguous.
             layer_synchronizer: says when a layer may be sent.
             transfer_configs: list or tuple; ``TransferWithCacheKeyConfig`` in remote-accessible mode,
                 ``TransferConfig`` otherwise. An empty one is a success.
             src_block_indices: blocks of a paged source. Without any, a paged source sends its block 0, as
                 with the original; a warning is logged.
-            dst_block_indices: as many blocks of the destination.
-            dst_block_memory_size: bytes of one destination block; None or 0: as the source.
+            dst_block_indices: blocks of a paged destination: as many as of the source; or those that a batch
+                entry of a contiguous source is cut into, slice by slice. Without them the entry goes to one.
+            dst_block_memory_size: bytes of one destination block, required for a contiguous source; None or
+                0: as the source's blocks.
 
         Returns:
             The handle. Whatever goes wrong from here on is in its results: ``LLM_NOT_YET_LINK`` without a
@@ -103,7 +102,8 @@ class AsyncTransfers:
             dst_block_memory_size,
             remote_accessible=self._options.remote_accessible,
         )
-        self._find_reachable(transfer_request.ASKED, "src_cache", src_cache, is_blocks=True)
+        is_blocks = request.cache.is_blocks_cache
+        self._find_reachable(transfer_request.ASKED, "src_cache", src_cache, is_blocks=is_blocks)
         wanted = [self._layer_send(request, i) for i in range(len(request.configs))]
         return self._layer_transfers.begin(request.synchronizer, wanted)
 
@@ -134,43 +134,17 @@ class AsyncTransfers:
         name = f"transfer_configs[{index}] (cluster {config.dst_cluster_id})"
         return LayerSend(name, request.layers[index], partial(self._prepare_layers, name, request, index))
 
-    def _prepare_layers(self, name: str, request: TransferRequest, index: int) -> Task:
+    def _prepare_layers(self, name: str, request: TransferRequest, index: int) -> Task | Pieces:
         """On a worker: takes one config's push at its link."""
         config = request.configs[index]
-        layers = request.layers[index]
         asked = transfer_request.ASKED
-        if not isinstance(config, TransferWithCacheKeyConfig):
-            raise NotImplementedError(
-                f"{asked} with TransferConfig is not there yet; use enable_remote_cache_accessible"
-            )
-        key = config.cache_key
-        if not isinstance(key, BlocksCacheKey):
-            raise NotImplementedError(
-                f"{asked} to a contiguous cache is not there yet; send to a BlocksCacheKey"
-            )
-        src, dst = request.src_blocks, request.dst_blocks
-        if not dst:
-            logger.warning("%s: %s: no block indices, so only block 0 is sent", asked, name)
-            src, dst = [0], [0]
-        block_bytes = request.cache.cache_desc.size // request.cache.num_blocks
-        if request.dst_block_bytes not in (0, block_bytes):
-            raise ParamInvalidError(
-                f"{asked}: dst_block_memory_size is {request.dst_block_bytes}, a block of src_cache has "
-                f"{block_bytes} bytes; expected as many"
-            )
-        with self._links.table.using(key.cluster_id, asked) as link:
-            self._remote(asked, link, key)
-            task = self._native.prepare_push(
-                link.handle,
-                as_int64(key.model_id),
-                request.cache.tensors,
-                torch.tensor(src, dtype=torch.int64),
-                torch.tensor(dst, dtype=torch.int64),
-                layers.start,
-                config.dst_layer_range.start,
-                len(layers),
-                transfer_request.TENSORS_PER_LAYER,
-                0,
-                has_ticket=False,
-            )
-        return Task(task)
+        push = LayerPush(self._native, f"{asked}: {name}", request, config, request.layers[index])
+        with self._links.table.using(config.dst_cluster_id, asked) as link:
+            if isinstance(config, TransferWithCacheKeyConfig):
+                record, _ = self._remote(asked, link, config.cache_key)
+                return push.by_key(link, record)
+            try:
+                return push.by_addresses(link)
+            except ParamInvalidError:  # perhaps the peer has not said yet what it registered just now
+                self._links.sync(config.dst_cluster_id, self._options.sync_kv_timeout_ms / 1000)
+                return push.by_addresses(link)

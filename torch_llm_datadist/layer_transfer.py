@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import ModuleType
+from typing import NamedTuple, TypeAlias
 
 import torch
 import torch_npu
@@ -21,13 +22,24 @@ import torch_npu
 from . import ops
 from .binding import Binding, Task
 from .cache_task import CacheTask
-from .errors import LLMException, LLMStatusCode, status_code_of
+from .errors import LinkBusyError, LLMException, LLMStatusCode, status_code_of
 from .transfer import LayerSynchronizer
 from .worker_pool import WorkerPool
 
 logger = logging.getLogger("torch_llm_datadist")
 
 _NO_LIMIT_S = 10.0**6  # until the last layer was released: how long the model takes is not ours to say
+
+
+class Piece(NamedTuple):
+    """A push that is released whole. ``layer`` is what its only layer is called in it."""
+
+    layer: int
+    task: Task
+
+
+# Takes the pushes of one layer, for a destination whose layers do not lie one after the other.
+Pieces: TypeAlias = Callable[[int], list[Piece]]
 
 
 @dataclass(frozen=True)
@@ -37,16 +49,17 @@ class LayerSend:
     Attributes:
         name: for messages: "transfer_configs[0] (cluster 2)".
         layers: layers of the source.
-        prepare: takes the push at the link; raises ``LLMException`` when there is none to take.
+        prepare: takes the push of all layers at the link, or says how to take those of one; raises
+            ``LLMException`` when there is none to take.
     """
 
     name: str
     layers: range
-    prepare: Callable[[], Task]
+    prepare: Callable[[], Task | Pieces]
 
 
 class _Send:
-    """One config under way. ``fail`` and ``poll`` are for any thread, the rest for the worker."""
+    """One config under way. ``fail``, ``poll`` and ``detail`` are for any thread, the rest for the worker."""
 
     def __init__(self, native: ModuleType, device: int, wanted: LayerSend, timeout_s: float) -> None:
         self._native = native
@@ -54,28 +67,34 @@ class _Send:
         self._timeout_s = timeout_s
         self.name = wanted.name
         self.layers = wanted.layers
-        self._prepare: Callable[[], Task] | None = wanted.prepare
+        self._prepare: Callable[[], Task | Pieces] | None = wanted.prepare
+        self._pieces: Pieces | None = None
         self._lock = threading.Lock()
         self._failure: tuple[LLMStatusCode, str] | None = None
-        self._task: Task | None = None
-        self._binding: Binding | None = None
+        self._tasks: list[Task] = []
+        self._is_complete = False  # no more tasks come
+        self._bindings: list[Binding] = []
         self._allowed_until = 0.0
 
     def poll(self) -> LLMStatusCode | None:
-        with self._lock:
-            if self._failure is not None:
-                return self._failure[0]
-            task = self._task
-        if task is None:
-            return None
-        has_ended, code, _ = task.state()
-        return status_code_of(code) if has_ended else None
+        code, _ = self._look()
+        return code
 
     def detail(self) -> str:
+        _, detail = self._look()
+        return detail
+
+    def _look(self) -> tuple[LLMStatusCode | None, str]:
         with self._lock:
             if self._failure is not None:
-                return self._failure[1]
-            return self._task.state().detail if self._task is not None else ""
+                return self._failure
+            tasks, is_complete = list(self._tasks), self._is_complete
+        states = [task.state() for task in tasks]
+        for has_ended, code, detail in states:
+            if has_ended and code:
+                return status_code_of(code), f"{self.name}: {detail}"
+        is_done = is_complete and all(state.has_ended for state in states)
+        return (LLMStatusCode.LLM_SUCCESS if is_done else None), ""
 
     def fail(self, code: LLMStatusCode, why: str) -> None:
         """Ends it, unless it has ended: the layers that were not released are not sent."""
@@ -83,44 +102,68 @@ class _Send:
             return
         with self._lock:
             self._failure = (code, f"{self.name}: {why}")
-            task = self._task
-        if task is not None:
+            tasks = list(self._tasks)
+        for task in tasks:
             self._native.task_cancel(task.number, why)
 
     def start(self) -> None:
         prepare, self._prepare = self._prepare, None
         assert prepare is not None
         with self._failing():
-            task = prepare()
-            binding = Binding(self._device, self.layers, _NO_LIMIT_S)
-            binding.bind([task])
-            self._binding = binding
-            with self._lock:
-                self._task = task
-                failure = self._failure
-            if failure is not None:  # meanwhile
-                self._native.task_cancel(task.number, failure[1])
+            prepared = prepare()
+            if isinstance(prepared, Task):
+                self._add(prepared, self.layers)
+                self._is_complete = True
+            else:
+                self._pieces = prepared
 
     def release(self, layer: int, status: torch.Tensor) -> None:
         """Lets the layer go, once the current stream has got here."""
-        assert self._task is not None
-        assert self._binding is not None
+        with self._failing():
+            if self._pieces is None:
+                self._release_layer(layer, status)
+                return
+            for piece in self._pieces(layer):
+                self._add(piece.task, range(piece.layer, piece.layer + 1))
+                self._native.task_limit(piece.task.number, max(1, round(self._timeout_s * 1000)))
+                ops.push_layer(status, status, piece.layer, self._bindings[-1].id)
+            if layer == self.layers[-1]:
+                self._is_complete = True
+
+    def _release_layer(self, layer: int, status: torch.Tensor) -> None:
         # As if each layer were a call of its own with a deadline of its own, one after the other.
         now = time.monotonic()
         self._allowed_until = max(self._allowed_until, now) + self._timeout_s
-        with self._failing():
-            if layer == self.layers[-1]:
-                left_ms = max(1, round((self._allowed_until - now) * 1000))
-                self._native.task_limit(self._task.number, left_ms)
-            ops.push_layer(status, status, layer, self._binding.id)
+        if layer == self.layers[-1]:
+            left_ms = max(1, round((self._allowed_until - now) * 1000))
+            self._native.task_limit(self._tasks[0].number, left_ms)
+        ops.push_layer(status, status, layer, self._bindings[0].id)
+
+    def _add(self, task: Task, layers: range) -> None:
+        binding = Binding(self._device, layers, _NO_LIMIT_S)
+        while True:
+            try:
+                binding.bind([task])
+                break
+            except LinkBusyError:
+                running = next((t for t in self._tasks if not t.state().has_ended), None)
+                if running is None:
+                    raise
+                self._native.task_wait(running.number)
+        self._bindings.append(binding)
+        with self._lock:
+            self._tasks.append(task)
+            failure = self._failure
+        if failure is not None:  # meanwhile
+            self._native.task_cancel(task.number, failure[1])
 
     def wait(self) -> None:
-        if self._task is not None:
-            self._native.task_wait(self._task.number)
-        self._binding = None
-        code = self.poll()
+        for task in self._tasks:
+            self._native.task_wait(task.number)
+        self._bindings.clear()
+        code, detail = self._look()
         if code:
-            logger.warning("transfer_cache_async: %s: %s", code.name, self.detail())
+            logger.warning("transfer_cache_async: %s: %s", code.name, detail)
 
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:

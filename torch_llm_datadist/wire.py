@@ -66,6 +66,7 @@ class CacheRecord(msgspec.Struct, frozen=True, kw_only=True):
         num_blocks: of a contiguous cache, its batch entries.
         tensor_bytes: of each tensor.
         is_owned: allocated from a pool of the peer: keys go with the pull that used them.
+        addresses: of the tensors, as the peer's process sees them; without remote-accessible mode only.
     """
 
     cache_id: Positive
@@ -75,6 +76,7 @@ class CacheRecord(msgspec.Struct, frozen=True, kw_only=True):
     tensor_bytes: Annotated[list[Positive], Meta(min_length=1, max_length=65536)]
     is_owned: bool = False
     keys: KeyRecords = []
+    addresses: Annotated[list[Natural], Meta(max_length=65536)] = []
     segments: Annotated[list[SegmentRecord], Meta(min_length=1, max_length=65536)]
 
     @property
