@@ -45,6 +45,9 @@ Config Config::from_environment() {
   config.profile = Profile::from_environment();
   config.device_memory = number("TORCH_LLM_DATADIST_EMULATE_DEVICE_MEMORY", config.device_memory);
   config.lazy = number("TORCH_LLM_DATADIST_EMULATE_LAZY", 0) != 0;
+  constexpr const char* kSeed = "TORCH_LLM_DATADIST_EMULATE_SEED";
+  if (const char* given = std::getenv(kSeed); given != nullptr && *given != '\0')
+    config.seed = number(kSeed, 0);
   config.task_delay_us = number("TORCH_LLM_DATADIST_EMULATE_TASK_DELAY_US", 0);
   config.bandwidth[0] = number("TORCH_LLM_DATADIST_EMULATE_BANDWIDTH_H2D", 0);
   config.bandwidth[1] = number("TORCH_LLM_DATADIST_EMULATE_BANDWIDTH_D2H", 0);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "emulator/profile.h"
@@ -11,6 +12,7 @@ namespace emu {
 struct Config {
   uint64_t device_memory = uint64_t{64} << 30;  // TORCH_LLM_DATADIST_EMULATE_DEVICE_MEMORY, bytes per device
   bool lazy = false;                            // TORCH_LLM_DATADIST_EMULATE_LAZY: 0 or 1, see lazy.h
+  std::optional<uint64_t> seed;                 // TORCH_LLM_DATADIST_EMULATE_SEED, see interleaving.h
   uint64_t task_delay_us = 0;                   // TORCH_LLM_DATADIST_EMULATE_TASK_DELAY_US
   uint64_t bandwidth[4] = {};                   // …_BANDWIDTH_{H2D,D2H,D2D,PEER}, bytes/s; 0: memory speed
   // Physical ids of the devices that this process sees, from TORCH_LLM_DATADIST_EMULATE_DEVICES (a count,

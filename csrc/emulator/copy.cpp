@@ -123,4 +123,21 @@ void Copy::describe(TaskFacts& facts) const {
   facts.direction = direction;
 }
 
+Copy Copy::piece(size_t index, size_t pieces) const {
+  Copy part = *this;
+  const size_t whole = height == 1 ? width : height;
+  const size_t begin = whole * index / pieces;
+  const size_t end = whole * (index + 1) / pieces;
+  if (height == 1) {
+    part.dst += begin;
+    part.src += begin;
+    part.width = end - begin;
+  } else {
+    part.dst += begin * dst_pitch;
+    part.src += begin * src_pitch;
+    part.height = end - begin;
+  }
+  return part;
+}
+
 }  // namespace emu

@@ -39,6 +39,8 @@ struct Copy {
   size_t dst_span() const { return height == 0 ? 0 : (height - 1) * dst_pitch + width; }
   size_t src_span() const { return height == 0 ? 0 : (height - 1) * src_pitch + width; }
   size_t bytes() const { return width * height; }
+  // One of `pieces` parts that together are the whole.
+  Copy piece(size_t index, size_t pieces) const;
   void describe(TaskFacts& facts) const;
 };
 

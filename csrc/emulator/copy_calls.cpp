@@ -4,6 +4,7 @@
 #include "emulator/device.h"
 #include "emulator/entry.h"
 #include "emulator/faults.h"
+#include "emulator/interleaving.h"
 #include "emulator/ipc_memory.h"
 #include "emulator/observer.h"
 #include "emulator/runtime.h"
@@ -101,7 +102,7 @@ class CopyTask final : public Task {
     std::string why;
     const Device& device = stream.context().device;
     const aclError code = is_armed(kCopyFaults) ? Runtime::get().faults->move(copy_, device, &stream, why)
-                                                : move(copy_, device, why);
+                                                : move_on(stream, why);
     if (code != ACL_SUCCESS) stream.explain(std::move(why));
     return code;
   }
@@ -110,6 +111,21 @@ class CopyTask final : public Task {
   bool writes_flag() const override { return copy_.bytes() == sizeof(uint64_t); }
 
  private:
+  // At once, or with random interleaving piece by piece: others see it half done.
+  aclError move_on(Stream& stream, std::string& why) const {
+    const Device& device = stream.context().device;
+    Interleaving* const random = stream.interleaving();
+    const size_t pieces = random == nullptr ? 1 : random->pieces(copy_.bytes());
+    const bool overlaps =
+        copy_.dst < copy_.src + copy_.src_span() && copy_.src < copy_.dst + copy_.dst_span();
+    if (pieces == 1 || overlaps) return move(copy_, device, why);
+    for (size_t i = 0; i < pieces; ++i) {
+      if (const aclError code = move(copy_.piece(i, pieces), device, why); code != ACL_SUCCESS) return code;
+      if (i + 1 < pieces && !stream.pass_time(random->hold())) return ACL_ERROR_RT_STREAM_ABORT;
+    }
+    return ACL_SUCCESS;
+  }
+
   const Copy copy_;
 };
 

@@ -31,6 +31,9 @@ EMU_API void emuSetTaskDelay(uint64_t us);
 // Queues a task that takes this long. Returns an aclError, as a submit does.
 EMU_API int emuStreamDelay(void* stream, uint64_t us);
 
+// With random interleaving: a number that stands for all that the stream decided so far. 0 without.
+EMU_API uint64_t emuDecisions(void* stream);
+
 enum EmuDirection { EMU_H2D = 0, EMU_D2H = 1, EMU_D2D = 2, EMU_PEER = 3 };
 
 // Copies of that direction take at least size / bandwidth; 0 lifts it. 100000 for an unknown direction.

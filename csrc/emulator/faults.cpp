@@ -11,6 +11,7 @@
 #include "emulator/emu.h"
 #include "emulator/error.h"
 #include "emulator/event.h"
+#include "emulator/interleaving.h"
 #include "emulator/runtime.h"
 #include "emulator/stream.h"
 #include "emulator/task.h"
@@ -342,6 +343,11 @@ int emuStreamDelay(void* stream, uint64_t us) {
     self.message = error.message;
     return error.code;
   }
+}
+
+uint64_t emuDecisions(void* stream) {
+  const auto asked = Runtime::get().streams.find(stream);
+  return asked == nullptr || asked->interleaving() == nullptr ? 0 : asked->interleaving()->decisions();
 }
 
 int emuSetBandwidth(int direction, uint64_t bytes_per_s) {

@@ -9,6 +9,7 @@
 #include "emulator/error.h"
 #include "emulator/faults.h"
 #include "emulator/graph.h"
+#include "emulator/interleaving.h"
 #include "emulator/lazy.h"
 #include "emulator/observer.h"
 #include "emulator/runtime.h"
@@ -36,7 +37,8 @@ Stream::Stream(std::shared_ptr<Context> context, uint32_t priority, uint32_t fla
       id(Runtime::get().next_stream_id.fetch_add(1)),
       core_limits{Device::kCubeCores, Device::kVectorCores},
       context_(std::move(context)),
-      needed_(lazy::is_on() ? 0 : UINT64_MAX) {}
+      needed_(lazy::is_on() ? 0 : UINT64_MAX),
+      interleaving_(Interleaving::make(context_->device.physical_id, id)) {}
 
 Stream::~Stream() {
   if (auto* watching = observer()) watching->stream_gone(*this);
@@ -212,6 +214,9 @@ aclError Stream::run_now(Task& task) {
   aclError code = ACL_SUCCESS;
   if (is_armed(kTaskFaults)) [[unlikely]]
     code = runtime.faults->before_task(*this, task);
+  if (interleaving_ != nullptr) [[unlikely]] {
+    if (const auto held = interleaving_->hold(); held.count() != 0) pass_time(held);
+  }
   if (stopping()) return ACL_ERROR_RT_STREAM_ABORT;
   if (code == ACL_SUCCESS) code = observer() == nullptr ? task.run(*this) : run_watched(task);
   if (is_armed(bit(Fault::Freeze))) [[unlikely]]

@@ -16,6 +16,7 @@ namespace emu {
 
 class Context;
 class Graph;
+class Interleaving;
 class GroupUpdate;
 
 // A first-in-first-out queue of tasks with a worker thread of its own, started by the first task.
@@ -60,6 +61,8 @@ class Stream : public std::enable_shared_from_this<Stream> {
   bool pass_time(std::chrono::nanoseconds duration);
   void nap(std::chrono::nanoseconds duration);  // at most that long: an interrupt ends it
   void explain(std::string why);                // the running task failed, and this is why
+  // Null when no seed for random interleaving is set.
+  Interleaving* interleaving() const { return interleaving_.get(); }
 
   // For replays, which run tasks of a graph on this stream's worker or, if the stream is the graph's, on a
   // thread of the crew.
@@ -137,8 +140,9 @@ class Stream : public std::enable_shared_from_this<Stream> {
 
   std::atomic<uint32_t> asleep_{0};  // futex word of the idle worker
   std::atomic<const std::atomic<uint32_t>*> parked_on_{nullptr};
-  std::optional<Clock::time_point> parked_since_;  // the running task, in lazy mode
-  std::atomic<uint32_t> clock_word_{0};            // never changes: what pass_time() sleeps on
+  const std::unique_ptr<Interleaving> interleaving_;  // used by whoever runs the stream's tasks
+  std::optional<Clock::time_point> parked_since_;     // the running task, in lazy mode
+  std::atomic<uint32_t> clock_word_{0};               // never changes: what pass_time() sleeps on
   std::atomic<bool> closed_{false};
   std::atomic<bool> halted_{false};
   bool worker_started_ = false;  // under submit_mutex_
