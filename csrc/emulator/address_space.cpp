@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -43,6 +44,11 @@ int AddressSpace::new_memory(size_t size) {
     fail(ACL_ERROR_RT_MEMORY_ALLOCATION, "ftruncate to %zu bytes: %s", size, std::strerror(problem));
   }
   return fd;
+}
+
+uint64_t AddressSpace::file_of(int fd) {
+  struct stat about{};
+  return fstat(fd, &about) == 0 ? about.st_ino : 0;
 }
 
 void AddressSpace::reserve() {
@@ -247,6 +253,16 @@ WaitHints* Block::wait_hints() {
   WaitHints* made = WaitHints::map(physical != nullptr ? physical->fd : fd);
   if (made == nullptr || wait_hints_.compare_exchange_strong(known, made)) return made;
   WaitHints::unmap(made);  // another thread was faster
+  return known;
+}
+
+uint64_t Block::file() const {
+  const int of = physical != nullptr ? physical->fd : fd;
+  if (of < 0) return 0;
+  uint64_t known = file_.load(std::memory_order_relaxed);
+  if (known != 0) return known;
+  known = AddressSpace::file_of(of);
+  file_.store(known, std::memory_order_relaxed);
   return known;
 }
 

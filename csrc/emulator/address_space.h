@@ -32,6 +32,8 @@ class AddressSpace {
   std::shared_ptr<Block> map_physical(uintptr_t base, std::shared_ptr<Physical> physical);
   // A memfd of that size, and behind it room for who waits (WaitHints). All are whole pages.
   static int new_memory(size_t size);
+  // Its number, the same in all processes; 0 when there is none.
+  static uint64_t file_of(int fd);
   // Out of service; null when `base` is not the start of a live block of that kind.
   std::shared_ptr<Block> release(Place place, uintptr_t base);
 

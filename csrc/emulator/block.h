@@ -28,6 +28,8 @@ class Block : public std::enable_shared_from_this<Block> {
   }
   // Who waits for words of this block; mapped when first asked for, null where that is impossible.
   WaitHints* wait_hints();
+  // The memfd, by a number that is the same in all processes (its inode); 0: there is none.
+  uint64_t file() const;
   // Where the byte behind an address lies in the memfd.
   uint64_t file_offset(uintptr_t address) const { return address - base + offset; }
   // Where this process itself may touch the bytes behind an address of this block.
@@ -47,6 +49,7 @@ class Block : public std::enable_shared_from_this<Block> {
 
  private:
   AddressSpace& space_;
+  mutable std::atomic<uint64_t> file_{0};
   std::atomic<WaitHints*> wait_hints_{nullptr};
 };
 

@@ -66,6 +66,11 @@ EMU_API void* emuHostComputeBegin(const char* name, void (*describe)(void* args,
                                   void* args);
 EMU_API void emuHostComputeEnd(void* begun);
 
+// Races found in this process so far; -1 when TORCH_LLM_DATADIST_EMULATE_RACES did not ask for the check.
+EMU_API int64_t emuRaces(void);
+// The text of one of them, from 0, as much as fits; its length.
+EMU_API size_t emuRaceReport(int64_t index, char* out, size_t size);
+
 // From inside a host function (aclrtLaunchHostFunc) or of compute: its task ends with `code`, as a kernel
 // that failed would. Emulated compute reports that way. 100000 from anywhere else.
 EMU_API int emuFailRunningTask(int code);

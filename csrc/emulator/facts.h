@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 namespace emu {
@@ -49,6 +50,7 @@ struct SyncPoint {
   // Where its state lies, if several processes share it: they have objects of their own for one thing.
   uint64_t shared_file = 0;  // inode of the memfd; 0: not shared
   uint64_t shared_offset = 0;
+  bool tells_others = false;  // another process may wait for what is recorded here
 
  private:
   std::atomic<uint64_t> number_{0};
@@ -67,6 +69,7 @@ struct TaskFacts {
   uintptr_t word = 0;                  // of a value write or wait
   uint64_t value = 0;
   uint32_t mode = 0;
+  std::string notes;          // where it was asked for, if the caller says so
   SyncPoint* sync = nullptr;  // of records, waits, notifies; lives while the task does
 };
 

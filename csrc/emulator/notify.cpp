@@ -97,6 +97,7 @@ Notify::Notify(Device& device, int fd, uint64_t offset, std::shared_ptr<Import> 
   point.shared_file = inode_of(fd);
   ::close(fd);
   point.shared_offset = offset;
+  point.tells_others = true;
 }
 
 Notify::~Notify() {

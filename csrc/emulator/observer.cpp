@@ -5,6 +5,8 @@
 #include <mutex>
 #include <vector>
 
+#include "emulator/watch/race_checker.h"
+
 namespace emu {
 
 uint64_t inode_of(int fd) {
@@ -87,7 +89,9 @@ void add_observer(std::unique_ptr<Observer> observer) {
   observing::one.store(all.size() == 1 ? all.front() : new Everybody(all), std::memory_order_release);
 }
 
-void add_observers_of_environment() {}
+void add_observers_of_environment() {
+  if (auto races = watch::race_checker_of_environment()) add_observer(std::move(races));
+}
 
 const char* name_of(TaskKind kind) {
   switch (kind) {

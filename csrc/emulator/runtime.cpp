@@ -51,7 +51,10 @@ Runtime::Runtime()
     runtime.faults->after_fork();
   });
   // Host functions may use libraries whose static destructors run after this.
-  std::atexit([] { get().stop_everything(); });
+  std::atexit([] {
+    get().stop_everything();
+    if (auto* watching = observer(); watching != nullptr && !get().forked()) watching->flush();
+  });
 }
 
 uint64_t Runtime::initialise() { return references_.fetch_add(1) + 1; }
