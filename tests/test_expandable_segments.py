@@ -1,0 +1,68 @@
+"""Transfers between caches in expandable segments: physical memory, mapped piece by piece.
+
+The tests are those of test_push_blocks and test_ordering; only the allocator of their processes differs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests import instances, test_ordering, test_push_blocks
+from tests.peers import Peer
+from tests.test_push_blocks import BLOCKS, linked_pair, reference, scattered
+
+pair = test_ordering.pair
+test_push_op_is_ordered = (
+    test_ordering.test_push_blocks_op_waits_for_the_kernel_before_and_holds_the_kernel_behind
+)
+test_layers_are_waited_for = test_ordering.test_wait_layer_never_lets_a_consumer_read_early
+test_layers_are_announced_last = test_ordering.test_a_layer_is_announced_after_its_last_byte
+test_pull_blocks_is_bit_exact = test_push_blocks.test_pull_blocks_is_bit_exact_in_both_directions_of_a_link
+test_cache_outlives_its_tensors = test_push_blocks.test_a_registered_cache_outlives_its_tensors
+
+MIB = 1 << 20
+
+
+def expand_segments(state: SimpleNamespace) -> None:
+    """Before the device is used: the allocator reads its settings once."""
+    os.environ["PYTORCH_NPU_ALLOC_CONF"] = "expandable_segments:True"
+
+
+@pytest.fixture
+def peers(peers: Callable[[int], list[Peer]]) -> Callable[[int], list[Peer]]:
+    def start(count: int) -> list[Peer]:
+        made = peers(count)
+        for peer in made:
+            peer.call(expand_segments)
+        return made
+
+    return start
+
+
+def segments_are_expandable(state: SimpleNamespace) -> list[bool]:
+    held = [tensor.data_ptr() for tensor in state.raw]
+    return [
+        segment["is_expandable"]
+        for segment in torch.npu.memory_snapshot()
+        if any(segment["address"] <= at < segment["address"] + segment["total_size"] for at in held)
+    ]
+
+
+@pytest.mark.parametrize("block_bytes", [511, 4 * MIB], ids=["small", "large"])
+def test_push_blocks_is_bit_exact(peers: Callable[[int], list[Peer]], block_bytes: int) -> None:
+    """Large blocks: a cache spans many mappings of 2 and 20 MiB."""
+    blocks = BLOCKS if block_bytes < MIB else 6
+    a, b = linked_pair(peers, 4, block_bytes, blocks=blocks)
+    src, dst = scattered(block_bytes, blocks // 2, blocks)
+
+    a.call(instances.push_blocks, 2, src, dst)
+
+    assert set(a.call(segments_are_expandable)) == set(b.call(segments_are_expandable)) == {True}
+    before_a = instances.pattern(10, 4, blocks, block_bytes)
+    before_b = instances.pattern(20, 4, blocks, block_bytes)
+    assert torch.equal(b.call(instances.content), reference(before_a, before_b, src, dst, range(4), range(4)))
