@@ -136,6 +136,41 @@ def test_run_takes_modules_and_no_emulate(environment: dict[str, str]) -> None:
     assert done.stdout.strip()
 
 
+FOREIGN = """
+import os
+import pytest
+import torch, torch_npu
+
+@pytest.mark.parametrize("value", range(4))
+def test_npu(value):
+    assert torch.full((2,), value, device="npu").tolist() == [value] * 2
+    assert os.environ["PYTEST_XDIST_WORKER"]
+"""
+
+
+@pytest.mark.parametrize("command", [["pytest"], ["-m", "pytest"]])
+def test_run_emulates_the_tests_of_another_project_with_xdist(
+    command: list[str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "test_foreign.py").write_text(FOREIGN)
+
+    done = subprocess.run(
+        [sys.executable, "-m", "torch_llm_datadist", "run", "--emulate", *command, "-q", "-n", "2", "-p",
+         "no:cacheprovider"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=DEADLINE_S, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 passed" in done.stdout
+
+
+def test_what_is_neither_a_file_nor_a_command_is_named(environment: dict[str, str]) -> None:
+    done = python("-m", "torch_llm_datadist", "run", "--emulate", "no_such_thing", env=environment)
+
+    assert done.returncode != 0
+    assert "no_such_thing" in done.stderr
+
+
 def test_unknown_command_shows_the_usage(environment: dict[str, str]) -> None:
     done = python("-m", "torch_llm_datadist", "fly", env=environment)
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import runpy
 import sys
+from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 USAGE = """\
   run [--emulate | --no-emulate] [--as-llm-datadist] script.py [args…]
   run [--emulate | --no-emulate] [--as-llm-datadist] -m module [args…]
+  run [--emulate | --no-emulate] [--as-llm-datadist] command [args…]   as installed: pytest, torchrun …
   demo [options]            `demo --help` lists them"""
 
 
@@ -37,9 +40,17 @@ def _run_parser() -> argparse.ArgumentParser:
         help="`import llm_datadist` and its submodules give this package, in that run and what it starts",
     )
     parser.add_argument("-m", dest="is_module", action="store_true", help="run a module, as python -m does")
-    parser.add_argument("target", metavar="script", help="the script to run")
+    parser.add_argument("target", metavar="script", help="the script, or an installed command like pytest")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its arguments")
     return parser
+
+
+def _installed_command(name: str) -> Callable[[], int | None] | None:
+    """What pip made a command of that name for, unless a file is meant."""
+    if Path(name).exists():
+        return None
+    found = metadata.entry_points(group="console_scripts", name=name)
+    return next(iter(found)).load() if found else None
 
 
 def run(argv: list[str]) -> int:
@@ -52,6 +63,8 @@ def run(argv: list[str]) -> int:
     sys.argv = [options.target, *options.arguments]
     if options.is_module:
         runpy.run_module(options.target, run_name="__main__", alter_sys=True)
+    elif (command := _installed_command(options.target)) is not None:
+        return int(command() or 0)
     else:
         # As the interpreter does for a script: its directory is searched first, not the current one.
         sys.path[0] = str(Path(options.target).resolve().parent)
