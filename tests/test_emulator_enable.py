@@ -175,7 +175,7 @@ def test_unknown_command_shows_the_usage(environment: dict[str, str]) -> None:
     done = python("-m", "torch_llm_datadist", "fly", env=environment)
 
     assert done.returncode == 2
-    assert "run [--emulate | --no-emulate] script.py" in done.stderr
+    assert "run [--emulate | --no-emulate] [--as-llm-datadist] script.py" in done.stderr
 
 
 def test_emulation_stays_off_where_an_npu_is(

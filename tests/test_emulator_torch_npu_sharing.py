@@ -5,9 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+
+from tests.peers import Peer
+from torch_llm_datadist import emulator
 
 SHARING = """
 import sys
@@ -66,3 +72,41 @@ def test_tensors_go_through_queues_both_ways(expandable: bool, device: int, tmp_
         "[10.0, 13.0, 11.0, 14.0, 12.0, 15.0]",
         "0",
     ]
+
+
+def record_behind_slow_kernel(state: SimpleNamespace) -> bytes:
+    torch.npu.set_device(0)
+    torch.npu.init()
+    state.event = torch.npu.Event(interprocess=True)
+    handle: bytes = state.event.ipc_handle()
+    state.stream = torch.npu.current_stream()
+    emulator.faults.freeze_stream(state.stream)
+    state.event.record()
+    return handle
+
+
+def let_go(state: SimpleNamespace) -> None:
+    emulator.faults.thaw_stream(state.stream)
+
+
+def open_event(state: SimpleNamespace, handle: bytes) -> bool:
+    torch.npu.set_device(0)
+    state.event = torch.npu.Event.from_ipc_handle(torch.device("npu:0"), handle)
+    state.event.wait()
+    state.tensor = torch.ones(4, device="npu") * 3
+    return torch.npu.current_stream().query()
+
+
+def what_was_computed(state: SimpleNamespace) -> list[float]:
+    return state.tensor.tolist()
+
+
+def test_stream_waits_for_an_event_of_another_process(peers: Callable[[int], list[Peer]]) -> None:
+    recorder, waiter = peers(2)
+    handle = recorder.call(record_behind_slow_kernel)
+
+    done_early = waiter.call(open_event, handle)
+    recorder.call(let_go)
+
+    assert not done_early
+    assert waiter.call(what_was_computed) == [3, 3, 3, 3]
