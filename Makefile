@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := TORCH_DEVICE_BACKEND_AUTOLOAD=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 SOURCES := setup.py pyproject.toml torch_llm_datadist_emulator.pth $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.map' -o -name 'since.txt')
 
-.PHONY: demo test build lint format bench bench-emulator clean
+.PHONY: demo test build lint format bench bench-emulator op-table clean
 
 demo: build
 	$(RUN) demo $(if $(TOKENS),--tokens $(TOKENS)) $(ARGS)
@@ -22,6 +22,10 @@ build: $(VENV)/built
 
 bench: build
 	$(RUN) run benchmarks/bench_push.py $(ARGS)
+
+# Runs every aten op on emulated tensors and writes docs/emulated_ops.md; takes minutes.
+op-table: build
+	TORCH_DEVICE_BACKEND_AUTOLOAD=1 $(BIN)/python -W ignore -m torch_llm_datadist.emulator.op_table docs/emulated_ops.md
 
 # What a task and a copy cost the emulated runtime itself, without torch.
 bench-emulator: build

@@ -1,0 +1,1 @@
+"""Which aten ops run on emulated tensors: a sweep over all of them, and the table it makes."""
