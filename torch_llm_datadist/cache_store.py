@@ -4,6 +4,7 @@ allocated from the instance's pools.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     import torch
 
     from . import _C
+
+logger = logging.getLogger("torch_llm_datadist")
 
 _POOL_POLL_S = 0.005
 
@@ -243,6 +246,8 @@ class CacheStore:
     def remove_cache_key(self, cache_key: CacheKey) -> None:
         """Removes a key of an allocated cache; an unknown one, or one of a registered cache, is no error.
 
+        Returns when all linked peers know, at the latest after ``sync_kv_timeout``.
+
         Raises:
             TypeError: not a ``CacheKey``.
             LLMException: ``LLM_FEATURE_NOT_ENABLED`` without any pool.
@@ -260,6 +265,7 @@ class CacheStore:
                 if local is not None and local.is_owned:
                     self._registry.keys.remove([name])
                     self._keys_changed(local)
+        self._settle(asked)
 
     def remap_registered_memory(self, mem_infos: MemInfo | list[MemInfo]) -> None:
         """Reserved, as in the original: the arguments are checked, and then it raises.
@@ -390,6 +396,11 @@ class CacheStore:
             local.is_open = False
             found.close()
             self._keys_changed(local)
+        self._settle(asked)
+
+    def _settle(self, asked: str) -> None:
+        if not self._links.settle(self._options.sync_kv_timeout_ms / 1000):
+            logger.warning("%s: not all linked peers have answered that they know", asked)
 
     def _keys_changed(self, local: LocalCache) -> None:
         """Gives an allocated cache back when nothing refers to it any more, else tells the peers its keys."""

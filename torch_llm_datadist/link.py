@@ -123,6 +123,21 @@ class LinkService:
         except TimeoutError:
             return False
 
+    def settle(self, timeout_s: float) -> bool:
+        """Waits until all linked peers know what was announced and withdrawn here up to now; False if that
+        took too long.
+        """
+        deadline = time.monotonic() + timeout_s
+        asked = [(cluster_id, Future[bool]()) for cluster_id in self.table.cluster_ids()]
+        for cluster_id, answer in asked:
+            self._loop.post(partial(self._control.begin_sync, cluster_id, answer))
+        try:
+            for _, answer in asked:
+                answer.result(max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            return False
+        return True
+
     def close(self, timeout_s: float) -> None:
         """Unlinks from all peers, waits for held memory, ends the control thread. Idempotent and bounded."""
         deadline = time.monotonic() + timeout_s

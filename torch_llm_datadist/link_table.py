@@ -122,6 +122,10 @@ class LinkTable:
                     + (f": {why}" if why else "")
                 )
 
+    def cluster_ids(self) -> list[int]:
+        with self._changed:
+            return list(self._links)
+
     def infos(self) -> list[LinkInfo]:
         with self._changed:
             return [

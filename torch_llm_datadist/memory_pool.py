@@ -98,13 +98,19 @@ class MemoryPool:
         """
         taken: list[tuple[int, int]] = []
         with self._lock:
-            try:
-                for size in sizes:
-                    taken.append((self._take(-(-size // self._page_bytes), sizes), size))
-            except OutOfMemoryError:
-                for first, size in taken:
-                    self._give_back(first, -(-size // self._page_bytes))
-                raise
+            free = sum(count for _, count in self._free)
+            for size in sizes:
+                first = self._take(-(-size // self._page_bytes))
+                if first is None:
+                    for start, length in taken:
+                        self._give_back(start, -(-length // self._page_bytes))
+                    raise OutOfMemoryError(
+                        f"{len(sizes)} tensors of {sum(sizes)} bytes in all do not fit into the pool of "
+                        f"{self._name}: {free} of {self._pages} pages of {self._page_bytes} bytes are "
+                        "free, and "
+                        "one tensor lies in one piece"
+                    )
+                taken.append((first, size))
         return [self._memory.narrow(0, first * self._page_bytes, size) for first, size in taken]
 
     def free(self, pieces: Sequence[torch.Tensor]) -> None:
@@ -119,17 +125,12 @@ class MemoryPool:
         with self._lock:
             return sum(count for _, count in self._free) * self._page_bytes
 
-    def _take(self, count: int, sizes: Sequence[int]) -> int:
+    def _take(self, count: int) -> int | None:
         for i, (first, free) in enumerate(self._free):
             if free >= count:
                 self._free[i : i + 1] = [(first + count, free - count)] if free > count else []
                 return first
-        free = sum(pages for _, pages in self._free)
-        raise OutOfMemoryError(
-            f"{len(sizes)} tensors of {sum(sizes)} bytes in all do not fit into the pool of {self._name}: "
-            f"{free} of {self._pages} pages of {self._page_bytes} bytes are free, and one tensor lies "
-            "in one piece"
-        )
+        return None
 
     def _give_back(self, first: int, count: int) -> None:
         i = bisect.bisect(self._free, (first, 0))

@@ -49,8 +49,11 @@ def read_desc(asked: str, desc: CacheDesc) -> list[tuple[list[int], torch.dtype,
     """Shape, dtype and bytes of each tensor; raises where there can be no such tensors."""
     if desc.num_tensors == 0:
         raise ParamInvalidError(f"{asked}: num_tensors is 0, expected at least one tensor")
-    dtypes = {data_type: torch_dtype(data_type) for _, data_type in desc.tensors}
-    pairs = zip(desc.tensors, desc.tensor_sizes, strict=True)
+    try:
+        dtypes = {data_type: torch_dtype(data_type) for _, data_type in desc.tensors}
+        pairs = zip(desc.tensors, desc.tensor_sizes, strict=True)
+    except ParamInvalidError as error:
+        raise ParamInvalidError(f"{asked}: {error}") from None
     return [(list(shape), dtypes[data_type], size) for (shape, data_type), size in pairs]
 
 

@@ -6,11 +6,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <sstream>
 
 #include "acl/check.h"
@@ -103,9 +105,33 @@ int open_file_of(const ProcessId& owner, const FileName& name) {
   return file;
 }
 
+// The first number in a file, or in its line that begins with `label`; nullopt where there is none.
+std::optional<uint64_t> number_in(const char* path, const std::string& label = "") {
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) {
+    if (line.rfind(label, 0) != 0) continue;
+    std::istringstream text(line.substr(label.size()));
+    uint64_t number = 0;
+    if (text >> number) return number;
+  }
+  return std::nullopt;
+}
+
+// Asked before any page is taken: asking for too many ends a process, and not always this one.
+uint64_t free_host_bytes() {
+  uint64_t free = number_in("/proc/meminfo", "MemAvailable:").value_or(UINT64_MAX >> 10) << 10;
+  const auto limit = number_in("/sys/fs/cgroup/memory.max");
+  const auto used = number_in("/sys/fs/cgroup/memory.current");
+  if (limit && used) free = std::min(free, *limit - std::min(*limit, *used));
+  return free;
+}
+
 }  // namespace
 
 at::Tensor allocate_shared_host(int device, size_t bytes) {
+  const uint64_t free = free_host_bytes();
+  require(bytes <= free, kOutOfMemory, "a host pool of ", bytes, " bytes: ", free,
+          " bytes of host memory are free");
   const int file = memfd_create("torch_llm_datadist_host_pool", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   require(file >= 0, kOutOfMemory, "a host pool of ", bytes, " bytes: ", std::strerror(errno));
   // Taken now: a page that is missing later would end the process that touches it.
