@@ -17,7 +17,9 @@ int64_t start_time_of(int pid) {
   if (name_end == std::string::npos) return 0;
   std::istringstream fields(text.substr(name_end + 1));
   std::string field;
-  for (int i = 3; i <= 22 && fields >> field; ++i) {
+  fields >> field;
+  if (field == "Z" || field == "X") return 0;  // it has ended, only nobody has asked how
+  for (int i = 4; i <= 22 && fields >> field; ++i) {
   }
   return field.empty() ? 0 : std::stoll(field);
 }

@@ -5,7 +5,8 @@
 
 namespace datadist {
 
-// In clock ticks since boot; with the pid it names a process for good. 0 when there is no such process.
+// In clock ticks since boot; with the pid it names a process for good. 0 when there is no such process (any
+// more).
 int64_t start_time_of(int pid);
 
 }  // namespace datadist

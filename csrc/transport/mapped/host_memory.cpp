@@ -87,11 +87,17 @@ FileName name_of(int file) {
   return {file, about.st_ino, static_cast<uint64_t>(about.st_size)};
 }
 
+void require_alive(const ProcessId& owner) {
+  require(start_time_of(owner.pid) == owner.start_time, kNotYetLink, "process ", owner.pid, " has ended");
+}
+
 int open_file_of(const ProcessId& owner, const FileName& name) {
   const std::string path = join("/proc/", owner.pid, "/fd/", name.file);
   const int file = open(path.c_str(), O_RDWR | O_CLOEXEC);
+  const int why = errno;
+  if (file < 0) require_alive(owner);
   require(file >= 0, kLinkFailed, "the host pool of process ", owner.pid,
-          " cannot be opened: ", std::strerror(errno),
+          " cannot be opened: ", std::strerror(why),
           "; both processes need the same user and the same /proc");
   const FileName found = name_of(file);
   // The file cannot shrink, so no access to the mapping is ever cut off.
@@ -198,17 +204,18 @@ Mapped map_shared_host(int device, const ProcessId& owner, const Exported& memor
 
 std::shared_ptr<const int> open_memory_of(const ProcessId& owner) {
   const int file = open(join("/proc/", owner.pid, "/mem").c_str(), O_RDWR | O_CLOEXEC);
+  const int why = errno;
+  if (file < 0) require_alive(owner);
   require(
       file >= 0, kFeatureNotEnabled, "the host memory of process ", owner.pid,
-      " cannot be reached from here: ", std::strerror(errno),
+      " cannot be reached from here: ", std::strerror(why),
       "; it was registered from plain CPU tensors, which needs the right to trace that process. A cache from "
       "host_mem_pool_cfg (allocate_cache, allocate_blocks_cache) needs no such right");
   std::shared_ptr<const int> held(new int(file), [](const int* opened) {
     close(*opened);
     delete opened;
   });
-  // The file stays that process's, whoever gets its pid later.
-  require(start_time_of(owner.pid) == owner.start_time, kNotYetLink, "process ", owner.pid, " has ended");
+  require_alive(owner);  // the file stays that process's, whoever gets its pid later
   return held;
 }
 
