@@ -78,6 +78,10 @@ EMU_API int emuFailRunningTask(int code);
 // The same for copies of one EmuDirection, on any stream.
 EMU_API int emuFailCopy(int direction, int nth, int code);
 
+// From now on aclrtValueWrite and aclrtValueWait refuse (0) or take (1) addresses imported from other
+// processes; which of the two real devices do is not known yet.
+EMU_API void emuLetValuesReachPeers(int allowed);
+
 // How often the entry point was called; -1 when there is no such one.
 EMU_API int64_t emuCalls(const char* function);
 

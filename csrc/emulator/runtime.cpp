@@ -44,6 +44,7 @@ Runtime::Runtime()
     devices.push_back(std::make_unique<Device>(id, physical, config.device_memory));
   }
   add_observers_of_environment();
+  values_reach_peers.store(config.profile.values_reach_peers);
   pthread_atfork(nullptr, nullptr, [] {
     Runtime& runtime = get();
     // The workers and what they held locked are not in the child.

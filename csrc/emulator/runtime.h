@@ -82,6 +82,7 @@ class Runtime {
   std::atomic<int64_t> system_parameters[3] = {};
   std::atomic<uint64_t> execute_timeout_us{0};
   std::atomic<uint32_t> wait_timeout_s{0};
+  std::atomic<bool> values_reach_peers{true};  // see Profile
 
  private:
   Runtime();

@@ -8,6 +8,7 @@
 #include "emulator/context.h"
 #include "emulator/copy.h"
 #include "emulator/device.h"
+#include "emulator/emu.h"
 #include "emulator/entry.h"
 #include "emulator/faults.h"
 #include "emulator/ipc_memory.h"
@@ -60,6 +61,9 @@ void check(void* pointer, uint32_t flag, uint32_t most) {
   const auto block = Runtime::get().memory.find(address);
   if (block == nullptr || block->place == Place::Pinned || !block->contains(address, 8)) {
     fail(ACL_ERROR_RT_PARAM_INVALID, "devAddr %p is not live device memory", pointer);
+  }
+  if (block->import != nullptr && !Runtime::get().values_reach_peers.load()) {
+    fail(ACL_ERROR_RT_PARAM_INVALID, "devAddr %p was imported from another process", pointer);
   }
 }
 
@@ -169,6 +173,8 @@ class ValueWait final : public Task {
 }  // namespace emu
 
 using namespace emu;
+
+void emuLetValuesReachPeers(int allowed) { Runtime::get().values_reach_peers.store(allowed != 0); }
 
 aclError aclrtValueWrite(void* devAddr, uint64_t value, uint32_t flag, aclrtStream stream) {
   return ENTER(aclrtValueWrite, {

@@ -68,6 +68,7 @@ Engine::Engine(int device)
       words_([this](size_t bytes) { return allocate_filled(bytes, 0); }),
       pages_([this](size_t bytes) { return allocate_filled(bytes, 0); }),
       failed_status_(allocate_filled(sizeof(uint64_t), 0xFF)),  // -1, as LLM_FAILED reads in an int32
+      mail_word_(allocate_filled(sizeof(uint64_t), 0)),
       local_feeder_(device, acl::OnFailure::kContinue, &words_, nullptr),
       wake_fd_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)),
       thread_([this] { run(); }) {}
@@ -186,7 +187,7 @@ bool Engine::look(const Streams& streams) {
   pages_.queue_reads(streams.local.get());
   DATADIST_ACL(acl::synchronize(streams.local.get(), kSyncTimeoutMs));
   words_.zeroes_done();
-  const bool is_busy = tick({Clock::now(), streams.local.get(), streams.mail.get()});
+  const bool is_busy = tick({Clock::now(), streams.local.get(), streams.mail.get(), mail_word_.address});
   words_.queue_zeroes(streams.local.get());
   {
     std::lock_guard lock(mutex_);

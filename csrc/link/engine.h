@@ -67,6 +67,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   WordPool words_;
   PageArena pages_;
   const DeviceMemory failed_status_;
+  const DeviceMemory mail_word_;
   Feeder local_feeder_;
   int wake_fd_;
 

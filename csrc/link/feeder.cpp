@@ -15,7 +15,10 @@ constexpr uint64_t kStepsPerMark = 256;  // a progress write behind that many
 constexpr auto kIdleStreamsFor = std::chrono::seconds(5);
 constexpr uint64_t kEntriesOfAWait = 4;  // a value wait is a small loop on the device
 
-uint64_t entries_of(const Step& step) { return step.kind == Step::kWait ? kEntriesOfAWait : 1; }
+uint64_t entries_of(const Step& step) {
+  if (step.kind == Step::kWait) return kEntriesOfAWait;
+  return step.kind == Step::kRemoteWrite ? 2 : 1;  // two where words are copied
+}
 
 }  // namespace
 
@@ -34,10 +37,11 @@ std::shared_ptr<Lane> Feeder::take_lane(size_t max_lanes) {
     }
     if (lanes_.size() >= max_lanes || must_stop_) return nullptr;
   }
-  auto lane = std::make_shared<Lane>(words_->take());  // may allocate, so not under the lock
+  auto lane = std::make_shared<Lane>(words_->take(), words_->take());  // may allocate, so not under the lock
   std::lock_guard lock(mutex_);
   if (lanes_.size() >= max_lanes || must_stop_) {
     words_->give_back(lane->progress_);
+    words_->give_back(lane->outgoing_);
     return nullptr;
   }
   lanes_.push_back(lane);
@@ -249,7 +253,7 @@ bool Feeder::submit_step(Lane& lane, const Step& step, std::string* what, aclErr
       break;
     case Step::kRemoteWrite:
       call = "aclrtValueWrite";
-      *code = transport_->write_word(step.dst, step.value, stream);
+      *code = transport_->write_word(step.dst, step.value, lane.outgoing_.address, stream);
       break;
     case Step::kCall:
       call = "aclrtLaunchHostFunc";
@@ -289,6 +293,7 @@ void Feeder::drop(Lane& lane, int64_t code, const std::string& why) {
   lane.is_dropped_.store(true, std::memory_order_release);
   for (const auto& program : rest) program->ended(0, code, why);
   words_->give_back(lane.progress_);
+  words_->give_back(lane.outgoing_);
 }
 
 }  // namespace datadist

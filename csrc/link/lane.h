@@ -44,7 +44,7 @@ class Program {
 // Owned by its feeder, which alone touches everything below the line.
 class Lane {
  public:
-  explicit Lane(Word progress) : progress_(progress) {}
+  Lane(Word progress, Word outgoing) : progress_(progress), outgoing_(outgoing) {}
 
   // Watchdog only. True once the steps up to `mark` ran, or the stream is gone and they never will.
   bool has_passed(uint64_t mark) const { return is_dropped() || progress_.seen() >= mark; }
@@ -53,6 +53,7 @@ class Lane {
  private:
   friend class Feeder;
   Word progress_;
+  Word outgoing_;  // what its stream may write on the way to a peer's word
   std::atomic<bool> is_dropped_{false};
   std::atomic<uint64_t> seen_mark_{
       0};  // copied from the word's mirror by the watchdog for the feeding thread

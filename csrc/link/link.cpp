@@ -354,7 +354,7 @@ void Link::send_mail(const Tick& tick) {
     peer_page = peer_page_;
   }
   const auto write = [&](size_t offset, uint64_t value) {
-    return transport_->write_word(peer_page + offset, value, tick.mail) == 0;
+    return transport_->write_word(peer_page + offset, value, tick.mail_word, tick.mail) == 0;
   };
   // A word that was refused goes again at the next tick; one that fails on the device is a peer's death,
   // noticed elsewhere.

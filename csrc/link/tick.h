@@ -15,6 +15,7 @@ struct Tick {
   Clock::time_point now;
   aclrtStream local;  // writes to our own memory, in order; touches nothing else
   aclrtStream mail;   // writes to peers; a failing one never blurs the local stream
+  char* mail_word;    // for that stream alone, on the way
 
   void write(const Word& word, uint64_t value) const { write(word.address, value); }
   void write(char* address, uint64_t value) const { DATADIST_ACL(acl::queue_write(address, value, local)); }

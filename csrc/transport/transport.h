@@ -56,7 +56,8 @@ class Transport {
   // How `map` will reach memory of that kind, without mapping any.
   virtual Reach reach_of(MemoryKind kind) const = 0;
   virtual aclError copy(void* dst, const void* src, size_t bytes, aclrtStream stream) = 0;
-  virtual aclError write_word(void* remote_word, uint64_t value, aclrtStream stream) = 0;
+  // `local_word`: 8 bytes of this device that the stream may use on the way; no other stream touches them.
+  virtual aclError write_word(void* remote_word, uint64_t value, void* local_word, aclrtStream stream) = 0;
 };
 
 struct DeviceMemory {

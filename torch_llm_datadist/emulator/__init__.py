@@ -8,6 +8,7 @@ neither torch nor torch_npu.
 from torch_llm_datadist.emulator.delay import delay_stream
 from torch_llm_datadist.emulator.faults import calls, fail_next, fail_task, set_bandwidth, set_task_delay
 from torch_llm_datadist.emulator.presence import choose, has_npu
+from torch_llm_datadist.emulator.profile import let_values_reach_peers
 from torch_llm_datadist.emulator.switch import disable, enable, is_enabled, is_wanted
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "has_npu",
     "is_enabled",
     "is_wanted",
+    "let_values_reach_peers",
     "set_bandwidth",
     "set_task_delay",
 ]

@@ -5,6 +5,7 @@
 #include <torch_npu/csrc/core/npu/NPUFunctions.h>
 
 #include "acl/check.h"
+#include "acl/peer_words.h"
 #include "acl/queue.h"
 #include "acl/stream.h"
 #include "error.h"
@@ -81,8 +82,8 @@ class MappedTransport : public Transport {
     return acl::queue_copy(dst, src, bytes, stream);
   }
 
-  aclError write_word(void* remote_word, uint64_t value, aclrtStream stream) override {
-    return acl::queue_write(remote_word, value, stream);
+  aclError write_word(void* remote_word, uint64_t value, void* local_word, aclrtStream stream) override {
+    return words_.write(remote_word, value, local_word, stream);
   }
 
  private:
@@ -97,6 +98,7 @@ class MappedTransport : public Transport {
   const PeerProcess peer_;
   std::shared_ptr<const int> peer_memory_;
   bool has_peer_access_ = false;
+  acl::PeerWords words_;
 };
 
 }  // namespace
