@@ -155,7 +155,9 @@ std::shared_ptr<Block> AddressSpace::create(Place place, size_t size, size_t pag
   try {
     base = take(range(place), round_up(mapped, kChunk) + kChunk);
     map(place, base, mapped, fd, 0);
-    return publish(std::make_shared<Block>(*this, place, base, size, mapped, device, fd));
+    auto block = std::make_shared<Block>(*this, place, base, size, mapped, device, fd);
+    block->page = page;
+    return publish(std::move(block));
   } catch (const Error&) {
     if (base != 0) give_back(place, base, mapped);
     if (fd >= 0) close(fd);
@@ -194,6 +196,7 @@ std::shared_ptr<Block> AddressSpace::map_physical(uintptr_t base, std::shared_pt
   auto block = std::make_shared<Block>(*this, Place::Device, base, size, size, physical->device.id, -1);
   block->import = physical->import;
   block->peer_enabled = true;
+  block->page = kChunk;
   block->physical = std::move(physical);
   return publish(std::move(block));
 }

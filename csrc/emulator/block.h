@@ -45,7 +45,14 @@ class Block : public std::enable_shared_from_this<Block> {
   std::atomic<bool> freed{false};
   std::shared_ptr<Import> import;      // set for Place::Imported
   bool peer_enabled = false;           // imported with ENABLE_PEER_ACCESS
+  size_t page = 4096;                  // of the page table behind it
   std::shared_ptr<Physical> physical;  // what is mapped here, in a range of aclrtReserveMemAddress
+
+  // What aclrtMemSetAccess said, a bit per device of this process; where it said nothing the usual rules
+  // hold.
+  std::atomic<uint64_t> granted{0};
+  std::atomic<uint64_t> not_read{0};
+  std::atomic<uint64_t> not_written{0};
 
  private:
   AddressSpace& space_;

@@ -16,7 +16,16 @@
 namespace emu {
 namespace {
 
-aclError check_reach(const Block& block, const Device& from, std::string& why) {
+aclError check_reach(const Block& block, const Device& from, Touch touch, std::string& why) {
+  const uint64_t bit = uint64_t{1} << from.id;
+  if (((touch == Touch::Read ? block.not_read : block.not_written).load() & bit) != 0) [[unlikely]] {
+    why = text("aclrtMemSetAccess keeps device %d from %s memory at 0x%zx", from.id,
+               touch == Touch::Read ? "reading" : "writing", block.base);
+    return ACL_ERROR_RT_SYS_DMA;
+  }
+  if ((block.granted.load() & bit) != 0) {
+    return block.import == nullptr ? ACL_SUCCESS : block.import->check_open(why);
+  }
   if (block.import != nullptr) return block.import->check(from, block.peer_enabled, why);
   if (block.place == Place::Device && !from.may_access(block.device)) {
     why = text("device %d has no access to memory of device %d (aclrtDeviceEnablePeerAccess)", from.id,
@@ -61,7 +70,8 @@ Where locate(uintptr_t address, size_t length) {
 namespace {
 
 // Physical blocks that are mapped one after the other form one range, for the device and for us.
-aclError pin_mapped(uintptr_t address, size_t length, const Device& from, Pin& out, std::string& why) {
+aclError pin_mapped(uintptr_t address, size_t length, const Device& from, Touch touch, Pin& out,
+                    std::string& why) {
   const uintptr_t end = address + length;
   for (uintptr_t next = out.block->base + out.block->size; next < end;) {
     auto block = Runtime::get().memory.find(next);
@@ -69,7 +79,7 @@ aclError pin_mapped(uintptr_t address, size_t length, const Device& from, Pin& o
       why = text("[0x%zx, +%zu) is mapped up to 0x%zx only", address, length, next);
       return ACL_ERROR_RT_SYS_DMA;
     }
-    if (const aclError code = check_reach(*block, from, why); code != ACL_SUCCESS) return code;
+    if (const aclError code = check_reach(*block, from, touch, why); code != ACL_SUCCESS) return code;
     next += block->size;
     out.more.push_back(std::move(block));
   }
@@ -78,7 +88,7 @@ aclError pin_mapped(uintptr_t address, size_t length, const Device& from, Pin& o
 
 }  // namespace
 
-aclError pin(uintptr_t address, size_t length, const Device& from, Pin& out, std::string& why) {
+aclError pin(uintptr_t address, size_t length, const Device& from, Pin& out, std::string& why, Touch touch) {
   Runtime& runtime = Runtime::get();
   const bool emulated = runtime.memory.in_range(Place::Device, address) ||
                         runtime.memory.in_range(Place::Imported, address) ||
@@ -93,13 +103,14 @@ aclError pin(uintptr_t address, size_t length, const Device& from, Pin& out, std
     return ACL_ERROR_RT_SYS_DMA;
   }
   if (out.block->physical != nullptr) {
-    if (const aclError code = pin_mapped(address, length, from, out, why); code != ACL_SUCCESS) return code;
+    if (const aclError code = pin_mapped(address, length, from, touch, out, why); code != ACL_SUCCESS)
+      return code;
   } else if (!out.block->contains(address, length)) {
     why = text("[0x%zx, +%zu) runs out of its allocation [0x%zx, +%zu)", address, length, out.block->base,
                out.block->size);
     return ACL_ERROR_RT_SYS_DMA;
   }
-  if (const aclError code = check_reach(*out.block, from, why); code != ACL_SUCCESS) return code;
+  if (const aclError code = check_reach(*out.block, from, touch, why); code != ACL_SUCCESS) return code;
   out.host = out.block->host(address);
   return ACL_SUCCESS;
 }
@@ -108,7 +119,8 @@ aclError move(const Copy& copy, const Device& from, std::string& why) {
   Pin dst;
   Pin src;
   if (const aclError code = pin(copy.dst, copy.dst_span(), from, dst, why); code != ACL_SUCCESS) return code;
-  if (const aclError code = pin(copy.src, copy.src_span(), from, src, why); code != ACL_SUCCESS) return code;
+  if (const aclError code = pin(copy.src, copy.src_span(), from, src, why, Touch::Read); code != ACL_SUCCESS)
+    return code;
   if (!move_word(copy, dst, src)) move_part(copy, dst, src, 0, copy.bytes());
   Runtime::get().bytes_copied.fetch_add(copy.bytes(), std::memory_order_relaxed);
   return ACL_SUCCESS;

@@ -51,9 +51,12 @@ struct Pin {
   std::byte* host = nullptr;
 };
 
+enum class Touch : uint8_t { Read, Write };
+
 // For tasks: holds the bytes behind an address or says why that is impossible. `from`: the device that
 // touches.
-aclError pin(uintptr_t address, size_t length, const Device& from, Pin& out, std::string& why);
+aclError pin(uintptr_t address, size_t length, const Device& from, Pin& out, std::string& why,
+             Touch touch = Touch::Write);
 
 // The bytes [begin, end) of a copy whose ends are held, counted row by row.
 void move_part(const Copy& copy, const Pin& dst, const Pin& src, size_t begin, size_t end);

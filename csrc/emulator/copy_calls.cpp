@@ -47,7 +47,7 @@ void check_peers(const Copy& copy, const Device& from) {
   for (const uintptr_t end : {copy.dst, copy.src}) {
     const auto block = Runtime::get().memory.find(end);
     if (block == nullptr || block->place != Place::Device || block->import != nullptr ||
-        from.may_access(block->device)) {
+        from.may_access(block->device) || (block->granted.load() >> from.id & 1) != 0) {
       continue;
     }
     fail(ACL_ERROR_RT_PARAM_INVALID,

@@ -10,9 +10,6 @@
 namespace emu {
 namespace {
 
-constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kNormalPage = 4096;
-
 IpcKey parsed(const char* text) {
   IpcKey key;
   if (!IpcKey::parse(not_null(text, "key"), key)) {
@@ -38,7 +35,7 @@ aclError export_key(void* pointer, size_t size, char* key, size_t length, uint64
     fail(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, "%p is memory of aclrtMapMem: its physical handle can be exported",
          pointer);
   }
-  size_t page = block->mapped % kHugePage == 0 ? kHugePage : kNormalPage;
+  size_t page = block->page;
   if (is_armed(bit(Fault::ExportPage))) page = Runtime::get().faults->export_page(page);
   if (address % page != 0 || size % page != 0 || size == 0) {
     fail(ACL_ERROR_RT_PARAM_INVALID,

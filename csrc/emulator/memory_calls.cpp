@@ -158,7 +158,7 @@ aclError aclrtPointerGetAttributes(const void* ptr, aclrtPtrAttributes* attribut
     attributes->pageSize = kNormalPage;
     if (block != nullptr && block->place != Place::Pinned) {
       attributes->location = {static_cast<uint32_t>(block->device), ACL_MEM_LOCATION_TYPE_DEVICE};
-      attributes->pageSize = static_cast<uint32_t>(block->mapped % kHugePage == 0 ? kHugePage : kNormalPage);
+      attributes->pageSize = static_cast<uint32_t>(block->page);
     } else if (block != nullptr || Runtime::get().host_memory->contains(address, 1)) {
       attributes->location.type = ACL_MEM_LOCATION_TYPE_HOST;
     } else {

@@ -42,6 +42,11 @@ aclError aclopCompileAndExecuteV2(const char* opType, int, aclTensorDesc*[], acl
   return ENTER(aclopCompileAndExecuteV2, { return ::emu::never(); });
 }
 
+// What only links have that an emulated machine has not.
+REFUSED(aclrtMemMapSelectedLink, void*, size_t, void*, uint32_t)
+REFUSED(aclrtDeviceGetP2PAtomicCapabilities, uint32_t*, const aclrtAtomicOperation*, const uint32_t, int32_t,
+        int32_t)
+
 // Counting notifies: 950 has them.
 REFUSED(aclrtCntNotifyCreate, aclrtCntNotify*, uint64_t)
 REFUSED(aclrtCntNotifyDestroy, aclrtCntNotify)

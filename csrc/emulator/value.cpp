@@ -112,7 +112,7 @@ class ValueWait final : public Task {
   aclError run(Stream& stream) override {
     Pin word;
     std::string why;
-    aclError code = pin(address_, 8, stream.context().device, word, why);
+    aclError code = pin(address_, 8, stream.context().device, word, why, Touch::Read);
     if (code == ACL_SUCCESS) code = wait(stream, word, why);
     if (code != ACL_SUCCESS) stream.explain(std::move(why));
     return code;

@@ -94,6 +94,47 @@ void VirtualMemory::map(uintptr_t address, size_t size, const std::shared_ptr<Ph
   range.mapped[address] = Runtime::get().memory.map_physical(address, physical);
 }
 
+std::vector<std::shared_ptr<Block>> VirtualMemory::whole_mappings(uintptr_t address, size_t size) {
+  std::lock_guard lock(mutex_);
+  Reservation& range = around(address, size);
+  std::vector<std::shared_ptr<Block>> found;
+  for (uintptr_t next = address; next < address + size;) {
+    const auto it = range.mapped.find(next);
+    if (it == range.mapped.end() || it->second->size > address + size - next) {
+      fail(ACL_ERROR_RT_PARAM_INVALID, "[0x%zx, +%zu) is not made of whole mappings (see 0x%zx)", address,
+           size, next);
+    }
+    found.push_back(it->second);
+    next += it->second->size;
+  }
+  return found;
+}
+
+void VirtualMemory::set_access(uintptr_t address, size_t size, const Device& device, uint64_t flags) {
+  const uint64_t bit = uint64_t{1} << device.id;
+  const auto put = [bit](std::atomic<uint64_t>& bits, bool on) {
+    on ? bits.fetch_or(bit) : bits.fetch_and(~bit);
+  };
+  for (const auto& block : whole_mappings(address, size)) {
+    put(block->granted, flags != ACL_RT_MEM_ACCESS_FLAGS_NONE);
+    put(block->not_read, flags == ACL_RT_MEM_ACCESS_FLAGS_NONE);
+    put(block->not_written, flags != ACL_RT_MEM_ACCESS_FLAGS_READWRITE);
+  }
+}
+
+uint64_t VirtualMemory::access(uintptr_t address, const Device& device) {
+  const auto block = Runtime::get().memory.find(address);
+  if (block == nullptr || block->physical == nullptr) {
+    fail(ACL_ERROR_RT_PARAM_INVALID, "0x%zx is not in memory of aclrtMapMem", address);
+  }
+  const uint64_t bit = uint64_t{1} << device.id;
+  if ((block->not_read.load() & bit) != 0) return ACL_RT_MEM_ACCESS_FLAGS_NONE;
+  if ((block->not_written.load() & bit) != 0) return ACL_RT_MEM_ACCESS_FLAGS_READ;
+  const bool reaches =
+      (block->granted.load() & bit) != 0 || block->import != nullptr || device.may_access(block->device);
+  return reaches ? ACL_RT_MEM_ACCESS_FLAGS_READWRITE : ACL_RT_MEM_ACCESS_FLAGS_NONE;
+}
+
 void VirtualMemory::unmap(uintptr_t address) {
   std::lock_guard lock(mutex_);
   Reservation& range = around(address, 1);

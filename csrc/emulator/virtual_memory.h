@@ -3,6 +3,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <vector>
 
 #include "emulator/acl_headers.h"
 #include "emulator/block.h"
@@ -35,6 +36,9 @@ class VirtualMemory {
   void release(uintptr_t base);
   void map(uintptr_t address, size_t size, const std::shared_ptr<Physical>& physical);
   void unmap(uintptr_t address);
+  // What a device may do with [address, +size), which must be whole mappings.
+  void set_access(uintptr_t address, size_t size, const Device& device, uint64_t flags);
+  uint64_t access(uintptr_t address, const Device& device);
 
  private:
   struct Reservation {
@@ -42,6 +46,8 @@ class VirtualMemory {
     std::map<uintptr_t, std::shared_ptr<Block>> mapped;
   };
 
+  // Those that [address, +size) is made of; throws 107000 when it is not made of whole ones.
+  std::vector<std::shared_ptr<Block>> whole_mappings(uintptr_t address, size_t size);
   // The reservation around [address, +size); throws 107000 when there is none.
   Reservation& around(uintptr_t address, size_t size);
 

@@ -18,8 +18,8 @@ PRODUCT, CANN, DRIVER = (f"TORCH_LLM_DATADIST_EMULATE_{name}" for name in ("PROF
 # By first CANN release that has them. A function that no level shows is not listed until it is there.
 SINCE = {
     "8.5": ["aclrtIpcMemGetExportKey", "aclrtValueWrite", "aclrtMemcpyBatchAsync", "aclrtHostRegisterV2"],
-    "9.0": ["aclrtMemGetAddressRange"],
-    "9.1": [],
+    "9.0": ["aclrtMemGetAddressRange", "aclrtReserveMemAddressNoUCMemory"],
+    "9.1": ["aclrtMemMapSelectedLink", "aclrtDeviceGetP2PAtomicCapabilities"],
     "9.2": ["aclrtRecordEventWithFlag", "aclrtStreamWaitEventWithFlag", "aclrtMemMapNoAccess"],
 }
 LEVELS = list(SINCE)
