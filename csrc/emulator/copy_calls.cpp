@@ -4,6 +4,7 @@
 #include "emulator/device.h"
 #include "emulator/entry.h"
 #include "emulator/faults.h"
+#include "emulator/host_memory.h"
 #include "emulator/interleaving.h"
 #include "emulator/ipc_memory.h"
 #include "emulator/observer.h"
@@ -86,6 +87,15 @@ Ends check_kind(const Copy& copy, aclrtMemcpyKind kind, bool async) {
   return ends;
 }
 
+// A device may not write what was registered for it to read.
+void check_writable(const Copy& copy, Where dst) {
+  if (dst != Where::Pinned) return;
+  const auto flags = Runtime::get().host_memory->flags_of(copy.dst, copy.dst_span());
+  if (flags && (*flags & ACL_HOST_REG_READONLY) != 0) {
+    fail(ACL_ERROR_RT_PARAM_INVALID, "0x%zx was registered with ACL_HOST_REG_READONLY", copy.dst);
+  }
+}
+
 void move_now(const Copy& copy, const Device& from) {
   std::string why;
   const HostWork watched([&](TaskFacts& facts) { copy.describe(facts); });
@@ -129,6 +139,25 @@ class CopyTask final : public Task {
   const Copy copy_;
 };
 
+constexpr size_t kDevicePiece = size_t{4} << 30;
+
+// The runtime cuts long copies into tasks, each with its place in the queue.
+void submit_pieces(Stream& stream, const Copy& whole) {
+  const bool with_host = whole.direction == Direction::H2D || whole.direction == Direction::D2H;
+  const size_t piece = with_host ? Runtime::get().config.profile.host_copy_piece() : kDevicePiece;
+  if (whole.height != 1 || whole.width <= piece) [[likely]] {
+    stream.submit(std::make_shared<CopyTask>(whole));
+    return;
+  }
+  for (size_t done = 0; done < whole.width; done += piece) {
+    Copy part = whole;
+    part.dst += done;
+    part.src += done;
+    part.width = std::min(piece, whole.width - done);
+    stream.submit(std::make_shared<CopyTask>(part));
+  }
+}
+
 aclError copy_async(Copy copy, aclrtMemcpyKind kind, aclrtStream handle) {
   auto stream = current().stream(handle);
   const Ends ends = check_kind(copy, kind, true);
@@ -137,6 +166,7 @@ aclError copy_async(Copy copy, aclrtMemcpyKind kind, aclrtStream handle) {
   }
   copy.direction = direction_of(ends.dst, ends.src, copy);
   check_peers(copy, current().device);
+  check_writable(copy, ends.dst);
   if (ends.dst == Where::Pageable || ends.src == Where::Pageable) {
     Runtime::get().captures->check_unsafe(ACL_ERROR_RT_CAPTURE_MODE_BLOCK_ASYNC);
     if (stream->is_capturing()) {
@@ -147,7 +177,7 @@ aclError copy_async(Copy copy, aclrtMemcpyKind kind, aclrtStream handle) {
     move_now(copy, current().device);
     return ACL_SUCCESS;
   }
-  stream->submit(std::make_shared<CopyTask>(copy));
+  submit_pieces(*stream, copy);
   return ACL_SUCCESS;
 }
 
@@ -226,7 +256,7 @@ void check_batch(const Batch& batch) {
   not_null(batch.sizes, "sizes");
   not_null(batch.attrs, "attrs");
   not_null(batch.attr_indexes, "attrsIndexes");
-  *not_null(batch.fail_index, "failIndex") = SIZE_MAX;
+  if (batch.fail_index != nullptr) *batch.fail_index = SIZE_MAX;
   if (batch.count == 0 || batch.attr_count == 0 || batch.attr_count > batch.count) {
     fail(ACL_ERROR_RT_PARAM_INVALID, "%zu copies with %zu attributes", batch.count, batch.attr_count);
   }
@@ -240,6 +270,29 @@ void check_batch(const Batch& batch) {
   }
 }
 
+bool is_device(const aclrtMemLocation& location, size_t attribute) {
+  if (location.type == ACL_MEM_LOCATION_TYPE_DEVICE) return true;
+  if (location.type == ACL_MEM_LOCATION_TYPE_HOST || location.type == ACL_MEM_LOCATION_TYPE_UNREGISTERED)
+    return false;
+  fail(ACL_ERROR_RT_PARAM_INVALID, "attrs[%zu]: location type %d", attribute, location.type);
+}
+
+// The attribute that holds for copy i says where its two ends are, and must be right.
+void check_ends(const Batch& batch, size_t i, Where dst, Where src) {
+  size_t attribute = 0;
+  while (attribute + 1 < batch.attr_count && batch.attr_indexes[attribute + 1] <= i) ++attribute;
+  const bool to_device = is_device(batch.attrs[attribute].dstLoc, attribute);
+  const bool from_device = is_device(batch.attrs[attribute].srcLoc, attribute);
+  if (is_host(dst) == is_host(src) || to_device == from_device) {
+    fail(ACL_ERROR_RT_PARAM_INVALID, "%s to %s; a batch moves between host and device only", word(src),
+         word(dst));
+  }
+  if (to_device == is_host(dst)) {
+    fail(ACL_ERROR_RT_PARAM_INVALID, "attrs[%zu] says the other direction than %s to %s", attribute,
+         word(src), word(dst));
+  }
+}
+
 // The batch moves between host and device only; its order is undefined, so it runs as it comes.
 template <class Submit>
 aclError copy_batch(const Batch& batch, const char* call, Submit&& submit) {
@@ -250,18 +303,24 @@ aclError copy_batch(const Batch& batch, const char* call, Submit&& submit) {
       if (!make_row(copy, call, batch.dsts[i], batch.dest_maxs[i], batch.srcs[i], batch.sizes[i])) continue;
       const Where dst = locate(copy.dst, copy.width);
       const Where src = locate(copy.src, copy.width);
-      if (is_host(dst) == is_host(src)) {
-        fail(ACL_ERROR_RT_PARAM_INVALID, "%s to %s; a batch moves between host and device only", word(src),
-             word(dst));
-      }
+      check_ends(batch, i, dst, src);
       submit(copy, is_host(src) ? ACL_MEMCPY_HOST_TO_DEVICE : ACL_MEMCPY_DEVICE_TO_HOST);
     } catch (Error& error) {
-      *batch.fail_index = i;
+      if (batch.fail_index != nullptr) *batch.fail_index = i;
       error.message = text("copy %zu: %s", i, error.message.c_str());
       throw;
     }
   }
   return ACL_SUCCESS;
+}
+
+aclError batch_sync(const char* call, const Batch& batch) {
+  return copy_batch(batch, call, [](const Copy& copy, aclrtMemcpyKind kind) { copy_sync(copy, kind); });
+}
+
+aclError batch_async(const char* call, aclrtStream stream, const Batch& batch) {
+  return copy_batch(batch, call,
+                    [stream](const Copy& copy, aclrtMemcpyKind kind) { copy_async(copy, kind, stream); });
 }
 
 }  // namespace
@@ -325,9 +384,17 @@ aclError aclrtMemcpyBatch(void** dsts, size_t* destMaxs, void** srcs, size_t* si
                           aclrtMemcpyBatchAttr* attrs, size_t* attrsIndexes, size_t numAttrs,
                           size_t* failIndex) {
   return ENTER(aclrtMemcpyBatch, {
-    const Batch batch{dsts, destMaxs, srcs, sizes, numBatches, attrs, attrsIndexes, numAttrs, failIndex};
-    return copy_batch(batch, "aclrtMemcpyBatch",
-                      [](const Copy& copy, aclrtMemcpyKind kind) { copy_sync(copy, kind); });
+    not_null(failIndex, "failIndex");
+    return batch_sync("aclrtMemcpyBatch",
+                      {dsts, destMaxs, srcs, sizes, numBatches, attrs, attrsIndexes, numAttrs, failIndex});
+  });
+}
+
+aclError aclrtMemcpyBatchV2(void** dsts, size_t* destMaxs, void** srcs, size_t* sizes, size_t numBatches,
+                            aclrtMemcpyBatchAttr* attrs, size_t* attrsIndexes, size_t numAttrs) {
+  return ENTER(aclrtMemcpyBatchV2, {
+    return batch_sync("aclrtMemcpyBatchV2",
+                      {dsts, destMaxs, srcs, sizes, numBatches, attrs, attrsIndexes, numAttrs, nullptr});
   });
 }
 
@@ -335,8 +402,17 @@ aclError aclrtMemcpyBatchAsync(void** dsts, size_t* destMaxs, void** srcs, size_
                                aclrtMemcpyBatchAttr* attrs, size_t* attrsIndexes, size_t numAttrs,
                                size_t* failIndex, aclrtStream stream) {
   return ENTER(aclrtMemcpyBatchAsync, {
-    const Batch batch{dsts, destMaxs, srcs, sizes, numBatches, attrs, attrsIndexes, numAttrs, failIndex};
-    return copy_batch(batch, "aclrtMemcpyBatchAsync",
-                      [stream](const Copy& copy, aclrtMemcpyKind kind) { copy_async(copy, kind, stream); });
+    not_null(failIndex, "failIndex");
+    return batch_async("aclrtMemcpyBatchAsync", stream,
+                       {dsts, destMaxs, srcs, sizes, numBatches, attrs, attrsIndexes, numAttrs, failIndex});
+  });
+}
+
+aclError aclrtMemcpyBatchAsyncV2(void** dsts, size_t* destMaxs, void** srcs, size_t* sizes, size_t numBatches,
+                                 aclrtMemcpyBatchAttr* attrs, size_t* attrsIndexes, size_t numAttrs,
+                                 aclrtStream stream) {
+  return ENTER(aclrtMemcpyBatchAsyncV2, {
+    return batch_async("aclrtMemcpyBatchAsyncV2", stream,
+                       {dsts, destMaxs, srcs, sizes, numBatches, attrs, attrsIndexes, numAttrs, nullptr});
   });
 }

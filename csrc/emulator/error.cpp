@@ -79,6 +79,26 @@ const char* meaning(aclError code) {
       return "link error: the peer's memory cannot be reached";
     case ACL_ERROR_RT_SUSPECT_REMOTE_ERROR:
       return "suspected remote error: the peer released the memory";
+    case ACL_ERROR_BAD_ALLOC:
+      return "the host is out of memory";
+    case ACL_ERROR_RT_STREAM_SUBSCRIBE:
+      return "the stream's subscription";
+    case ACL_ERROR_RT_THREAD_SUBSCRIBE:
+      return "the thread's subscription";
+    case ACL_ERROR_RT_STREAM_NO_CB_REG:
+      return "nobody serves the stream's callbacks";
+    case ACL_ERROR_RT_WAIT_TIMEOUT:
+      return "a wait on the device timed out";
+    case ACL_ERROR_RT_TASK_TIMEOUT:
+      return "a task timed out";
+    case ACL_ERROR_RT_RESOURCE_ALLOC_FAIL:
+      return "no more of this resource";
+    case ACL_ERROR_RT_NO_EVENT_RESOURCE:
+      return "no more events";
+    case ACL_ERROR_RT_NO_STREAM_RESOURCE:
+      return "no more streams";
+    case ACL_ERROR_RT_NO_NOTIFY_RESOURCE:
+      return "no more notifies";
     case ACL_ERROR_RT_LOST_HEARTBEAT:
       return "device lost: no heartbeat";
     case ACL_ERROR_RT_DRV_INTERNAL_ERROR:

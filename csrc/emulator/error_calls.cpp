@@ -53,7 +53,3 @@ aclError aclrtMemUceRepair(int32_t deviceId, aclrtMemUceInfo*, size_t) {
     fail(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, "an emulated device has nothing that can be repaired");
   });
 }
-
-aclError aclrtSetExceptionInfoCallback(aclrtExceptionInfoCallback) {
-  return ENTER(aclrtSetExceptionInfoCallback, { return ACL_SUCCESS; });
-}

@@ -16,6 +16,10 @@ namespace emu {
 
 void Reports::subscribe(uint64_t thread, Stream& stream) {
   std::lock_guard lock(mutex_);
+  if (mailboxes_.size() >= kMaxThreads && !mailboxes_.contains(thread)) {
+    fail(ACL_ERROR_RT_THREAD_SUBSCRIBE, "%zu threads are subscribed, the most that there may be",
+         kMaxThreads);
+  }
   uint64_t none = 0;
   if (!stream.report_thread.compare_exchange_strong(none, thread)) {
     fail(ACL_ERROR_RT_STREAM_SUBSCRIBE, "stream %d has a subscriber already", stream.id);
@@ -185,6 +189,10 @@ aclError aclrtLaunchHostFunc(aclrtStream stream, aclrtHostFunc fn, void* args) {
   return ENTER(aclrtLaunchHostFunc, {
     not_null(reinterpret_cast<void*>(fn), "fn");
     auto on = Thread::self().context->stream(stream);
+    if (on->report_thread.load() != 0) {
+      fail(ACL_ERROR_RT_STREAM_SUBSCRIBE,
+           "stream %d has a subscriber for callbacks; the two kinds do not mix", on->id);
+    }
     on->submit(std::make_shared<HostFunction>(fn, args));
     return ACL_SUCCESS;
   });

@@ -41,6 +41,8 @@ struct Report {
 // The mailboxes of threads that loop in aclrtProcessReport.
 class Reports {
  public:
+  static constexpr size_t kMaxThreads = 1024;
+
   void subscribe(uint64_t thread, Stream& stream);
   void unsubscribe(uint64_t thread, Stream& stream);
   bool post(uint64_t thread, std::shared_ptr<Report> report);  // false: nobody is subscribed

@@ -11,17 +11,17 @@
 
 namespace emu {
 
-void HostMemory::add(uintptr_t base, size_t size) {
+void HostMemory::add(uintptr_t base, size_t size, uint32_t flags) {
   std::unique_lock lock(mutex_);
   auto after = ranges_.lower_bound(base + size);
   if (after != ranges_.begin()) {
-    const auto& [begin, length] = *std::prev(after);
-    if (begin + length > base) {
+    const auto& [begin, range] = *std::prev(after);
+    if (begin + range.size > base) {
       fail(ACL_ERROR_HOST_MEMORY_ALREADY_REGISTERED,
-           "[0x%zx, +%zu) overlaps the registered range [0x%zx, +%zu)", base, size, begin, length);
+           "[0x%zx, +%zu) overlaps the registered range [0x%zx, +%zu)", base, size, begin, range.size);
     }
   }
-  ranges_.emplace(base, size);
+  ranges_.emplace(base, Range{size, flags});
 }
 
 void HostMemory::remove(uintptr_t base) {
@@ -30,21 +30,32 @@ void HostMemory::remove(uintptr_t base) {
   if (it == ranges_.end()) {
     fail(ACL_ERROR_HOST_MEMORY_NOT_REGISTERED, "0x%zx is not the start of a registered range", base);
   }
-  const size_t size = it->second;
+  const size_t size = it->second.size;
   ranges_.erase(it);
   lock.unlock();
   if (auto* watching = observer()) watching->host_memory_forgotten(base, size);
 }
 
-bool HostMemory::contains(uintptr_t address, size_t length) const {
+std::optional<uint32_t> HostMemory::flags_of(uintptr_t address, size_t length) const {
   std::shared_lock lock(mutex_);
   auto after = ranges_.upper_bound(address);
-  if (after == ranges_.begin()) return false;
-  const auto& [begin, size] = *std::prev(after);
-  return address - begin < size && length <= size - (address - begin);
+  if (after == ranges_.begin()) return std::nullopt;
+  const auto& [begin, range] = *std::prev(after);
+  if (address - begin >= range.size || length > range.size - (address - begin)) return std::nullopt;
+  return range.flags;
 }
 
 namespace {
+
+void check_config(const aclrtMallocConfig* config) {
+  if (config == nullptr || config->numAttrs == 0) return;
+  not_null(config->attrs, "cfg->attrs");
+  for (size_t i = 0; i < config->numAttrs; ++i) {
+    if (config->attrs[i].attr <= ACL_RT_MEM_ATTR_VA_FLAG) continue;
+    fail(ACL_ERROR_RT_PARAM_INVALID, "cfg->attrs[%zu]: attribute %d does not exist", i,
+         config->attrs[i].attr);
+  }
+}
 
 constexpr uint32_t kRegisterFlags =
     ACL_HOST_REG_MAPPED | ACL_HOST_REG_IOMEMORY | ACL_HOST_REG_READONLY | ACL_HOST_REG_PINNED;
@@ -66,13 +77,13 @@ aclError release(void* pointer) {
   return ACL_SUCCESS;
 }
 
-void register_range(void* pointer, uint64_t size) {
+void register_range(void* pointer, uint64_t size, uint32_t flags) {
   const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
   const auto base = reinterpret_cast<uintptr_t>(not_null(pointer, "ptr"));
   if (size == 0) fail(ACL_ERROR_RT_PARAM_INVALID, "size is 0");
   if (base % page != 0)
     fail(ACL_ERROR_RT_PARAM_INVALID, "%p is not aligned to the %zu-byte page", pointer, page);
-  Runtime::get().host_memory->add(base, size);
+  Runtime::get().host_memory->add(base, size, flags);
 }
 
 }  // namespace
@@ -87,8 +98,11 @@ aclError aclrtMallocHost(void** hostPtr, size_t size) {
   });
 }
 
-aclError aclrtMallocHostWithCfg(void** ptr, uint64_t size, aclrtMallocConfig*) {
-  return ENTER(aclrtMallocHostWithCfg, { return allocate(ptr, size); });
+aclError aclrtMallocHostWithCfg(void** ptr, uint64_t size, aclrtMallocConfig* cfg) {
+  return ENTER(aclrtMallocHostWithCfg, {
+    check_config(cfg);
+    return allocate(ptr, size);
+  });
 }
 
 aclError aclrtFreeHost(void* hostPtr) {
@@ -99,10 +113,14 @@ aclError aclrtFreeHostWithDevSync(void* hostPtr) {
   return ENTER(aclrtFreeHostWithDevSync, { return release(hostPtr); });
 }
 
-aclError aclrtHostRegister(void* ptr, uint64_t size, aclrtHostRegisterType, void** devPtr) {
+aclError aclrtHostRegister(void* ptr, uint64_t size, aclrtHostRegisterType type, void** devPtr) {
   return ENTER(aclrtHostRegister, {
     not_null(devPtr, "devPtr");
-    register_range(ptr, size);
+    if (type != ACL_HOST_REGISTER_MAPPED && type != ACL_HOST_REGISTER_IOMEMORY &&
+        type != ACL_HOST_REGISTER_READONLY) {
+      fail(ACL_ERROR_RT_PARAM_INVALID, "type %d; defined are 0, 4 and 8", type);
+    }
+    register_range(ptr, size, ACL_HOST_REG_MAPPED | static_cast<uint32_t>(type));
     *devPtr = ptr;
     return ACL_SUCCESS;
   });
@@ -113,7 +131,7 @@ aclError aclrtHostRegisterV2(void* ptr, uint64_t size, uint32_t flag) {
     if ((flag & ~kRegisterFlags) != 0 || flag == 0) {
       fail(ACL_ERROR_RT_PARAM_INVALID, "flag 0x%x is not a combination of 0x%x", flag, kRegisterFlags);
     }
-    register_range(ptr, size);
+    register_range(ptr, size, flag);
     return ACL_SUCCESS;
   });
 }
@@ -125,11 +143,15 @@ aclError aclrtHostUnregister(void* ptr) {
   });
 }
 
-aclError aclrtHostGetDevicePointer(void* pHost, void** pDevice, uint32_t) {
+aclError aclrtHostGetDevicePointer(void* pHost, void** pDevice, uint32_t flag) {
   return ENTER(aclrtHostGetDevicePointer, {
     not_null(pDevice, "pDevice");
-    if (!Runtime::get().host_memory->contains(reinterpret_cast<uintptr_t>(pHost), 1)) {
-      fail(ACL_ERROR_HOST_MEMORY_NOT_REGISTERED, "%p is not registered host memory", pHost);
+    if (flag != 0) fail(ACL_ERROR_RT_PARAM_INVALID, "flag 0x%x must be 0", flag);
+    const auto flags = Runtime::get().host_memory->flags_of(reinterpret_cast<uintptr_t>(pHost), 1);
+    if (!flags) fail(ACL_ERROR_HOST_MEMORY_NOT_REGISTERED, "%p is not registered host memory", pHost);
+    if ((*flags & ACL_HOST_REG_MAPPED) == 0) {
+      fail(ACL_ERROR_RT_PARAM_INVALID, "%p was registered with flags 0x%x, without ACL_HOST_REG_MAPPED",
+           pHost, *flags);
     }
     *pDevice = pHost;
     return ACL_SUCCESS;

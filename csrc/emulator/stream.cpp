@@ -1,5 +1,7 @@
 #include "emulator/stream.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <system_error>
 #include <utility>
@@ -7,6 +9,7 @@
 #include "emulator/context.h"
 #include "emulator/device.h"
 #include "emulator/error.h"
+#include "emulator/exception_info.h"
 #include "emulator/faults.h"
 #include "emulator/graph.h"
 #include "emulator/interleaving.h"
@@ -252,6 +255,9 @@ void Stream::run(Task& task) {
                code, meaning(code), why_.empty() ? "" : ": ", why_.c_str());
     why_ = why;
   }
+  tell_of_failed_task({static_cast<uint32_t>(finished_.load()), static_cast<uint32_t>(id),
+                       static_cast<uint32_t>(gettid()), static_cast<uint32_t>(context_->device.id),
+                       static_cast<uint32_t>(code)});
   // Who aborts a graph on purpose ends that replay, and no more.
   if (failure_mode.load() == ACL_STOP_ON_FAILURE && code != ACL_ERROR_RT_MODEL_ABORT_NORMAL) {
     context_->stop(code, why);

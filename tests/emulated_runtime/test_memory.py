@@ -86,18 +86,6 @@ def test_pointer_attributes_tell_device_pinned_and_ordinary_memory_apart(acl: Ac
     acl.aclrtSetCurrentContext(mine)
 
 
-def test_host_register_rules(acl: Acl) -> None:
-    page = 4096
-    ordinary = ctypes.create_string_buffer(3 * page)
-    aligned = (ctypes.addressof(ordinary) + page - 1) // page * page
-
-    assert acl.code.aclrtHostRegisterV2(aligned + 8, page, 0x2) == c.INVALID_PARAM
-    acl.aclrtHostRegisterV2(aligned, page, 0x2)
-    assert acl.code.aclrtHostRegisterV2(aligned, page, 0x2) == 507910
-    acl.aclrtHostUnregister(aligned)
-    assert acl.code.aclrtHostUnregister(aligned) == 507911
-
-
 def test_free_of_what_is_not_allocated_is_refused(acl: Acl) -> None:
     address, pinned = acl.malloc(4096), acl.malloc_host(64)
 
@@ -296,37 +284,6 @@ def test_two_dimensional_copy_moves_rows(acl: Acl) -> None:
         acl.code.aclrtMemcpy2dAsync(dst, 6_000_000, src, 6_000_000, 5_000_001, 1, 3, stream)
         == c.INVALID_PARAM
     )
-
-
-def batch(acl: Acl, pairs: list[tuple[int, int]], size: int, stream: int) -> tuple[int, int]:
-    count = len(pairs)
-    addresses, sizes = ctypes.c_void_p * count, ctypes.c_size_t * count
-    attrs, indexes, failed = (ctypes.c_uint8 * 64)(), (ctypes.c_size_t * 1)(0), ctypes.c_size_t()
-    code = acl.code.aclrtMemcpyBatchAsync(
-        addresses(*(p[0] for p in pairs)),
-        sizes(*[size] * count),
-        addresses(*(p[1] for p in pairs)),
-        sizes(*[size] * count),
-        count,
-        attrs,
-        indexes,
-        1,
-        ctypes.byref(failed),
-        stream,
-    )
-    return code, failed.value
-
-
-def test_batch_copies_between_host_and_device_only(acl: Acl) -> None:
-    stream = acl.stream()
-    pinned, device = acl.malloc_host(128), acl.malloc(128)
-    ctypes.memset(pinned, 8, 128)
-
-    assert batch(acl, [(device, pinned), (device + 64, pinned + 64)], 64, stream)[0] == 0
-    acl.synchronize(stream)
-
-    assert acl.read(device, 128) == b"\x08" * 128
-    assert batch(acl, [(device, pinned), (device + 64, device)], 64, stream) == (c.INVALID_PARAM, 1)
 
 
 def test_memset_checks_and_sets(acl: Acl) -> None:

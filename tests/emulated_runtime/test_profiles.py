@@ -19,7 +19,12 @@ PRODUCT, CANN, DRIVER = (f"TORCH_LLM_DATADIST_EMULATE_{name}" for name in ("PROF
 SINCE = {
     "8.5": ["aclrtIpcMemGetExportKey", "aclrtValueWrite", "aclrtMemcpyBatchAsync", "aclrtHostRegisterV2"],
     "9.0": ["aclrtMemGetAddressRange", "aclrtReserveMemAddressNoUCMemory"],
-    "9.1": ["aclrtMemMapSelectedLink", "aclrtDeviceGetP2PAtomicCapabilities"],
+    "9.1": [
+        "aclrtMemcpyBatchAsyncV2",
+        "aclrtMemsetD32Async",
+        "aclrtMemMapSelectedLink",
+        "aclrtDeviceGetP2PAtomicCapabilities",
+    ],
     "9.2": ["aclrtRecordEventWithFlag", "aclrtStreamWaitEventWithFlag", "aclrtMemMapNoAccess"],
 }
 LEVELS = list(SINCE)
