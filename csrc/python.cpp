@@ -4,6 +4,7 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/extension.h>
+#include <torch_npu/csrc/aten/common/from_blob.h>
 #include <torch_npu/csrc/core/npu/NPUFunctions.h>
 
 #include "acl/queue.h"
@@ -252,14 +253,11 @@ at::Tensor tensor_from_address(int64_t address, const std::vector<int64_t>& shap
   require(address > 0, kParamInvalid, "tensor_from_address: address ", address);
   if (device < 0)
     return at::from_blob(reinterpret_cast<void*>(address), shape, at::TensorOptions().dtype(dtype));
-  const auto options =
-      at::TensorOptions().dtype(dtype).device(c10::Device(c10::DeviceType::PrivateUse1, device));
-  int64_t elements = 1;
-  for (const int64_t size : shape) elements *= size;
-  at::Tensor tensor = at::empty({0}, options);
-  c10::Storage storage(c10::Storage::use_byte_size_t(), static_cast<size_t>(elements) * tensor.element_size(),
-                       c10::DataPtr(reinterpret_cast<void*>(address), options.device()), nullptr, false);
-  return tensor.set_(storage, 0, shape);
+  const c10::Device npu(c10::DeviceType::PrivateUse1, static_cast<c10::DeviceIndex>(device));
+  const c10::DeviceGuard guard(npu);
+  // torch_npu keeps a description in its storages, so a plain one is too small for it.
+  return at_npu::native::from_blob(reinterpret_cast<void*>(address), shape, npu,
+                                   at::TensorOptions().dtype(dtype).device(npu));
 }
 
 LinkOptions link_options(int64_t keep_alive_ms, int64_t transfer_timeout_ms, int64_t max_in_flight,

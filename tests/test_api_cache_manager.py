@@ -13,10 +13,19 @@ from typing import Any
 import numpy
 import pytest
 import torch
+import torch_npu
 
 import torch_llm_datadist as datadist
 from tests import instances
-from torch_llm_datadist import BlocksCacheKey, CacheDesc, DataType, LLMException, LLMStatusCode, Placement
+from torch_llm_datadist import (
+    BlocksCacheKey,
+    CacheDesc,
+    DataType,
+    LLMException,
+    LLMStatusCode,
+    Placement,
+    _native,
+)
 from torch_llm_datadist.keys import CacheKey
 
 INVALID = LLMStatusCode.LLM_PARAM_INVALID
@@ -166,6 +175,20 @@ def test_register_blocks_cache_takes_addresses(pair: Any) -> None:
     here.manager.push_blocks(BlocksCacheKey(THERE, 77), here.cache, [1], [6])
     assert torch.equal(torch.stack([t[6].cpu() for t in raw]), before[:, 1])
     there.manager.unregister_cache(cache.cache_id)
+
+
+def test_a_tensor_over_an_address_is_a_whole_npu_tensor(pair: Any) -> None:
+    """Its storage once was none of torch_npu's, and describing it there wrote past its end."""
+    held = torch.arange(32, dtype=torch.float16, device="npu:0")
+    native = _native.load()
+
+    for _ in range(20):
+        tensor = native.tensor_from_address(held.data_ptr(), [4, 8], torch.float16, 0)
+
+        assert torch_npu.get_npu_format(tensor) == torch_npu.get_npu_format(held)
+        assert torch_npu.get_storage_size(tensor) == 32
+    assert tensor.data_ptr() == held.data_ptr()
+    assert torch.equal(tensor.cpu(), held.view(4, 8).cpu())
 
 
 @pytest.mark.parametrize("cache_id", [None, "1", 1.0, True])
