@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from torch_llm_datadist.keys import BlocksCacheKey as BlocksCacheKey
     from torch_llm_datadist.keys import CacheKey as CacheKey
     from torch_llm_datadist.keys import CacheKeyByIdAndIndex as CacheKeyByIdAndIndex
+    from torch_llm_datadist.kv_cache_manager import KvCacheManager as KvCacheManager
     from torch_llm_datadist.transfer import LayerSynchronizer as LayerSynchronizer
     from torch_llm_datadist.transfer import MemInfo as MemInfo
     from torch_llm_datadist.transfer import Memtype as Memtype
@@ -52,6 +53,7 @@ _HOMES = {
     "CacheTask": "cache_task",
     "DataType": "data_type",
     "KvCache": "cache",
+    "KvCacheManager": "kv_cache_manager",
     "LLMClusterInfo": "cluster",
     "LLMConfig": "config",
     "LLMDataDist": "datadist",

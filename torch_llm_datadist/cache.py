@@ -243,6 +243,11 @@ class Cache:
         return self._tensor_addrs
 
     @property
+    def per_device_tensor_addrs(self) -> list[list[int]]:
+        """The addresses per device, of which an instance has one; for callers of the older API."""
+        return [self._tensor_addrs]
+
+    @property
     def is_blocks_cache(self) -> bool:
         return self._is_blocks_cache
 

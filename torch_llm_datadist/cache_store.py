@@ -307,6 +307,11 @@ class CacheStore:
             for cache_id in self._registry.ids():
                 self._withdraw(cache_id)
 
+    @property
+    def is_closed(self) -> bool:
+        """The instance is finalized."""
+        return self._is_closed
+
     def _require_open(self, asked: str) -> None:
         if self._is_closed:
             raise EngineFailedError(f"{asked}: the instance is finalized")

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from . import checks
 from .cluster import LLMClusterInfo, LLMRole, endpoint, parse_endpoint
@@ -22,6 +22,7 @@ from .transfer import RegisterMemStatus
 
 if TYPE_CHECKING:
     from .cache_manager import CacheManager
+    from .kv_cache_manager import KvCacheManager
 
 logger = logging.getLogger("torch_llm_datadist")
 
@@ -60,8 +61,9 @@ class LLMDataDist:
         On an initialised instance it does nothing.
 
         Args:
-            options: what ``LLMConfig.generate_options`` returns. The cache manager must be on (or be implied
-                by ``local_comm_res``); without a device it is device 0.
+            options: what ``LLMConfig.generate_options`` returns. While the cache manager is off (and not
+                implied by ``local_comm_res``), the older API is there: ``kv_cache_manager``. Without a device
+                it is device 0.
 
         Raises:
             TypeError: not a dict of str to str.
@@ -251,13 +253,23 @@ class LLMDataDist:
         given = {} if switch_options is None else read_text_map(f"{asked}: switch_options", switch_options)
         listen = given.get("llm.listenIpInfo")
         address = None if listen is None else parse_endpoint(f"{asked}: llm.listenIpInfo", listen)
+        if running.options.is_older_api:
+            self._check_older_switch(running, role, listen)
         running.listen_port = running.links.switch_role(address)
         self._role = role
 
     def check_link_status(self, remote_cluster_id: int) -> None:
-        """Of the older API; with the cache manager on it is an error, as with the original."""
-        self._initialised()
-        raise ParamInvalidError("check_link_status: the cache manager is on; links() lists the links")
+        """Of the older API (``enable_cache_manager`` off): returns when there is a link to that cluster.
+
+        Raises:
+            LLMException: ``LLM_NOT_YET_LINK`` without one; ``LLM_PARAM_INVALID`` while the cache manager is
+                on, as with the original.
+        """
+        running = self._initialised()
+        if not running.options.is_older_api:
+            raise ParamInvalidError("check_link_status: the cache manager is on; links() lists the links")
+        cluster_id = checks.uint64("check_link_status: remote_cluster_id", remote_cluster_id)
+        running.links.table.get(cluster_id, "check_link_status")
 
     @property
     def cluster_id(self) -> int:
@@ -265,13 +277,24 @@ class LLMDataDist:
 
     @property
     def cache_manager(self) -> CacheManager:
-        return self._initialised().cache_manager
+        """The caches of this instance; ``LLM_PARAM_INVALID`` while ``enable_cache_manager`` is off."""
+        running = self._initialised()
+        if running.options.is_older_api:
+            raise ParamInvalidError(
+                "cache_manager: the cache manager is off; set LLMConfig.enable_cache_manager or "
+                "local_comm_res"
+            )
+        return running.cache_manager
 
     @property
-    def kv_cache_manager(self) -> NoReturn:
-        """The manager of the older API; with the cache manager on it is an error, as with the original."""
-        self._initialised()
-        raise ParamInvalidError("kv_cache_manager: the cache manager is on; use cache_manager")
+    def kv_cache_manager(self) -> KvCacheManager:
+        """The manager of the older API; ``LLM_PARAM_INVALID`` while ``enable_cache_manager`` is on."""
+        running = self._initialised()
+        if not running.options.is_older_api:
+            raise ParamInvalidError("kv_cache_manager: the cache manager is on; use cache_manager")
+        from .kv_cache_manager import KvCacheManager
+
+        return KvCacheManager(running.cache_manager, self._role)
 
     # Not in the original.
 
@@ -346,6 +369,14 @@ class LLMDataDist:
         return [info if alive else replace(info, state="lost") for info, alive in is_alive.items()]
 
     # Inside.
+
+    def _check_older_switch(self, running: Running, role: LLMRole, listen: str | None) -> None:
+        if not running.options.enable_switch_role:
+            raise ParamInvalidError("switch_role: enable_switch_role is off, and the cache manager, too")
+        if role == self._role:
+            raise ParamInvalidError(f"switch_role: the role is {role.name} already")
+        if role == LLMRole.PROMPT and listen is None:
+            raise ParamInvalidError("switch_role: the role PROMPT needs llm.listenIpInfo")
 
     def _initialised(self) -> Running:
         running = self._running

@@ -15,7 +15,7 @@ from .errors import OutOfMemoryError, ParamInvalidError
 if TYPE_CHECKING:
     import torch
 
-_DEFAULT_PAGE_SHIFT = 16
+DEFAULT_PAGE_SHIFT = 16
 _LEAST_PAGE_SHIFT, _END_OF_PAGE_SHIFTS = 10, 31
 _MAX_PAGES = 2**32 - 1
 
@@ -56,7 +56,7 @@ def read_pool_config(name: str, text: str | None) -> PoolConfig | None:
     if unknown:
         raise ParamInvalidError(f"{name} has {', '.join(unknown)}, expected memory_size and page_shift")
     size = _natural(f"{name}: memory_size", given["memory_size"])
-    shift = _natural(f"{name}: page_shift", given.get("page_shift", _DEFAULT_PAGE_SHIFT))
+    shift = _natural(f"{name}: page_shift", given.get("page_shift", DEFAULT_PAGE_SHIFT))
     if not _LEAST_PAGE_SHIFT <= shift < _END_OF_PAGE_SHIFTS:
         raise ParamInvalidError(
             f"{name}: page_shift is {shift}, expected {_LEAST_PAGE_SHIFT} to {_END_OF_PAGE_SHIFTS - 1}"

@@ -10,10 +10,11 @@ from . import checks
 from .cluster import parse_endpoint
 from .config import OWN_PREFIX
 from .errors import ParamInvalidError
-from .memory_pool import PoolConfig, read_pool_config
+from .memory_pool import DEFAULT_PAGE_SHIFT, PoolConfig, read_pool_config
 
 DEFAULT_SYNC_KV_TIMEOUT_MS = 1000
 DEFAULT_LINK_TOTAL_TIME_S = 120
+FLOW_GRAPH_MEMORY = "ge.flowGraphMemMaxSize"
 LINK_TIME_VARIABLE = "HCCL_CONNECT_TIMEOUT"
 
 
@@ -29,6 +30,8 @@ class Options:
         mem_pool, host_mem_pool: the pools that ``allocate_*`` serves from, on the device and on the host.
         sync_kv_timeout_ms: limit of one blocking push or pull.
         link_total_time_s: limit of a two-sided link.
+        is_older_api: ``kv_cache_manager`` in place of ``cache_manager``.
+        enable_switch_role: of the older API, which needs it.
         link_port: base of the ports at which members of two-sided links meet; None: the environment says.
     """
 
@@ -44,6 +47,8 @@ class Options:
     transfer_workers: int
     link_total_time_s: float
     link_port: int | None
+    is_older_api: bool
+    enable_switch_role: bool
 
 
 def read_options(options: object) -> Options:
@@ -57,11 +62,11 @@ def read_options(options: object) -> Options:
             )
     local_comm_res = given.get("llm.LocalCommRes")
     implied = "1" if local_comm_res is not None else "0"
-    if given.get("llm.EnableCacheManager", implied) != "1":
-        raise ParamInvalidError(
-            "init: enable_cache_manager is off; set LLMConfig.enable_cache_manager or local_comm_res"
-            + (", which needs the cache manager" if local_comm_res is not None else "")
-        )
+    is_older_api = given.get("llm.EnableCacheManager", implied) != "1"
+    if is_older_api and local_comm_res is not None:
+        raise ParamInvalidError("init: enable_cache_manager is off; local_comm_res needs it")
+    if is_older_api and "llm.TransferBackend" in given:
+        raise ParamInvalidError("init: enable_cache_manager is off; transfer_backend needs it")
     if "llm.TransferBackend" in given:
         raise NotImplementedError(
             "init: option transfer_backend (llm.TransferBackend) is not there yet; leave it unset"
@@ -76,21 +81,30 @@ def read_options(options: object) -> Options:
             given, "sync_kv_timeout", "llm.SyncKvCacheWaitTime", DEFAULT_SYNC_KV_TIMEOUT_MS, low=1
         ),
         keep_alive_ms=_number(given, "keep_alive_ms", OWN_PREFIX + "KeepAliveMs", 3000, low=1),
-        mem_pool=read_pool_config("init: mem_pool_cfg", given.get("llm.MemPoolConfig")),
+        mem_pool=_device_pool(given, is_older_api),
         host_mem_pool=read_pool_config("init: host_mem_pool_cfg", given.get("llm.HostMemPoolConfig")),
         max_in_flight=_number(given, "max_in_flight", OWN_PREFIX + "MaxInFlight", 256, low=1),
         transfer_workers=_number(given, "transfer_workers", OWN_PREFIX + "TransferWorkers", 16, low=1),
         link_total_time_s=_link_total_time(given),
         link_port=_number(given, "link_port", OWN_PREFIX + "LinkPort", 0, low=1, high=65535) or None,
+        is_older_api=is_older_api,
+        enable_switch_role=given.get("llm.EnableSwitchRole") == "1",
     )
 
 
 def _check_flow_graph_memory(given: Mapping[object, object]) -> None:
-    key = "ge.flowGraphMemMaxSize"
+    key = FLOW_GRAPH_MEMORY
     if key in given:
         value = checks.instance(f"init: option {key}", given[key], str)
         if not (value.isascii() and value.isdigit()):
             raise ParamInvalidError(f"init: option {key} is {value!r}, expected one number of bytes")
+
+
+def _device_pool(given: Mapping[str, str], is_older_api: bool) -> PoolConfig | None:
+    """The older API has its pool from the graph engine's memory."""
+    pool = read_pool_config("init: mem_pool_cfg", given.get("llm.MemPoolConfig"))
+    size = int(given.get(FLOW_GRAPH_MEMORY, "0"))
+    return PoolConfig(size, DEFAULT_PAGE_SHIFT) if pool is None and is_older_api and size else pool
 
 
 def _device(given: Mapping[str, str]) -> int:

@@ -138,9 +138,8 @@ def test_bad_options_are_refused(name: str, value: Any, expected: Any) -> None:
 
 ON = {"llm.EnableCacheManager": "1"}
 INIT_ERRORS: list[tuple[Any, Any]] = [
-    (None, TypeError), ([], TypeError), ({}, INVALID),
+    (None, TypeError), ([], TypeError),
     ({"llm.EnableCacheManager": 1}, TypeError),  # mended: the original takes it for "off"
-    ({"llm.EnableCacheManager": "0"}, INVALID),
     ({"llm.LocalCommRes": "", "llm.EnableCacheManager": "0"}, INVALID),
     ({**ON, "ge.flowGraphMemMaxSize": 5}, TypeError), ({**ON, "ge.flowGraphMemMaxSize": "1;2"}, INVALID),
     ({**ON, "ge.exec.deviceId": "0;1"}, INVALID), ({**ON, "ge.exec.deviceId": "x"}, INVALID),
@@ -162,6 +161,17 @@ def test_init_options_have_the_originals_defaults() -> None:
 
     assert (options.device, options.listen, options.remote_accessible) == (0, None, False)
     assert (options.sync_kv_timeout_ms, options.needs_local_ip) == (1000, True)
+
+
+@pytest.mark.parametrize("given", [{}, {"llm.EnableCacheManager": "0"}, {"llm.EnableCacheManager": "true"}])
+def test_without_the_cache_manager_the_older_api_is_there(given: dict[str, str]) -> None:
+    """2.4 row 7."""
+    assert read_options(given).is_older_api
+    assert not read_options(ON).is_older_api
+    pool = read_options({**given, "ge.flowGraphMemMaxSize": "1048576"}).mem_pool
+    assert pool is not None
+    assert pool.memory_size == 1048576
+    assert read_options({**ON, "ge.flowGraphMemMaxSize": "1048576"}).mem_pool is None
 
 
 @pytest.mark.parametrize("local_comm_res", ["", '{"version": "1.3"}'])
