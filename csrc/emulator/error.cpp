@@ -87,6 +87,8 @@ const char* meaning(aclError code) {
       return "the thread's subscription";
     case ACL_ERROR_RT_STREAM_NO_CB_REG:
       return "nobody serves the stream's callbacks";
+    case ACL_ERROR_RT_STREAM_NOT_SUPPORT_OPERA:
+      return "the stream is not for that";
     case ACL_ERROR_RT_WAIT_TIMEOUT:
       return "a wait on the device timed out";
     case ACL_ERROR_RT_TASK_TIMEOUT:

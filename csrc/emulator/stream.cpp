@@ -53,6 +53,9 @@ void Stream::set_running(Stream* stream) { running_here = stream; }
 
 void Stream::check_takes_work() const {
   if (closed_.load()) fail(ACL_ERROR_RT_INVALID_HANDLE, "stream %d is destroyed", id);
+  if ((flags & ACL_STREAM_DEVICE_USE_ONLY) != 0) [[unlikely]] {
+    fail(ACL_ERROR_RT_STREAM_NOT_SUPPORT_OPERA, "stream %d is ACL_STREAM_DEVICE_USE_ONLY", id);
+  }
   if (const aclError code = context_->refusal(); code != ACL_SUCCESS) [[unlikely]] {
     fail(code, "stream %d is stopped: %s", id, context_->failure_message().c_str());
   }

@@ -24,6 +24,10 @@ std::shared_ptr<Stream> own_stream(aclrtStream handle) {
 std::shared_ptr<Stream> live_stream(aclrtStream handle) {
   auto stream = current().stream(handle);
   stream->refuse_while_capturing();
+  if ((stream->flags & ACL_STREAM_PERSISTENT) != 0) {
+    fail(ACL_ERROR_RT_STREAM_NOT_SUPPORT_OPERA,
+         "stream %d is ACL_STREAM_PERSISTENT: not to be waited for or asked", stream->id);
+  }
   return stream;
 }
 

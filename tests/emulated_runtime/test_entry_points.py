@@ -1,0 +1,112 @@
+"""Every function that torch_npu links or looks up is there, one test per group of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from . import acl_calls as c
+from .symbols import symbols
+
+LINKED = {
+    "life": """
+        aclInit aclFinalize aclAppLog aclGetRecentErrMsg aclGetDeviceCapability aclmdlInitDump
+        aclmdlSetDump aclmdlFinalizeDump
+    """,
+    "device": """
+        aclrtSetDevice aclrtResetDevice aclrtGetDevice aclrtGetDeviceCount aclrtGetCurrentContext
+        aclrtSetCurrentContext aclrtGetSocName aclrtDeviceCanAccessPeer aclrtDeviceEnablePeerAccess
+        aclrtDeviceGetBareTgid
+    """,
+    "stream and event": """
+        aclrtCreateStream aclrtCreateStreamWithConfig aclrtDestroyStream aclrtSynchronizeStream
+        aclrtStreamWaitEvent aclrtCreateEventExWithFlag aclrtDestroyEvent aclrtRecordEvent
+        aclrtResetEvent aclrtSynchronizeEvent aclrtEventElapsedTime aclrtProcessReport
+    """,
+    "memory": """
+        aclrtMalloc aclrtFree aclrtMallocHost aclrtFreeHost aclrtGetMemInfo aclrtMemcpy
+        aclrtMemcpyAsync aclrtMemset
+    """,
+    "virtual memory": """
+        aclrtReserveMemAddress aclrtReleaseMemAddress aclrtMallocPhysical aclrtFreePhysical
+        aclrtMapMem aclrtUnmapMem aclrtMemExportToShareableHandle aclrtMemSetPidToShareableHandle
+        aclrtMemImportFromShareableHandle
+    """,
+    "kernels": """
+        aclrtBinaryLoadFromData aclrtBinaryGetFunction aclrtGetFunctionAddr rtDevBinaryRegister
+        rtFunctionRegister rtKernelLaunch rtGetC2cCtrlAddr
+    """,
+    "aclop": """
+        aclopCompileAndExecute aclopCreateAttr aclopDestroyAttr aclopSetAttrBool aclopSetAttrInt
+        aclopSetAttrFloat aclopSetAttrString aclopSetAttrDataType aclopSetAttrListBool
+        aclopSetAttrListInt aclopSetAttrListFloat aclopSetAttrListListInt aclCreateTensorDesc
+        aclDestroyTensorDesc aclCreateDataBuffer aclDestroyDataBuffer aclSetTensorFormat
+        aclSetTensorPlaceMent aclSetTensorShape aclSetTensorDescName aclGetTensorDescDimV2
+        aclGetTensorDescFormat aclGetTensorDescNumDims aclGetTensorDescType
+    """,
+    "profiler": """
+        MsprofGetHashId MsprofRegisterCallback MsprofReportAdditionalInfo MsprofReportApi
+        MsprofReportCompactInfo MsprofSysCycleTime
+    """,
+}
+LOOKED_UP = {
+    "init": """
+        aclsysGetCANNVersion aclsysGetVersionStr aclrtGetDeviceInfo aclrtSetDeviceSatMode
+        aclrtSetOpExecuteTimeOut aclrtSetOpExecuteTimeOutV2 aclrtSetOpWaitTimeout
+        aclrtGetSysParamOpt aclrtSetSysParamOpt aclrtCtxSetSysParamOpt aclrtGetPrimaryCtxState
+        aclrtSetStreamFailureMode aclrtSetStreamAttribute aclrtDestroyStreamForce
+    """,
+    "streams and events": """
+        aclrtStreamQuery aclrtStreamGetId aclrtSynchronizeStreamWithTimeout aclrtSynchronizeDevice
+        aclrtSynchronizeDeviceWithTimeout aclrtQueryEventStatus aclrtQueryEventWaitStatus
+        aclrtCreateEventWithFlag aclrtEventGetTimestamp aclrtSetStreamOverflowSwitch
+        aclrtGetStreamOverflowSwitch aclrtGetStreamResLimit aclrtSetStreamResLimit
+        aclrtResetStreamResLimit aclrtUseStreamResInCurrentThread aclrtUnuseStreamResInCurrentThread
+        aclrtGetResInCurrentThread aclrtGetDeviceResLimit aclrtSetDeviceResLimit
+        aclrtResetDeviceResLimit
+    """,
+    "memory and host": """
+        aclrtMallocAlign32 aclrtMallocHostWithCfg aclrtMemsetAsync aclrtMemcpyAsyncWithCondition
+        aclrtMemcpyBatch aclrtMemcpyBatchAsync aclrtHostRegister aclrtHostRegisterV2
+        aclrtHostUnregister aclrtPointerGetAttributes aclrtCmoAsync aclrtGetMemUsageInfo
+    """,
+    "between processes": """
+        aclrtIpcMemGetExportKey aclrtIpcMemSetImportPid aclrtIpcMemImportByKey aclrtIpcMemClose
+        aclrtIpcGetEventHandle aclrtIpcOpenEventHandle
+    """,
+    "synchronisation": """
+        aclrtValueWrite aclrtValueWait aclrtLaunchCallback aclrtLaunchHostFunc aclrtSubscribeReport
+        aclrtUnSubscribeReport
+    """,
+    "graphs": """
+        aclmdlRICaptureBegin aclmdlRICaptureEnd aclmdlRICaptureGetInfo
+        aclmdlRICaptureThreadExchangeMode aclmdlRICaptureTaskGrpBegin aclmdlRICaptureTaskGrpEnd
+        aclmdlRICaptureTaskUpdateBegin aclmdlRICaptureTaskUpdateEnd aclmdlRIExecuteAsync
+        aclmdlRIDestroy aclmdlRIGetId aclmdlRIDebugPrint aclmdlRIDebugJsonPrint
+    """,
+    "errors": """
+        aclGetRecentErrMsg aclrtPeekAtLastError aclrtGetLastError aclrtDeviceTaskAbort
+        aclrtGetErrorVerbose aclrtRepairError aclrtGetMemUceInfo aclrtMemUceRepair
+    """,
+    "notifies": """
+        aclrtCreateNotify aclrtDestroyNotify aclrtRecordNotify aclrtWaitAndResetNotify
+        aclrtGetNotifyId aclrtNotifyBatchReset aclrtNotifyGetExportKey aclrtNotifyImportByKey
+        aclrtNotifySetImportPid aclrtNotifySetImportPidInterServer
+    """,
+    "memory of the second kind": """
+        aclrtMemGetAllocationGranularity aclrtMemSetAccess aclrtMemGetAccess
+        aclrtMemRetainAllocationHandle aclrtMemGetAddressRange aclrtReserveMemAddressNoUCMemory
+        aclrtMemExportToShareableHandleV2 aclrtMemImportFromShareableHandleV2
+        aclrtMemSetPidToShareableHandleV2 aclrtIpcMemImportPidInterServer aclrtIpcMemSetAttr
+    """,
+    "copies": """
+        aclrtMemcpyBatchV2 aclrtMemcpyBatchAsyncV2 aclrtMemcpy2d aclrtMemcpy2dAsync aclrtMemsetD32
+        aclrtMemsetD32Async
+    """,
+}
+
+
+@pytest.mark.parametrize("group", [*LINKED, *LOOKED_UP])
+def test_functions_of_the_group_are_there(group: str) -> None:
+    shown = symbols(c.LIBRARY, "--defined-only")
+
+    assert [name for name in {**LINKED, **LOOKED_UP}[group].split() if name not in shown] == []
