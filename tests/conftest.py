@@ -9,6 +9,7 @@ import os
 
 import pytest
 
+from tests.nodes import node as node
 from tests.peers import peers as peers
 from torch_llm_datadist import emulator
 from torch_llm_datadist.emulator.quiet import HARMLESS

@@ -10,7 +10,7 @@ import pytest
 
 from tests import instances
 from tests.conformance.case import INVALID, check_raises, row
-from tests.test_link_protocol import unused_port
+from tests.nodes import unused_port
 from tests.transfers import start
 from torch_llm_datadist import LLMStatusCode
 

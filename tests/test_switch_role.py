@@ -11,7 +11,7 @@ import torch
 
 from tests import instances
 from tests.conformance.case import INVALID, check_raises, row
-from tests.test_link_protocol import unused_port
+from tests.nodes import unused_port
 from tests.transfers import link, pattern, restore, start
 from torch_llm_datadist import LLMClusterInfo, LLMRole, LLMStatusCode
 

@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,9 +19,9 @@ import torch
 import torch_llm_datadist as datadist
 from tests import instances
 from tests.conformance.case import INVALID, check_raises, row
+from tests.nodes import DEADLINE_S, link, wait_until
 from tests.peers import Peer
 from tests.recording_core import Node
-from tests.test_link_protocol import DEADLINE_S, link, wait_until
 from torch_llm_datadist import LLMStatusCode, RegisterMemStatus
 from torch_llm_datadist.rank_table import PORT_VARIABLE, port_of, read_comm
 
@@ -53,19 +53,6 @@ def free_base(devices: int = 1) -> int:
                 continue
             return base
     raise AssertionError
-
-
-@pytest.fixture
-def node() -> Iterator[Callable[..., Node]]:
-    made: list[Node] = []
-
-    def make(*args: Any, **kwargs: Any) -> Node:
-        made.append(Node(*args, **kwargs))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.links.close(0.3)
 
 
 def begin(

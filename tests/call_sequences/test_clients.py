@@ -209,7 +209,7 @@ def test_mindie_separate_deployment(peers: Peers) -> None:
 
 def link_in_a_window(state: SimpleNamespace, cluster_ids: list[int], tables: list[str]) -> None:
     """At most 16 at one time."""
-    from tests.test_link_protocol import wait_until
+    from tests.nodes import wait_until
     from torch_llm_datadist import RegisterMemStatus
 
     waiting = dict(zip(cluster_ids, tables, strict=True))

@@ -1,0 +1,166 @@
+"""The wire: hostile input, other versions, and who a peer is. Control messages only; links over real
+devices are tested in ``test_api_links.py``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import msgspec
+import pytest
+import zmq
+
+from tests.nodes import (
+    DEADLINE_S,
+    NO_LINK,
+    OK,
+    link,
+)
+from tests.recording_core import Node
+from torch_llm_datadist import wire
+from torch_llm_datadist.errors import LLMStatusCode
+from torch_llm_datadist.identity import host_id, start_time_of
+
+
+class RawPeer:
+    """Speaks to a server in bytes of its own choice."""
+
+    def __init__(self, server: Node) -> None:
+        self.context = zmq.Context()
+        self.socket = self.context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.connect(f"tcp://127.0.0.1:{server.port}")
+
+    def __enter__(self) -> RawPeer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.destroy(linger=0)
+
+    def send(self, *frames: bytes) -> None:
+        self.socket.send_multipart(frames)
+
+    def ask(self, message: wire.Message | bytes) -> wire.Message:
+        self.send(message if isinstance(message, bytes) else wire.encode(message))
+        assert self.socket.poll(int(DEADLINE_S * 1000))
+        return wire.decode(self.socket.recv())
+
+
+def test_a_server_survives_malformed_messages(
+    node: Callable[..., Node], caplog: pytest.LogCaptureFixture
+) -> None:
+    server, client = node(1, listens=True), node(2)
+    good = wire.encode(wire.Hello(wanted_cluster_id=1, identity=client.identity))
+    hostile = [
+        b"",
+        b"\x00",
+        b"\xc1" * 100,
+        b"\x91" * 100_000,  # deeply nested arrays
+        good[:-3],
+        good + b"x",
+        msgspec.msgpack.encode({"type": "hello", "protocol": "1"}),
+        msgspec.msgpack.encode({"type": "nothing"}),
+        msgspec.msgpack.encode({"type": "join", "link": -1}),
+    ]
+
+    with RawPeer(server) as raw:
+        for data in hostile:
+            raw.send(data)
+        raw.send(b"two", b"frames")
+        raw.send(wire.encode(wire.Withdraw(1)))
+        assert isinstance(raw.ask(good), wire.Closed | wire.Welcome)
+
+    assert link(node(3), server) == OK
+    assert "malformed" in caplog.text
+    assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
+
+
+def test_a_server_drops_messages_that_are_too_long(node: Callable[..., Node]) -> None:
+    server = node(1, listens=True)
+
+    with RawPeer(server) as raw:
+        raw.send(b"x" * (wire.MAX_MESSAGE_BYTES + 1))
+
+        assert link(node(3), server) == OK
+
+
+def test_a_greeting_of_another_protocol_version_is_refused_by_name(node: Callable[..., Node]) -> None:
+    server = node(1, listens=True)
+
+    with RawPeer(server) as raw:
+        answer = raw.ask(msgspec.msgpack.encode({"type": "hello", "protocol": 7, "news": [1]}))
+
+    assert isinstance(answer, wire.Refused)
+    assert answer.code == LLMStatusCode.LLM_LINK_FAILED
+    assert "version 2 at one end and 7 at the other" in answer.reason
+
+
+def test_messages_out_of_order_are_dropped(node: Callable[..., Node]) -> None:
+    server, client = node(1, listens=True), node(2)
+    record = wire.SegmentRecord(b"page", 0, 0)
+
+    with RawPeer(server) as raw:
+        hello = wire.Hello(wanted_cluster_id=1, identity=client.identity)
+        assert isinstance(raw.ask(hello), wire.Welcome)
+        for message in (
+            hello,
+            wire.Bye(""),
+            wire.Withdraw(1),
+            wire.Joined(NO_LINK, record, []),
+            wire.Synced(3),
+        ):
+            raw.send(wire.encode(message))
+        assert isinstance(raw.ask(wire.Join(NO_LINK, record, [])), wire.Joined)
+        raw.send(wire.encode(wire.Join(NO_LINK, record, [])))
+        assert isinstance(raw.ask(wire.Sync(5)), wire.Synced)
+
+
+def test_a_cache_announced_twice_ends_the_link(node: Callable[..., Node]) -> None:
+    server, client = node(1, listens=True), node(2)
+    segment = wire.SegmentRecord(b"page", 0, 0)
+    cache = wire.CacheRecord(cache_id=1, model_id=0, num_blocks=1, tensor_bytes=[1], segments=[segment])
+
+    with RawPeer(server) as raw:
+        raw.ask(wire.Hello(wanted_cluster_id=1, identity=client.identity))
+        raw.ask(wire.Join(NO_LINK, segment, [cache]))
+        answer = raw.ask(wire.Announce(cache))
+
+    assert isinstance(answer, wire.Closed)
+    assert "twice" in answer.reason
+
+
+def test_every_message_survives_the_wire() -> None:
+    segment = wire.SegmentRecord(b"\x00\xff", 2**40, 2**47)
+    cache = wire.CacheRecord(
+        cache_id=1, model_id=2**64 - 1, num_blocks=2, tensor_bytes=[4] * 1000, segments=[segment] * 1000
+    )
+    for message in (
+        wire.Join(7, segment, [cache]),
+        wire.Announce(cache),
+        wire.Keys(1, [wire.KeyRecord(True, 2**64 - 2, 0, 3)]),
+        wire.Taken(1, 0, 2, 4),
+        wire.Refused(0x5010B009, "no"),
+        wire.Bye("x"),
+    ):
+        assert wire.decode(wire.encode(message)) == message
+
+
+def test_start_time_tells_a_dead_process_from_a_live_one() -> None:
+    import os
+    import subprocess
+
+    child = subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE)
+    assert start_time_of(child.pid) is not None
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert start_time_of(child.pid) is None  # a zombie
+    child.wait()
+    assert start_time_of(child.pid) is None
+    child.stdin.close()  # type: ignore[union-attr]
+
+
+def test_host_id_can_be_played(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = host_id()
+    monkeypatch.setenv("TORCH_LLM_DATADIST_HOST_ID", "b")
+    assert host_id() == f"{own}/b"
