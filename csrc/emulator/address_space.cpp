@@ -11,6 +11,7 @@
 #include "emulator/device.h"
 #include "emulator/error.h"
 #include "emulator/observer.h"
+#include "emulator/stack.h"
 #include "emulator/virtual_memory.h"
 #include "emulator/wait_hints.h"
 
@@ -137,6 +138,7 @@ void AddressSpace::unmap(Place place, uintptr_t base, size_t mapped) {
 }
 
 std::shared_ptr<Block> AddressSpace::publish(std::shared_ptr<Block> block) {
+  block->made = Stack::here();
   std::unique_lock lock(blocks_mutex_);
   const size_t first = (block->base - begin_) / kChunk;
   const size_t count = round_up(block->mapped, kChunk) / kChunk;
@@ -208,6 +210,8 @@ std::shared_ptr<Block> AddressSpace::release(Place place, uintptr_t base) {
   auto block = std::move(it->second);
   blocks_.erase(it);
   block->freed.store(true);
+  freed_.push_back({block->base, block->size, block->made, Stack::here()});
+  if (freed_.size() > kFreedKept) freed_.pop_front();
   const size_t first = (block->base - begin_) / kChunk;
   const size_t count = round_up(block->mapped, kChunk) / kChunk;
   for (size_t i = 0; i < count; ++i) chunks_[first + i] = nullptr;
@@ -223,6 +227,31 @@ std::shared_ptr<Block> AddressSpace::find(uintptr_t address) const {
   Block* block = chunks_[(address - begin) / kChunk];
   if (block == nullptr || address - block->base >= block->size) return nullptr;
   return block->shared_from_this();
+}
+
+std::vector<std::shared_ptr<Block>> AddressSpace::all() const {
+  std::shared_lock lock(blocks_mutex_);
+  std::vector<std::shared_ptr<Block>> found;
+  for (const auto& [_, block] : blocks_) found.push_back(block);
+  return found;
+}
+
+std::string AddressSpace::story_of(uintptr_t address) const {
+  if (const auto block = find(address)) {
+    std::string story = text("it lies in the live allocation [0x%zx, +%zu)", block->base, block->size);
+    if (Stack::is_shown() && block->made != nullptr) story += "; allocated at\n" + block->made->text("  ");
+    return story;
+  }
+  std::shared_lock lock(blocks_mutex_);
+  for (auto it = freed_.rbegin(); it != freed_.rend(); ++it) {
+    if (address < it->base || address - it->base >= it->size) continue;
+    std::string story = text("the allocation [0x%zx, +%zu) was freed before", it->base, it->size);
+    if (!Stack::is_shown()) return story;
+    if (it->made != nullptr) story += "; allocated at\n" + it->made->text("  ");
+    if (it->freed != nullptr) story += "freed at\n" + it->freed->text("  ");
+    return story;
+  }
+  return "no allocation is known there";
 }
 
 bool AddressSpace::in_range(Place place, uintptr_t address) const {

@@ -1,10 +1,13 @@
 #pragma once
 
 #include <array>
+#include <deque>
 #include <map>
 #include <mutex>
 #include <shared_mutex>
+#include <string>
 #include <unordered_map>
+#include <vector>
 
 #include "emulator/block.h"
 
@@ -53,9 +56,20 @@ class AddressSpace {
   }
 
   size_t live_blocks() const;
+  std::vector<std::shared_ptr<Block>> all() const;
+  // What is known of an address that is not in live memory, for messages; with stacks, if they are asked for.
+  std::string story_of(uintptr_t address) const;
 
  private:
   friend class Block;
+
+  struct Freed {
+    uintptr_t base;
+    size_t size;
+    std::shared_ptr<const Stack> made;
+    std::shared_ptr<const Stack> freed;
+  };
+  static constexpr size_t kFreedKept = 512;
 
   struct Range {
     uintptr_t begin = 0;
@@ -81,6 +95,7 @@ class AddressSpace {
 
   mutable std::shared_mutex blocks_mutex_;
   std::unordered_map<uintptr_t, std::shared_ptr<Block>> blocks_;
+  std::deque<Freed> freed_;  // the last ones
   std::mutex room_mutex_;
   std::array<Range, 3> ranges_;
 };

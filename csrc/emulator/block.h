@@ -10,6 +10,7 @@ namespace emu {
 class AddressSpace;
 class Import;
 class Physical;
+class Stack;
 class WaitHints;
 
 enum class Place : uint8_t { Device, Imported, Pinned };
@@ -43,6 +44,7 @@ class Block : public std::enable_shared_from_this<Block> {
   const int fd;          // memfd with the bytes; -1 for pinned
   uint64_t offset = 0;   // of the first byte in the memfd
   std::atomic<bool> freed{false};
+  std::shared_ptr<const Stack> made;   // by whom; null unless somebody asks for stacks
   std::shared_ptr<Import> import;      // set for Place::Imported
   bool peer_enabled = false;           // imported with ENABLE_PEER_ACCESS
   size_t page = 4096;                  // of the page table behind it

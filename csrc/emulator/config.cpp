@@ -38,6 +38,17 @@ std::vector<int32_t> visible_devices(int32_t count) {
   return visible;
 }
 
+bool is_time_simulated() {
+  constexpr const char* kTime = "TORCH_LLM_DATADIST_EMULATE_TIME";
+  const char* given = std::getenv(kTime);
+  const std::string value = given == nullptr || *given == '\0' ? "real" : given;
+  if (value != "real" && value != "simulated") {
+    std::fprintf(stderr, "emulated Ascend runtime: %s=%s is neither real nor simulated; it is real\n", kTime,
+                 given);
+  }
+  return value == "simulated";
+}
+
 }  // namespace
 
 Config Config::from_environment() {
@@ -45,6 +56,9 @@ Config Config::from_environment() {
   config.profile = Profile::from_environment();
   config.device_memory = number("TORCH_LLM_DATADIST_EMULATE_DEVICE_MEMORY", config.device_memory);
   config.lazy = number("TORCH_LLM_DATADIST_EMULATE_LAZY", 0) != 0;
+  config.leaks = number("TORCH_LLM_DATADIST_EMULATE_LEAKS", 0) != 0;
+  config.stacks = number("TORCH_LLM_DATADIST_EMULATE_STACKS", 0) != 0;
+  config.simulated_time = is_time_simulated();
   constexpr const char* kSeed = "TORCH_LLM_DATADIST_EMULATE_SEED";
   if (const char* given = std::getenv(kSeed); given != nullptr && *given != '\0')
     config.seed = number(kSeed, 0);

@@ -12,6 +12,9 @@ namespace emu {
 struct Config {
   uint64_t device_memory = uint64_t{64} << 30;  // TORCH_LLM_DATADIST_EMULATE_DEVICE_MEMORY, bytes per device
   bool lazy = false;                            // TORCH_LLM_DATADIST_EMULATE_LAZY: 0 or 1, see lazy.h
+  bool leaks = false;                           // TORCH_LLM_DATADIST_EMULATE_LEAKS: 0 or 1, see leaks.h
+  bool stacks = false;                          // TORCH_LLM_DATADIST_EMULATE_STACKS: 0 or 1, see stack.h
+  bool simulated_time = false;                  // TORCH_LLM_DATADIST_EMULATE_TIME: simulated or real
   std::optional<uint64_t> seed;                 // TORCH_LLM_DATADIST_EMULATE_SEED, see interleaving.h
   uint64_t task_delay_us = 0;                   // TORCH_LLM_DATADIST_EMULATE_TASK_DELAY_US
   uint64_t bandwidth[4] = {};                   // …_BANDWIDTH_{H2D,D2H,D2D,PEER}, bytes/s; 0: memory speed

@@ -99,15 +99,15 @@ aclError pin(uintptr_t address, size_t length, const Device& from, Pin& out, std
   }
   out.block = runtime.memory.find(address);
   if (out.block == nullptr) {
-    why = text("0x%zx is not in live memory (freed, unmapped or never allocated)", address);
+    why = text("0x%zx is not in live memory: %s", address, runtime.memory.story_of(address).c_str());
     return ACL_ERROR_RT_SYS_DMA;
   }
   if (out.block->physical != nullptr) {
     if (const aclError code = pin_mapped(address, length, from, touch, out, why); code != ACL_SUCCESS)
       return code;
   } else if (!out.block->contains(address, length)) {
-    why = text("[0x%zx, +%zu) runs out of its allocation [0x%zx, +%zu)", address, length, out.block->base,
-               out.block->size);
+    why = text("[0x%zx, +%zu) runs out of its allocation: %s", address, length,
+               runtime.memory.story_of(address).c_str());
     return ACL_ERROR_RT_SYS_DMA;
   }
   if (const aclError code = check_reach(*out.block, from, touch, why); code != ACL_SUCCESS) return code;

@@ -31,6 +31,13 @@ EMU_API void emuSetTaskDelay(uint64_t us);
 // Queues a task that takes this long. Returns an aclError, as a submit does.
 EMU_API int emuStreamDelay(void* stream, uint64_t us);
 
+// Simulated time (TORCH_LLM_DATADIST_EMULATE_TIME=simulated): the clock of a stream, or (NULL) of the calling
+// thread. 207000 when time is real.
+EMU_API int emuClockNow(void* stream, uint64_t* ns);
+EMU_API int emuClockReset(void);
+// A row of the cost table of the emulated product; 100000 when there is no such row.
+EMU_API int emuCost(int index, const char** name, double* value, const char** source);
+
 // With random interleaving: a number that stands for all that the stream decided so far. 0 without.
 EMU_API uint64_t emuDecisions(void* stream);
 

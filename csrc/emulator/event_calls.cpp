@@ -6,6 +6,7 @@
 #include "emulator/lazy.h"
 #include "emulator/observer.h"
 #include "emulator/runtime.h"
+#include "emulator/simulated_time.h"
 #include "emulator/stream.h"
 
 namespace emu {
@@ -98,6 +99,7 @@ bool is_recorded(const Event& event) {
   return true;
 }
 
+// In nanoseconds.
 uint64_t timestamp_of(const Event& event) {
   event.refuse_while_captured();
   check_flag(event, ACL_EVENT_TIME_LINE, "ACL_EVENT_TIME_LINE");
@@ -105,7 +107,7 @@ uint64_t timestamp_of(const Event& event) {
   if (record == nullptr || record->state.load() != Record::kDone) {
     fail(ACL_ERROR_RT_EVENT_TIMESTAMP_INVALID, "the event was not recorded yet");
   }
-  return record->time_us.load();
+  return SimulatedTime::get() != nullptr ? record->simulated_ns.load() : record->time_us.load() * 1000;
 }
 
 }  // namespace
@@ -215,14 +217,14 @@ aclError aclrtEventElapsedTime(float* ms, aclrtEvent startEvent, aclrtEvent endE
     const uint64_t end = timestamp_of(*event_of(endEvent));
     if (end < start)
       fail(ACL_ERROR_RT_EVENT_TIMESTAMP_REVERSAL, "the end event was reached before the start event");
-    *ms = static_cast<float>(end - start) / 1000.0F;
+    *ms = static_cast<float>(static_cast<double>(end - start) / 1e6);
     return ACL_SUCCESS;
   });
 }
 
 aclError aclrtEventGetTimestamp(aclrtEvent event, uint64_t* timestamp) {
   return ENTER(aclrtEventGetTimestamp, {
-    *not_null(timestamp, "timestamp") = timestamp_of(*event_of(event));
+    *not_null(timestamp, "timestamp") = timestamp_of(*event_of(event)) / 1000;
     return ACL_SUCCESS;
   });
 }

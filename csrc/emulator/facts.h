@@ -50,7 +50,8 @@ struct SyncPoint {
   // Where its state lies, if several processes share it: they have objects of their own for one thing.
   uint64_t shared_file = 0;  // inode of the memfd; 0: not shared
   uint64_t shared_offset = 0;
-  bool tells_others = false;  // another process may wait for what is recorded here
+  bool tells_others = false;              // another process may wait for what is recorded here
+  std::atomic<uint64_t> simulated_ns{0};  // when it was signalled last, in simulated time
 
  private:
   std::atomic<uint64_t> number_{0};

@@ -13,6 +13,7 @@
 #include "emulator/event.h"
 #include "emulator/interleaving.h"
 #include "emulator/runtime.h"
+#include "emulator/simulated_time.h"
 #include "emulator/stream.h"
 #include "emulator/task.h"
 
@@ -334,10 +335,14 @@ int emuStreamDelay(void* stream, uint64_t us) {
   try {
     if (self.context == nullptr) return ACL_ERROR_RT_CONTEXT_NULL;
     auto body = [us](Stream& on) -> aclError {
-      on.pass_time(std::chrono::microseconds(us));
+      if (SimulatedTime::get() == nullptr) on.pass_time(std::chrono::microseconds(us));
       return ACL_SUCCESS;
     };
-    self.context->stream(stream)->submit(make_task("emuStreamDelay", body, of_kind(TaskKind::Delay)));
+    auto facts = [us](TaskFacts& filled) {
+      filled.kind = TaskKind::Delay;
+      filled.value = us;
+    };
+    self.context->stream(stream)->submit(make_task("emuStreamDelay", body, facts));
     return ACL_SUCCESS;
   } catch (const Error& error) {
     self.message = error.message;

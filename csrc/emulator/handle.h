@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "emulator/error.h"
+#include "emulator/stack.h"
 
 namespace emu {
 
@@ -20,6 +21,7 @@ class HandleTable {
   explicit HandleTable(const char* what) : what_(what) {}
 
   void* add(std::shared_ptr<T> object) {
+    auto made = Stack::here();
     std::unique_lock lock(mutex_);
     uint32_t index;
     // Oldest first, and only when enough are free: a stale handle should meet an empty slot.
@@ -32,6 +34,7 @@ class HandleTable {
       slots_.emplace_back();
     }
     slots_[index].object = std::move(object);
+    slots_[index].made = std::move(made);
     return encode(index, slots_[index].generation);
   }
 
@@ -54,6 +57,7 @@ class HandleTable {
     if (slot == nullptr) return nullptr;
     auto object = std::move(slot->object);
     slot->object = nullptr;
+    slot->made = nullptr;
     slot->generation = (slot->generation + 1) & kGenerationMask;
     free_.push_back(static_cast<uint32_t>(slot - slots_.data()));
     return object;
@@ -66,6 +70,15 @@ class HandleTable {
       if (slot.object != nullptr) objects.push_back(slot.object);
     }
     return objects;
+  }
+
+  // Calls it with each live object and where it was made.
+  template <class Function>
+  void each(Function&& function) const {
+    std::shared_lock lock(mutex_);
+    for (const Slot& slot : slots_) {
+      if (slot.object != nullptr) function(*slot.object, slot.made);
+    }
   }
 
   size_t live() const {
@@ -81,6 +94,7 @@ class HandleTable {
   struct Slot {
     uint32_t generation = 1;
     std::shared_ptr<T> object;
+    std::shared_ptr<const Stack> made;  // null unless somebody asks for stacks
   };
 
   // 0x0K GGGGGG IIIII.. 00: positive and aligned, as callers expect of a pointer.

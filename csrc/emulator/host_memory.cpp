@@ -72,7 +72,8 @@ aclError allocate(void** out, size_t size) {
 aclError release(void* pointer) {
   not_null(pointer, "hostPtr");
   if (Runtime::get().memory.release(Place::Pinned, reinterpret_cast<uintptr_t>(pointer)) == nullptr) {
-    fail(ACL_ERROR_RT_PARAM_INVALID, "%p was not allocated by aclrtMallocHost, or is freed already", pointer);
+    fail(ACL_ERROR_RT_PARAM_INVALID, "%p is not the start of live memory of aclrtMallocHost: %s", pointer,
+         Runtime::get().memory.story_of(reinterpret_cast<uintptr_t>(pointer)).c_str());
   }
   return ACL_SUCCESS;
 }

@@ -12,6 +12,7 @@
 #include "emulator/error.h"
 #include "emulator/ipc_memory.h"
 #include "emulator/runtime.h"
+#include "emulator/stack.h"
 
 namespace emu {
 
@@ -48,7 +49,7 @@ IpcKey Exports::add(const Range& range, bool any_process) {
   slot.size = range.size;
   slot.pid_count.store(0);
   const uint32_t generation = slot.generation.fetch_add(1) + 1;
-  open_.push_back({index, range.owner});
+  open_.push_back({index, range.owner, Stack::here()});
   return {getpid(), Peer::start_time(getpid()), ledger_fd_, index, generation, slot.secret};
 }
 
@@ -94,6 +95,13 @@ void Exports::close(const IpcKey& key) {
   std::lock_guard lock(mutex_);
   slot_of(key);
   end(key.slot);
+}
+
+std::vector<std::shared_ptr<const Stack>> Exports::open_keys() {
+  std::lock_guard lock(mutex_);
+  std::vector<std::shared_ptr<const Stack>> made;
+  for (const Open& open : open_) made.push_back(open.made);
+  return made;
 }
 
 bool Exports::has(uintptr_t owner) {

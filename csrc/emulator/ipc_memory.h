@@ -15,6 +15,7 @@ namespace emu {
 
 class Device;
 class Physical;
+class Stack;
 
 // This process's own exports.
 class Exports {
@@ -33,13 +34,15 @@ class Exports {
   void allow(uintptr_t owner, const int32_t* pids,
              size_t count);  // for all keys of it; throws when it has none
   void close(const IpcKey& key);
-  bool has(uintptr_t owner);     // a key of it is open
-  void revoke(uintptr_t owner);  // the memory was freed: all its keys end
+  std::vector<std::shared_ptr<const Stack>> open_keys();  // where they were made
+  bool has(uintptr_t owner);                              // a key of it is open
+  void revoke(uintptr_t owner);                           // the memory was freed: all its keys end
 
  private:
   struct Open {
     uint32_t slot;
     uintptr_t owner;
+    std::shared_ptr<const Stack> made;
   };
 
   void make_ledger();

@@ -72,7 +72,8 @@ aclError release(void* pointer) {
   }
   auto block = runtime.memory.release(Place::Device, base);
   if (block == nullptr) {
-    fail(ACL_ERROR_RT_PARAM_INVALID, "%p was not allocated by aclrtMalloc, or is freed already", pointer);
+    fail(ACL_ERROR_RT_PARAM_INVALID, "%p is not the start of live memory of aclrtMalloc: %s", pointer,
+         runtime.memory.story_of(base).c_str());
   }
   Runtime::get().device(block->device).unbook(block->mapped);
   return ACL_SUCCESS;

@@ -15,8 +15,10 @@
 #include "emulator/host_memory.h"
 #include "emulator/ipc_event.h"
 #include "emulator/ipc_memory.h"
+#include "emulator/leaks.h"
 #include "emulator/notify.h"
 #include "emulator/observer.h"
+#include "emulator/simulated_time.h"
 #include "emulator/stream.h"
 #include "emulator/task_group.h"
 #include "emulator/virtual_memory.h"
@@ -45,6 +47,7 @@ Runtime::Runtime()
   }
   add_observers_of_environment();
   values_reach_peers.store(config.profile.values_reach_peers);
+  SimulatedTime::start_if_wanted(config);
   pthread_atfork(nullptr, nullptr, [] {
     Runtime& runtime = get();
     // The workers and what they held locked are not in the child.
@@ -75,6 +78,7 @@ void Runtime::finalise_all() {
 
 void Runtime::stop_everything() {
   if (forked()) return;
+  report_leaks();
   for (const auto& stream : streams.all()) stream->close();
   const auto deadline = Clock::now() + Context::kPatience;
   for (const auto& context : contexts.all()) context->destroy(deadline);

@@ -7,7 +7,7 @@
 namespace emu {
 
 // How many streams, of whatever process, sleep until a word of a memfd changes. Kept in the memfd's own last
-// page, which no program can reach, so that a write to a word that nobody waits for costs no system call.
+// pages, which no program can reach, so that a write to a word that nobody waits for costs no system call.
 // Several words share a count. What a killed process leaves behind costs the writers time, and no wake-up.
 class WaitHints {
  public:
@@ -20,9 +20,22 @@ class WaitHints {
   // `offset`: of the word, in the memfd.
   std::atomic<uint32_t>& waiters(uint64_t offset) { return counts_[offset / sizeof(uint64_t) % kCounts]; }
 
+  // With simulated time: when the word at that offset was written last; 0 when nothing is known of it. Words
+  // share places here, the last one that was written has it.
+  void stamp(uint64_t offset, uint64_t time);
+  uint64_t stamp_of(uint64_t offset) const;
+
  private:
   static constexpr size_t kCounts = 1024;
+  static constexpr size_t kStamps = 1024;
+
+  struct Stamp {
+    std::atomic<uint64_t> word;  // its offset and 1; 0: none
+    std::atomic<uint64_t> time;
+  };
+
   std::atomic<uint32_t> counts_[kCounts];
+  Stamp stamps_[kStamps];
 };
 
 // Says for as long as it lives that somebody waits for the word.

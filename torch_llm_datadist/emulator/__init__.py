@@ -5,6 +5,7 @@ Switch it on before anything imports torch: by ``TORCH_LLM_DATADIST_EMULATE=1`` 
 neither torch nor torch_npu.
 """
 
+from torch_llm_datadist.emulator import clock
 from torch_llm_datadist.emulator.delay import delay_stream
 from torch_llm_datadist.emulator.faults import calls, fail_next, fail_task, set_bandwidth, set_task_delay
 from torch_llm_datadist.emulator.presence import choose, has_npu
@@ -14,6 +15,7 @@ from torch_llm_datadist.emulator.switch import disable, enable, is_enabled, is_w
 __all__ = [
     "calls",
     "choose",
+    "clock",
     "delay_stream",
     "disable",
     "enable",

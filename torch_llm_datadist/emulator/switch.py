@@ -9,6 +9,10 @@ from torch_llm_datadist.emulator import libraries
 from torch_llm_datadist.emulator.import_hook import TorchNpuFinder, installed
 
 VARIABLE = "TORCH_LLM_DATADIST_EMULATE"
+# Each tensor an allocation of its own, freed when the tensor is: the emulated runtime then sees a use after
+# free or past the end that torch_npu's caching allocator would hide inside a segment.
+POISON = "TORCH_LLM_DATADIST_EMULATE_POISON"
+NO_CACHING = "PYTORCH_NO_NPU_MEMORY_CACHING"
 
 _TOO_LATE = (
     "torch was imported before emulation was switched on, so torch_npu looked for a real Ascend runtime. "
@@ -40,6 +44,8 @@ def enable() -> None:
             raise RuntimeError(_TOO_LATE)
         libraries.check_built()
         sys.meta_path.insert(0, TorchNpuFinder())
+    if os.environ.get(POISON, "0") not in ("", "0"):
+        os.environ[NO_CACHING] = "1"
     os.environ[VARIABLE] = "1"
 
 

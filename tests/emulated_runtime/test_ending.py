@@ -1,0 +1,153 @@
+"""How a process ends: at once, in any order, and with nothing left behind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from .acl_harness import peer
+
+BUSY = """
+    import time
+    context = acl.context(0)
+    memory, stream, other = acl.malloc(2 << 20), acl.stream(), acl.stream()
+    host = acl.malloc_host(4096)
+    acl.out("aclrtCreateNotify", 0)
+    acl.aclrtValueWait(memory, 1, c.EQ, stream)  # nobody will write it
+    acl.emuStreamDelay(other, 60_000_000)
+    for _ in range(100):
+        acl.copy(memory + 64, memory + 128, 64, other)
+"""
+
+ENDS = {
+    "the end of the program": "",
+    "sys.exit": "sys.exit(0)",
+    "os._exit": "os._exit(0)",
+    "aclFinalize": "acl.aclFinalize()",
+    "aclFinalize and more calls": "acl.aclFinalize(); assert acl.code.aclrtSynchronizeStream(stream) != 0",
+    "a reset of the device": "acl.aclrtResetDeviceForce(0)",
+    "a destroyed context": "acl.aclrtDestroyContext(context)",
+    "a thread that still waits": """
+    def waits():
+        acl.aclrtSetCurrentContext(context)
+        say("waits")
+        acl.code.aclrtSynchronizeStream(stream)
+    threading.Thread(target=waits, daemon=True).start()
+    """,
+    "a thread that still submits": """
+    def submits():
+        acl.aclrtSetCurrentContext(context)
+        say("submits")
+        while acl.code.aclrtValueWrite(memory + 64, 1, 0, acl.stream()) == 0:
+            pass
+    threading.Thread(target=submits, daemon=True).start()
+    time.sleep(0.02)
+    """,
+}
+
+
+@pytest.mark.parametrize("end", list(ENDS))
+def test_a_process_ends_whatever_its_streams_do(end: str) -> None:
+    lines = "\n".join("    " + line.strip() if line[:4].strip() else line for line in ENDS[end].splitlines())
+    with peer(BUSY + lines + "\n") as ending:
+        ending.end()  # within the deadline, and with success
+
+
+def test_what_a_process_holds_goes_with_it() -> None:
+    # Whatever way it ends, SIGKILL as well: it has no files, no named shared memory and no helper processes.
+    program = (
+        BUSY
+        + """
+    say(acl.export(memory, 2 << 20).decode())
+    theirs = acl.import_key(hear().encode())
+    acl.aclrtValueWrite(theirs + 512, 1, 0, acl.stream())
+    say("runs")
+    hear()
+    """
+    )
+    with peer(program) as first, peer(program) as second:
+        keys = first.hear(), second.hear()
+        first.say(keys[1])
+        second.say(keys[0])
+        assert (first.hear(), second.hear()) == ("runs", "runs")
+
+        for held in (first, second):
+            pid = held.process.pid
+            names = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+            assert any("emulated-npu" in name for name in names)
+            assert [name for name in names if name.startswith("/") and not is_harmless(name)] == []
+            shared = [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "rw-s" in line]
+            assert shared
+            assert [line for line in shared if "/memfd:" not in line] == []
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            assert children == []
+        first.kill()
+        second.kill()
+
+        assert not Path(f"/proc/{first.process.pid}").exists()
+        assert not [name for name in os.listdir("/dev/shm") if "emulated" in name]
+
+
+def is_harmless(name: str) -> bool:
+    return name.startswith(("/dev/null", "/memfd:", "/dev/pts", "/dev/urandom"))
+
+
+def test_memory_of_a_killed_process_is_given_back() -> None:
+    # An importer is the last holder; when it closes, the kernel has the pages again.
+    owner = """
+    context = acl.context(0)
+    memory = acl.malloc(64 << 20)
+    say(acl.export(memory, 64 << 20).decode())
+    hear()
+    """
+    importer = """
+    context = acl.context(0)
+    key = hear().encode()
+    theirs = acl.import_key(key)
+    def mapped(): return sum("emulated-npu-memory" in line for line in open("/proc/self/maps"))
+    say(mapped() > 0)
+    hear()
+    acl.aclrtIpcMemClose(key)
+    say(mapped())
+    """
+    with peer(owner) as first, peer(importer) as second:
+        second.say(first.hear())
+        assert second.hear() == "True"
+        first.kill()
+        second.say("close")
+
+        assert second.hear() == "0"
+
+
+def test_a_forked_child_is_refused_and_its_parent_goes_on() -> None:
+    program = """
+    context, stream = acl.context(0), acl.stream()
+    memory = acl.malloc(4096)
+    child = os.fork()
+    if child == 0:
+        code = acl.code.aclrtSynchronizeStream(stream)
+        os._exit(0 if code == 500000 and "forked" in acl.message() else 1)
+    say(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    acl.aclrtMemsetAsync(memory, 4096, 7, 4096, stream)
+    acl.synchronize(stream)
+    say(acl.read(memory, 1)[0])
+    """
+    with peer(program) as forks:
+        assert forks.hear() == "0"
+        assert forks.hear() == "7"
+
+
+def test_a_forked_child_ends_while_the_parents_streams_are_busy() -> None:
+    program = (
+        BUSY
+        + """
+    child = os.fork()
+    if child == 0:
+        sys.exit(0)  # with all exit handlers
+    say(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    )
+    with peer(program) as forks:
+        assert forks.hear() == "0"
