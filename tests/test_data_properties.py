@@ -1,0 +1,302 @@
+"""Random transfers between two processes against the same moves in plain torch.
+
+Each example makes a pair of caches of a random geometry, kind and placement at two peers that stay alive,
+moves some of them, and compares every byte of both. ``DATA_EXAMPLES`` asks for more of them than the default.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests import caches, instances
+from tests.peers import Peer
+from torch_llm_datadist import BlocksCacheKey, CacheDesc, CacheKeyByIdAndIndex, DataType, Placement
+
+EXAMPLES = int(os.environ.get("DATA_EXAMPLES", "40"))
+HERE, THERE = 1, 2
+POOL = json.dumps({"memory_size": 1 << 24, "page_shift": 10})
+PLACEMENTS = ["device", "pool", "plain"]
+DTYPES = [DataType.DT_INT8, DataType.DT_FLOAT16, DataType.DT_BF16, DataType.DT_FLOAT, DataType.DT_INT64]
+
+
+@dataclass(frozen=True)
+class Side:
+    """A cache: tensors of each layer, as bytes of a block (or entry) of each; dimension 0; where."""
+
+    layers: int
+    block_bytes: tuple[int, ...]
+    entries: int
+    is_blocks: bool
+    where: str
+    data_type: DataType
+
+    @property
+    def sizes(self) -> list[int]:
+        return [self.entries * size for size in self.block_bytes] * self.layers
+
+    def describe(self) -> CacheDesc:
+        placement = Placement.DEVICE if self.where == "device" else Placement.HOST
+        item = instances.TORCH_DTYPES[self.data_type].itemsize
+        shapes = [((self.entries, size // item), self.data_type) for size in self.block_bytes]
+        return CacheDesc.of_layers(self.layers, shapes, placement)
+
+
+@dataclass(frozen=True)
+class Move:
+    """``how`` is a method of the manager, or "C2B"; ranges are None or (first source, first destination,
+    number).
+    """
+
+    how: str
+    src: tuple[int, ...]
+    dst: tuple[int, ...]
+    layers: tuple[int, int, int] | None
+    size: int = -1
+
+
+@dataclass(frozen=True)
+class Example:
+    here: Side
+    there: Side
+    per_layer: int
+    moves: tuple[Move, ...] = field(default_factory=tuple)
+
+
+@st.composite
+def examples(draw: Any) -> Example:
+    per_layer = draw(st.integers(1, 4))
+    data_type = draw(st.sampled_from(DTYPES))
+    item = instances.TORCH_DTYPES[data_type].itemsize
+    kind = draw(st.sampled_from(["blocks", "entries", "slices"]))
+    widths = st.lists(st.integers(1, 40), min_size=per_layer, max_size=per_layer)
+    ours = draw(widths)
+    theirs = ours
+    if kind == "entries":  # the peer's entries may be larger
+        theirs = (
+            [n + extra for n, extra in zip(ours, draw(widths), strict=True)] if draw(st.booleans()) else ours
+        )
+    elif kind == "slices":  # a remote entry, cut into local blocks
+        theirs = [n * draw(st.integers(1, 3)) + draw(st.integers(0, n - 1)) for n in ours]
+
+    def side(widths: list[int], is_blocks: bool) -> Side:
+        return Side(
+            layers=draw(st.integers(1, 5)),
+            block_bytes=tuple(n * item for n in widths),
+            entries=draw(st.integers(2, 9)),
+            is_blocks=is_blocks,
+            where=draw(st.sampled_from(PLACEMENTS)),
+            data_type=data_type,
+        )
+
+    here, there = side(ours, kind != "entries"), side(theirs, kind == "blocks")
+    moves = [draw_move(draw, kind, here, there) for _ in range(draw(st.integers(1, 3)))]
+    return Example(here, there, per_layer, tuple(moves))
+
+
+def draw_move(draw: Any, kind: str, here: Side, there: Side) -> Move:
+    ways = {
+        "blocks": ["push_blocks", "pull_blocks"],
+        "entries": ["push_cache", "pull_cache"],
+        "slices": ["C2B"],
+    }
+    how = draw(st.sampled_from(ways[kind]))
+    src, dst = (here, there) if how.startswith("push") else (there, here)
+    number = draw(st.integers(1, min(src.layers, dst.layers)))
+    layers = (draw(st.integers(0, src.layers - number)), draw(st.integers(0, dst.layers - number)), number)
+    is_whole = src.layers == dst.layers and draw(st.booleans())
+
+    def some(side: Side, count: int, unique: bool) -> tuple[int, ...]:
+        ids = st.integers(0, side.entries - 1)
+        return tuple(draw(st.lists(ids, min_size=count, max_size=count, unique=unique)))
+
+    size = -1
+    if how == "pull_cache" and draw(st.booleans()):
+        size = draw(st.integers(1, min(here.block_bytes)))
+    if kind == "blocks":
+        count = draw(st.integers(1, dst.entries))
+        return Move(how, some(src, count, False), some(dst, count, True), None if is_whole else layers)
+    if kind == "slices":
+        slices = min(-(-far // near) for far, near in zip(there.block_bytes, here.block_bytes, strict=True))
+        count = draw(st.integers(1, min(slices, here.entries)))
+        return Move(how, some(src, 1, True), some(dst, count, True), None if is_whole else layers)
+    return Move(how, some(src, 1, True), some(dst, 1, True), None if is_whole else layers, size)
+
+
+# The reference.
+
+
+def apply(move: Move, per_layer: int, src: list[torch.Tensor], dst: list[torch.Tensor], local: Side) -> None:
+    """``src`` and ``dst`` as bytes, [entries, bytes of an entry] each."""
+    first_src, first_dst, number = move.layers or (0, 0, len(src) // per_layer)
+    for t in range(number * per_layer):
+        of, to = src[first_src * per_layer + t], dst[first_dst * per_layer + t]
+        if move.how.endswith("blocks"):
+            to[list(move.dst)] = of[list(move.src)]
+        elif move.how == "C2B":
+            for block, piece in zip(move.dst, of[move.src[0]].split(to.shape[1]), strict=False):
+                to[block, : len(piece)] = piece
+        else:
+            length = move.size if move.size > 0 else local.block_bytes[t % per_layer]
+            to[move.dst[0], :length] = of[move.src[0], :length]
+
+
+# At the peers.
+
+
+def serve(state: SimpleNamespace, cluster_id: int, device: int) -> int:
+    port = instances.start(state, cluster_id, device, {"host_mem_pool_cfg": POOL, "mem_pool_cfg": POOL})
+    state.manager = state.datadist.cache_manager
+    state.serial = 0
+    return port
+
+
+def make(state: SimpleNamespace, side: Side, seed: int) -> int:
+    return caches.add(
+        state, "one", seed, side.describe(), is_blocks=side.is_blocks,
+        key=BlocksCacheKey(state.cluster_id, 0) if side.is_blocks else None,
+        allocate=side.where == "pool", remote_accessible=None if side.where == "pool" else True,
+    )  # fmt: skip
+
+
+def carry_out(state: SimpleNamespace, remote_id: int, example: Example) -> None:
+    cache = state.caches["one"]
+    for move in example.moves:
+        arguments: dict[str, Any] = {"tensor_num_per_layer": example.per_layer}
+        if move.layers is not None:
+            src, dst, number = move.layers
+            arguments["src_layer_range"] = range(src, src + number)
+            arguments["dst_layer_range"] = range(dst, dst + number)
+        key = CacheKeyByIdAndIndex(THERE, remote_id, 0)
+        if move.how.endswith("blocks"):
+            call = getattr(state.manager, move.how)
+            call(BlocksCacheKey(THERE, 0), cache, list(move.src), list(move.dst), **arguments)
+        elif move.how == "push_cache":
+            key = CacheKeyByIdAndIndex(THERE, remote_id, move.dst[0])
+            state.manager.push_cache(key, cache, move.src[0], **arguments)
+        elif move.how == "pull_cache":
+            key = CacheKeyByIdAndIndex(THERE, remote_id, move.src[0])
+            state.manager.pull_cache(key, cache, move.dst[0], move.size, **arguments)
+        else:
+            key = CacheKeyByIdAndIndex(THERE, remote_id, move.src[0])
+            state.manager.pull_blocks(key, cache, [], list(move.dst), **arguments)
+
+
+def end(state: SimpleNamespace) -> list[torch.Tensor]:
+    content = caches.look(state, "one")
+    state.manager.unregister_cache(state.caches["one"].cache_id)
+    return content
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[tuple[Peer, Peer]]:
+    here, there = Peer(), Peer()
+    here.call(serve, HERE, 0)
+    port = there.call(serve, THERE, 1)
+    assert here.call(instances.link, THERE, port) == ["LLM_SUCCESS"]
+    there.call(instances.wait_linked, HERE)
+    yield here, there
+    for peer in (here, there):
+        peer.stop()
+
+
+def check(pair: tuple[Peer, Peer], example: Example) -> None:
+    here, there = pair
+    here.call(make, example.here, 1)
+    remote_id = there.call(make, example.there, 2)
+    ours = caches.rows(caches.bytes_of(1, example.here.sizes), example.here.entries)
+    theirs = caches.rows(caches.bytes_of(2, example.there.sizes), example.there.entries)
+
+    try:
+        here.call(carry_out, remote_id, example)
+    finally:
+        found = here.call(end), there.call(end)
+
+    for move in example.moves:
+        ends = (ours, theirs) if move.how.startswith("push") else (theirs, ours)
+        apply(move, example.per_layer, *ends, example.here)
+    assert caches.equal(found[0], ours)
+    assert caches.equal(found[1], theirs)
+
+
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize="DATA_EXAMPLES" not in os.environ,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(example=examples())
+def test_what_moves_is_what_plain_torch_moves(pair: tuple[Peer, Peer], example: Example) -> None:
+    check(pair, example)
+
+
+@pytest.mark.parametrize("where", ["device", "pool"])
+def test_a_thousand_tensors(pair: tuple[Peer, Peer], where: str) -> None:
+    blocks = Side(250, (48, 16, 48, 16), 4, True, where, DataType.DT_FLOAT16)
+    move = Move("push_blocks", (0, 3), (2, 1), (10, 0, 240))
+    back = Move("pull_blocks", (1, 2), (0, 1), None)
+
+    check(pair, Example(blocks, blocks, 4, (move, back)))
+
+
+# Copies within an instance.
+
+
+@st.composite
+def local_copies(draw: Any) -> tuple[Side, Side, int, int, int, int]:
+    """Two contiguous caches, and (entry there, entry here, offset, size)."""
+    width = draw(st.integers(1, 200))
+    dst, src = (
+        Side(
+            2, (width + draw(st.integers(0, 9)),) * 2, draw(st.integers(1, 5)), False, where, DataType.DT_INT8
+        )
+        for where in (draw(st.sampled_from(PLACEMENTS)), draw(st.sampled_from(PLACEMENTS)))
+    )
+    offset = draw(st.integers(0, width - 1))
+    size = draw(st.integers(1, width - offset))
+    return (
+        dst,
+        src,
+        draw(st.integers(0, dst.entries - 1)),
+        draw(st.integers(0, src.entries - 1)),
+        offset,
+        size,
+    )
+
+
+def copy_within(state: SimpleNamespace, dst: Side, src: Side, where: tuple[int, int, int, int]) -> Any:
+    make(state, src, 3)
+    source = state.caches["one"]
+    make(state, dst, 4)
+    state.manager.copy_cache(state.caches["one"], source, *where)
+    state.manager.unregister_cache(source.cache_id)
+    return end(state)
+
+
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize="DATA_EXAMPLES" not in os.environ,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(example=local_copies())
+def test_what_is_copied_is_what_plain_torch_copies(
+    pair: tuple[Peer, Peer], example: tuple[Side, Side, int, int, int, int]
+) -> None:
+    dst, src, dst_entry, src_entry, offset, size = example
+
+    found = pair[0].call(copy_within, dst, src, (dst_entry, src_entry, offset, size))
+
+    expected = caches.rows(caches.bytes_of(4, dst.sizes), dst.entries)
+    for to, of in zip(expected, caches.rows(caches.bytes_of(3, src.sizes), src.entries), strict=True):
+        to[dst_entry, offset : offset + size] = of[src_entry, offset : offset + size]
+    assert caches.equal(found, expected)
