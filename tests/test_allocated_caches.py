@@ -313,6 +313,19 @@ def test_prefix_keys_stay(pair: Pair, fresh: Callable[..., Cache]) -> None:
     check_raises(NO_CACHE, lambda: pull(here, CacheKey(THERE, NOBODY, 3, 77)))
 
 
+def test_removing_a_key_returns_when_the_peers_know(pair: Pair, fresh: Callable[..., Cache]) -> None:
+    here, there = pair
+    fresh([CacheKey(1, 10)])
+    assert here.datadist._running.links.sync(THERE, 10)
+    here.datadist._running.links._loop.post(lambda: time.sleep(0.05))  # it learns of nothing meanwhile
+
+    there.manager.remove_cache_key(CacheKey(1, 10))
+
+    assert not any(
+        record.keys for record in here.datadist._running.links.table.get(THERE, "").remote_caches.values()
+    )
+
+
 def test_keys_of_a_registered_cache_stay(pair: Pair) -> None:
     here, there = pair
     keys = [CacheKey(1, 20)]
