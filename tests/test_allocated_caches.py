@@ -532,6 +532,16 @@ def test_two_caches_may_share_their_addresses(pair: Pair) -> None:
         torch.equal(a.view(8, -1)[[0, 7]], b.cpu().view(8, -1)[[5, 6]])
         for a, b in zip(caches.look(here, "blocks"), shared, strict=True)
     )
+    caches.add(
+        here, "source", 3, caches.describe(TENSORS, 8, 128), is_blocks=True, key=BlocksCacheKey(HERE, 60)
+    )
+    assert there.datadist._running.links.sync(HERE, 10)
+    there.manager.pull_blocks(BlocksCacheKey(HERE, 60), fine, [7], [6])  # not as the one registered last
+    assert all(
+        torch.equal(a.view(8, -1)[7], b.cpu().view(8, -1)[6])
+        for a, b in zip(caches.look(here, "source"), shared, strict=True)
+    )
+    here.manager.unregister_cache(here.caches["source"].cache_id)
     there.manager.pull_cache(CacheKeyByIdAndIndex(HERE, 1, 1), as_batch, 1)  # as a batch …
     there.manager.copy_blocks(coarse, {0: [1]})  # … as four blocks …
     there.manager.unregister_cache(as_batch.cache_id)
