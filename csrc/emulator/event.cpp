@@ -143,7 +143,7 @@ void Event::refuse_while_captured() const {
 
 void Event::record(Stream& stream) {
   if (ipc != nullptr) return ipc->record(stream);
-  if (const auto graph = stream.capture()) {
+  if (const auto graph = stream.capture(); graph != nullptr && !is_external()) {
     auto edge = graph->record(stream, *this);
     std::lock_guard lock(mutex_);
     captured_in_ = graph;
@@ -159,11 +159,25 @@ void Event::record(Stream& stream) {
 }
 
 void Event::reset(Stream& stream) {
+  if (const auto graph = stream.capture(); graph != nullptr && !is_external()) {
+    if (open_capture() != graph) refuse_outside_of(*graph, stream);
+    // The records inside a graph are the graph's, and a replay starts with all of them cleared.
+    graph->add(stream, make_task(
+                           "aclrtResetEvent", [](Stream&) -> aclError { return ACL_SUCCESS; },
+                           of_kind(TaskKind::EventReset)));
+    return;
+  }
   auto clear = [record = latest()](Stream&) -> aclError {
     record->settle(Record::kPending);
     return ACL_SUCCESS;
   };
   stream.submit(make_task("aclrtResetEvent", std::move(clear), of_kind(TaskKind::EventReset)));
+}
+
+void Event::refuse_outside_of(Graph& graph, const Stream& stream) const {
+  graph.invalidate();
+  fail(ACL_ERROR_RT_CAPTURE_DEPENDENCY, "the event was recorded outside of the capture of stream %d",
+       stream.id);
 }
 
 void Event::make_wait(Stream& stream, uint32_t timeout_s) {
@@ -174,12 +188,11 @@ void Event::make_wait(Stream& stream, uint32_t timeout_s) {
   }
   auto record = latest();
   if (record == nullptr) return;  // an Ex event that was never recorded holds nobody up
-  if (const auto graph = stream.capture()) {
-    graph->invalidate();
-    fail(ACL_ERROR_RT_CAPTURE_DEPENDENCY, "the event was recorded outside of the capture of stream %d",
-         stream.id);
-  }
-  auto wait = [record, finished = waits_finished_, timeout_s](Stream& waiter) -> aclError {
+  const auto graph = stream.capture();
+  if (graph != nullptr && !is_external()) refuse_outside_of(*graph, stream);
+  // A captured wait runs any number of times, so it is not among those that QueryEventWaitStatus counts.
+  const auto counted = graph == nullptr ? waits_finished_ : std::make_shared<std::atomic<uint64_t>>(0);
+  auto wait = [record, finished = counted, timeout_s](Stream& waiter) -> aclError {
     Deadline deadline;
     if (timeout_s != 0) deadline = Clock::now() + std::chrono::seconds(timeout_s);
     const bool done = record->wait_on(waiter, deadline);
@@ -190,7 +203,7 @@ void Event::make_wait(Stream& stream, uint32_t timeout_s) {
     facts.kind = TaskKind::EventWait;
     facts.sync = record.get();
   }));
-  waits_queued_.fetch_add(1);
+  if (graph == nullptr) waits_queued_.fetch_add(1);
 }
 
 }  // namespace emu

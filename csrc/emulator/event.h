@@ -57,6 +57,9 @@ class Event {
   std::shared_ptr<Graph> open_capture() const;  // null when the latest record is not part of one
   // The record that a query or a host wait is about; null when an Ex event was never recorded.
   std::shared_ptr<Record> latest() const;
+  // Made to cross the border of graphs: recorded, waited for and reset by tasks, in a capture as outside of
+  // it.
+  bool is_external() const { return (flags & ACL_EVENT_EXTERNAL) != 0; }
   // Throws 107028, and spoils the capture, when the latest record is part of an open one.
   void refuse_while_captured() const;
   bool waits_are_done() const { return waits_finished_->load() == waits_queued_.load(); }
@@ -69,6 +72,8 @@ class Event {
   const std::shared_ptr<IpcEvent> ipc;  // shared between processes: all that follows is there instead
 
  private:
+  [[noreturn]] void refuse_outside_of(Graph& graph, const Stream& stream) const;
+
   mutable std::mutex mutex_;
   std::shared_ptr<Record> latest_;
   std::weak_ptr<Graph> captured_in_;  // the capture that holds the latest record, and that record

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 
+#include "emulator/condition.h"
 #include "emulator/context.h"
 #include "emulator/device.h"
 #include "emulator/error.h"
+#include "emulator/graph_task.h"
 #include "emulator/runtime.h"
 #include "emulator/stream.h"
 #include "emulator/task_group.h"
@@ -19,8 +21,13 @@ Graph::Graph(std::weak_ptr<Graph> parent)
 Graph::~Graph() {
   Runtime& runtime = Runtime::get();
   for (const auto& group : groups_) runtime.task_groups.remove(group->handle);
+  for (const auto& condition : conditions_) runtime.conditions.remove(condition->handle);
+  for (const auto& branch : branches_) runtime.graphs.remove(branch->handle);
   for (const Lane& lane : lanes_) {
     if (lane.open_group != nullptr) runtime.task_groups.remove(lane.open_group->handle);
+    for (const Node& node : lane.nodes) {
+      if (node.handle != nullptr) runtime.graph_tasks.remove(node.handle);
+    }
     lane.own->close();
     lane.own->context().remove_stream(lane.own);
   }

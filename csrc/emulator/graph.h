@@ -15,6 +15,7 @@
 namespace emu {
 
 class Condition;
+struct GraphTask;
 class Stream;
 struct TaskGroup;
 
@@ -71,6 +72,20 @@ class Graph : public std::enable_shared_from_this<Graph> {
   void begin_group(Stream& stream);
   aclrtTaskGrp end_group(Stream& stream);
 
+  // Tasks of a finished graph (graph_task.cpp). What is edited counts from the next update() on.
+  std::vector<aclmdlRITask> tasks_of(const Stream& stream);
+  uint32_t sequence_of(const GraphTask& task);
+  void read_parameters(const GraphTask& task, aclmdlRITaskParams& out);
+  void edit(const GraphTask& task, const aclmdlRITaskParams& given);
+  void disable(const GraphTask& task);
+  void update();
+
+  // Conditional tasks (condition.cpp).
+  std::shared_ptr<Condition> add_condition(uint64_t value, bool restored);
+  std::vector<aclmdlRI> add_conditional(Stream& stream, const std::shared_ptr<Condition>& condition,
+                                        aclmdlRICondTaskType type, size_t count);
+  void check_branches_ended() const;  // throws 107046
+
   // Replay (replay.cpp).
   void replay(Stream& on);
   aclError run(Stream& on);  // the whole graph, on the worker of a stream
@@ -107,6 +122,7 @@ class Graph : public std::enable_shared_from_this<Graph> {
 
   Lane& add_lane(const std::shared_ptr<Stream>& stream);
   Lane& lane_of(const Stream& stream);
+  Node& node_of(const GraphTask& task);
   size_t push(Lane& lane, std::shared_ptr<Task> task);
   void hold_event();
   void check_joined() const;
@@ -134,6 +150,8 @@ class Graph : public std::enable_shared_from_this<Graph> {
   std::vector<Lane> lanes_;
   std::unordered_map<const Record*, Edge> edges_;
   std::vector<std::shared_ptr<TaskGroup>> groups_;
+  std::vector<std::shared_ptr<Condition>> conditions_;
+  std::vector<std::shared_ptr<Graph>> branches_;
   uint32_t tasks_ = 0;
   int32_t events_ = 0;  // of the device, held
   std::vector<std::pair<aclrtCallback, void*>> on_release_;

@@ -1,4 +1,5 @@
 #include <cstdio>
+#include <cstring>
 
 #include "emulator/capture.h"
 #include "emulator/context.h"
@@ -67,6 +68,20 @@ aclError aclmdlRICaptureBegin(aclrtStream stream, aclmdlRICaptureMode mode) {
   });
 }
 
+aclError aclmdlRICaptureToModelRIBegin(aclrtStream stream, aclmdlRI modelRI, aclmdlRICaptureMode mode) {
+  return ENTER(aclmdlRICaptureToModelRIBegin, {
+    check_mode(mode);
+    const auto graph = Runtime::get().graphs.get(modelRI);
+    if (graph->is_captured_now())
+      fail(ACL_ERROR_RT_MODEL_CAPTURED, "graph %u is being captured already", graph->id);
+    if (!graph->is_branch() || graph->state() != Graph::kEmpty) {
+      fail(ACL_ERROR_RT_PARAM_INVALID, "graph %u is not an empty branch of a conditional task", graph->id);
+    }
+    graph->begin(stream_to_capture(stream), mode);
+    return ACL_SUCCESS;
+  });
+}
+
 aclError aclmdlRICaptureGetInfo(aclrtStream stream, aclmdlRICaptureStatus* status, aclmdlRI* modelRI) {
   return ENTER(aclmdlRICaptureGetInfo, {
     not_null(status, "status");
@@ -93,10 +108,11 @@ aclError aclmdlRICaptureEnd(aclrtStream stream, aclmdlRI* modelRI) {
     if (graph->mode() != ACL_MODEL_RI_CAPTURE_MODE_RELAXED && graph->thread() != Thread::self().id) {
       fail(ACL_ERROR_RT_STREAM_CAPTURE_WRONG_THREAD, "another thread began the capture");
     }
+    graph->check_branches_ended();
     try {
       graph->finish();
     } catch (const Error&) {
-      Runtime::get().graphs.remove(graph->handle);
+      if (!graph->is_branch()) Runtime::get().graphs.remove(graph->handle);
       throw;
     }
     *modelRI = graph->handle;
@@ -159,6 +175,41 @@ aclError aclmdlRIGetId(aclmdlRI modelRI, uint32_t* modelRIId) {
   });
 }
 
+aclError aclmdlRISetName(aclmdlRI modelRI, const char* name) {
+  return ENTER(aclmdlRISetName, {
+    Runtime::get().graphs.get(modelRI)->set_name(not_null(name, "name"));
+    return ACL_SUCCESS;
+  });
+}
+
+aclError aclmdlRIGetName(aclmdlRI modelRI, uint32_t maxLen, char* name) {
+  return ENTER(aclmdlRIGetName, {
+    not_null(name, "name");
+    const std::string is = Runtime::get().graphs.get(modelRI)->name();
+    if (is.size() >= maxLen)
+      fail(ACL_ERROR_RT_PARAM_INVALID, "the name has %zu characters; maxLen is %u", is.size(), maxLen);
+    std::memcpy(name, is.c_str(), is.size() + 1);
+    return ACL_SUCCESS;
+  });
+}
+
+aclError aclmdlRIDestroyRegisterCallback(aclmdlRI modelRI, aclrtCallback func, void* userData) {
+  return ENTER(aclmdlRIDestroyRegisterCallback, {
+    not_null(reinterpret_cast<void*>(func), "func");
+    Runtime::get().graphs.get(modelRI)->on_release(func, userData);
+    return ACL_SUCCESS;
+  });
+}
+
+aclError aclmdlRIDestroyUnregisterCallback(aclmdlRI modelRI, aclrtCallback func) {
+  return ENTER(aclmdlRIDestroyUnregisterCallback, {
+    not_null(reinterpret_cast<void*>(func), "func");
+    if (!Runtime::get().graphs.get(modelRI)->cancel_on_release(func))
+      fail(ACL_ERROR_RT_PARAM_INVALID, "the function was not registered for this graph");
+    return ACL_SUCCESS;
+  });
+}
+
 aclError aclmdlRIDebugPrint(aclmdlRI modelRI) {
   return ENTER(aclmdlRIDebugPrint, {
     std::fputs(Runtime::get().graphs.get(modelRI)->describe().c_str(), stdout);
@@ -166,8 +217,10 @@ aclError aclmdlRIDebugPrint(aclmdlRI modelRI) {
   });
 }
 
-aclError aclmdlRIDebugJsonPrint(aclmdlRI modelRI, const char* path, uint32_t) {
+aclError aclmdlRIDebugJsonPrint(aclmdlRI modelRI, const char* path, uint32_t flags) {
   return ENTER(aclmdlRIDebugJsonPrint, {
+    if (flags > ACL_MDLRI_DEBUG_JSON_PRINT_VERBOSE)
+      fail(ACL_ERROR_RT_PARAM_INVALID, "flags %u are neither 0 nor 1", flags);
     print(*Runtime::get().graphs.get(modelRI), not_null(path, "path"));
     return ACL_SUCCESS;
   });

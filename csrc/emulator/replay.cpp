@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "emulator/condition.h"
 #include "emulator/context.h"
 #include "emulator/error.h"
 #include "emulator/graph.h"
@@ -51,6 +52,7 @@ aclError Graph::run(Stream& on) {
     cut_code_ = ACL_SUCCESS;
   }
   for (const auto& [_, edge] : edges_) edge.record->settle(Record::kPending);
+  for (const auto& condition : conditions_) condition->restart();
   run_lanes(on);
   const aclError code = mend(on);
   give_turn();

@@ -5,12 +5,14 @@
 #include <cstdlib>
 
 #include "emulator/capture.h"
+#include "emulator/condition.h"
 #include "emulator/context.h"
 #include "emulator/crew.h"
 #include "emulator/device.h"
 #include "emulator/event.h"
 #include "emulator/faults.h"
 #include "emulator/graph.h"
+#include "emulator/graph_task.h"
 #include "emulator/host_function.h"
 #include "emulator/host_memory.h"
 #include "emulator/ipc_event.h"

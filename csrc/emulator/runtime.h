@@ -13,6 +13,7 @@
 namespace emu {
 
 class Captures;
+class Condition;
 class Context;
 class Crew;
 class Device;
@@ -20,6 +21,7 @@ class Event;
 class Exports;
 class Faults;
 class Graph;
+struct GraphTask;
 class HostMemory;
 class Imports;
 class IpcEventPool;
@@ -62,6 +64,8 @@ class Runtime {
   HandleTable<Physical, 5> physicals{"physical memory"};
   HandleTable<Notify, 8> notifies{"notify"};
   HandleTable<TaskGroup, 16> task_groups{"task group"};
+  HandleTable<GraphTask, 17> graph_tasks{"graph task"};
+  HandleTable<Condition, 18> conditions{"condition"};
   const std::unique_ptr<Captures> captures;
   const std::unique_ptr<Crew> crew;
   const std::unique_ptr<HostMemory> host_memory;

@@ -54,3 +54,11 @@ REFUSED(aclrtCntNotifyRecord, aclrtCntNotify, aclrtStream, aclrtCntNotifyRecordI
 REFUSED(aclrtCntNotifyWaitWithTimeout, aclrtCntNotify, aclrtStream, aclrtCntNotifyWaitInfo*)
 REFUSED(aclrtCntNotifyReset, aclrtCntNotify, aclrtStream)
 REFUSED(aclrtCntNotifyGetId, aclrtCntNotify, uint32_t*)
+
+// Graphs that are built by hand instead of captured, and the launch attributes of kernels.
+REFUSED(aclmdlRIKernelTaskGetAttribute, aclmdlRITask, aclrtLaunchKernelAttrId, aclrtLaunchKernelAttrValue*)
+REFUSED(aclmdlRIBuildBegin, aclmdlRI*, uint32_t)
+REFUSED(aclmdlRIBindStream, aclmdlRI, aclrtStream, uint32_t)
+REFUSED(aclmdlRIEndTask, aclmdlRI, aclrtStream)
+REFUSED(aclmdlRIBuildEnd, aclmdlRI, void*)
+REFUSED(aclmdlRIUnbindStream, aclmdlRI, aclrtStream)
