@@ -105,6 +105,48 @@ const char* meaning(aclError code) {
       return "device lost: no heartbeat";
     case ACL_ERROR_RT_DRV_INTERNAL_ERROR:
       return "driver error";
+    case ACL_ERROR_RT_MODEL_CONTEXT:
+      return "the graph is of another context";
+    case ACL_ERROR_RT_CAPTURE_DEPENDENCY:
+      return "the capture would depend on work outside of it";
+    case ACL_ERROR_RT_STREAM_UNJOINED:
+      return "a stream was not joined back";
+    case ACL_ERROR_RT_MODEL_CAPTURED:
+      return "the graph is being captured";
+    case ACL_ERROR_RT_STREAM_CAPTURED:
+      return "the stream is being captured";
+    case ACL_ERROR_RT_EVENT_CAPTURED:
+      return "the event is part of a capture";
+    case ACL_ERROR_RT_STREAM_NOT_CAPTURED:
+      return "the stream is not being captured";
+    case ACL_ERROR_RT_CAPTURE_MODE_NOT_SUPPORT:
+      return "not permitted by the mode of a capture";
+    case ACL_ERROR_RT_STREAM_CAPTURE_IMPLICIT:
+      return "the default stream takes part in no capture";
+    case ACL_ERROR_STREAM_CAPTURE_CONFLICT:
+      return "two captures meet";
+    case ACL_ERROR_STREAM_TASK_GROUP_STATUS:
+      return "wrong state or task of a task group";
+    case ACL_ERROR_STREAM_TASK_GROUP_INTR:
+      return "a task group was not completed";
+    case ACL_ERROR_RT_STREAM_CAPTURE_UNMATCHED:
+      return "the capture began on another stream";
+    case ACL_ERROR_RT_MODEL_RUNNING:
+      return "the graph is running";
+    case ACL_ERROR_RT_STREAM_CAPTURE_WRONG_THREAD:
+      return "another thread began the capture";
+    case ACL_ERROR_RT_CAPTURE_MODE_BLOCK_ASYNC:
+      return "an asynchronous call would wait during a capture";
+    case ACL_ERROR_RT_STREAM_NOT_SUPPORT_OPERA:
+      return "not on this kind of stream";
+    case ACL_ERROR_RT_SUB_ACLGRAPH_IS_CAPTURING:
+      return "a branch is being captured";
+    case ACL_ERROR_RT_MODEL_EXECUTE:
+      return "a graph failed";
+    case ACL_ERROR_RT_MODEL_ABORT_NORMAL:
+      return "the graph was aborted";
+    case ACL_ERROR_RT_STREAM_CAPTURE_INVALIDATED:
+      return "the capture is spoiled";
     default:
       return "error";
   }

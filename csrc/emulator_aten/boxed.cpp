@@ -141,8 +141,8 @@ void BoxedKernel::defer(const Shapes& shapes, c10::Device device, torch::jit::St
   task->arguments.reserve(arguments.size() + 2);
   for (size_t i = 0; i < arguments.size(); ++i) {
     if (signature_.generator == i) {
-      task->arguments.emplace_back(
-          generator_for_one_op(arguments[i].toOptional<at::Generator>(), device.index()));
+      task->random.emplace(i, Draw(arguments[i].toOptional<at::Generator>(), device.index()));
+      task->arguments.emplace_back();
     } else if (arguments[i].isDevice()) {
       task->arguments.emplace_back(c10::Device(c10::kCPU));
     } else {
@@ -193,7 +193,7 @@ void BoxedKernel::compute_now(c10::Device device, torch::jit::Stack* stack) {
   for (size_t i = 0; i < arguments.size(); ++i) {
     const bool is_out = std::ranges::find(signature_.outs, i) != signature_.outs.end();
     if (signature_.generator == i) {
-      on_host.emplace_back(generator_for_one_op(arguments[i].toOptional<at::Generator>(), device.index()));
+      on_host.emplace_back(Draw(arguments[i].toOptional<at::Generator>(), device.index()).generator());
     } else if (arguments[i].isDevice()) {
       on_host.emplace_back(c10::Device(c10::kCPU));
     } else if (is_out) {

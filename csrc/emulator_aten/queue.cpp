@@ -52,7 +52,9 @@ void run(const Task& task, torch::jit::Stack stack) noexcept {
 // A task of a graph runs again, so its arguments stay.
 void run(void* argument) {
   const Task* task = static_cast<const Task*>(argument);
-  run(*task, task->arguments);
+  torch::jit::Stack stack = task->arguments;
+  if (task->random) stack[task->random->first] = task->random->second.generator();
+  run(*task, std::move(stack));
 }
 
 void release(void* argument) { delete static_cast<Task*>(argument); }

@@ -6,8 +6,12 @@
 #include <ATen/core/stack.h>
 
 #include <memory>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
+
+#include "emulator_aten/random.h"
 
 namespace emu_aten {
 
@@ -16,7 +20,8 @@ struct Task {
       : op(op), arguments(std::move(arguments)) {}
 
   c10::OperatorHandle op;
-  torch::jit::Stack arguments;  // all on the CPU
+  torch::jit::Stack arguments;                    // all on the CPU
+  std::optional<std::pair<size_t, Draw>> random;  // the argument that gets a generator at each run
   std::vector<at::Tensor>
       results;  // where the op's fresh results go, in order; empty if it writes its arguments
   std::vector<c10::Storage> held;  // device storages, until the task is on the stream
