@@ -137,8 +137,6 @@ const char* meaning(aclError code) {
       return "another thread began the capture";
     case ACL_ERROR_RT_CAPTURE_MODE_BLOCK_ASYNC:
       return "an asynchronous call would wait during a capture";
-    case ACL_ERROR_RT_STREAM_NOT_SUPPORT_OPERA:
-      return "not on this kind of stream";
     case ACL_ERROR_RT_SUB_ACLGRAPH_IS_CAPTURING:
       return "a branch is being captured";
     case ACL_ERROR_RT_MODEL_EXECUTE:
