@@ -99,6 +99,20 @@ def test_order_inside_a_stream_stays() -> None:
     assert answers(program, "5") == ["True"]
 
 
+def test_a_stream_stops_between_its_tasks() -> None:
+    # 1500 tasks take about a millisecond by themselves; this seed's holds add up to a hundred.
+    program = """
+    import time
+    start = time.monotonic()
+    for value in range(1500):
+        acl.aclrtValueWrite(memory, value, 0, one)
+    acl.synchronize(one)
+    say(time.monotonic() - start)
+    """
+
+    assert float(answers(program, "5")[0]) > 0.05
+
+
 def test_overlapping_copies_are_not_torn() -> None:
     program = """
     pattern = bytes(range(256)) * 4096
