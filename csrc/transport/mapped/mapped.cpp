@@ -48,6 +48,27 @@ char* allocated_block_of(int device, const char* address) {
   return nullptr;
 }
 
+// Whether torch's work on the device ends, some time.
+bool is_working(int device) {
+  try {
+    AllocatorScope scope(device);
+    const aclError code = acl::synchronize(nullptr, 0);
+    return code == ACL_SUCCESS || code == ACL_ERROR_RT_STREAM_SYNC_TIMEOUT;
+  } catch (const std::exception&) {
+    return false;
+  }
+}
+
+// torch_npu synchronises the device before it unmaps, and throws where that fails: out of a destructor, which
+// ends the process. So what is mapped stays mapped when the device is lost.
+std::shared_ptr<void> unmapped_only_while_working(int device, std::shared_ptr<void> segment) {
+  void* address = segment.get();
+  auto* held = new std::shared_ptr<void>(std::move(segment));
+  return {address, [device, held](void*) {
+            if (is_working(device)) delete held;
+          }};
+}
+
 class MappedTransport : public Transport {
  public:
   MappedTransport(int device, PeerProcess peer) : device_(device), peer_(peer) {}
@@ -69,7 +90,7 @@ class MappedTransport : public Transport {
     AllocatorScope scope(device_);
     std::shared_ptr<void> segment = c10_npu::NPUCachingAllocator::getIpcDevPtr(memory.handle);
     char* address = static_cast<char*>(segment.get()) + memory.offset;
-    return {{address, Reach::kImported}, std::move(segment)};
+    return {{address, Reach::kImported}, unmapped_only_while_working(device_, std::move(segment))};
   }
 
   Reach reach_of(MemoryKind kind) const override {
