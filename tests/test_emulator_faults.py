@@ -10,6 +10,7 @@ import torch
 import torch_npu  # noqa: F401
 
 from torch_llm_datadist import emulator
+from torch_llm_datadist.emulator import faults
 
 DELAY_S = 0.1
 
@@ -19,8 +20,7 @@ def initialised() -> Iterator[None]:
     torch.npu.init()
     torch.npu.synchronize()
     yield
-    emulator.set_task_delay(0)
-    emulator.set_bandwidth("d2d", 0)
+    faults.reset()
 
 
 def seconds_of_a_copy(megabytes: int = 1) -> float:
@@ -70,3 +70,29 @@ def test_unknown_names_are_refused() -> None:
         emulator.fail_next("aclrtFly", 1, 507899)
     with pytest.raises(ValueError, match="expected one of h2d, d2h, d2d, peer"):
         emulator.set_bandwidth("up", 1)
+
+
+def test_operators_and_streams_are_named_as_torch_names_them() -> None:
+    side = torch.npu.Stream()
+    source = torch.ones(16, device="npu")
+    torch.npu.synchronize()
+    faults.freeze_stream(side)
+    with torch.npu.stream(side):
+        total = source + 1
+
+    assert not side.query()
+    faults.thaw_stream(side)
+    side.synchronize()
+
+    assert total.sum().item() == 32
+
+
+def test_limit_of_memory_is_torchs_out_of_memory_error() -> None:
+    torch.npu.empty_cache()
+    faults.limit(memory=4 << 20)
+
+    with pytest.raises(torch.OutOfMemoryError):
+        torch.empty(64 << 20, dtype=torch.uint8, device="npu")
+
+    faults.unlimit()
+    torch.empty(64 << 20, dtype=torch.uint8, device="npu")

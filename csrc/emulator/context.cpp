@@ -22,7 +22,7 @@ std::shared_ptr<Context> Context::create(Device& device, bool primary) {
 }
 
 Context::Context(Device& device, bool primary)
-    : device(device), primary(primary), host_functions(std::make_unique<HostCaller>()) {}
+    : device(device), primary(primary), host_functions(std::make_shared<HostCaller>()) {}
 
 Context::~Context() = default;
 

@@ -54,7 +54,7 @@ class Context : public std::enable_shared_from_this<Context> {
   Device& device;
   const bool primary;
   aclrtContext handle = nullptr;
-  const std::unique_ptr<HostCaller> host_functions;
+  const std::shared_ptr<HostCaller> host_functions;
 
  private:
   aclError lost() const;

@@ -66,7 +66,9 @@ aclError Faults::move(const Copy& copy, const Device& device, Stream* stream, st
   uint64_t piece = least(Fault::Split, subject);
   if (piece == 0 && rate != 0)
     piece = std::max<uint64_t>(rate / (std::chrono::seconds(1) / kPieceTime), 4096);
-  if (piece == 0) piece = bytes;
+  // Ranges that overlap are only right when they move at once.
+  const bool overlaps = copy.dst < copy.src + copy.src_span() && copy.src < copy.dst + copy.dst_span();
+  if (piece == 0 || overlaps) piece = bytes;
   const size_t wrong = flipped ? std::min<size_t>(flipped->rule.amount, bytes - 1) : SIZE_MAX;
   const size_t stop = held ? std::min<size_t>(held->rule.amount, bytes) : SIZE_MAX;
 

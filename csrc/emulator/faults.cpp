@@ -156,8 +156,9 @@ void Faults::give_back(const char* resource, uint64_t count) {
   });
 }
 
+void Faults::refuse_bad_text() const { fail(ACL_ERROR_INVALID_PARAM, "%s", problem_.c_str()); }
+
 void Faults::begin_call(Entry entry, Thread& self) {
-  if (!problem_.empty()) fail(ACL_ERROR_INVALID_PARAM, "%s", problem_.c_str());
   const Subject subject{.name = name_of(entry)};
   if (const auto late = fires(Fault::LateCall, subject)) self.late_ns += late->rule.amount;
   if (const auto failing = fires(Fault::FailCall, subject)) {

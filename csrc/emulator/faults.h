@@ -62,6 +62,7 @@ class Faults {
   void take(const char* resource, uint64_t count, aclError code);
   void give_back(const char* resource, uint64_t count);
 
+  [[noreturn]] void refuse_bad_text() const;
   // Starts a call: throws the code that it is to fail with, notes how late it is to return.
   void begin_call(Entry entry, Thread& self);
   // The same for rules that tell calls by address or size. `second` is 0 where there is one address only.
@@ -111,17 +112,18 @@ std::vector<FaultRule> parse_faults(const std::string& text);
 // Whether calls of this entry point can be told apart by address and size.
 bool touches_memory(Entry entry);
 
+constexpr uint32_t kCallFaults = bits(Fault::FailCall, Fault::LateCall);
+
 void check_memory_faults(Entry entry, uintptr_t first, uintptr_t second, size_t bytes);
 
 // For the bodies of entry points that name memory.
 inline void on_memory(Entry entry, const void* first, const void* second, size_t bytes) {
-  if (is_armed(bits(Fault::FailCall, Fault::LateCall))) [[unlikely]] {
+  if (is_armed(kCallFaults)) [[unlikely]] {
     check_memory_faults(entry, reinterpret_cast<uintptr_t>(first), reinterpret_cast<uintptr_t>(second),
                         bytes);
   }
 }
 
-constexpr uint32_t kCallFaults = bits(Fault::FailCall, Fault::LateCall, Fault::BadText);
 constexpr uint32_t kTaskFaults = bits(Fault::TaskDelay, Fault::Freeze, Fault::FailTask);
 constexpr uint32_t kCopyFaults =
     bits(Fault::FailTask, Fault::Bandwidth, Fault::Split, Fault::HoldCopy, Fault::FlipByte, Fault::Freeze);

@@ -81,12 +81,10 @@ class InHostFunction {
 
 class HostFunction final : public Task {
  public:
-  HostFunction(aclrtHostFunc function, void* argument)
-      : Task("aclrtLaunchHostFunc"), function_(function), argument_(argument) {}
+  HostFunction(std::shared_ptr<HostCaller> caller, aclrtHostFunc function, void* argument)
+      : Task("aclrtLaunchHostFunc"), caller_(std::move(caller)), function_(function), argument_(argument) {}
 
-  aclError run(Stream& stream) override {
-    return stream.context().host_functions->call(function_, argument_);
-  }
+  aclError run(Stream&) override { return caller_->call(function_, argument_); }
   void describe(TaskFacts& facts) const override {
     facts.name = what;
     facts.kind = TaskKind::HostFunction;
@@ -94,6 +92,7 @@ class HostFunction final : public Task {
   bool may_be_updated() const override { return true; }
 
  private:
+  const std::shared_ptr<HostCaller> caller_;
   const aclrtHostFunc function_;
   void* const argument_;
 };
@@ -149,17 +148,20 @@ HostCaller::~HostCaller() {
   line_->changed.notify_all();
 }
 
+void HostCaller::start() {
+  std::lock_guard lock(line_->mutex);
+  if (started_) return;
+  try {
+    start_thread("acl-host-func", [line = line_] { line->serve(); });
+  } catch (const std::system_error& error) {
+    fail(ACL_ERROR_RT_RESOURCE_ALLOC_FAIL, "no thread for host functions: %s", error.what());
+  }
+  started_ = true;
+}
+
 aclError HostCaller::call(aclrtHostFunc function, void* argument) {
   Line::Call call{function, argument};
   std::unique_lock lock(line_->mutex);
-  if (!started_) {
-    try {
-      start_thread("acl-host-func", [line = line_] { line->serve(); });
-    } catch (const std::system_error&) {
-      return ACL_ERROR_RT_RESOURCE_ALLOC_FAIL;
-    }
-    started_ = true;
-  }
   line_->calls.push_back(&call);
   line_->changed.notify_all();
   // The caller's stream may be told to stop meanwhile; the function still uses what its argument names.
@@ -193,7 +195,10 @@ aclError aclrtLaunchHostFunc(aclrtStream stream, aclrtHostFunc fn, void* args) {
       fail(ACL_ERROR_RT_STREAM_SUBSCRIBE,
            "stream %d has a subscriber for callbacks; the two kinds do not mix", on->id);
     }
-    on->submit(std::make_shared<HostFunction>(fn, args));
+    // By the host, and not when the function's turn comes: the host may be frozen then.
+    const auto& caller = on->context().host_functions;
+    caller->start();
+    on->submit(std::make_shared<HostFunction>(caller, fn, args));
     return ACL_SUCCESS;
   });
 }

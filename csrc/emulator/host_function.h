@@ -19,7 +19,9 @@ class HostCaller {
  public:
   HostCaller();
   ~HostCaller();
-  // Returns when the function has; what its task ends with.
+  // Makes the thread, unless it is there. Throws 207005.
+  void start();
+  // Returns when the function has; what its task ends with. After start().
   aclError call(aclrtHostFunc function, void* argument);
 
  private:

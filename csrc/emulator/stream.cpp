@@ -446,7 +446,7 @@ std::string Stream::take_explanation() {
   return std::exchange(why_, {});
 }
 
-void Stream::nap(nanoseconds duration) { park(&clock_word_, 0, duration); }
+void Stream::nap(nanoseconds duration) { nap(&clock_word_, 0, duration); }
 
 void Stream::explain(std::string why) {
   std::lock_guard lock(why_mutex_);

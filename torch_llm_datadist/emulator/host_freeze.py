@@ -74,7 +74,8 @@ class HostFreeze:
         self._settled.set()
         # A tracer must see its threads end, else their process never does.
         while not self._thaw.wait(_LOOK_EVERY_S) and not self._is_over():
-            pass
+            with contextlib.suppress(Exception):  # it ended: the next look tells
+                self._stop_new()
         self._let_go()
 
     def _stop_all(self) -> None:
