@@ -57,6 +57,7 @@ def test_generators_go_their_own_ways() -> None:
     second = draw(generator=one)
     one.set_state(state)
 
+    assert not torch.equal(first, second)
     assert torch.equal(draw(generator=other), first)
     assert torch.equal(draw(generator=one), second)
     assert torch.equal(draw(generator=one.clone_state()), draw(generator=one))

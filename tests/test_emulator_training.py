@@ -120,6 +120,7 @@ SEVERAL_INPUTS: dict[str, tuple[Compute, list[tuple[int, ...]]]] = {
     "layer_norm": (lambda x, w, b: functional.layer_norm(x, (8,), w, b), [(4, 6, 8), (8,), (8,)]),
     "rms_norm": (lambda x, w: functional.rms_norm(x, (8,), w, 1e-6), [(4, 6, 8), (8,)]),
     "swiglu": (lambda a, b: functional.silu(a) * b, [(4, 6, 8), (4, 6, 8)]),
+    "weight_norm": (lambda v, g: torch._weight_norm(v, g, 0), [(4, 6), (4, 1)]),
     "mse_loss": (functional.mse_loss, [(4, 6), (4, 6)]),
     "lerp": (lambda a, b: torch.lerp(a, b, 0.3), [(4, 6), (4, 6)]),
 }

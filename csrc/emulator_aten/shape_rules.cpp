@@ -49,6 +49,7 @@ ShapeRule shape_rule_of(std::string_view op) {
       {"aten::native_layer_norm", &layer_norm},
       {"aten::_embedding_bag", &only_known_by_running},
       {"aten::_embedding_bag_forward_only", &only_known_by_running},
+      {"aten::_weight_norm_interface", &only_known_by_running},
       {"aten::native_batch_norm", &only_known_by_running},
       {"aten::native_batch_norm.out", &only_known_by_running},
       {"aten::normal.Tensor_float_out", &only_known_by_running},

@@ -6,7 +6,6 @@ import sys
 import warnings
 from importlib import metadata
 from pathlib import Path
-from unittest import mock
 
 from torch_llm_datadist import emulator
 
@@ -22,8 +21,7 @@ def main(argv: list[str]) -> int:
     torch.set_num_threads(1)  # a pool of threads does not survive the fork
     target = Path(argv[0] if argv else "docs/emulated_ops.md")
     ops = calls.overloads()
-    # A process that used its device must not be forked.
-    with mock.patch("torch_npu._C._npu_init", side_effect=RuntimeError("samples are made on the CPU")):
+    with samples.on_the_host():
         found = samples.collect(samples.op_infos())
         derive.derive(found, ops.values())
         derive.derive(found, ops.values())  # in-place forms have out= forms of their own

@@ -29,7 +29,8 @@ ALIASES = {
 TRUSTING = {
     "_batch_norm_no_update", "_convert_indices_from_csr_to_coo", "_native_batch_norm_legit",
     "_native_batch_norm_legit_functional", "_spdiags", "_thnn_differentiable_gru_cell_backward",
-    "rrelu_with_noise", "slow_conv_transpose2d", "slow_conv_transpose3d",
+    "_weight_norm_interface", "_weight_norm_interface_backward", "rrelu_with_noise", "slow_conv_transpose2d",
+    "slow_conv_transpose3d",
 }  # fmt: skip
 # They start the device, and a process that did cannot be forked. The tests of pinned memory call them.
 START_THE_DEVICE = {"_pin_memory", "pin_memory"}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -90,6 +91,13 @@ def try_call(samples: Samples, call: Call) -> bool:
         return False
     samples.add(call)
     return True
+
+
+@contextlib.contextmanager
+def on_the_host() -> Iterator[None]:
+    """Some samples would start the device, and a process that did must not be forked for the sweep."""
+    with mock.patch("torch_npu._C._npu_init", side_effect=RuntimeError("samples are made on the CPU")):
+        yield
 
 
 def op_infos() -> list[Any]:
