@@ -178,6 +178,7 @@ def test_replay_that_waits_for_its_turn_can_be_aborted(acl: Acl) -> None:
     acl.aclmdlRIExecuteAsync(graph, first)
     assert acl.code.aclrtSynchronizeStreamWithTimeout(first, FEW_MS) == c.STREAM_TIMEOUT
     acl.aclmdlRIExecuteAsync(graph, second)
+    assert acl.code.aclrtSynchronizeStreamWithTimeout(second, FEW_MS) == c.STREAM_TIMEOUT
 
     acl.aclrtStreamAbort(second)
 
