@@ -307,6 +307,7 @@ def test_many_transfers_at_once_all_end(three: list[SimpleNamespace], sender: Si
     """More than the workers; a transfer takes none of the link's tickets, so there is no end of them."""
     gates = Gates()
     tasks = [send(sender, gates, [to(2), to(3)], [i % BLOCKS], [i % BLOCKS]) for i in range(60)]
+    assert sender.manager._layer_transfers.pool.thread_count == 16  # the default of transfer_workers
 
     for gate in gates.open:
         gate.set()
