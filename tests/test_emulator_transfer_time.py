@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import torch
 
 from tests import instances
-from tests.test_api_links import BLOCKS, Peers, linked_pair, pattern, push
+from tests.links import BLOCKS, Peers, linked_pair, pattern, push
 from torch_llm_datadist import emulator
 
 

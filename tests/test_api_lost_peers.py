@@ -1,0 +1,197 @@
+"""Peers that are killed or frozen: their links end, their memory is held, they are replaced."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from tests import instances
+from tests.links import (
+    BLOCK_BYTES,
+    BLOCKS,
+    KEEP_ALIVE_S,
+    TENSORS,
+    Peers,
+    finalize,
+    linked_pair,
+    linked_to,
+    pattern,
+    push,
+    push_until_it_fails,
+    start,
+    unlink,
+    wait_unlinked,
+)
+
+
+def test_a_killed_server_fails_pushes_and_can_be_replaced_at_its_address(peers: Peers) -> None:
+    client, server, port = linked_pair(peers)
+    pid = server.pid
+
+    server.kill()
+    said, after_s = client.call(push_until_it_fails, 2, 10.0)
+
+    assert f"cluster 2 (127.0.0.1:{port}, pid {pid})" in said
+    assert after_s < KEEP_ALIVE_S + 1
+    assert client.call(linked_to) == []
+    assert client.call(unlink, 2, port, 1000, False) == ["LLM_SUCCESS"]
+    (again,) = peers(1)
+    again.call(start, 2, 1, {"listen_ip_info": f"127.0.0.1:{port}"})
+    assert client.call(instances.link, 2, port) == ["LLM_SUCCESS"]
+    assert client.call(push, 2, [4], [5]) == "LLM_SUCCESS"
+    assert torch.equal(again.call(instances.content)[:, 5], pattern(1)[:, 4])
+
+
+def test_a_killed_client_can_be_replaced_without_the_servers_help(peers: Peers) -> None:
+    client, server, port = linked_pair(peers)
+
+    client.kill()
+    (again,) = peers(1)
+    again.call(start, 1, 0, {})
+
+    assert again.call(instances.link, 2, port) == ["LLM_SUCCESS"]
+    assert again.call(push, 2, [4], [5]) == "LLM_SUCCESS"
+    assert server.call(push, 1, [4], [5]) == "LLM_SUCCESS"
+
+
+def test_the_death_of_one_peer_leaves_the_other_links_alone(peers: Peers) -> None:
+    hub, *spokes = peers(4)
+    hub.call(start, 1, 0, {})
+    for i, spoke in enumerate(spokes):
+        port = spoke.call(start, 10 + i, 1 + i, {})
+        assert hub.call(instances.link, 10 + i, port) == ["LLM_SUCCESS"]
+
+    spokes[0].kill()
+    said, _ = hub.call(push_until_it_fails, 10, 10.0)
+
+    assert said.startswith("LLM_NOT_YET_LINK")
+    for cluster_id in (11, 12):
+        assert hub.call(push, cluster_id, [0], [0]) == "LLM_SUCCESS"
+    assert sorted(hub.call(linked_to)) == [11, 12]
+
+
+def test_a_frozen_peer_ends_the_link_within_the_keep_alive_bound(peers: Peers) -> None:
+    client, server, _ = linked_pair(peers)
+
+    server.freeze()
+    began = time.monotonic()
+    said = client.call(wait_unlinked, 2, 10)
+
+    assert time.monotonic() - began < 2 * KEEP_ALIVE_S + 1
+    assert said.startswith("LLM_NOT_YET_LINK")
+    assert str(server.pid) in said
+
+
+def test_memory_is_held_for_a_frozen_peer_until_it_is_dead(peers: Peers) -> None:
+    client, server, _ = linked_pair(peers)
+    server.freeze()
+    client.call(wait_unlinked, 2, 10)
+
+    assert str(server.pid) in client.call(unregister)[0]
+    server.kill()
+
+    assert client.call(wait_released, 10.0) == []
+
+
+def unregister(state: SimpleNamespace) -> list[str]:
+    """Returns for whom the memory is still held."""
+    state.datadist.cache_manager.unregister_cache(state.cache.cache_id)
+    assert state.datadist._running.links.sync(99, 5) is False  # the control thread has seen it
+    return [name for held in state.datadist.cache_manager.held_caches() for name in held.waiting_for]
+
+
+def wait_released(state: SimpleNamespace, within_s: float) -> list[Any]:
+    pause = threading.Event()
+    deadline = time.monotonic() + within_s
+    while state.datadist.cache_manager.held_caches() and time.monotonic() < deadline:
+        pause.wait(0.02)
+    return state.datadist.cache_manager.held_caches()
+
+
+def test_a_cache_unregistered_under_a_link_is_released_when_the_peer_has_confirmed(peers: Peers) -> None:
+    client, server, _ = linked_pair(peers)
+    assert client.call(push, 2, [0], [0]) == "LLM_SUCCESS"  # the peer's memory is mapped
+
+    server.call(unregister)
+
+    assert server.call(wait_released, 10.0) == []
+    said = client.call(push, 2, [0], [0])
+    assert said.startswith("LLM_KV_CACHE_NOT_EXIST"), said
+    server.call(instances.register, 2, TENSORS, BLOCKS, BLOCK_BYTES)
+    assert client.call(push, 2, [1], [0]) == "LLM_SUCCESS"  # registered after linking, and found
+    assert torch.equal(server.call(instances.content)[:, 0], pattern(1)[:, 1])
+
+
+def test_a_cache_of_a_killed_peers_link_is_released(peers: Peers) -> None:
+    client, server, _ = linked_pair(peers)
+    assert server.call(push, 1, [0], [0]) == "LLM_SUCCESS"
+
+    server.kill()
+    client.call(unregister)
+
+    assert client.call(wait_released, 10.0) == []
+
+
+def test_memory_that_a_frozen_peer_may_write_outlives_the_instance(peers: Peers) -> None:
+    client, server, _ = linked_pair(peers)
+    server.freeze()
+    client.call(wait_unlinked, 2, 10)
+
+    client.call(finalize)
+
+    assert [str(server.pid) in name for name in client.call(left_over)] == [True]
+    server.kill()
+    assert client.call(left_over) == []
+
+
+def left_over(state: SimpleNamespace) -> list[str]:
+    from torch_llm_datadist.registry import left_over_caches
+
+    return [name for held in left_over_caches() for name in held.waiting_for]
+
+
+def test_linking_to_a_frozen_server_ends_at_the_timeout(peers: Peers) -> None:
+    client, server = peers(2)
+    client.call(start, 1, 0, {})
+    port = server.call(start, 2, 1, {})
+    server.freeze()
+
+    began = time.monotonic()
+    codes = client.call(instances.link, 2, port, 500)
+
+    assert codes[0] in ("LLM_LINK_FAILED", "LLM_TIMEOUT")  # before or after the connection stood
+    assert time.monotonic() - began < 3
+    server.thaw()
+    assert client.call(instances.link, 2, port) == ["LLM_SUCCESS"]
+    assert client.call(push, 2, [0], [0]) == "LLM_SUCCESS"
+
+
+def test_a_server_killed_while_linking_ends_at_the_timeout(peers: Peers) -> None:
+    client, server = peers(2)
+    client.call(start, 1, 0, {})
+    port = server.call(start, 2, 1, {})
+    server.freeze()
+    client.send(instances.link, 2, port, 700)
+
+    server.kill()
+
+    assert client.answer(10) == ["LLM_LINK_FAILED"]
+    (again,) = peers(1)
+    again.call(start, 2, 1, {"listen_ip_info": f"127.0.0.1:{port}"})
+    assert client.call(instances.link, 2, port) == ["LLM_SUCCESS"]
+
+
+def test_finalize_is_bounded_with_a_frozen_peer(peers: Peers) -> None:
+    client, server, _ = linked_pair(peers, {"keep_alive_ms": 60_000})
+    server.freeze()
+
+    began = time.monotonic()
+    client.call(finalize)
+
+    assert time.monotonic() - began < 8
+    server.thaw()
+    assert server.call(wait_unlinked, 1, 10).startswith("LLM_NOT_YET_LINK")
