@@ -174,3 +174,30 @@ def test_event_wait_with_timeout_is_a_task_error(acl: Acl) -> None:
     acl.aclrtStreamWaitEventWithTimeout(stream, event, 1)
 
     assert acl.code.aclrtSynchronizeStreamWithTimeout(stream, DEADLINE_S * 1000) == c.WAIT_TIMEOUT
+
+
+def test_op_wait_timeout_is_for_events_and_not_for_words(acl: Acl) -> None:
+    waiting, patient, told = acl.stream(), acl.stream(), acl.stream()
+    gate = Gate(acl, patient)
+    acl.aclrtSetOpWaitTimeout(1)
+    try:
+        acl.aclrtStreamWaitEvent(waiting, acl.hardware_event())
+        acl.aclrtStreamWaitEventWithTimeout(told, acl.hardware_event(), 0)  # 0 is never, whatever the default
+    finally:
+        acl.aclrtSetOpWaitTimeout(0)
+
+    assert acl.sync_code(waiting) == c.WAIT_TIMEOUT
+    assert acl.code.aclrtSynchronizeStreamWithTimeout(told, FEW_MS) == c.STREAM_TIMEOUT
+    assert acl.code.aclrtSynchronizeStreamWithTimeout(patient, FEW_MS) == c.STREAM_TIMEOUT
+    gate.open()
+    acl.synchronize(patient)
+
+
+def test_op_wait_timeout_of_0_is_never(acl: Acl) -> None:
+    recording, waiting, event = acl.stream(), acl.stream(), acl.hardware_event()
+    acl.aclrtSetOpWaitTimeout(0)
+    acl.aclrtStreamWaitEvent(waiting, event)
+
+    assert acl.code.aclrtSynchronizeStreamWithTimeout(waiting, FEW_MS) == c.STREAM_TIMEOUT
+    acl.aclrtRecordEvent(event, recording)
+    acl.synchronize(waiting)

@@ -26,6 +26,7 @@ from .acl_harness import DEADLINE_S, FEW_MS, MIB, Gate, HostFunction, joined
         (c.EQ, 2**40, 2**40, 0),  # only the high half differs
         (c.AND, 0b110, 0b010, 0b001),
         (c.NOR, 0, 0, 2**64 - 1),
+        (c.NOR, 2**64 - 2, 4, 1),  # bit 0 alone is asked about
     ],
 )
 def test_value_wait_modes(acl: Acl, mode: int, value: int, holds: int, holds_not: int) -> None:
