@@ -181,14 +181,14 @@ def test_op_wait_timeout_is_for_events_and_not_for_words(acl: Acl) -> None:
     gate = Gate(acl, patient)
     acl.aclrtSetOpWaitTimeout(1)
     try:
-        acl.aclrtStreamWaitEvent(waiting, acl.hardware_event())
         acl.aclrtStreamWaitEventWithTimeout(told, acl.hardware_event(), 0)  # 0 is never, whatever the default
+        acl.aclrtStreamWaitEvent(waiting, acl.hardware_event())
+
+        assert acl.sync_code(waiting) == c.WAIT_TIMEOUT
+        assert acl.code.aclrtSynchronizeStreamWithTimeout(told, FEW_MS) == c.STREAM_TIMEOUT
+        assert acl.code.aclrtSynchronizeStreamWithTimeout(patient, FEW_MS) == c.STREAM_TIMEOUT
     finally:
         acl.aclrtSetOpWaitTimeout(0)
-
-    assert acl.sync_code(waiting) == c.WAIT_TIMEOUT
-    assert acl.code.aclrtSynchronizeStreamWithTimeout(told, FEW_MS) == c.STREAM_TIMEOUT
-    assert acl.code.aclrtSynchronizeStreamWithTimeout(patient, FEW_MS) == c.STREAM_TIMEOUT
     gate.open()
     acl.synchronize(patient)
 
