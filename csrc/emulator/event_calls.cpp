@@ -59,7 +59,8 @@ void check_flag(const Event& event, uint32_t flag, const char* name) {
 aclError wait_event(aclrtStream stream_handle, aclrtEvent handle, uint32_t timeout_s) {
   auto stream = current().stream(stream_handle);
   auto event = event_of(handle);
-  check_same_device(*event, *stream);
+  // Ex events cross devices: torch_npu's own copies between devices wait for each other that way.
+  if (!event->ex) check_same_device(*event, *stream);
   check_flag(*event, ACL_EVENT_SYNC | ACL_EVENT_EXTERNAL | ACL_EVENT_IPC, "ACL_EVENT_SYNC");
   event->make_wait(*stream, timeout_s);
   return ACL_SUCCESS;

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 
+import pytest
+
 from . import acl_calls as c
 from .acl_calls import Acl
 from .acl_harness import DEADLINE_S, FEW_MS, Gate
@@ -124,21 +126,29 @@ def test_event_may_be_destroyed_right_after_a_wait_was_queued(acl: Acl) -> None:
     assert acl.code.aclrtDestroyEvent(event) == c.BAD_HANDLE
 
 
-def test_event_and_stream_of_different_devices_do_not_mix(acl: Acl) -> None:
-    event = acl.event()
-    acl.aclrtRecordEvent(event, acl.stream())
+@pytest.mark.parametrize("kind", ["ex", "hardware"])
+def test_event_is_recorded_on_its_own_device_only_and_ex_events_are_awaited_on_any(
+    acl: Acl, kind: str
+) -> None:
+    event = acl.event() if kind == "ex" else acl.hardware_event()
+    first = acl.stream()
+    gate = Gate(acl, first)
+    acl.aclrtRecordEvent(event, first)
     mine = acl.out("aclrtGetCurrentContext")
     theirs = acl.context(1)
     stream = acl.stream()
 
     codes = [acl.code.aclrtRecordEvent(event, stream), acl.code.aclrtStreamWaitEvent(stream, event)]
-    acl.aclrtSynchronizeEvent(event)
-    status = status_of(acl, event)
+    waits = not acl.is_idle(stream)
+    acl.aclrtSetCurrentContext(mine)
+    gate.open()
+    acl.aclrtSetCurrentContext(theirs)
+    acl.synchronize(stream)
     acl.aclrtDestroyContext(theirs)
     acl.aclrtSetCurrentContext(mine)
 
-    assert codes == [c.INVALID_PARAM] * 2
-    assert status == 1
+    assert codes == [c.INVALID_PARAM, 0 if kind == "ex" else c.INVALID_PARAM]
+    assert waits == (kind == "ex")
 
 
 def test_event_sync_with_timeout_is_507047(acl: Acl) -> None:
