@@ -246,6 +246,30 @@ def test_host_that_waits_hears_of_a_record_that_never_comes(acl: Acl) -> None:
         assert acl.code.aclrtSynchronizeEventWithTimeout(event, 20_000) == c.STREAM_ABORT
 
 
+RECORDER = """
+from tests.emulated_runtime.test_ipc_events import open_event
+acl.aclrtSetDevice(0)
+event, stream, word = open_event(acl, bytes.fromhex(hear())), acl.stream(), acl.malloc(64)
+acl.aclrtValueWait(word, 1, c.EQ, stream)
+acl.aclrtRecordEvent(event, stream)
+say("recorded")
+hear()
+"""
+
+
+def test_host_that_waits_hears_that_the_recorder_died(acl: Acl) -> None:
+    event = acl.event(EVENT_IPC)
+    with peer(RECORDER) as other:
+        other.say(handle_of(acl, event).hex())
+        assert other.hear() == "recorded"
+        assert acl.last_out("aclrtQueryEventStatus", event) == 0
+
+        other.kill()
+
+        assert acl.code.aclrtSynchronizeEventWithTimeout(event, 20_000) == c.LINK_ERROR
+        assert acl.code.aclrtQueryEventStatus(event, ctypes.byref(ctypes.c_int32())) == c.LINK_ERROR
+
+
 def test_950dt_has_none() -> None:
     program = "acl.context(); say(code_of(lambda: acl.event(0x40)))"
 

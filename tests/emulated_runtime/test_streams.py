@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import threading
+import time
 from pathlib import Path
 
 from . import acl_calls as c
@@ -175,6 +176,26 @@ def test_stop_keeps_what_is_queued_from_running(acl: Acl) -> None:
     assert acl.code.aclrtSynchronizeStreamWithTimeout(stream, FEW_MS) == c.STREAM_ABORT
     assert acl.read_word(word) == 0
     assert acl.code.aclrtStreamStop(None) == c.INVALID_PARAM
+
+
+def test_stop_wakes_a_stream_that_waits_for_a_word(acl: Acl) -> None:
+    stats = (ctypes.c_uint64 * 32)()
+
+    def tasks_ended() -> int:
+        acl.library.emuStats(stats)
+        return stats[5]
+
+    stream = acl.stream()
+    Gate(acl, stream)
+    assert acl.code.aclrtSynchronizeStreamWithTimeout(stream, FEW_MS) == c.STREAM_TIMEOUT  # it waits
+    before = tasks_ended()
+
+    acl.aclrtStreamStop(stream)
+
+    deadline = time.monotonic() + DEADLINE_S
+    while tasks_ended() == before and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert tasks_ended() == before + 1
 
 
 def test_destroy_stream_waits_for_queued_work(acl: Acl) -> None:
