@@ -18,6 +18,7 @@ DELAY_S = 0.05
 def idle_device() -> None:
     torch.npu.init()
     torch.npu.set_device(0)
+    torch.npu.set_stream(torch.npu.default_stream(0))
     torch.npu.synchronize()
 
 

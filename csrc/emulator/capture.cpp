@@ -141,6 +141,10 @@ void Graph::wait(const std::shared_ptr<Stream>& stream, const std::shared_ptr<Re
     fail(ACL_ERROR_STREAM_CAPTURE_CONFLICT,
          "stream %d is part of another capture than the event's; both are spoiled", stream->id);
   }
+  if (stream->context().device.id != origin_->context().device.id) {
+    invalidate();
+    fail(ACL_ERROR_RT_CAPTURE_DEPENDENCY, "stream %d is of another device than the capture", stream->id);
+  }
   if (stream->is_default()) {
     invalidate();
     fail(ACL_ERROR_RT_STREAM_CAPTURE_IMPLICIT, "the default stream cannot take part in a capture");

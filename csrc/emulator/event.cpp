@@ -128,6 +128,11 @@ std::shared_ptr<Record> Event::latest() const {
   return latest_;
 }
 
+std::shared_ptr<Record> Event::captured_record() const {
+  std::lock_guard lock(mutex_);
+  return captured_;
+}
+
 std::shared_ptr<Graph> Event::open_capture() const {
   std::lock_guard lock(mutex_);
   auto graph = captured_in_.lock();
@@ -183,8 +188,8 @@ void Event::refuse_outside_of(Graph& graph, const Stream& stream) const {
 void Event::make_wait(Stream& stream, uint32_t timeout_s) {
   if (ipc != nullptr) return ipc->make_wait(stream, timeout_s);
   if (const auto graph = open_capture()) {
-    graph->wait(stream.shared_from_this(), captured_, *this);
-    return;
+    const auto captured = captured_record();  // another thread may record anew meanwhile
+    if (captured != nullptr) return graph->wait(stream.shared_from_this(), captured, *this);
   }
   auto record = latest();
   if (record == nullptr) return;  // an Ex event that was never recorded holds nobody up

@@ -54,6 +54,7 @@ class Event {
   void record(Stream& stream);
   void reset(Stream& stream);
   void make_wait(Stream& stream, uint32_t timeout_s);
+  std::shared_ptr<Record> captured_record() const;
   std::shared_ptr<Graph> open_capture() const;  // null when the latest record is not part of one
   // The record that a query or a host wait is about; null when an Ex event was never recorded.
   std::shared_ptr<Record> latest() const;

@@ -376,7 +376,10 @@ void Stream::interrupt() {
 
 void Stream::abort() {
   const uint64_t target = submitted_.load();
-  drop_before_.store(target);
+  // Of two aborts at once the later one counts.
+  for (uint64_t before = drop_before_.load();
+       before < target && !drop_before_.compare_exchange_weak(before, target);) {
+  }
   aborts_.fetch_add(1);
   halted_.store(false);
   interrupt();

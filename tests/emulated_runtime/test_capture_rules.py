@@ -330,6 +330,21 @@ def test_default_stream_is_neither_captured_nor_pulled_in(acl: Acl) -> None:
     assert end_code(acl, stream) == SPOILED
 
 
+def test_stream_of_another_device_cannot_join_a_capture(acl: Acl) -> None:
+    stream, event = acl.stream(), acl.event()
+    begin(acl, stream)
+    acl.aclrtRecordEvent(event, stream)
+    mine = acl.out("aclrtGetCurrentContext")
+    theirs = acl.context(1)
+
+    code = acl.code.aclrtStreamWaitEvent(acl.stream(), event)
+
+    acl.aclrtDestroyContext(theirs)
+    acl.aclrtSetCurrentContext(mine)
+    assert code == DEPENDENCY
+    assert end_code(acl, stream) == SPOILED
+
+
 @MODES
 @pytest.mark.parametrize("hardware", [False, True], ids=["Ex", "hardware"])
 def test_wait_for_an_event_recorded_outside_is_107024(acl: Acl, mode: int, hardware: bool) -> None:

@@ -65,7 +65,12 @@ class Options:
 
     @property
     def sabotaged_layer(self) -> int:
-        return self.shape.layers // 2
+        return self.sent_layers.stop if self.sabotage == "drop-layer" else self.shape.layers // 2
+
+    @property
+    def sent_layers(self) -> range:
+        """All of them, unless the last one is dropped on purpose."""
+        return range(self.shape.layers - (self.sabotage == "drop-layer"))
 
     def scattered_blocks(self, where: str) -> tuple[int, list[int]]:
         """(blocks in the pool, the sequence's blocks in token order): scattered over a pool twice as large,

@@ -48,7 +48,13 @@ def prefill_and_push(engine: Engine, dst_blocks: Sequence[int]) -> float:
     table = wrong_table(dst_blocks) if options.sabotage == "swap" else dst_blocks
     key = datadist.BlocksCacheKey(engine.peer_cluster_id, CACHE_MODEL_ID)
     task = engine.datadist.cache_manager.prepare_push(
-        key, engine.cache, src_blocks, table, timeout_s=TRANSFER_TIMEOUT_S
+        key,
+        engine.cache,
+        src_blocks,
+        table,
+        src_layer_range=options.sent_layers,
+        dst_layer_range=options.sent_layers,
+        timeout_s=TRANSFER_TIMEOUT_S,
     )
     engine.channel.send("ticket", to="decode", ticket=task.ticket)
     if options.sabotage == "no-wait":
