@@ -349,14 +349,16 @@ def test_flag_overtakes_the_bytes_before_it(acl: Acl, faults: Faults, flag: str)
     acl.write_word(one, 1)
     acl.aclrtValueWait(word, 1, c.EQ, reader)
     acl.copy(seen, far, 4096, reader)
-    fault = faults.overtake(seconds=0.1, stream=stream)
+    fault = faults.overtake(seconds=0.3, stream=stream)
 
+    gate = Gate(acl, stream)  # all are queued when the first one runs
     acl.copy(far, near, 2048, stream)
     acl.copy(far + 2048, near, 2048, stream)
     if flag == "value write":
         acl.aclrtValueWrite(word, 1, 0, stream)
     else:
         acl.copy(word, one, 8, stream)
+    gate.open()
     acl.synchronize(reader)
 
     assert acl.read(seen, 4096) == bytes(4096)
