@@ -73,6 +73,10 @@ EMU_API void* emuHostComputeBegin(const char* name, void (*describe)(void* args,
                                   void* args);
 EMU_API void emuHostComputeEnd(void* begun);
 
+// Writes what the trace still holds back (TORCH_LLM_DATADIST_EMULATE_TRACE), and tells how many races were
+// found. The end of a process does that, too, unless it ends by _exit.
+EMU_API void emuFlush(void);
+
 // Races found in this process so far; -1 when TORCH_LLM_DATADIST_EMULATE_RACES did not ask for the check.
 EMU_API int64_t emuRaces(void);
 // The text of one of them, from 0, as much as fits; its length.

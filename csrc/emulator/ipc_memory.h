@@ -81,6 +81,7 @@ class Import {
   Import(std::shared_ptr<Exporter> exporter, const IpcKey& key, int32_t physical_device, bool held)
       : exporter_(std::move(exporter)), key_(key), physical_device_(physical_device), held_(held) {}
 
+  pid_t exporter_pid() const { return exporter_->peer.pid; }
   // The code of a task of device `from` that touches the range, and why.
   aclError check(const Device& from, bool peer_enabled, std::string& why) const;
   aclError check_open(std::string& why) const;   // that alone which does not depend on who touches

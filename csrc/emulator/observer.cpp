@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "emulator/watch/race_checker.h"
+#include "emulator/watch/trace.h"
 
 namespace emu {
 
@@ -46,6 +47,12 @@ class Everybody final : public Observer {
   }
   void acquired(SyncPoint& point, Stream& stream) override {
     for (auto* one : all_) one->acquired(point, stream);
+  }
+  void restarted(SyncPoint& point) override {
+    for (auto* one : all_) one->restarted(point);
+  }
+  void found_race(const std::string& report) override {
+    for (auto* one : all_) one->found_race(report);
   }
   void host_waited(Stream& stream) override {
     for (auto* one : all_) one->host_waited(stream);
@@ -90,6 +97,7 @@ void add_observer(std::unique_ptr<Observer> observer) {
 }
 
 void add_observers_of_environment() {
+  if (auto trace = watch::trace_of_environment()) add_observer(std::move(trace));
   if (auto races = watch::race_checker_of_environment()) add_observer(std::move(races));
 }
 

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "emulator/acl_headers.h"
 #include "emulator/facts.h"
@@ -37,6 +38,8 @@ class Observer {
   // facts of a task.
   virtual void released(SyncPoint&, Stream&) {}
   virtual void acquired(SyncPoint&, Stream&) {}
+  // What was signalled at the point before is over: the next replay begins.
+  virtual void restarted(SyncPoint&) {}
 
   // The calling thread knows that what ran on the stream so far has ended: a wait returned, a query said so.
   virtual void host_waited(Stream&) {}
@@ -50,6 +53,7 @@ class Observer {
   virtual void freed(const Block&) {}
   virtual void host_memory_forgotten(uintptr_t /*base*/, size_t /*size*/) {}
   virtual void stream_gone(Stream&) {}
+  virtual void found_race(const std::string& /*report*/) {}
 
   virtual void flush() {}  // the process is about to end
 };

@@ -62,7 +62,11 @@ aclError Graph::run(Stream& on) {
 void Graph::run_lanes(Stream& on) {
   const size_t others = lanes_.size() - 1;
   lanes_left_.store(static_cast<uint32_t>(others));
-  if (auto* watching = observer(); watching != nullptr && others != 0) watching->released(start_, on);
+  if (auto* watching = observer(); watching != nullptr && others != 0) {
+    watching->restarted(start_);
+    watching->restarted(end_);
+    watching->released(start_, on);
+  }
   for (size_t i = 1; i <= others; ++i) {
     try {
       Runtime::get().crew->run({&lane_job, &lane_finished, this, i}, lanes_[i].member);

@@ -1,6 +1,7 @@
 #include "emulator/watch/places.h"
 
 #include <algorithm>
+#include <atomic>
 
 #include "emulator/block.h"
 #include "emulator/host_memory.h"
@@ -28,6 +29,16 @@ size_t Places::piece(uintptr_t at, size_t length, Spot& out) {
   const uint64_t begin = held->place == Place::Pinned ? at : held->file_offset(at);
   out = {held->file(), begin, begin + found, held->host(at), held};
   return found;
+}
+
+std::optional<uint64_t> Places::word_at(const std::vector<Range>& ranges) {
+  std::optional<uint64_t> value;
+  if (ranges.size() != 1) return value;
+  each(ranges[0], [&](const Spot& spot) {
+    if (spot.end - spot.begin != sizeof(uint64_t) || spot.begin % sizeof(uint64_t) != 0) return;
+    value = std::atomic_ref(*reinterpret_cast<uint64_t*>(spot.host)).load(std::memory_order_acquire);
+  });
+  return value;
 }
 
 bool Places::is_imported(const Block& block) { return block.import != nullptr; }

@@ -3,6 +3,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <vector>
 
 #include "emulator/facts.h"
 
@@ -42,6 +44,8 @@ class Places {
   }
   // The file, and the place of a whole block there.
   static Spot whole(const Block& block);
+  // The word that the ranges are, if they are one.
+  static std::optional<uint64_t> word_at(const std::vector<Range>& ranges);
   // Another process reads or writes it, too, or may.
   static bool is_imported(const Block& block);
   static bool is_exported(const Block& block);

@@ -223,12 +223,7 @@ void RaceChecker::write_words(const TaskFacts& facts, const Clock& clock) {
   // A copy of one word is how flags are written where a value write is refused.
   const bool is_word = facts.kind == TaskKind::Copy && facts.bytes == sizeof(uint64_t);
   std::optional<uint64_t> value;
-  if (is_word && facts.reads.size() == 1) {
-    Places::each(facts.reads[0], [&](const Spot& from) {
-      if (from.end - from.begin == sizeof(uint64_t) && from.begin % sizeof(uint64_t) == 0)
-        value = load(from.host);
-    });
-  }
+  if (is_word) value = Places::word_at(facts.reads);
   if (facts.kind == TaskKind::Fill) value = facts.value;
   for (const Range& range : facts.writes) {
     Places::each(range, [&](const Spot& spot) {
@@ -303,6 +298,11 @@ void RaceChecker::acquired(SyncPoint& point, Stream& stream) {
   for (const Clock& record : note(point).records) line(stream).clock.join(record);
 }
 
+void RaceChecker::restarted(SyncPoint& point) {
+  std::lock_guard lock(mutex_);
+  note(point).records.clear();
+}
+
 void RaceChecker::host_waited(Stream& stream) {
   std::lock_guard lock(mutex_);
   host_.join(line(stream).ended);
@@ -355,6 +355,7 @@ void RaceChecker::report(uint64_t file, const Shadow::Conflict& conflict, const 
            file == 0 ? "host memory" : "memory", file, conflict.earlier_wrote ? "write" : "read",
            first.text().c_str(), later_writes ? "write" : "read", second.text().c_str()));
   std::fprintf(stderr, "emulated Ascend runtime: %s\n", findings_.back().c_str());
+  observer()->found_race(findings_.back());
 }
 
 std::vector<std::string> RaceChecker::findings() const {

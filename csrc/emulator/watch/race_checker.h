@@ -42,6 +42,7 @@ class RaceChecker final : public Observer {
   void ended(Stream& stream, const Task& task, const TaskFacts& facts, aclError code) override;
   void released(SyncPoint& point, Stream& stream) override;
   void acquired(SyncPoint& point, Stream& stream) override;
+  void restarted(SyncPoint& point) override;
   void host_waited(Stream& stream) override;
   void host_saw(SyncPoint& point) override;
   void host_begun(const TaskFacts& facts) override;
