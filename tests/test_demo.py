@@ -104,7 +104,7 @@ def prompt_of(length: int, directory: Path) -> str:
 def test_demo_is_identical_and_says_so_in_json(start, tmp_path):
     demo = start(*SMALL, "--json", str(tmp_path / "result.json"))
 
-    status = demo.wait_for_end(60)
+    status = demo.wait_for_end(180)
 
     assert status == 0, demo.output
     assert "identical: yes" in demo.output
@@ -125,7 +125,7 @@ def test_demo_is_identical_at_a_block_boundary_and_when_prefill_is_late(
 ):
     demo = start(*SMALL, "--prompt", prompt_of(length, tmp_path), "--prefill-delay", str(prefill_delay_s))
 
-    status = demo.wait_for_end(60)
+    status = demo.wait_for_end(180)
 
     assert status == 0, demo.output
     assert "identical: yes" in demo.output
@@ -137,7 +137,7 @@ def test_demo_notices_sabotage(start, tmp_path, sabotage):
     prompt = prompt_of(40, tmp_path)
 
     demo = start(*SMALL, "--prompt", prompt, "--sabotage", sabotage, "--json", str(result))
-    status = demo.wait_for_end(60)
+    status = demo.wait_for_end(180)
 
     assert status == 1
     assert "identical: no" in demo.output
