@@ -309,7 +309,8 @@ std::string Trace::facts_text(const TaskFacts& facts) const {
   if (facts.sync != nullptr) {
     out += text(",\"sync\":%" PRIu64, facts.sync->number());
     if (facts.sync->shared_file != 0) {
-      out += text(",\"shared\":[%" PRIu64 ",%" PRIu64 "]", facts.sync->shared_file, facts.sync->shared_offset);
+      out +=
+          text(",\"shared\":[%" PRIu64 ",%" PRIu64 "]", facts.sync->shared_file, facts.sync->shared_offset);
     }
   }
   if (!facts.notes.empty()) out += ",\"notes\":" + quoted(facts.notes);
@@ -345,7 +346,8 @@ void Trace::ended(Stream& stream, const Task&, const TaskFacts& facts, aclError 
   }
   if (facts.sync == nullptr) return;
   const bool records = facts.kind == TaskKind::EventRecord || facts.kind == TaskKind::NotifyRecord;
-  add({records ? 's' : 'f', "sync", "sync", track, records ? task_began : now, now, facts.sync->number(), ""});
+  add({records ? 's' : 'f', "sync", "sync", track, records ? task_began : now, now, facts.sync->number(),
+       ""});
 }
 
 void Trace::released(SyncPoint& point, Stream& stream) {

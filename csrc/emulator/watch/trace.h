@@ -12,10 +12,10 @@
 
 namespace emu::watch {
 
-// A time line of the process in Chrome's JSON array format, which Perfetto reads, too: a track per stream with
-// its tasks, a track per host thread with its calls, arrows from submit to task and from record to wait. One
-// event a line, so what a killed process wrote can be read. Lines are written by a thread of their own every
-// few milliseconds; who is faster than it waits for it.
+// A time line of the process in Chrome's JSON array format, which Perfetto reads, too: a track per stream
+// with its tasks, a track per host thread with its calls, arrows from submit to task and from record to wait.
+// One event a line, so what a killed process wrote can be read. Lines are written by a thread of their own
+// every few milliseconds; who is faster than it waits for it.
 class Trace final : public Observer {
  public:
   explicit Trace(std::string directory);
