@@ -14,6 +14,7 @@ class Context;
 // One emulated NPU as this process sees it.
 class Device {
  public:
+  static constexpr int32_t kMaxDevices = 64;  // each has a bit in masks
   static constexpr int32_t kMaxStreams = 1984;
   static constexpr int32_t kMaxEvents = 65536;
   static constexpr uint32_t kCubeCores = 24;

@@ -1,10 +1,10 @@
 #include "emulator/profile.h"
 
 #include <strings.h>
-#include <unistd.h>
 
 #include <cstdio>
-#include <cstdlib>
+
+#include "emulator/environment.h"
 
 namespace emu {
 namespace {
@@ -19,17 +19,6 @@ constexpr Name kProducts[] = {
     {"950", Profile::Product::P950PR},   {"950PR", Profile::Product::P950PR},
     {"950DT", Profile::Product::P950DT},
 };
-
-[[noreturn]] void give_up(const char* variable, const char* value, const char* expected) {
-  std::fprintf(stderr, "emulated Ascend runtime: %s=%s is not known; expected %s\n", variable, value,
-               expected);
-  _exit(2);  // no exit handlers: they would call into the runtime that is being made
-}
-
-const char* given(const char* variable) {
-  const char* value = std::getenv(variable);
-  return value == nullptr || *value == '\0' ? nullptr : value;
-}
 
 Profile::Product product_named(const char* variable) {
   const char* value = given(variable);

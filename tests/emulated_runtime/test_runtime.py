@@ -121,6 +121,29 @@ def test_devices_are_eight_unless_the_environment_says_otherwise() -> None:
             assert other.hear() == str(count)
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("DEVICES", "65", "a whole number from 1 to 64"),
+        ("DEVICES", "-1", "a whole number from 1 to 64"),
+        ("DEVICES", "0", "a whole number from 1 to 64"),
+        ("DEVICES", "8 or so", "a whole number from 1 to 64"),
+        ("LAZY", "2", "a whole number from 0 to 1"),
+        ("SEED", "-5", "a whole number from 0 on"),
+        ("DEVICE_MEMORY", "99999999999999999999", "a whole number from 0 on"),
+        ("TIME", "simulatd", "real or simulated"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_by_name(variable: str, value: str, expected: str) -> None:
+    name = f"TORCH_LLM_DATADIST_EMULATE_{variable}"
+
+    with peer("say('went on')", **{name: value}) as other:
+        _, errors = other.process.communicate(timeout=DEADLINE_S)
+
+    assert other.process.returncode == 2
+    assert f"{name}={value} is not known; expected {expected}" in errors
+
+
 def test_visible_devices_are_counted_from_zero() -> None:
     program = """
     count = acl.out('aclrtGetDeviceCount', kind=ctypes.c_uint32)
