@@ -6,6 +6,7 @@
 #include "emulator/condition.h"
 #include "emulator/context.h"
 #include "emulator/error.h"
+#include "emulator/futex.h"
 #include "emulator/graph.h"
 #include "emulator/observer.h"
 #include "emulator/runtime.h"
@@ -78,8 +79,13 @@ void Graph::run_lanes(Stream& on) {
   }
   run_lane(0, on);
   for (uint32_t left = lanes_left_.load(); left != 0; left = lanes_left_.load()) {
-    if (on.stopping()) cut_short(ACL_ERROR_RT_STREAM_ABORT, "");
-    on.park(&lanes_left_, left, kLookAgain);
+    if (on.stopping()) {
+      cut_short(ACL_ERROR_RT_STREAM_ABORT, "");
+      futex_wait(&lanes_left_,
+                 left);  // a stream that stops does not park, and a long kernel ends when it ends
+    } else {
+      on.park(&lanes_left_, left, kLookAgain);
+    }
   }
   if (auto* watching = observer(); watching != nullptr && others != 0) watching->acquired(end_, on);
 }

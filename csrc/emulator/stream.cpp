@@ -135,10 +135,12 @@ uint64_t Stream::submit(std::shared_ptr<Task> task) {
   if (number - finished_.load(std::memory_order_acquire) >= kDepth) [[unlikely]] {
     need(number);
     for (int i = 0; i < kSpins && number - finished_.load() >= kDepth; ++i) cpu_relax();
-    progress_.wait(
-        [&] { return is_done(number + 1 - kDepth) || closed_.load() || context_->failure() != ACL_SUCCESS; },
-        std::nullopt);
+    auto is_stopped = [&] { return closed_.load() || halted_.load() || context_->failure() != ACL_SUCCESS; };
+    progress_.wait([&] { return is_done(number + 1 - kDepth) || is_stopped(); }, std::nullopt);
     check_takes_work();
+    if (!is_done(number + 1 - kDepth)) {  // and will not be before an abort
+      fail(ACL_ERROR_RT_STREAM_ABORT, "stream %d is stopped, and its queue of %lu tasks is full", id, kDepth);
+    }
   }
   if (!worker_started_) [[unlikely]]
     start_worker();

@@ -24,7 +24,8 @@ class GroupUpdate;
 //   state      tasks                      submit            synchronize
 //   running    run in order               queued            waits; a mode-0 failure is told once
 //   stopped    dropped (context failed)   the code          the code
-//   halted     stay queued                queued            107023 (aclrtStreamStop)
+//   halted     stay queued                queued; 107023    107023 (aclrtStreamStop)
+//                                         where it would block
 //   closed     dropped                    107017            107017
 class Stream : public std::enable_shared_from_this<Stream> {
  public:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from . import acl_calls as c
 from .acl_calls import Acl
-from .acl_harness import FEW_MS, Gate, HostFunction
+from .acl_harness import DEADLINE_S, FEW_MS, Gate, HostFunction
 from .graph_harness import (
     CONTEXT_OF_MODEL,
     GRAPH_ABORTED,
@@ -315,6 +316,37 @@ def test_aborted_graph_ends_its_replay_alone(acl: Acl, stop_on_failure: bool) ->
     assert acl.sync_code(stream) == GRAPH_ABORTED
     assert acl.read_word(out) == 1
     acl.write_word(word, 1)
+    replay(acl, graph, stream)
+
+
+def test_stopped_replay_sleeps_until_a_long_task_of_another_lane_ends(acl: Acl) -> None:
+    stream, side = acl.stream(), acl.stream()
+    begun, may_end = threading.Event(), threading.Event()
+
+    @HostFunction
+    def long(_: int) -> None:
+        begun.set()
+        may_end.wait(DEADLINE_S)
+
+    begin(acl, stream)
+    fork(acl, stream, side)
+    acl.aclrtLaunchHostFunc(side, long, None)
+    join(acl, stream, side)
+    graph = end(acl, stream)
+    acl.aclmdlRIExecuteAsync(graph, stream)
+    assert begun.wait(DEADLINE_S)
+
+    acl.aclrtStreamStop(stream)
+
+    # Processor time of the process: one that spins takes all of a window, unless others take the processor.
+    shares = []
+    for _ in range(3):
+        used, passed = time.process_time(), time.monotonic()
+        time.sleep(FEW_MS / 1000)
+        shares.append((time.process_time() - used) / (time.monotonic() - passed))
+    may_end.set()
+    acl.aclrtStreamAbort(stream)
+    assert min(shares) < 0.1
     replay(acl, graph, stream)
 
 

@@ -137,6 +137,35 @@ def test_submitter_blocks_when_2048_tasks_are_queued(acl: Acl) -> None:
     assert acl.read_word(word) == 9999
 
 
+def test_stop_lets_a_submitter_go_that_waits_for_room_with_107023(acl: Acl) -> None:
+    stream, word = acl.stream(), acl.malloc(64)
+    Gate(acl, stream)
+    context = acl.out("aclrtGetCurrentContext")
+    codes: list[int] = []
+    full = threading.Event()
+
+    def body() -> None:
+        acl.aclrtSetCurrentContext(context)
+        for _ in range(2047):
+            acl.aclrtValueWrite(word, 1, 0, stream)
+        full.set()
+        for _ in range(3):
+            codes.append(acl.code.aclrtValueWrite(word, 2, 0, stream))
+
+    thread = in_thread(body)
+    assert full.wait(DEADLINE_S)
+    thread.join(FEW_MS / 1000)
+    acl.aclrtStreamStop(stream)
+    joined(thread)
+
+    # The gate's wait was ended, which made room for one.
+    assert sorted(codes) in ([0, c.STREAM_ABORT, c.STREAM_ABORT], [c.STREAM_ABORT] * 3)
+    acl.aclrtStreamAbort(stream)
+    acl.aclrtValueWrite(word, 3, 0, stream)
+    acl.synchronize(stream)
+    assert acl.read_word(word) == 3
+
+
 def test_abort_ends_what_runs_and_what_waits_and_syncs_get_107023(acl: Acl) -> None:
     stream = acl.stream()
     word = acl.malloc(64)
