@@ -9,6 +9,7 @@
 
 #include "acl/queue.h"
 #include "link/binding.h"
+#include "link/forked.h"
 #include "link/instance.h"
 #include "link/ticket.h"
 #include "python_error.h"
@@ -100,12 +101,14 @@ int64_t register_cache(Instance& instance, const std::vector<at::Tensor>& tensor
 
 std::vector<Exported> export_cache(Instance& instance, int64_t cache_id) {
   const auto cache = instance.caches().get(cache_id, "export_cache");
-  std::vector<Exported> exported;
-  for (const Place& place : cache->tensors) {
-    exported.push_back(place.reach == Reach::kDevice
-                           ? mapped::export_address(instance.device(), place.address)
-                           : mapped::export_host(place.address));
+  // Of one kind: on the device, or all on the host.
+  if (cache->tensors.front().reach == Reach::kDevice) {
+    std::vector<char*> addresses;
+    for (const Place& place : cache->tensors) addresses.push_back(place.address);
+    return mapped::export_addresses(instance.device(), addresses);
   }
+  std::vector<Exported> exported;
+  for (const Place& place : cache->tensors) exported.push_back(mapped::export_host(place.address));
   return exported;
 }
 
@@ -337,7 +340,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
                 self.open_link({cluster_id, std::move(name), device, pid, start_time, in_this_process});
             try {
               return std::make_pair(link->handle(),
-                                    mapped::export_address(self.device(), link->page().address));
+                                    mapped::export_addresses(self.device(), {link->page().address}).front());
             } catch (...) {
               self.close_link(link->handle());
               throw;
@@ -407,5 +410,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("tensor_from_address", &tensor_from_address, py::arg("address"), py::arg("shape"), py::arg("dtype"),
         py::arg("device"), nogil);
   m.def("allocate_shared_host", &mapped::allocate_shared_host, py::arg("device"), py::arg("bytes"), nogil);
+  m.def(
+      "require_not_forked", [](const std::string& asked) { require_not_forked(asked.c_str()); },
+      py::arg("asked"));
   m.def("stop_all", &Engine::stop_all, nogil);
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from types import SimpleNamespace
@@ -195,3 +196,22 @@ def test_finalize_is_bounded_with_a_frozen_peer(peers: Peers) -> None:
     assert time.monotonic() - began < 8
     server.thaw()
     assert server.call(wait_unlinked, 1, 10).startswith("LLM_NOT_YET_LINK")
+
+
+def open_files(state: SimpleNamespace) -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_links_that_ended_leave_nothing_at_either_end(peers: Peers) -> None:
+    """A page that is never given back is device memory lost, and each holds a descriptor of the peer."""
+    client, server, port = linked_pair(peers)
+    before = client.call(open_files), server.call(open_files)
+
+    for i in range(16):
+        who, whom, at = ((client, 2, port), (server, 1, 0))[i % 2]
+        assert who.call(unlink, whom, at, 5000, False) == ["LLM_SUCCESS"]
+        assert client.call(instances.link, 2, port) == ["LLM_SUCCESS"]
+
+    # One link may still be on its way out at each end.
+    assert client.call(open_files) <= before[0] + 2
+    assert server.call(open_files) <= before[1] + 2

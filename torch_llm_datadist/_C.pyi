@@ -147,5 +147,8 @@ def tensor_from_address(address: int, shape: Sequence[int], dtype: object, devic
 def allocate_shared_host(device: int, bytes: int) -> Tensor:
     """uint8[bytes] on the CPU, zeroed, page-locked, in a file that peers on this host can map."""
 
+def require_not_forked(asked: str) -> None:
+    """Raises ``LLM_FAILED`` in the child of a fork that came after the first instance."""
+
 def stop_all() -> None:
     """Ends the watchdogs of all devices; before torch_npu shuts down. Instances are closed first."""

@@ -313,10 +313,12 @@ class CacheStore:
         return self._is_closed
 
     def _require_open(self, asked: str) -> None:
+        self._native.require_not_forked(asked)
         if self._is_closed:
             raise EngineFailedError(f"{asked}: the instance is finalized")
 
     def _require_usable(self, asked: str) -> None:
+        self._native.require_not_forked(asked)
         if self._is_closed:
             raise ParamInvalidError(f"{asked}: the instance is finalized")
 

@@ -382,9 +382,13 @@ class LLMDataDist:
         running = self._running
         if running is None:
             raise RuntimeError("llm datadist is not initialized")
+        running.native.require_not_forked("LLMDataDist")
         return running
 
     def _finalize(self, timeout_s: float) -> None:
+        running = self._running
+        if running is not None and running.is_forked():
+            return  # it is the parent's
         with self._lock:
             running, self._running = self._running, None
             if running is not None:

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError  # the builtin one from Python 3.11 on only
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -107,7 +108,7 @@ class LinkService:
         self._loop.post(lambda: self._control.begin_taken(cluster_id, message, answer))
         try:
             return answer.result(timeout_s)
-        except TimeoutError:
+        except FutureTimeoutError:
             return False
 
     def tell_pushed(self, cluster_id: int, tag: Tag, code: int, detail: str) -> None:
@@ -120,7 +121,7 @@ class LinkService:
         self._loop.post(lambda: self._control.begin_sync(cluster_id, answer))
         try:
             return answer.result(timeout_s)
-        except TimeoutError:
+        except FutureTimeoutError:
             return False
 
     def settle(self, timeout_s: float) -> bool:
@@ -134,7 +135,7 @@ class LinkService:
         try:
             for _, answer in asked:
                 answer.result(max(0.0, deadline - time.monotonic()))
-        except TimeoutError:
+        except FutureTimeoutError:
             return False
         return True
 
@@ -145,7 +146,7 @@ class LinkService:
         if self._loop.post(lambda: self._control.begin_close(closed, deadline)):
             try:
                 closed.result(timeout_s + 0.2)
-            except TimeoutError:
+            except FutureTimeoutError:
                 logger.warning("finalize: %s is stuck", self._name)
         if not self._loop.stop(max(0.5, deadline - time.monotonic())):
             logger.warning("finalize: %s has not ended", self._name)
@@ -161,7 +162,7 @@ class LinkService:
         for answer in answers:
             try:
                 codes.append(answer.result(max(0.0, deadline + _GRACE_S - time.monotonic())))
-            except TimeoutError:
+            except FutureTimeoutError:
                 logger.warning("%s is late", self._name)
                 codes.append(late)
         return codes

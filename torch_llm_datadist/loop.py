@@ -52,7 +52,10 @@ class ControlLoop:
             return True
 
     def call(self, command: Callable[[], T], timeout_s: float) -> T:
-        """Runs the command on the thread and returns its result; ``TimeoutError`` when it takes longer."""
+        """Runs the command on the thread and returns its result.
+
+        ``concurrent.futures.TimeoutError`` when it takes longer.
+        """
         result: Future[T] = Future()
 
         def run() -> None:

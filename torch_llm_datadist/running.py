@@ -33,7 +33,9 @@ class Running:
 
     def __init__(self, cluster_id: int, options: object) -> None:
         self.options = read_options(options)
-        native = _native.load()
+        native = self.native = _native.load()
+        native.require_not_forked("init")
+        self._pid = os.getpid()
         from .cache_manager import CacheManager
 
         device = self.options.device
@@ -62,6 +64,10 @@ class Running:
         except BaseException:
             self.close(0.0)
             raise
+
+    def is_forked(self) -> bool:
+        """This is a copy in the child of a fork: its threads are the parent's."""
+        return self._pid != os.getpid()
 
     def close(self, timeout_s: float) -> None:
         self.cache_manager.close(timeout_s / 2)

@@ -12,6 +12,7 @@
 #include "acl/queue.h"
 #include "error.h"
 #include "link/binding.h"
+#include "link/forked.h"
 #include "link/link.h"
 #include "link/transfer.h"
 #include "transport/mapped/mapped.h"
@@ -48,6 +49,8 @@ struct Engine::Streams {
 };
 
 std::shared_ptr<Engine> Engine::of(int device) {
+  require_not_forked("init");
+  threads_start_here();
   std::lock_guard lock(engines_mutex);
   auto& engine = engines()[device];
   if (engine == nullptr || engine->has_stopped()) engine = std::make_shared<Engine>(device);
@@ -55,6 +58,7 @@ std::shared_ptr<Engine> Engine::of(int device) {
 }
 
 void Engine::stop_all() {
+  if (is_forked_child()) return;
   std::map<int, std::shared_ptr<Engine>> all;
   {
     std::lock_guard lock(engines_mutex);

@@ -9,6 +9,7 @@
 #include <mutex>
 
 #include "error.h"
+#include "link/forked.h"
 
 namespace datadist {
 
@@ -25,6 +26,7 @@ class HandleTable {
   }
 
   std::shared_ptr<T> get(int64_t handle, const char* asked) const {
+    require_not_forked(asked);
     std::lock_guard lock(mutex_);
     const auto found = objects_.find(handle);
     require(found != objects_.end(), kParamInvalid, asked, ": there is no ", noun_, " ", handle,
@@ -33,6 +35,7 @@ class HandleTable {
   }
 
   std::shared_ptr<T> remove(int64_t handle) {
+    if (is_forked_child()) return nullptr;
     std::lock_guard lock(mutex_);
     const auto found = objects_.find(handle);
     if (found == objects_.end()) return nullptr;

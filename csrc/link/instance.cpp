@@ -1,6 +1,7 @@
 #include "link/instance.h"
 
 #include "error.h"
+#include "link/forked.h"
 
 namespace datadist {
 Instance::Instance(int device, int64_t cluster_id, LinkOptions options)
@@ -27,6 +28,7 @@ std::shared_ptr<Link> Instance::open_link(Peer peer) {
 }
 
 std::shared_ptr<Link> Instance::link(int64_t handle, const char* asked) const {
+  require_not_forked(asked);
   std::lock_guard lock(mutex_);
   const auto found = links_.find(handle);
   require(found != links_.end(), kNotYetLink, asked, ": cluster ", cluster_id_, " has no link ", handle);
@@ -47,6 +49,7 @@ void Instance::close_link(int64_t handle) {
 }
 
 void Instance::close() {
+  if (is_forked_child()) return;
   std::vector<int64_t> handles;
   {
     std::lock_guard lock(mutex_);
@@ -57,6 +60,7 @@ void Instance::close() {
 }
 
 std::shared_ptr<Link> require_link(int64_t handle, const char* asked) {
+  require_not_forked(asked);
   auto link = links().find(handle);
   require(link != nullptr, kNotYetLink, asked, ": there is no link ", handle,
           " in this process; it was closed, or made anew under "

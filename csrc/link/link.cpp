@@ -258,6 +258,10 @@ bool Link::is_busy() const {
 
 void Link::tick(const Tick& tick) {
   feeder_->tick();
+  if (page_.mail->state == kEndIsClosed) {
+    std::lock_guard lock(mutex_);
+    peer_has_closed_ = true;
+  }
   if (is_alive()) {
     if (const aclError failure = feeder_->failure(); failure != 0) {
       die(acl::status_code(failure),
@@ -309,13 +313,7 @@ void Link::read_mail(const Tick& tick) {
        revoked) {  // without the lock: a transfer takes its own first, then ours
     if (transfer != nullptr) transfer->revoked(use.epoch);
   }
-  if (mail.state == kEndIsClosed) {
-    {
-      std::lock_guard lock(mutex_);
-      peer_is_gone_ = true;
-    }
-    die(kNotYetLink, "the peer closed it");
-  }
+  if (mail.state == kEndIsClosed) die(kNotYetLink, "the peer closed it");
 }
 
 // A transfer that its sender gave up before anybody here asked for it: no ticket will, so the slot goes back
@@ -346,7 +344,9 @@ void Link::send_mail(const Tick& tick) {
   char* peer_page = nullptr;
   {
     std::lock_guard lock(mutex_);
-    if (peer_page_ == nullptr || told_closed_ || peer_is_gone_) {
+    // Nothing follows the last word: the peer may use its page for another link from then on.
+    if (closed_is_written_ && acl::has_run_dry(tick.mail)) told_closed_ = true;
+    if (peer_page_ == nullptr || closed_is_written_ || peer_is_gone_) {
       outbox_.clear();
       return;
     }
@@ -376,21 +376,17 @@ void Link::send_mail(const Tick& tick) {
   }
   // The last word: the link is over and its streams are drained, so nothing more will be written to that
   // page.
-  if (is_over() && feeder_->has_stopped()) {
-    if (!closed_is_written_) {
-      closed_is_written_ = write(offsetof(Mail, state), kEndIsClosed);
-    } else if (acl::has_run_dry(tick.mail)) {
-      std::lock_guard lock(mutex_);
-      told_closed_ = true;
-    }
-  }
+  if (is_over() && feeder_->has_stopped()) closed_is_written_ = write(offsetof(Mail, state), kEndIsClosed);
 }
+
+// The page, and whatever else the peer has mapped, is its to write until it is gone or said that its streams
+// are drained.
+bool Link::peer_may_write() const { return peer_handle_ != 0 && !peer_is_gone_ && !peer_has_closed_; }
 
 bool Link::is_gone(const Tick& tick) {
   std::lock_guard lock(mutex_);
   if (state_ != kClosed || !tickets_.empty() || transfers_ > 0) return false;
-  // The page is the peer's to write until it is gone or said that its streams are drained.
-  if (peer_handle_ != 0 && !peer_is_gone_ && page_.mail->state != kEndIsClosed) return false;
+  if (peer_may_write()) return false;
   if (!page_is_zeroed_) {
     DATADIST_ACL(acl::queue_fill(page_.address, 0, kPageBytes, tick.local));
     page_is_zeroed_ = true;

@@ -116,6 +116,7 @@ class Link : public std::enable_shared_from_this<Link> {
     uint64_t value;
   };
 
+  bool peer_may_write() const;  // with the lock
   bool is_over() const { return state_.load(std::memory_order_acquire) >= kDead; }
   void read_mail(const Tick& tick);
   void retire_what_failed_unasked();
@@ -164,7 +165,8 @@ class Link : public std::enable_shared_from_this<Link> {
   bool closed_is_written_ = false;
   bool page_is_zeroed_ = false;
   bool must_reread_ = false;
-  bool peer_is_gone_ = false;
+  bool peer_is_gone_ = false;     // its process
+  bool peer_has_closed_ = false;  // its last word: its page stays until it has read ours, too
 };
 
 CompactTable<Link>& links();

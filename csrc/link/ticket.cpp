@@ -2,12 +2,14 @@
 
 #include "error.h"
 #include "link/engine.h"
+#include "link/forked.h"
 #include "link/link.h"
 
 namespace datadist {
 
 std::shared_ptr<Ticket> find_ticket(int64_t number, const char* asked,
                                     std::optional<Clock::time_point> deadline) {
+  require_not_forked(asked);
   const TicketNumber ticket = TicketNumber::unpack(number);
   const auto link = number > 0 ? links().find(ticket.link) : nullptr;
   require(link != nullptr && ticket.slot < kSlots, kParamInvalid, asked, ": ", number,
@@ -25,6 +27,7 @@ std::shared_ptr<Ticket> find_ticket(int64_t number, const char* asked,
 }
 
 std::tuple<bool, int64_t, std::string> ticket_state(int64_t number) {
+  require_not_forked("ticket_state");
   const TicketNumber ticket = TicketNumber::unpack(number);
   const auto link = number > 0 ? links().find(ticket.link) : nullptr;
   require(link != nullptr && ticket.slot < kSlots, kParamInvalid, "ticket_state: ", number,

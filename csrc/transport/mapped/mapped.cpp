@@ -33,10 +33,12 @@ class AllocatorScope {
   int32_t previous_ = 0;
 };
 
+using Segments = decltype(c10_npu::NPUCachingAllocator::snapshot().segments);
+
 // The allocator shares a block by its first byte only, and a cache may be a view into a slab. nullptr: not
 // its memory.
-char* allocated_block_of(int device, const char* address) {
-  for (const auto& segment : c10_npu::NPUCachingAllocator::snapshot().segments) {
+char* allocated_block_of(const Segments& segments, int device, const char* address) {
+  for (const auto& segment : segments) {
     if (segment.device != device) continue;
     char* block = reinterpret_cast<char*>(segment.address);
     if (address < block || address >= block + segment.total_size) continue;
@@ -132,20 +134,32 @@ DeviceMemory allocate(int device, size_t bytes) {
   return {static_cast<char*>(tensor->data_ptr()), tensor};
 }
 
-Exported export_address(int device, void* address) {
-  AllocatorScope scope(device);
-  char* const block = allocated_block_of(device, static_cast<char*>(address));
-  require(block != nullptr, kParamInvalid, "device memory at ", address,
+namespace {
+
+Exported export_address(const Segments& segments, int device, char* address) {
+  char* const block = allocated_block_of(segments, device, address);
+  require(block != nullptr, kParamInvalid, "device memory at ", static_cast<void*>(address),
           " cannot be exported to peers: live memory of torch's NPU allocator on npu:", device,
           " was expected");
   try {
     const auto shared = c10_npu::NPUCachingAllocator::shareIpcHandle(block);
-    return {shared.handle, shared.offset + (static_cast<char*>(address) - block),
-            reinterpret_cast<uint64_t>(address), MemoryKind::kDevice};
+    return {shared.handle, shared.offset + (address - block), reinterpret_cast<uint64_t>(address),
+            MemoryKind::kDevice};
   } catch (const c10::Error& error) {
-    throw Error(kFailed,
-                join("exporting device memory at ", address, " failed: ", error.what_without_backtrace()));
+    throw Error(kFailed, join("exporting device memory at ", static_cast<void*>(address),
+                              " failed: ", error.what_without_backtrace()));
   }
+}
+
+}  // namespace
+
+std::vector<Exported> export_addresses(int device, const std::vector<char*>& addresses) {
+  AllocatorScope scope(device);
+  const Segments segments = c10_npu::NPUCachingAllocator::snapshot().segments;
+  std::vector<Exported> exported;
+  exported.reserve(addresses.size());
+  for (char* address : addresses) exported.push_back(export_address(segments, device, address));
+  return exported;
 }
 
 std::unique_ptr<Transport> make_transport(int device, PeerProcess peer) {

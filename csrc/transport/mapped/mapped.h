@@ -4,6 +4,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "transport/transport.h"
 
@@ -13,9 +14,9 @@ namespace datadist::mapped {
 // undefined.
 DeviceMemory allocate(int device, size_t bytes);
 
-// Exports the whole segment that `address` lies in. Throws LLM_PARAM_INVALID for memory that cannot be
-// exported.
-Exported export_address(int device, void* address);
+// Exports the whole segments that the addresses lie in. Throws LLM_PARAM_INVALID for memory that cannot be
+// exported. One look at the allocator serves them all: it lists each of its blocks.
+std::vector<Exported> export_addresses(int device, const std::vector<char*>& addresses);
 
 struct PeerProcess {
   int device = 0;

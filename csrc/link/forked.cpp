@@ -1,0 +1,32 @@
+#include "link/forked.h"
+
+#include <pthread.h>
+
+#include <atomic>
+
+#include "error.h"
+
+namespace datadist {
+namespace {
+
+std::atomic<bool> has_threads{false};
+std::atomic<bool> is_child{false};
+
+}  // namespace
+
+void threads_start_here() {
+  static const int code = pthread_atfork(nullptr, nullptr, [] { is_child.store(has_threads.load()); });
+  require(code == 0, kFailed, "pthread_atfork returned ", code);
+  has_threads.store(true);
+}
+
+bool is_forked_child() { return is_child.load(std::memory_order_relaxed); }
+
+void require_not_forked(const char* asked) {
+  require(!is_forked_child(), kFailed, asked,
+          ": this process was forked from one that had an instance, and has neither its threads nor its "
+          "device. Start worker processes before init, or with multiprocessing's \"spawn\" or "
+          "\"forkserver\"");
+}
+
+}  // namespace datadist
