@@ -33,7 +33,8 @@ std::shared_ptr<Stream> Context::add_stream(uint32_t priority, uint32_t flags) {
   if (is_armed(bit(Fault::Limit))) Runtime::get().faults->take("streams", 1, ACL_ERROR_RT_NO_STREAM_RESOURCE);
   if (device.streams.fetch_add(1) >= Device::kMaxStreams) {
     give_back_stream();
-    fail(ACL_ERROR_RT_NO_STREAM_RESOURCE, "device %d has its %d streams in use", device.id,
+    fail(ACL_ERROR_RT_NO_STREAM_RESOURCE,
+         "EE1023: device %d has its %d streams in use, some perhaps by graphs", device.id,
          Device::kMaxStreams);
   }
   auto stream = std::make_shared<Stream>(shared_from_this(), priority, flags);

@@ -1,5 +1,8 @@
 #include "emulator/device.h"
 
+#include <sys/file.h>
+#include <unistd.h>
+
 #include "emulator/context.h"
 #include "emulator/error.h"
 #include "emulator/faults.h"
@@ -48,6 +51,7 @@ void Device::book(size_t bytes) {
   if (is_armed(bit(Fault::Limit))) {
     Runtime::get().faults->take("memory", bytes, ACL_ERROR_RT_MEMORY_ALLOCATION);
   }
+  unbook_what_nobody_holds();
   const size_t now = used.fetch_add(bytes) + bytes;
   if (now > memory) {
     unbook(bytes);
@@ -57,6 +61,31 @@ void Device::book(size_t bytes) {
   size_t highest = peak.load();
   while (now > highest && !peak.compare_exchange_weak(highest, now)) {
   }
+}
+
+size_t Device::in_use() {
+  unbook_what_nobody_holds();
+  return used.load();
+}
+
+void Device::unbook_once_unheld(int fd, size_t bytes) {
+  {
+    std::lock_guard lock(held_mutex_);
+    held_.push_back({fd, bytes});
+  }
+  unbook_what_nobody_holds();
+}
+
+// An importer holds a shared lock on the file for as long as it holds the memory (ipc_import.cpp); the kernel
+// takes it back from a process that died.
+void Device::unbook_what_nobody_holds() {
+  std::lock_guard lock(held_mutex_);
+  std::erase_if(held_, [this](const HeldElsewhere& memory) {
+    if (flock(memory.fd, LOCK_EX | LOCK_NB) != 0) return false;
+    close(memory.fd);
+    unbook(memory.bytes);
+    return true;
+  });
 }
 
 void Device::unbook(size_t bytes) {

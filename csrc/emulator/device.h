@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <vector>
 
 #include "emulator/acl_headers.h"
 
@@ -31,6 +32,11 @@ class Device {
   // Books device memory against the limit; throws Error when there is not enough.
   void book(size_t bytes);
   void unbook(size_t bytes);
+  // For physical memory that other processes may have imported: it counts until the last of them let go of
+  // it, too. Takes the descriptor.
+  void unbook_once_unheld(int fd, size_t bytes);
+  // Bytes that count against the limit now.
+  size_t in_use();
 
   bool may_access(int32_t peer) const { return peer == id || (peers.load() >> peer & 1) != 0; }
 
@@ -47,9 +53,17 @@ class Device {
   std::atomic<uint32_t> core_limits[2] = {kCubeCores, kVectorCores};
 
  private:
+  struct HeldElsewhere {
+    int fd;
+    size_t bytes;
+  };
+
   void come_back();
+  void unbook_what_nobody_holds();
 
   std::mutex mutex_;
+  std::mutex held_mutex_;
+  std::vector<HeldElsewhere> held_;
   std::shared_ptr<Context> primary_;
   int64_t sets_ = 0;
 };

@@ -251,11 +251,11 @@ aclError aclrtQueryDeviceStatus(int32_t deviceId, aclrtDeviceStatus* deviceStatu
 aclError aclrtGetDeviceUtilizationRate(int32_t deviceId, aclrtUtilizationInfo* utilizationInfo) {
   return ENTER(aclrtGetDeviceUtilizationRate, {
     not_null(utilizationInfo, "utilizationInfo");
-    const Device& device = Runtime::get().device(deviceId);
+    Device& device = Runtime::get().device(deviceId);
     utilizationInfo->cubeUtilization = 0;
     utilizationInfo->vectorUtilization = 0;
     utilizationInfo->aicpuUtilization = 0;
-    utilizationInfo->memoryUtilization = static_cast<int32_t>(device.used.load() * 100 / device.memory);
+    utilizationInfo->memoryUtilization = static_cast<int32_t>(device.in_use() * 100 / device.memory);
     return ACL_SUCCESS;
   });
 }

@@ -45,8 +45,10 @@ class RecordTask final : public Task {
 }  // namespace
 
 void Record::settle(uint32_t how) {
+  if (how == kDone) times_done.fetch_add(1);
   state.store(how);
-  if (waiters.load() != 0) futex_wake_all(&state);
+  changes.fetch_add(1);
+  if (waiters.load() != 0) futex_wake_all(&changes);
 }
 
 void Record::queued(Stream& stream, uint64_t number) {
@@ -64,29 +66,35 @@ void Record::need() {
 }
 
 bool Record::wait_on(Stream& stream, Deadline deadline) {
+  const uint32_t before = times_done.load();
   if (state.load() == kDone) return true;
   need();
   waiters.fetch_add(1);
   bool done = true;
-  // A lost record never comes: the device would wait, so this does.
-  for (uint32_t seen = state.load(); seen != kDone; seen = state.load()) {
+  for (;;) {
+    const uint32_t seen = changes.load();
+    // A lost record never comes: the device would wait, so this does.
+    if (state.load() == kDone || times_done.load() != before) break;
     if (stream.stopping() || (deadline && Clock::now() >= *deadline)) {
       done = false;
       break;
     }
-    stream.park(&state, seen, std::chrono::milliseconds(5));
+    stream.park(&changes, seen, std::chrono::milliseconds(5));
   }
   waiters.fetch_sub(1);
   return done;
 }
 
 bool Record::wait_on_host(Deadline deadline) {
+  const uint32_t before = times_done.load();
   need();
   waiters.fetch_add(1);
   bool settled = true;
-  while (state.load() == kPending) {
+  for (;;) {
+    const uint32_t seen = changes.load();
+    if (state.load() != kPending || times_done.load() != before) break;
     if (!deadline) {
-      futex_wait(&state, kPending);
+      futex_wait(&changes, seen);
       continue;
     }
     const auto left = *deadline - Clock::now();
@@ -94,7 +102,7 @@ bool Record::wait_on_host(Deadline deadline) {
       settled = false;
       break;
     }
-    futex_wait(&state, kPending, left);
+    futex_wait(&changes, seen, left);
   }
   waiters.fetch_sub(1);
   if (auto* watching = observer(); watching != nullptr && state.load() == kDone) watching->host_saw(*this);
@@ -112,7 +120,8 @@ Event::Event(Device& device, bool ex, uint32_t flags, std::shared_ptr<IpcEvent> 
   if (ex) return;
   if (device.events.fetch_add(1) >= Device::kMaxEvents) {
     device.events.fetch_sub(1);
-    fail(ACL_ERROR_RT_NO_EVENT_RESOURCE, "device %d has its %d hardware events in use", device.id,
+    fail(ACL_ERROR_RT_NO_EVENT_RESOURCE,
+         "EE1023: device %d has its %d hardware events in use, some perhaps by graphs", device.id,
          Device::kMaxEvents);
   }
   latest_ = std::make_shared<Record>();

@@ -31,6 +31,9 @@ struct Record : SyncPoint {
   bool wait_on_host(Deadline deadline);
 
   std::atomic<uint32_t> state{kPending};
+  // How often it was reached: who waits by then goes on, also when a reset follows at once.
+  std::atomic<uint32_t> times_done{0};
+  std::atomic<uint32_t> changes{0};  // what waiters sleep on
   std::atomic<uint32_t> waiters{0};
   std::atomic<uint64_t> time_us{0};
   std::atomic<aclError> lost_code{ACL_SUCCESS};  // why the recording stream will never get there

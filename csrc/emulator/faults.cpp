@@ -394,7 +394,7 @@ int64_t emuCalls(const char* function) {
 void emuStats(EmuStats* out) {
   Runtime& runtime = Runtime::get();
   *out = {};
-  for (const auto& device : runtime.devices) out->device_bytes += device->used.load();
+  for (const auto& device : runtime.devices) out->device_bytes += device->in_use();
   out->live_allocations = runtime.memory.live_blocks();
   out->live_contexts = runtime.contexts.live();
   out->live_streams = runtime.streams.live();

@@ -1,5 +1,6 @@
 // The importing half of IPC memory.
 
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -135,6 +136,8 @@ Imports::Opened Imports::open_locked(const IpcKey& key, ExportKind kind) {
   if (fd < 0) {
     fail(ACL_ERROR_RT_IPC_ERROR, "memory of process %d cannot be opened: %s", key.pid, std::strerror(errno));
   }
+  // The exporter counts the memory as in use for as long as this is locked (device.cpp).
+  if (kind == ExportKind::Physical) flock(fd, LOCK_SH | LOCK_NB);
   // Had the key ended in between, the number could by now stand for another file.
   if (slot.generation.load(std::memory_order_acquire) != key.generation) {
     ::close(fd);

@@ -129,8 +129,8 @@ aclError aclrtFreeWithDevSync(void* devPtr) {
 
 aclError aclrtGetMemInfo(aclrtMemAttr, size_t* free, size_t* total) {
   return ENTER(aclrtGetMemInfo, {
-    const Device& device = Thread::self().context->device;
-    *not_null(free, "free") = device.memory - device.used.load();
+    Device& device = Thread::self().context->device;
+    *not_null(free, "free") = device.memory - device.in_use();
     *not_null(total, "total") = device.memory;
     return ACL_SUCCESS;
   });
@@ -139,12 +139,12 @@ aclError aclrtGetMemInfo(aclrtMemAttr, size_t* free, size_t* total) {
 aclError aclrtGetMemUsageInfo(int32_t deviceId, aclrtMemUsageInfo* memUsageInfo, size_t inputNum,
                               size_t* outputNum) {
   return ENTER(aclrtGetMemUsageInfo, {
-    const Device& device = Runtime::get().device(deviceId);
+    Device& device = Runtime::get().device(deviceId);
     *not_null(outputNum, "outputNum") = 1;
     if (inputNum == 0) return ACL_SUCCESS;
     std::memset(not_null(memUsageInfo, "memUsageInfo"), 0, sizeof *memUsageInfo);
     std::snprintf(memUsageInfo->name, sizeof memUsageInfo->name, "emulated");
-    memUsageInfo->curMemSize = device.used.load();
+    memUsageInfo->curMemSize = device.in_use();
     memUsageInfo->memPeakSize = device.peak.load();
     return ACL_SUCCESS;
   });
@@ -195,9 +195,16 @@ aclError aclrtMemInvalidate(void* devPtr, size_t) {
   });
 }
 
-aclError aclrtCmoAsync(void* src, size_t, aclrtCmoType, aclrtStream stream) {
+aclError aclrtCmoAsync(void* src, size_t size, aclrtCmoType cmoType, aclrtStream stream) {
   return ENTER(aclrtCmoAsync, {
     not_null(src, "src");
+    if (size == 0) fail(ACL_ERROR_RT_PARAM_INVALID, "size is 0");
+    if (cmoType < ACL_RT_CMO_TYPE_PREFETCH || cmoType > ACL_RT_CMO_TYPE_FLUSH) {
+      fail(ACL_ERROR_RT_PARAM_INVALID, "cache operation %d; defined are 0 to 3", cmoType);
+    }
+    if (is_host(locate(reinterpret_cast<uintptr_t>(src), size))) {
+      fail(ACL_ERROR_RT_PARAM_INVALID, "%p is not device memory", src);
+    }
     // A hint about caches that a CPU does not need; it keeps its place in the queue.
     Thread::self().context->stream(stream)->submit(
         make_task("aclrtCmoAsync", [](Stream&) -> aclError { return ACL_SUCCESS; }));

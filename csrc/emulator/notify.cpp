@@ -59,7 +59,8 @@ uint32_t NotifyPool::take(const Device& device) {
   auto& ids = ids_[static_cast<size_t>(device.id)];
   if (ids == nullptr) ids = std::make_unique<Ids>();
   if (ids->used.all()) {
-    fail(ACL_ERROR_RT_NO_NOTIFY_RESOURCE, "device %d has its %u notifies in use", device.id, kPerDevice);
+    fail(ACL_ERROR_RT_NO_NOTIFY_RESOURCE,
+         "EE1023: device %d has its %u notifies in use, some perhaps by graphs", device.id, kPerDevice);
   }
   if (is_armed(bit(Fault::Limit)))
     Runtime::get().faults->take("notifies", 1, ACL_ERROR_RT_NO_NOTIFY_RESOURCE);

@@ -165,21 +165,24 @@ aclError aclrtResetStreamResLimit(aclrtStream stream) {
 
 aclError aclrtUseStreamResInCurrentThread(aclrtStream stream) {
   return ENTER(aclrtUseStreamResInCurrentThread, {
-    current().stream(stream);
+    Thread::self().limits_of = current().stream(stream);
     return ACL_SUCCESS;
   });
 }
 
 aclError aclrtUnuseStreamResInCurrentThread(aclrtStream stream) {
   return ENTER(aclrtUnuseStreamResInCurrentThread, {
-    current().stream(stream);
+    const auto ended = current().stream(stream);
+    if (auto& limits = Thread::self().limits_of; limits.lock() == ended) limits.reset();
     return ACL_SUCCESS;
   });
 }
 
 aclError aclrtGetResInCurrentThread(aclrtDevResLimitType type, uint32_t* value) {
   return ENTER(aclrtGetResInCurrentThread, {
-    *not_null(value, "value") = core_limit(current().device.core_limits, type).load();
+    const auto stream = Thread::self().limits_of.lock();
+    auto* limits = stream != nullptr ? stream->core_limits : current().device.core_limits;
+    *not_null(value, "value") = core_limit(limits, type).load();
     return ACL_SUCCESS;
   });
 }

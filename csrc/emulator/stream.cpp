@@ -344,9 +344,8 @@ void Stream::synchronize(Deadline deadline) {
     fail(code, "%s", context_->failure_message().c_str());
   }
   if (closed_.load()) fail(ACL_ERROR_RT_INVALID_HANDLE, "stream %d was destroyed", id);
-  if (halted_.load() || aborts_.load() != aborts) {
-    fail(ACL_ERROR_RT_STREAM_ABORT, "stream %d was %s meanwhile", id, halted_.load() ? "stopped" : "aborted");
-  }
+  if (halted_.load()) fail(ACL_ERROR_RT_STREAM_ABORT, "stream %d was stopped meanwhile", id);
+  if (aborts_.load() != aborts) fail(abort_code_.load(), "stream %d was aborted meanwhile", id);
   if (!in_time) fail(ACL_ERROR_RT_STREAM_SYNC_TIMEOUT, "stream %d still has work", id);
   if (const aclError code = untold_failure_.exchange(ACL_SUCCESS); code != ACL_SUCCESS) {
     std::lock_guard lock(why_mutex_);
@@ -376,8 +375,9 @@ void Stream::interrupt() {
   progress_.raise();
 }
 
-void Stream::abort() {
+void Stream::abort(aclError told) {
   const uint64_t target = submitted_.load();
+  abort_code_.store(told);
   // Of two aborts at once the later one counts.
   for (uint64_t before = drop_before_.load();
        before < target && !drop_before_.compare_exchange_weak(before, target);) {

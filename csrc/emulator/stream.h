@@ -43,7 +43,8 @@ class Stream : public std::enable_shared_from_this<Stream> {
   // True when nothing is queued. Throws Error after a failure.
   bool idle();
 
-  void abort();      // ends the running task, drops the queue; the stream stays usable
+  // Ends the running task, drops the queue; the stream stays usable. Who waits for it hears the code.
+  void abort(aclError told = ACL_ERROR_RT_STREAM_ABORT);
   void halt();       // ends the running task and takes no other
   void close();      // as abort, for good; does not wait
   void interrupt();  // makes the running task look at stopping() now
@@ -127,7 +128,8 @@ class Stream : public std::enable_shared_from_this<Stream> {
   std::atomic<uint64_t> finished_{0};
   std::atomic<uint64_t> drop_before_{0};  // tasks below this number are aborted
   std::atomic<uint32_t> aborts_{0};
-  std::atomic<uint64_t> needed_;  // tasks from this number on must not run yet
+  std::atomic<aclError> abort_code_{ACL_ERROR_RT_STREAM_ABORT};  // what the latest of them tells
+  std::atomic<uint64_t> needed_;                                 // tasks from this number on must not run yet
   struct Writer {
     uint64_t number;
     std::vector<Range> ranges;

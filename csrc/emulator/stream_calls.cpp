@@ -128,7 +128,7 @@ aclError aclrtDeviceTaskAbort(int32_t deviceId, uint32_t) {
   return ENTER(aclrtDeviceTaskAbort, {
     Runtime::get().device(deviceId);
     for (const auto& stream : Runtime::get().streams.all()) {
-      if (stream->context().device.id == deviceId) stream->abort();
+      if (stream->context().device.id == deviceId) stream->abort(ACL_ERROR_RT_DEVICE_TASK_ABORT);
     }
     return ACL_SUCCESS;
   });

@@ -10,6 +10,7 @@
 namespace emu {
 
 class Context;
+class Stream;
 
 // What the runtime knows about the calling thread. Threads do not inherit anything from each other.
 struct Thread {
@@ -17,10 +18,11 @@ struct Thread {
   bool in_host_function = false;
   aclError host_function_result = ACL_SUCCESS;  // what the running host function's task ends with
   aclError last_error = ACL_SUCCESS;
-  std::string message;       // waits for aclGetRecentErrMsg
-  std::string message_held;  // what aclGetRecentErrMsg handed out: valid until its next call
-  uint64_t late_ns = 0;      // a fault makes the running call return this late
-  std::string wanted;        // the operator that a refused call asked for
+  std::string message;              // waits for aclGetRecentErrMsg
+  std::string message_held;         // what aclGetRecentErrMsg handed out: valid until its next call
+  uint64_t late_ns = 0;             // a fault makes the running call return this late
+  std::string wanted;               // the operator that a refused call asked for
+  std::weak_ptr<Stream> limits_of;  // aclrtUseStreamResInCurrentThread
   int32_t capture_mode = ACL_MODEL_RI_CAPTURE_MODE_GLOBAL;
   uint64_t id = 0;  // as a caller of aclrtSubscribeReport knows it: pthread_self
 

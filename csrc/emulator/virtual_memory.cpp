@@ -30,11 +30,12 @@ Physical::Physical(Device& device, size_t size, int fd, std::shared_ptr<Import> 
     : device(device), size(size), fd(fd), import(std::move(import)) {}
 
 Physical::~Physical() {
-  if (import == nullptr) {
-    Runtime::get().exports->revoke(reinterpret_cast<uintptr_t>(this));
-    device.unbook(size);
+  if (import != nullptr) {
+    close(fd);
+    return;
   }
-  close(fd);
+  Runtime::get().exports->revoke(reinterpret_cast<uintptr_t>(this));
+  device.unbook_once_unheld(fd, size);
 }
 
 uintptr_t VirtualMemory::reserve(size_t size) {

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -54,6 +55,25 @@ def in_thread(body: Callable[[], object]) -> threading.Thread:
 def joined(thread: threading.Thread) -> None:
     thread.join(DEADLINE_S)
     assert not thread.is_alive()
+
+
+def until_asleep(*names: str) -> None:
+    """Returns when the threads of these names stand still: they wait for what they were to wait for."""
+    deadline = time.monotonic() + DEADLINE_S
+    still = 0
+    while still < 3:
+        states = []
+        for stat in Path("/proc/self/task").glob("*/stat"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                name, rest = stat.read_text().split("(", 1)[1].rsplit(")", 1)
+                states += [rest.split()[0]] if name in names else []
+        still = still + 1 if states == ["S"] * len(names) else 0
+        assert time.monotonic() < deadline, states
+        time.sleep(0.002)
+
+
+def worker_of(acl: Acl, stream: int) -> str:
+    return f"npu-stream-{acl.last_out('aclrtStreamGetId', stream)}"
 
 
 # The program of a peer gets ``acl`` and ``say`` and ``hear`` (one line to and from the test).

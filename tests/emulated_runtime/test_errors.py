@@ -109,3 +109,24 @@ def test_1024_threads_may_subscribe(acl: Acl) -> None:
         acl.aclrtUnSubscribeReport(i + 1, stream)
 
     assert codes == [0] * 1024 + [THREAD_SUBSCRIBE]
+
+
+def test_message_stays_valid_until_the_next_time_it_is_asked_for(acl: Acl) -> None:
+    acl.code.aclrtMalloc(None, 1, 0)
+    acl.library.aclGetRecentErrMsg.restype = ctypes.c_void_p
+    try:
+        pointer = acl.library.aclGetRecentErrMsg()
+        acl.code.aclrtFree(None)  # another failure, another message
+        assert b"aclrtMalloc" in ctypes.string_at(pointer)
+        assert b"aclrtFree" in ctypes.string_at(acl.library.aclGetRecentErrMsg())
+        assert acl.library.aclGetRecentErrMsg() is None
+    finally:
+        acl.library.aclGetRecentErrMsg.restype = ctypes.c_char_p
+
+
+def test_success_does_not_clear_the_last_error(acl: Acl) -> None:
+    acl.code.aclrtFree(None)
+    acl.malloc(64)
+
+    assert acl.library.aclrtGetLastError(0) == c.INVALID_PARAM
+    assert acl.library.aclrtGetLastError(0) == 0

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 
 import pytest
 
 from . import acl_calls as c
 from .acl_calls import Acl
-from .acl_harness import DEADLINE_S, FEW_MS, Gate
+from .acl_harness import DEADLINE_S, FEW_MS, Gate, in_thread, joined, until_asleep, worker_of
 
 
 def status_of(acl: Acl, event: int) -> int:
@@ -211,3 +212,111 @@ def test_op_wait_timeout_of_0_is_never(acl: Acl) -> None:
     assert acl.code.aclrtSynchronizeStreamWithTimeout(waiting, FEW_MS) == c.STREAM_TIMEOUT
     acl.aclrtRecordEvent(event, recording)
     acl.synchronize(waiting)
+
+
+@pytest.mark.parametrize("round_number", range(5))
+def test_record_releases_all_who_wait_by_then_also_when_a_reset_follows_at_once(
+    acl: Acl, round_number: int
+) -> None:
+    recording, one, two = acl.stream(), acl.stream(), acl.stream()
+    event, word = acl.hardware_event(), acl.malloc(64)
+    acl.aclrtStreamWaitEvent(one, event)
+    acl.aclrtStreamWaitEvent(two, event)
+    acl.aclrtResetEvent(event, one)  # as its waiter does that is done first
+    until_asleep(worker_of(acl, one), worker_of(acl, two))
+
+    acl.aclrtRecordEvent(event, recording)
+    acl.aclrtResetEvent(event, recording)
+    acl.synchronize(one)
+    acl.synchronize(two)
+
+    acl.aclrtStreamWaitEvent(two, event)  # too late for that record
+    acl.aclrtValueWrite(word, 1, 0, two)
+    assert acl.code.aclrtSynchronizeStreamWithTimeout(two, 5) == c.STREAM_TIMEOUT
+    acl.aclrtRecordEvent(event, recording)
+    acl.synchronize(two)
+
+
+def test_host_that_waits_is_released_by_a_record_that_is_reset_at_once(acl: Acl) -> None:
+    stream, event, codes = acl.stream(), acl.hardware_event(), []
+    context = acl.out("aclrtGetCurrentContext")
+
+    def body() -> None:
+        acl.aclrtSetCurrentContext(context)
+        Path("/proc/thread-self/comm").write_text("waiter")
+        codes.append(acl.code.aclrtSynchronizeEventWithTimeout(event, 20_000))
+
+    waiting = in_thread(body)
+    until_asleep("waiter")
+    acl.aclrtRecordEvent(event, stream)
+    acl.aclrtResetEvent(event, stream)
+    acl.synchronize(stream)
+    joined(waiting)
+
+    assert codes == [0]
+    assert status_of(acl, event) == 0
+
+
+@pytest.mark.parametrize(
+    ("create", "flags", "code"),
+    [
+        *(("aclrtCreateEventWithFlag", flags, 0) for flags in (0x1, 0x2, 0x8, 0xB, 0x10, 0x20)),
+        ("aclrtCreateEventWithFlag", 0x40, c.INVALID_PARAM),  # IPC is for Ex events
+        ("aclrtCreateEventWithFlag", 0x21, c.INVALID_PARAM),  # EXTERNAL stands alone
+        *(("aclrtCreateEventExWithFlag", flags, 0) for flags in (0x1, 0x2, 0x8, 0xB, 0x40)),
+        ("aclrtCreateEventExWithFlag", 0x10, c.INVALID_PARAM),  # for device code: hardware events only
+        ("aclrtCreateEventExWithFlag", 0x20, c.INVALID_PARAM),
+        ("aclrtCreateEventExWithFlag", 0x41, c.INVALID_PARAM),  # IPC stands alone
+    ],
+)
+def test_each_family_has_its_flags(acl: Acl, create: str, flags: int, code: int) -> None:
+    assert getattr(acl.code, create)(ctypes.byref(ctypes.c_void_p()), flags) == code
+
+
+def test_event_for_progress_is_recorded_and_asked(acl: Acl) -> None:
+    stream, event = acl.stream(), acl.event(c.EVENT_PROGRESS)
+    gate = Gate(acl, stream)
+    acl.aclrtRecordEvent(event, stream)
+    assert status_of(acl, event) == 0
+
+    gate.open()
+    acl.aclrtSynchronizeEvent(event)
+
+    assert status_of(acl, event) == 1
+
+
+def test_timestamp_is_in_microseconds_of_events_with_a_time_line(acl: Acl) -> None:
+    def stamp(event: int) -> int:
+        return acl.last_out("aclrtEventGetTimestamp", event, kind=ctypes.c_uint64)
+
+    stream, start, end = acl.stream(), acl.event(c.EVENT_TIME_LINE), acl.event(c.EVENT_TIME_LINE)
+    out = ctypes.c_uint64()
+    assert acl.code.aclrtEventGetTimestamp(start, ctypes.byref(out)) == 107006  # not recorded
+    acl.aclrtRecordEvent(start, stream)
+    acl.emuStreamDelay(stream, 10_000)
+    acl.aclrtRecordEvent(end, stream)
+    acl.synchronize(stream)
+
+    assert 10_000 <= stamp(end) - stamp(start) < 10_000_000
+    assert acl.code.aclrtEventGetTimestamp(acl.event(), ctypes.byref(out)) == c.INVALID_PARAM
+
+
+def test_ex_event_recorded_anew_is_not_complete_until_the_new_record(acl: Acl) -> None:
+    stream, event = acl.stream(), acl.event()
+    for _ in range(2):
+        gate = Gate(acl, stream)
+        acl.aclrtRecordEvent(event, stream)
+        assert status_of(acl, event) == 0
+        gate.open()
+        acl.synchronize(stream)
+        assert status_of(acl, event) == 1
+
+
+def test_wait_status_is_about_the_waits_and_not_about_the_record(acl: Acl) -> None:
+    stream, event = acl.stream(), acl.hardware_event()
+
+    assert status_of(acl, event) == 0  # never recorded
+    assert acl.last_out("aclrtQueryEventWaitStatus", event) == 0  # and nobody waits
+    acl.aclrtStreamWaitEvent(stream, event)
+    assert acl.last_out("aclrtQueryEventWaitStatus", event) == 1
+    acl.aclrtStreamAbort(stream)

@@ -17,7 +17,8 @@ EXPORTER = """
 acl.aclrtSetDevice(0)
 stream = acl.stream()
 memory = acl.malloc(4 << 20, fill=1)
-say(acl.export(memory, 4 << 20).hex())
+key = acl.export(memory, 4 << 20)
+say(key.hex())
 while command := hear():
     if command == "read":
         say(set(acl.read(memory, 4 << 20)))
@@ -248,3 +249,62 @@ def test_nothing_is_left_behind_after_sigkill(acl: Acl) -> None:
         other.kill()
 
     assert during - before == set()
+
+
+def test_flags_and_length_of_a_key_are_checked(acl: Acl) -> None:
+    memory, key = acl.malloc(2 * MIB), ctypes.create_string_buffer(65)
+
+    assert acl.code.aclrtIpcMemGetExportKey(memory, 2 * MIB, key, 64, 1) == c.INVALID_PARAM
+    assert acl.code.aclrtIpcMemGetExportKey(memory, 2 * MIB, key, 65, 2) == c.INVALID_PARAM
+    acl.aclrtIpcMemGetExportKey(memory, 2 * MIB, key, 65, 1)
+    out = ctypes.c_void_p()
+    assert acl.code.aclrtIpcMemImportByKey(ctypes.byref(out), key, 2) == c.INVALID_PARAM
+
+
+def test_exporter_that_closes_first_ends_the_import(acl: Acl) -> None:
+    with exporter() as (other, key):
+        memory, stream, near = acl.import_key(key), acl.stream(), acl.malloc(64)
+        acl.copy(near, memory, 64, stream)
+        acl.synchronize(stream)
+        other.say("close")
+        assert other.hear() == "closed"
+
+        acl.copy(near, memory, 64, stream)
+
+        assert acl.sync_code(stream) == c.REMOTE_ERROR
+        acl.aclrtIpcMemClose(key)
+
+
+def test_key_that_was_imported_twice_is_closed_twice(acl: Acl) -> None:
+    with exporter() as (_, key):
+        first, second = acl.import_key(key), acl.import_key(key)
+        stream, near = acl.stream(), acl.malloc(64)
+        acl.aclrtIpcMemClose(key)
+
+        acl.copy(near, second, 64, stream)
+        acl.synchronize(stream)
+
+        assert first == second
+        acl.aclrtIpcMemClose(key)
+        acl.copy(near, second, 64, stream)
+        assert acl.sync_code(stream) == c.COPY_ENGINE
+
+
+def test_imported_memory_is_not_exported_again(acl: Acl) -> None:
+    with exporter() as (_, key):
+        memory = acl.import_key(key)
+
+        assert code_of(lambda: acl.export(memory, 4 * MIB)) == c.INVALID_PARAM
+        acl.aclrtIpcMemClose(key)
+
+
+def test_stop_on_failure_stops_the_context_when_the_exporter_died(acl: Acl) -> None:
+    with exporter() as (other, key):
+        memory, near = acl.import_key(key), acl.malloc(64)
+        stream, bystander = acl.stream(stop_on_failure=True), acl.stream()
+        other.kill()
+
+        acl.copy(near, memory, 64, stream)
+
+        assert acl.sync_code(stream) == c.LINK_ERROR
+        assert acl.sync_code(bystander) == c.LINK_ERROR

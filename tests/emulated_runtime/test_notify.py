@@ -316,3 +316,30 @@ say(code("aclrtNotifyGetExportKey", bit, key, 65, 0),
 def test_what_a_product_has_between_processes_and_servers(product: str, expected: str) -> None:
     with peer(SERVERS, TORCH_LLM_DATADIST_EMULATE_PROFILE=product) as other:
         assert other.hear() == expected
+
+
+def test_notify_of_a_graph_is_in_use_until_the_graph_goes() -> None:
+    program = f"""
+    acl.context(0)
+    def make():
+        out = ctypes.c_void_p()
+        return acl.code.aclrtCreateNotify(ctypes.byref(out), 0), out.value
+    made = [make()[1] for _ in range({PER_DEVICE})]
+    stream = acl.stream()
+    acl.aclmdlRICaptureBegin(stream, 0)
+    acl.aclrtRecordNotify(made[0], stream)
+    acl.aclrtWaitAndResetNotify(made[0], stream, 0)
+    graph = acl.last_out("aclmdlRICaptureEnd", stream, kind=ctypes.c_void_p)
+    acl.aclrtDestroyNotify(made[0])
+    say(make()[0], acl.message())
+    acl.aclmdlRIExecuteAsync(graph, stream)
+    say(acl.sync_code(stream))
+    acl.aclmdlRIDestroy(graph)
+    say(make()[0])
+    """
+    with peer(program) as other:
+        full, ran, free = other.hear(), other.hear(), other.hear()
+
+    assert full.startswith(f"{NO_NOTIFY} ")
+    assert "EE1023" in full
+    assert (ran, free) == ("0", "0")

@@ -8,9 +8,11 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from . import acl_calls as c
 from .acl_calls import Acl
-from .acl_harness import DEADLINE_S, FEW_MS, Gate, HostFunction, in_thread, joined
+from .acl_harness import DEADLINE_S, FEW_MS, Gate, HostFunction, in_thread, joined, peer
 
 # --- streams ---
 
@@ -386,3 +388,102 @@ def test_host_that_waits_for_an_event_of_a_stopped_stream_gets_the_code(acl: Acl
     gate.open()
 
     assert acl.code.aclrtSynchronizeEventWithTimeout(event, DEADLINE_S * 1000) == c.LINK_ERROR
+
+
+def fill_queue(acl: Acl, stream: int) -> Gate:
+    """As many tasks as fit; the next one blocks."""
+    gate = Gate(acl, stream)
+    for _ in range(2047):
+        acl.aclrtValueWrite(gate.word + 8, 1, 0, stream)
+    return gate
+
+
+@pytest.mark.parametrize(
+    ("released_by", "code"), [("stop of the context", c.LINK_ERROR), ("abort", 0), ("destroy", c.BAD_HANDLE)]
+)
+def test_submitter_that_blocks_is_released(acl: Acl, released_by: str, code: int) -> None:
+    stream, failing = acl.stream(), acl.stream(stop_on_failure=True)
+    gate, begun = fill_queue(acl, stream), threading.Event()
+    context, codes = acl.out("aclrtGetCurrentContext"), []
+
+    def body() -> None:
+        acl.aclrtSetCurrentContext(context)
+        begun.set()
+        codes.append(acl.code.aclrtValueWrite(gate.word + 8, 2, 0, stream))
+
+    blocked = in_thread(body)
+    assert begun.wait(DEADLINE_S)
+    blocked.join(FEW_MS / 1000)
+    assert codes == []
+    if released_by == "abort":
+        acl.aclrtStreamAbort(stream)
+    elif released_by == "destroy":
+        acl.aclrtDestroyStreamForce(stream)
+    else:
+        fail_a_copy(acl, failing)
+    joined(blocked)
+
+    assert codes == [code]
+
+
+def test_full_queue_of_one_stream_blocks_no_other(acl: Acl) -> None:
+    full, other = acl.stream(), acl.stream()
+    gate = fill_queue(acl, full)
+
+    acl.aclrtValueWrite(gate.word + 16, 7, 0, other)
+    acl.synchronize(other)
+
+    assert acl.read_word(gate.word + 16) == 7
+    gate.open()
+
+
+def test_who_waits_for_an_event_of_an_aborted_stream_waits_on(acl: Acl) -> None:
+    recording, waiting, event = acl.stream(), acl.stream(), acl.event()
+    Gate(acl, recording)
+    acl.aclrtRecordEvent(event, recording)
+    acl.aclrtStreamWaitEvent(waiting, event)
+
+    acl.aclrtStreamAbort(recording)
+
+    acl.synchronize(recording)
+    assert acl.code.aclrtSynchronizeStreamWithTimeout(waiting, FEW_MS) == c.STREAM_TIMEOUT
+    acl.aclrtStreamAbort(waiting)
+    acl.synchronize(waiting)
+
+
+def test_abort_of_a_device_ends_the_work_of_all_its_streams_with_107022() -> None:
+    program = """
+    contexts = [acl.context(0), acl.context(0), acl.context(1)]
+    def held(context):
+        acl.aclrtSetCurrentContext(context)
+        stream, word = acl.stream(), acl.malloc(64)
+        acl.aclrtValueWait(word, 1, c.EQ, stream)
+        return stream, word
+    held_up = [held(context) for context in contexts]
+    begun, codes = threading.Barrier(3), {}
+    def wait(i):
+        acl.aclrtSetCurrentContext(contexts[i])
+        begun.wait()
+        codes[i] = acl.sync_code(held_up[i][0])
+    threads = [threading.Thread(target=wait, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    begun.wait()
+    threads[0].join(0.05)
+    acl.aclrtDeviceTaskAbort(0, 1000)
+    for thread in threads:
+        thread.join()
+    acl.aclrtSetCurrentContext(contexts[2])
+    other = acl.code.aclrtSynchronizeStreamWithTimeout(held_up[2][0], 10)
+    acl.aclrtSetCurrentContext(contexts[0])
+    acl.aclrtValueWrite(held_up[0][1], 5, 0, held_up[0][0])
+    say(codes[0], codes[1], other, acl.sync_code(held_up[0][0]), acl.code.aclrtDeviceTaskAbort(99, 0))
+    """
+    with peer(program) as other:
+        assert other.hear() == f"107022 107022 {c.STREAM_TIMEOUT} 0 107001"
+
+
+def test_timeouts_below_minus_one_are_refused(acl: Acl) -> None:
+    assert acl.code.aclrtSynchronizeStreamWithTimeout(acl.stream(), -2) == c.INVALID_PARAM
+    assert acl.code.aclrtSynchronizeDeviceWithTimeout(-2) == c.INVALID_PARAM
+    acl.aclrtSynchronizeStreamWithTimeout(acl.stream(), -1)

@@ -177,3 +177,68 @@ def test_callback_runs_on_the_thread_that_subscribed(acl: Acl) -> None:
 
 def test_process_report_without_subscription_is_107012(acl: Acl) -> None:
     assert acl.code.aclrtProcessReport(1) == 107012
+
+
+def test_value_write_writes_eight_bytes_and_no_more(acl: Acl) -> None:
+    stream, memory = acl.stream(), acl.malloc(64, fill=0xEE)
+
+    acl.aclrtValueWrite(memory + 8, 0x0102030405060708, 0, stream)
+    acl.synchronize(stream)
+
+    expected = b"\xee" * 8 + (0x0102030405060708).to_bytes(8, "little") + b"\xee" * 48
+    assert acl.read(memory, 64) == expected
+
+
+def test_null_stream_takes_value_operations_as_the_default_stream(acl: Acl) -> None:
+    word = acl.malloc(64)
+
+    acl.aclrtValueWait(word, 1, c.EQ, None)
+    assert acl.code.aclrtSynchronizeStreamWithTimeout(None, FEW_MS) == c.STREAM_TIMEOUT
+    acl.aclrtValueWrite(word, 1, 0, acl.stream())
+
+    acl.synchronize(None)
+
+
+def test_host_functions_of_two_contexts_run_side_by_side(acl: Acl) -> None:
+    mine, one = acl.out("aclrtGetCurrentContext"), acl.stream()
+    both = threading.Barrier(2)
+    meet = HostFunction(lambda _: both.wait(DEADLINE_S) and None)
+
+    acl.aclrtLaunchHostFunc(one, meet, None)
+    other = acl.context(0)
+    two = acl.stream()
+    acl.aclrtLaunchHostFunc(two, meet, None)  # they wait for each other
+    acl.synchronize(two)
+    acl.aclrtDestroyContext(other)
+    acl.aclrtSetCurrentContext(mine)
+    acl.synchronize(one)
+
+    assert not both.broken
+
+
+def test_callback_must_not_submit_wait_or_allocate(acl: Acl) -> None:
+    stream, me, codes = acl.stream(), threading.get_ident(), []
+
+    def body(_: object) -> None:
+        codes.append(acl.code.aclrtMalloc(ctypes.byref(ctypes.c_void_p()), 64, 0))
+        codes.append(acl.sync_code(None))
+        codes.append(acl.code.aclrtMemsetAsync(None, 0, 0, 0, None))
+
+    function = HostFunction(body)
+    acl.aclrtSubscribeReport(me, stream)
+    acl.aclrtLaunchCallback(function, None, 1, stream)
+    acl.aclrtProcessReport(DEADLINE_S * 1000)
+    acl.synchronize(stream)
+
+    assert codes == [c.UNSUPPORTED] * 3
+    assert acl.code.aclrtMalloc(ctypes.byref(ctypes.c_void_p()), 64, 0) == 0  # afterwards it may
+    acl.aclrtUnSubscribeReport(me, stream)
+
+
+def test_process_report_without_a_callback_in_time_says_so(acl: Acl) -> None:
+    stream, me = acl.stream(), threading.get_ident()
+    acl.aclrtSubscribeReport(me, stream)
+
+    assert acl.code.aclrtProcessReport(1) == 507012
+    assert acl.code.aclrtProcessReport(0) == c.INVALID_PARAM
+    acl.aclrtUnSubscribeReport(me, stream)

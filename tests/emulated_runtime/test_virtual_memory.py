@@ -243,3 +243,123 @@ def test_key_export_of_mapped_memory_is_refused(acl: Acl) -> None:
     with pytest.raises(AclError) as error:
         acl.export(base, PAGE)
     assert error.value.code == c.UNSUPPORTED
+
+
+@pytest.mark.parametrize("first", ["own", "imported"])
+def test_one_range_mixes_no_own_and_imported_memory(acl: Acl, first: str) -> None:
+    exporter = """
+    acl.aclrtSetDevice(0)
+    out = ctypes.c_uint64()
+    acl.aclrtMemExportToShareableHandle(physical(acl), 0, 1, ctypes.byref(out))
+    say(out.value)
+    hear()
+    """
+    with peer(HELPERS + textwrap.dedent(exporter)) as other:
+        imported = ctypes.c_void_p()
+        acl.aclrtMemImportFromShareableHandle(int(other.hear()), 0, ctypes.byref(imported))
+        base, own = reserve(acl, 2 * PAGE), physical(acl)
+        handles = [own, imported.value] if first == "own" else [imported.value, own]
+        acl.aclrtMapMem(base, PAGE, 0, handles[0], 0)
+
+        assert acl.code.aclrtMapMem(base + PAGE, PAGE, 0, handles[1], 0) == c.INVALID_PARAM
+        assert "own and imported" in acl.message()
+        acl.aclrtUnmapMem(base)
+        acl.aclrtMapMem(base + PAGE, PAGE, 0, handles[1], 0)  # alone it may be there
+        acl.aclrtUnmapMem(base + PAGE)
+
+
+HOLDER = (
+    HELPERS
+    + """
+acl.aclrtSetDevice(0)
+handle = ctypes.c_void_p()
+acl.aclrtMemImportFromShareableHandle(int(hear()), 0, ctypes.byref(handle))
+base = reserve(acl, 2 << 20)
+acl.aclrtMapMem(base, 2 << 20, 0, handle.value, 0)
+say("holds")
+hear()
+acl.aclrtFreePhysical(handle.value)
+say("mapped")
+hear()
+acl.aclrtUnmapMem(base)
+say("let go")
+hear()
+"""
+)
+
+
+@pytest.mark.parametrize("end", ["lets go", "dies"])
+def test_physical_memory_counts_until_the_importer_lets_go_of_it(acl: Acl, end: str) -> None:
+    def used() -> int:
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        acl.aclrtGetMemInfo(1, ctypes.byref(free), ctypes.byref(total))
+        return total.value - free.value
+
+    before = used()
+    handle = physical(acl)
+    with peer(HOLDER) as other:
+        other.say(shared(acl, handle))
+        assert other.hear() == "holds"
+        acl.aclrtFreePhysical(handle)
+        assert used() == before + PAGE
+        if end == "dies":
+            other.kill()
+        else:
+            other.say("free the handle")
+            assert other.hear() == "mapped"
+            assert used() == before + PAGE  # a mapping holds it as well
+            other.say("unmap")
+            assert other.hear() == "let go"
+        assert used() == before
+
+
+def test_memory_that_an_importer_holds_is_not_to_be_had_again() -> None:
+    program = (
+        HELPERS
+        + """
+acl.context()
+handle, out = physical(acl), ctypes.c_uint64()
+acl.aclrtMemExportToShareableHandle(handle, 0, 1, ctypes.byref(out))
+say(out.value)
+hear()
+acl.aclrtFreePhysical(handle)
+say(code_of(lambda: physical(acl)))
+hear()
+say(code_of(lambda: physical(acl)))
+"""
+    )
+    with (
+        peer(program, TORCH_LLM_DATADIST_EMULATE_DEVICE_MEMORY=str(3 * MIB)) as other,
+        peer(HOLDER) as holder,
+    ):
+        holder.say(other.hear())
+        assert holder.hear() == "holds"
+        other.say("free it")
+        assert other.hear() == str(c.OUT_OF_MEMORY)
+        holder.kill()
+        other.say("try again")
+        assert other.hear() == "0"
+
+
+@pytest.mark.parametrize(
+    ("attribute", "granularity"), [(4, PAGE), (5, PAGE), (10, 1 << 30), (17, 1 << 30)], ids=str
+)
+@pytest.mark.parametrize("option", [0, 1])
+def test_granularity_is_that_of_the_pages(acl: Acl, attribute: int, granularity: int, option: int) -> None:
+    asked = (ctypes.c_uint32 * 8)(0, 0, attribute, 0, 1, 0, 0, 0)
+
+    name = "aclrtMemGetAllocationGranularity"
+    assert acl.last_out(name, asked, option, kind=ctypes.c_size_t) == granularity
+    assert (
+        acl.code.aclrtMemGetAllocationGranularity(asked, 2, ctypes.byref(ctypes.c_size_t()))
+        == c.INVALID_PARAM
+    )
+
+
+def test_share_flags_and_types_are_checked(acl: Acl) -> None:
+    handle, out = physical(acl), ctypes.c_uint64()
+
+    assert acl.code.aclrtMemExportToShareableHandle(handle, 0, 2, ctypes.byref(out)) == c.INVALID_PARAM
+    assert acl.code.aclrtMemExportToShareableHandle(handle, 1, 0, ctypes.byref(out)) == c.INVALID_PARAM
+    assert acl.code.aclrtMemExportToShareableHandleV2(handle, 0, 3, ctypes.byref(out)) == c.INVALID_PARAM
+    acl.aclrtMemExportToShareableHandle(handle, 0, 1, ctypes.byref(out))  # none of that was an export
