@@ -115,12 +115,31 @@ aclError pin(uintptr_t address, size_t length, const Device& from, Pin& out, std
   return ACL_SUCCESS;
 }
 
+namespace {
+
+// Pages that are no longer registered may be gone altogether.
+aclError hold_registration(const Copy& copy, uintptr_t address, size_t length, Pin& out, std::string& why) {
+  if (!copy.queued || out.block != nullptr) return ACL_SUCCESS;
+  out.registration = Runtime::get().host_memory->hold(address, length);
+  if (out.registration != nullptr) return ACL_SUCCESS;
+  why = text("host memory [0x%zx, +%zu) was unregistered before the copy ran", address, length);
+  return ACL_ERROR_RT_SYS_DMA;
+}
+
+}  // namespace
+
+aclError pin(const Copy& copy, const Device& from, Pin& dst, Pin& src, std::string& why) {
+  aclError code = pin(copy.dst, copy.dst_span(), from, dst, why);
+  if (code == ACL_SUCCESS) code = hold_registration(copy, copy.dst, copy.dst_span(), dst, why);
+  if (code == ACL_SUCCESS) code = pin(copy.src, copy.src_span(), from, src, why, Touch::Read);
+  if (code == ACL_SUCCESS) code = hold_registration(copy, copy.src, copy.src_span(), src, why);
+  return code;
+}
+
 aclError move(const Copy& copy, const Device& from, std::string& why) {
   Pin dst;
   Pin src;
-  if (const aclError code = pin(copy.dst, copy.dst_span(), from, dst, why); code != ACL_SUCCESS) return code;
-  if (const aclError code = pin(copy.src, copy.src_span(), from, src, why, Touch::Read); code != ACL_SUCCESS)
-    return code;
+  if (const aclError code = pin(copy, from, dst, src, why); code != ACL_SUCCESS) return code;
   if (!move_word(copy, dst, src)) move_part(copy, dst, src, 0, copy.bytes());
   Runtime::get().bytes_copied.fetch_add(copy.bytes(), std::memory_order_relaxed);
   return ACL_SUCCESS;

@@ -35,6 +35,7 @@ struct Copy {
   size_t src_pitch = 0;
   Direction direction = Direction::H2H;
   const char* call = "";  // the entry point that asked for it
+  bool queued = false;    // the device moves it, later: host memory must be registered then
 
   size_t dst_span() const { return height == 0 ? 0 : (height - 1) * dst_pitch + width; }
   size_t src_span() const { return height == 0 ? 0 : (height - 1) * src_pitch + width; }
@@ -48,15 +49,19 @@ struct Copy {
 struct Pin {
   std::shared_ptr<Block> block;
   std::vector<std::shared_ptr<Block>> more;  // where the place spans several mapped blocks
+  std::shared_ptr<const void> registration;  // of ordinary host memory that the device reaches by itself
   std::byte* host = nullptr;
 };
 
 enum class Touch : uint8_t { Read, Write };
 
 // For tasks: holds the bytes behind an address or says why that is impossible. `from`: the device that
-// touches.
+// touches. Ordinary host memory is not looked at: the program answers for it while it waits.
 aclError pin(uintptr_t address, size_t length, const Device& from, Pin& out, std::string& why,
              Touch touch = Touch::Write);
+
+// The same for both ends of a copy.
+aclError pin(const Copy& copy, const Device& from, Pin& dst, Pin& src, std::string& why);
 
 // The bytes [begin, end) of a copy whose ends are held, counted row by row.
 void move_part(const Copy& copy, const Pin& dst, const Pin& src, size_t begin, size_t end);

@@ -184,6 +184,7 @@ aclError copy_async(Copy copy, aclrtMemcpyKind kind, aclrtStream handle) {
     move_now(copy, current().device);
     return ACL_SUCCESS;
   }
+  copy.queued = true;
   submit_pieces(*stream, copy);
   return ACL_SUCCESS;
 }

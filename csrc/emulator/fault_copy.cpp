@@ -54,10 +54,7 @@ aclError Faults::move(const Copy& copy, const Device& device, Stream* stream, st
   }
   Pin dst;
   Pin src;
-  if (const aclError code = pin(copy.dst, copy.dst_span(), device, dst, why); code != ACL_SUCCESS)
-    return code;
-  if (const aclError code = pin(copy.src, copy.src_span(), device, src, why); code != ACL_SUCCESS)
-    return code;
+  if (const aclError code = pin(copy, device, dst, src, why); code != ACL_SUCCESS) return code;
 
   const size_t bytes = copy.bytes();
   const auto held = fires(Fault::HoldCopy, subject);

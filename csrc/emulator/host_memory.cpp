@@ -27,22 +27,41 @@ void HostMemory::add(uintptr_t base, size_t size, uint32_t flags) {
 void HostMemory::remove(uintptr_t base) {
   std::unique_lock lock(mutex_);
   const auto it = ranges_.find(base);
-  if (it == ranges_.end()) {
+  if (it == ranges_.end() || it->second.leaves) {
     fail(ACL_ERROR_HOST_MEMORY_NOT_REGISTERED, "0x%zx is not the start of a registered range", base);
   }
   const size_t size = it->second.size;
+  it->second.leaves = true;
+  let_go_.wait(lock, [&] { return it->second.holders == 0; });
   ranges_.erase(it);
   lock.unlock();
   if (auto* watching = observer()) watching->host_memory_forgotten(base, size);
 }
 
+const HostMemory::Range* HostMemory::find(uintptr_t address, size_t length) const {
+  auto after = ranges_.upper_bound(address);
+  if (after == ranges_.begin()) return nullptr;
+  const auto& [begin, range] = *std::prev(after);
+  if (range.leaves || address - begin >= range.size || length > range.size - (address - begin))
+    return nullptr;
+  return &range;
+}
+
 std::optional<uint32_t> HostMemory::flags_of(uintptr_t address, size_t length) const {
   std::shared_lock lock(mutex_);
-  auto after = ranges_.upper_bound(address);
-  if (after == ranges_.begin()) return std::nullopt;
-  const auto& [begin, range] = *std::prev(after);
-  if (address - begin >= range.size || length > range.size - (address - begin)) return std::nullopt;
-  return range.flags;
+  const Range* range = find(address, length);
+  return range == nullptr ? std::nullopt : std::optional(range->flags);
+}
+
+std::shared_ptr<const void> HostMemory::hold(uintptr_t address, size_t length) {
+  std::unique_lock lock(mutex_);
+  auto* range = const_cast<Range*>(find(address, length));
+  if (range == nullptr) return nullptr;
+  ++range->holders;
+  return {range, [this, range](const void*) {
+            std::unique_lock lock(mutex_);
+            if (--range->holders == 0 && range->leaves) let_go_.notify_all();
+          }};
 }
 
 namespace {

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import struct
 
 import pytest
 
+from torch_llm_datadist.emulator import faults
+
 from . import acl_calls as c
 from .acl_calls import Acl
-from .acl_harness import Gate
+from .acl_harness import FEW_MS, Gate, in_thread, joined
 
 PAGE = 4096
 MAPPED, IO, READ_ONLY, PINNED = 0x2, 0x4, 0x8, 0x10000000
@@ -44,6 +47,75 @@ def test_registered_memory_is_pinned_until_it_is_unregistered(acl: Acl, flags: i
     acl.emuStreamDelay(stream, 5_000)
     acl.copy(device, pages.address, 64, stream, c.HOST_TO_DEVICE)
     assert acl.is_idle(stream)  # pageable: waited for
+
+
+def mapped_page() -> tuple[mmap.mmap, int]:
+    page = mmap.mmap(-1, PAGE)
+    pointer = ctypes.c_char.from_buffer(page)
+    return page, ctypes.addressof(pointer)
+
+
+@pytest.mark.parametrize("kind", [c.HOST_TO_DEVICE, c.DEVICE_TO_HOST])
+@pytest.mark.parametrize("first_form", [False, True])
+def test_queued_copy_of_memory_that_is_unregistered_and_gone_is_507013(
+    acl: Acl, kind: int, first_form: bool
+) -> None:
+    page, address = mapped_page()
+    device, stream = acl.malloc(64), acl.stream()
+    if first_form:
+        acl.aclrtHostRegister(address, PAGE, 0, ctypes.byref(ctypes.c_void_p()))
+    else:
+        acl.aclrtHostRegisterV2(address, PAGE, PINNED)
+    gate = Gate(acl, stream)
+    ends = (device, address) if kind == c.HOST_TO_DEVICE else (address, device)
+    acl.copy(*ends, 64, stream, kind)
+
+    acl.aclrtHostUnregister(address)
+    page.close()
+    gate.open()
+
+    assert acl.sync_code(stream) == c.COPY_ENGINE
+    assert "was unregistered before the copy ran" in acl.message()
+
+
+def test_copy_that_reaches_past_what_is_registered_now_is_507013(acl: Acl) -> None:
+    pages, device, stream = Pages(2), acl.malloc(2 * PAGE), acl.stream()
+    acl.aclrtHostRegisterV2(pages.address, 2 * PAGE, PINNED)
+    gate = Gate(acl, stream)
+    acl.copy(device, pages.address, 2 * PAGE, stream, c.HOST_TO_DEVICE)
+
+    acl.aclrtHostUnregister(pages.address)
+    acl.aclrtHostRegisterV2(pages.address, PAGE, PINNED)
+    gate.open()
+
+    assert acl.sync_code(stream) == c.COPY_ENGINE
+    acl.aclrtHostUnregister(pages.address)
+
+
+def test_unregister_waits_for_copies_under_way_and_no_other_call_does(acl: Acl) -> None:
+    pages, device, stream = Pages(2), acl.malloc(64), acl.stream()
+    acl.aclrtHostRegisterV2(pages.address, PAGE, PINNED)
+    held = faults.hold_copy(32, bytes=64)
+    acl.copy(device, pages.address, 64, stream, c.HOST_TO_DEVICE)
+    held.wait()
+
+    context = acl.out("aclrtGetCurrentContext")
+
+    def unregister() -> None:
+        acl.aclrtSetCurrentContext(context)
+        acl.aclrtHostUnregister(pages.address)
+
+    unregistering = in_thread(unregister)
+    unregistering.join(FEW_MS / 1000)
+    assert unregistering.is_alive()
+    # Meanwhile it is no longer registered for anybody else, and other memory may come and go.
+    assert device_pointer(acl, pages.address) == 507911
+    acl.aclrtHostRegisterV2(pages.address + PAGE, PAGE, PINNED)
+    acl.aclrtHostUnregister(pages.address + PAGE)
+    held.disarm()
+
+    joined(unregistering)
+    acl.synchronize(stream)
 
 
 def test_range_that_is_registered_in_part_is_pageable(acl: Acl) -> None:
