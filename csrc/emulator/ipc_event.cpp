@@ -1,12 +1,13 @@
 #include "emulator/ipc_event.h"
 
-#include <signal.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <map>
+#include <utility>
 
 #include "emulator/address_space.h"
 #include "emulator/context.h"
@@ -14,6 +15,7 @@
 #include "emulator/error.h"
 #include "emulator/graph.h"
 #include "emulator/ipc_memory.h"
+#include "emulator/peer.h"
 #include "emulator/runtime.h"
 #include "emulator/stream.h"
 
@@ -168,24 +170,61 @@ bool IpcEvent::latest(IpcRecord& out) const {
 }
 
 uint32_t IpcEvent::take_slot() const {
+  uint32_t slot = take_free_slot();
+  if (slot == Page::kSlots) {
+    take_back_from_dead();
+    slot = take_free_slot();
+  }
+  if (slot != Page::kSlots) return slot;
+  fail(ACL_ERROR_RT_NO_EVENT_RESOURCE, "the %u slots for records of IPC events are in use", Page::kSlots);
+}
+
+uint32_t IpcEvent::take_free_slot() const {
   // Each process begins elsewhere, so that two that record at once seldom meet.
   static std::atomic<uint32_t> next{static_cast<uint32_t>(getpid()) * 97};
+  static const uint64_t since = Peer::start_time(getpid());
   for (uint32_t tries = 0; tries < Page::kSlots; ++tries) {
     const uint32_t slot = next.fetch_add(1) % Page::kSlots;
     uint32_t seen = page_->slots[slot].load();
     if (state_of(seen) != Page::kFree) continue;
     const uint32_t taken = (generation_of(seen) + 1) * Page::kOne | Page::kPending;
     if (!page_->slots[slot].compare_exchange_strong(seen, taken)) continue;
-    page_->recorders[slot].store(getpid());
+    page_->started[slot].store(since);
+    page_->recorders[slot].store(getpid());  // after its start: who reads it reads that, too
     return slot;
   }
-  fail(ACL_ERROR_RT_NO_EVENT_RESOURCE, "the %u slots for records of IPC events are in use", Page::kSlots);
+  return Page::kSlots;
+}
+
+void IpcEvent::take_back_from_dead() const {
+  std::bitset<Page::kSlots> named;  // what an event names tells those who ask that its recorder is gone
+  for (const auto& latest : page_->latest) {
+    if (const uint64_t name = latest.load(); name != 0)
+      named[(static_cast<uint32_t>(name) - 1) % Page::kSlots] = true;
+  }
+  std::map<std::pair<pid_t, uint64_t>, bool> lives;
+  for (uint32_t slot = 0; slot < Page::kSlots; ++slot) {
+    uint32_t seen = page_->slots[slot].load();
+    if (state_of(seen) != Page::kPending || ((seen & Page::kRetired) == 0 && named[slot])) continue;
+    pid_t recorder = page_->recorders[slot].load();
+    if (recorder == 0) continue;
+    const uint64_t started = page_->started[slot].load();
+    const auto [known, is_new] = lives.try_emplace({recorder, started}, false);
+    if (is_new) known->second = Peer::lives(recorder, started);
+    // Of several processes that look at the same time one goes on from here.
+    if (known->second || !page_->recorders[slot].compare_exchange_strong(recorder, 0)) continue;
+    page_->lost[slot].store(generation_of(seen) + 1);
+    if (page_->slots[slot].compare_exchange_strong(seen, seen & ~(Page::kState | Page::kRetired)))
+      futex_wake_all(&page_->slots[slot]);
+  }
 }
 
 void IpcEvent::settle(const IpcRecord& record, uint32_t how) const {
   std::atomic<uint32_t>& slot = word(record);
+  if (how == Page::kLost) page_->lost[record.slot].store(record.generation + 1);
+  page_->recorders[record.slot].store(0);
   for (uint32_t seen = slot.load();;) {
-    const bool free = (seen & Page::kRetired) != 0 && how == Page::kDone;
+    const bool free = (seen & Page::kRetired) != 0;
     const uint32_t settled = (seen & ~(Page::kState | Page::kRetired)) | (free ? Page::kFree : how);
     if (slot.compare_exchange_weak(seen, settled)) break;
   }
@@ -195,18 +234,22 @@ void IpcEvent::settle(const IpcRecord& record, uint32_t how) const {
 void IpcEvent::retire(uint64_t latest) const {
   if (latest == 0) return;
   std::atomic<uint32_t>& slot = page_->slots[(static_cast<uint32_t>(latest) - 1) % Page::kSlots];
-  for (uint32_t seen = slot.load(); generation_of(seen) == latest >> 32 && state_of(seen) != Page::kLost;) {
+  for (uint32_t seen = slot.load(); generation_of(seen) == latest >> 32;) {
     const uint32_t done = seen & ~(Page::kState | Page::kRetired);
     if (slot.compare_exchange_weak(seen, state_of(seen) == Page::kPending ? seen | Page::kRetired : done))
       return;
   }
 }
 
+bool IpcEvent::is_lost(const IpcRecord& record) const {
+  return page_->lost[record.slot].load() == record.generation + 1;
+}
+
 bool IpcEvent::reached(const IpcRecord& record) const {
   const uint32_t seen = word(record).load();
-  // A slot is used again only after its record was reached.
-  if (generation_of(seen) != record.generation) return true;
-  return state_of(seen) == Page::kDone || state_of(seen) == Page::kFree;
+  if (generation_of(seen) == record.generation && state_of(seen) == Page::kPending) return false;
+  // The slot may be used again by now; that its record was lost is known until the next one is lost there.
+  return !is_lost(record);
 }
 
 void IpcEvent::record(Stream& stream) {
@@ -230,15 +273,13 @@ void IpcEvent::make_wait(Stream& stream, uint32_t timeout_s) {
 }
 
 void IpcEvent::check_not_lost(const IpcRecord& record) const {
-  const uint32_t seen = word(record).load();
-  if (generation_of(seen) != record.generation) return;
-  if (state_of(seen) == Page::kLost) {
+  if (is_lost(record)) {
     fail(ACL_ERROR_RT_STREAM_ABORT, "the stream that recorded the event was stopped before it got there");
   }
-  const int32_t recorder = page_->recorders[record.slot].load();
-  if (state_of(seen) == Page::kPending && kill(recorder, 0) != 0 && errno == ESRCH) {
-    fail(ACL_ERROR_RT_LINK_ERROR, "process %d, which recorded the event, is gone", recorder);
-  }
+  const pid_t recorder = page_->recorders[record.slot].load();
+  const uint64_t started = page_->started[record.slot].load();
+  if (recorder == 0 || Peer::lives(recorder, started) || reached(record)) return;
+  fail(ACL_ERROR_RT_LINK_ERROR, "process %d, which recorded the event, is gone", recorder);
 }
 
 bool IpcEvent::is_done() {

@@ -19,7 +19,14 @@ class Stream;
 // What processes that share events see of each other. A record takes a slot when it is called and names it as
 // the event's latest; a wait looks the latest up when it is called. So who waits for what is settled on the
 // host, and a wait before any record is for nothing. All changes are single compare-and-swaps: a process that
-// is killed in between leaves at worst its own slots taken.
+// is killed in between leaves at worst one slot taken. What else it leaves is taken back by who finds none.
+//
+//   state               reached by                            used again
+//   free                -                                     at once
+//   pending             a record                              when its recorder is dead and no event names it
+//   pending, retired    the event names a later record        when its recorder is dead
+//   done                the stream got there                  once the event moves on
+//   lost                the stream was stopped before         once the event moves on
 struct IpcEventPage {
   static constexpr uint32_t kSlots = 8192;
   static constexpr uint32_t kEvents = 8192;
@@ -28,8 +35,11 @@ struct IpcEventPage {
   enum : uint32_t { kFree = 0, kPending = 1, kDone = 2, kLost = 3, kState = 3, kRetired = 4, kOne = 8 };
 
   std::array<std::atomic<uint32_t>, kSlots> slots;
-  std::array<std::atomic<int32_t>, kSlots> recorders;  // the process whose stream will settle the slot
-  std::array<std::atomic<uint64_t>, kEvents> latest;   // generation << 32 | slot + 1; 0: never recorded
+  // The process whose stream will settle the slot, told apart by its start; 0: not known yet, or settled.
+  std::array<std::atomic<uint64_t>, kSlots> started;
+  std::array<std::atomic<int32_t>, kSlots> recorders;
+  std::array<std::atomic<uint32_t>, kSlots> lost;     // the last generation + 1 that was lost there
+  std::array<std::atomic<uint64_t>, kEvents> latest;  // generation << 32 | slot + 1; 0: never recorded
 };
 
 // A record that a wait or a query is about.
@@ -65,8 +75,11 @@ class IpcEvent : public std::enable_shared_from_this<IpcEvent> {
   bool latest(IpcRecord& out) const;
   std::shared_ptr<SyncPoint> point_of(const IpcRecord& latest);
   uint32_t take_slot() const;
+  uint32_t take_free_slot() const;   // kSlots: there is none
+  void take_back_from_dead() const;  // slots that nobody will settle
   void retire(uint64_t latest) const;
   void settle(const IpcRecord& record, uint32_t how) const;
+  bool is_lost(const IpcRecord& record) const;
   bool reached(const IpcRecord& record) const;
   void check_not_lost(const IpcRecord& record) const;
   std::atomic<uint32_t>& word(const IpcRecord& record) const { return page_->slots[record.slot]; }

@@ -29,6 +29,24 @@ uint64_t Peer::start_time(pid_t pid) {
   return at == nullptr ? 0 : std::strtoull(at, nullptr, 10);
 }
 
+namespace {
+
+bool has_ended(int pidfd) {
+  pollfd ready{pidfd, POLLIN, 0};
+  return poll(&ready, 1, 0) != 0;
+}
+
+}  // namespace
+
+bool Peer::lives(pid_t pid, uint64_t started) {
+  const int pidfd = static_cast<int>(syscall(SYS_pidfd_open, pid, 0));
+  const bool same = start_time(pid) == started;
+  if (pidfd < 0) return same;
+  const bool ended = has_ended(pidfd);
+  close(pidfd);
+  return same && !ended;
+}
+
 Peer::Peer(pid_t pid, uint64_t started) : pid(pid), started(started) {
   pidfd_ = static_cast<int>(syscall(SYS_pidfd_open, pid, 0));
   // Checked after the descriptor is held: from here on the number cannot change its owner unnoticed.
@@ -41,11 +59,7 @@ Peer::~Peer() {
   if (pidfd_ >= 0) close(pidfd_);
 }
 
-bool Peer::alive() const {
-  if (pidfd_ < 0) return start_time(pid) == started;
-  pollfd ready{pidfd_, POLLIN, 0};
-  return poll(&ready, 1, 0) == 0;
-}
+bool Peer::alive() const { return pidfd_ < 0 ? start_time(pid) == started : !has_ended(pidfd_); }
 
 int Peer::open_fd(int fd) const {
   char path[64];

@@ -11,6 +11,8 @@ class Peer {
  public:
   // When the process was started, in the kernel's ticks; 0 when there is no such process.
   static uint64_t start_time(pid_t pid);
+  // Whether the process that was started then still runs. One that was killed does not, buried or not.
+  static bool lives(pid_t pid, uint64_t started);
 
   Peer(pid_t pid, uint64_t started);  // throws 507022 when it is gone
   ~Peer();

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -172,6 +174,40 @@ def test_8192_records_may_be_open_and_one_more_is_207007() -> None:
         assert other.hear() == f"{NO_EVENT} {NO_EVENT} 0 0"
 
 
+def test_records_that_are_lost_use_up_nothing(acl: Acl) -> None:
+    event, stream = acl.event(EVENT_IPC), acl.stream()
+
+    for _ in range(5):
+        Gate(acl, stream)
+        for _ in range(1800):
+            acl.aclrtRecordEvent(event, stream)
+        acl.aclrtStreamAbort(stream)
+
+    assert acl.code.aclrtSynchronizeEventWithTimeout(event, 0) == c.STREAM_ABORT
+    acl.aclrtRecordEvent(event, stream)
+    acl.aclrtSynchronizeEvent(event)
+
+
+def test_who_waits_for_a_lost_record_is_not_let_go_by_who_takes_its_slot(acl: Acl) -> None:
+    event, stream, waiting, behind = acl.event(EVENT_IPC), acl.stream(), acl.stream(), acl.stream()
+    Gate(acl, stream)
+    gate = Gate(acl, behind)
+    acl.aclrtRecordEvent(event, stream)
+    acl.aclrtStreamWaitEvent(waiting, event)
+    acl.aclrtStreamWaitEvent(behind, event)  # looks when its slot is long another's
+    acl.aclrtStreamAbort(stream)
+
+    for _ in range(8192):
+        acl.aclrtRecordEvent(event, stream)
+    acl.synchronize(stream)
+    gate.open()
+
+    assert is_held(acl, waiting)
+    assert is_held(acl, behind)
+    acl.aclrtStreamAbort(waiting)
+    acl.aclrtStreamAbort(behind)
+
+
 def test_maker_and_importer_are_different_processes(acl: Acl) -> None:
     assert open_code(acl, handle_of(acl, acl.event(EVENT_IPC))) == c.INVALID_PARAM
 
@@ -246,22 +282,59 @@ def test_host_that_waits_hears_of_a_record_that_never_comes(acl: Acl) -> None:
         assert acl.code.aclrtSynchronizeEventWithTimeout(event, 20_000) == c.STREAM_ABORT
 
 
+# Records once, or until no slot is left, on streams that are held.
 RECORDER = """
-from tests.emulated_runtime.test_ipc_events import open_event
+from tests.emulated_runtime.test_ipc_events import NO_EVENT, open_event
 acl.aclrtSetDevice(0)
-event, stream, word = open_event(acl, bytes.fromhex(hear())), acl.stream(), acl.malloc(64)
-acl.aclrtValueWait(word, 1, c.EQ, stream)
-acl.aclrtRecordEvent(event, stream)
-say("recorded")
+event, word = open_event(acl, bytes.fromhex(hear())), acl.malloc(64)
+most, records, code = int(hear()), 0, 0
+while code == 0 and records < most:
+    if records % 2000 == 0:
+        stream = acl.stream()
+        acl.aclrtValueWait(word, 1, c.EQ, stream)
+    code = acl.code.aclrtRecordEvent(event, stream)
+    records += 1
+say(code)
 hear()
 """
 
 
-def test_host_that_waits_hears_that_the_recorder_died(acl: Acl) -> None:
-    event = acl.event(EVENT_IPC)
+@contextlib.contextmanager
+def recorder(acl: Acl, event: int, most: int = 1) -> Iterator[Peer]:
     with peer(RECORDER) as other:
         other.say(handle_of(acl, event).hex())
-        assert other.hear() == "recorded"
+        other.say(most)
+        assert other.hear() == str(0 if most == 1 else NO_EVENT)
+        yield other
+
+
+def test_slots_of_a_dead_recorder_are_used_again(acl: Acl) -> None:
+    event, stream = acl.event(EVENT_IPC), acl.stream()
+    gate = Gate(acl, stream)
+    with recorder(acl, event, most=8193) as other:
+        assert acl.code.aclrtRecordEvent(event, stream) == NO_EVENT
+
+        other.kill()
+
+        for _ in range(2000):
+            acl.aclrtRecordEvent(event, stream)
+        gate.open()
+        acl.synchronize(stream)
+        acl.aclrtSynchronizeEvent(event)
+
+
+def test_host_that_waits_hears_that_the_recorder_died_before_anybody_buried_it(acl: Acl) -> None:
+    event = acl.event(EVENT_IPC)
+    with recorder(acl, event) as other:
+        os.kill(other.process.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, other.process.pid, os.WEXITED | os.WNOWAIT)  # leaves it as it is
+
+        assert acl.code.aclrtSynchronizeEventWithTimeout(event, 20_000) == c.LINK_ERROR
+
+
+def test_host_that_waits_hears_that_the_recorder_died(acl: Acl) -> None:
+    event = acl.event(EVENT_IPC)
+    with recorder(acl, event) as other:
         assert acl.last_out("aclrtQueryEventStatus", event) == 0
 
         other.kill()
