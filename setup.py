@@ -185,7 +185,7 @@ def write_ninja(build: Path, package: Path) -> None:
 
     plugin = package / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     plugin_sources = [
-        *cpp_in("acl", "cache", "plan", "link", "transport"),
+        *cpp_in("acl", "cache", "plan", "link", "ops", "transport"),
         ROOT / "csrc/ops.cpp",
         ROOT / "csrc/python.cpp",
     ]

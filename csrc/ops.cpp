@@ -1,49 +1,20 @@
 // The torch ops: schemas, and bodies that check, call down and queue local gates on the caller's stream. The
-// bytes move on streams of the link.
+// bytes move on streams of the link. With tensors on the CPU there is no stream to queue on: an op runs in
+// its place on the calling thread, and blocks it where a stream would wait. (ops/ has the local copies.)
 #include <ATen/core/Tensor.h>
-#include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
-#include <torch_npu/csrc/core/npu/NPUGraphsUtils.h>
-#include <torch_npu/csrc/core/npu/NPUStream.h>
 #include <torch_npu/csrc/framework/OpCommand.h>
 
-#include <set>
-
 #include "acl/queue.h"
-#include "cache/local_copy.h"
 #include "link/binding.h"
 #include "link/instance.h"
+#include "ops/arguments.h"
 #include "python_error.h"
 
 namespace datadist {
 namespace {
 
 using Gates = Binding::Gates;
-
-// The current stream of a device, with that device current: the caller's may be another one.
-struct StreamInUse {
-  c10::DeviceGuard guard;
-  aclrtStream raw;
-  explicit StreamInUse(int device)
-      : guard(c10::Device(c10::DeviceType::PrivateUse1, static_cast<c10::DeviceIndex>(device))),
-        raw(c10_npu::getCurrentNPUStream(static_cast<c10::DeviceIndex>(device)).stream(false)) {}
-};
-
-void require_no_capture(const StreamInUse& stream, const char* asked) {
-  require(!c10_npu::isStreamCapturingMayInitCtx(stream.raw), kFeatureNotEnabled, asked,
-          ": the current stream captures a graph, and what this call reads now (block ids, gates) would be "
-          "frozen in it. Call it "
-          "outside the capture; in graphs a binding connects transfers with binding.bind before each replay, "
-          "which is not there "
-          "yet.");
-}
-
-void require_status(const at::Tensor& status, int device, const char* asked) {
-  require(status.scalar_type() == at::kInt && status.numel() == 1, kParamInvalid, asked, ": status is ",
-          status.scalar_type(), " with ", status.numel(), " elements; int32[1] was expected");
-  require(status.device().is_privateuseone() && status.device().index() == device, kParamInvalid, asked,
-          ": status is on ", status.device().str(), "; the caches are on npu:", device);
-}
 
 // A handler never fails: torch_npu would drop every later op in silence. A wait that the runtime refuses puts
 // LLM_FAILED in the status instead of the truth that was not waited for, and a refused gate fails its
@@ -78,40 +49,40 @@ std::vector<char*> addresses(at::TensorList cache) {
   return found;
 }
 
-struct BlockIds {
-  at::Tensor held;
-  const int64_t* ids;
-  size_t length;
-  BlockIds(const at::Tensor& tensor, const char* name, const char* asked) : held(tensor.contiguous()) {
-    require(tensor.device().is_cpu() && tensor.scalar_type() == at::kLong && tensor.dim() == 1, kParamInvalid,
-            asked, ": ", name, " is ", tensor.scalar_type(), " of ", tensor.dim(), " dimensions on ",
-            tensor.device().str(), "; a one-dimensional int64 CPU tensor was expected");
-    ids = held.const_data_ptr<int64_t>();
-    length = static_cast<size_t>(held.numel());
+// Checked, planned and at its link, where it waits for its start. `is_waited_for`: by this thread.
+std::shared_ptr<Transfer> begin(const std::shared_ptr<Link>& link, const TransferRequest& request,
+                                int64_t waiter, bool is_waited_for) {
+  auto transfer = std::make_shared<Transfer>(link, plan_transfer(*link, request), std::nullopt);
+  link->engine().watch(transfer);
+  if (waiter != 0) attach_waiter(waiter, transfer);
+  try {
+    transfer->submit(waiter != 0 || is_waited_for, request.asked);
+  } catch (...) {
+    transfer->cancel("it was refused before it began");
+    throw;
   }
-};
+  return transfer;
+}
 
 // What the four ops of whole transfers share; `request` says what moves.
 void move(TransferRequest request, const at::Tensor& status, at::TensorList cache, int64_t link_handle,
           bool hold_stream, int64_t waiter) {
   const char* asked = request.asked;
   const auto link = require_link(link_handle, asked);
+  request.cache = addresses(cache);
+  if (!cache.empty() && cache[0].dim() > 0) request.dimension_0 = cache[0].size(0);
+  if (is_on_host(status, cache)) {
+    require_int32(status, asked);
+    const auto transfer = begin(link, request, waiter, hold_stream);
+    transfer->start_from_host(0);
+    if (hold_stream) write_status(status, transfer->wait().first);
+    return;
+  }
   const int device = link->engine().device();
   require_status(status, device, asked);
   const StreamInUse stream(device);
   require_no_capture(stream, asked);
-  request.cache = addresses(cache);
-  if (!cache.empty() && cache[0].dim() > 0) request.dimension_0 = cache[0].size(0);
-  TransferPlan plan = plan_transfer(*link, request);
-  auto transfer = std::make_shared<Transfer>(link, std::move(plan), std::nullopt);
-  link->engine().watch(transfer);
-  if (waiter != 0) attach_waiter(waiter, transfer);
-  try {
-    transfer->submit(waiter != 0, asked);
-  } catch (...) {
-    transfer->cancel("it was refused before it began");
-    throw;
-  }
+  const auto transfer = begin(link, request, waiter, false);
   Gates start;
   start.writes.push_back(transfer->start_gate_for(0));
   queue(asked, stream, std::move(start));
@@ -184,114 +155,18 @@ void move_entry(const at::Tensor& status, at::TensorList cache, const at::Tensor
   });
 }
 
-// A handler never fails (see `queue`), so a refused copy puts LLM_FAILED in the status.
-void queue_copies(const char* asked, const at::Tensor& status, std::vector<LocalCopy> copies) {
-  const int device = status.device().index();
-  require_status(status, device, asked);
-  const StreamInUse stream(device);
-  require_no_capture(stream, asked);
-  if (copies.empty()) return;
-  at_npu::native::OpCommand::RunOpApiV2(
-      asked,
-      [stream = stream.raw, copies = std::move(copies), status = status.data_ptr(),
-       failed = Engine::of(device)->failed_status()]() -> int {
-        if (queue_local_copies(copies, stream) != 0) acl::queue_copy(status, failed, sizeof(int32_t), stream);
-        return 0;
-      });
-}
-
-void require_local(const at::Tensor& status, at::TensorList tensors, const char* name, const char* asked) {
-  for (const at::Tensor& tensor : tensors) {
-    require(tensor.device().is_cpu() || tensor.device() == status.device(), kParamInvalid, asked,
-            ": a tensor of ", name, " is on ", tensor.device().str(), "; ", status.device().str(),
-            ", where the status is, or the CPU was expected");
-  }
-}
-
-void require_as_many(at::TensorList dst, at::TensorList src, const char* asked) {
-  require(dst.size() == src.size(), kParamInvalid, asked, ": the source has ", src.size(),
-          " tensors and the destination ", dst.size(), "; expected as many. Nothing was copied.");
-}
-
-void add_blocks(LocalCopies& copies, const at::Tensor& dst, const at::Tensor& src, const BlockIds& src_ids,
-                const BlockIds& dst_ids, const char* asked) {
-  const int64_t stride = stride_of(src, "the source", asked);
-  const int64_t dst_stride = stride_of(dst, "the destination", asked);
-  require(stride == dst_stride, kParamInvalid, asked, ": a block has ", stride, " bytes in the source and ",
-          dst_stride, " in the destination. Nothing was copied.");
-  const auto runs = merge_runs(
-      pair_blocks(src_ids.ids, src_ids.length, dst_ids.ids, dst_ids.length, src.size(0), dst.size(0), asked));
-  for (const Run& run : runs) copies.add(dst, run.dst * stride, src, run.src * stride, run.blocks * stride);
-}
-
-void copy_cache(const at::Tensor& status, at::TensorList dst, at::TensorList src, int64_t dst_batch,
-                int64_t src_batch, int64_t offset, int64_t size) {
-  as_python_error([&] {
-    const char* asked = "copy_cache";
-    require_as_many(dst, src, asked);
-    require_local(status, dst, "the destination", asked);
-    require_local(status, src, "the source", asked);
-    LocalCopies copies(asked);
-    for (size_t t = 0; t < src.size(); ++t) {
-      const int64_t src_stride = stride_of(src[t], "the source", asked);
-      const int64_t dst_stride = stride_of(dst[t], "the destination", asked);
-      require(src_batch >= 0 && src_batch < src[t].size(0), kParamInvalid, asked,
-              ": src_batch_index = ", src_batch, ", the source has ", src[t].size(0),
-              " batch entries. Nothing was copied.");
-      require(dst_batch >= 0 && dst_batch < dst[t].size(0), kParamInvalid, asked,
-              ": dst_batch_index = ", dst_batch, ", the destination has ", dst[t].size(0),
-              " batch entries. Nothing was copied.");
-      const int64_t bytes = size == -1 ? src_stride - offset : size;
-      require(offset >= 0 && bytes > 0 && offset <= src_stride - bytes && offset <= dst_stride - bytes,
-              kParamInvalid, asked, ": offset = ", offset, " and size = ", size, " of tensor ", t,
-              ", whose batch entries have ", src_stride, " bytes in the source and ", dst_stride,
-              " in the destination. Nothing was copied.");
-      copies.add(dst[t], dst_batch * dst_stride + offset, src[t], src_batch * src_stride + offset, bytes);
-    }
-    queue_copies(asked, status, copies.take());
-  });
-}
-
-void copy_blocks(const at::Tensor& status, at::TensorList cache, const at::Tensor& src_blocks,
-                 const at::Tensor& dst_blocks) {
-  as_python_error([&] {
-    const char* asked = "copy_blocks";
-    require_local(status, cache, "the cache", asked);
-    const BlockIds src(src_blocks, "src_blocks", asked);
-    const BlockIds dst(dst_blocks, "dst_blocks", asked);
-    const std::set<int64_t> sources(src.ids, src.ids + src.length);
-    for (size_t i = 0; i < std::min(src.length, dst.length); ++i) {
-      require(dst.ids[i] < 0 || dst.ids[i] == src.ids[i] || sources.count(dst.ids[i]) == 0, kParamInvalid,
-              asked, ": block ", dst.ids[i],
-              " is a destination and a source, and which comes first is not defined. Nothing was copied.");
-    }
-    LocalCopies copies(asked);
-    for (const at::Tensor& tensor : cache) add_blocks(copies, tensor, tensor, src, dst, asked);
-    queue_copies(asked, status, copies.take());
-  });
-}
-
-void swap_blocks(const at::Tensor& status, at::TensorList src_cache, at::TensorList dst_cache,
-                 const at::Tensor& src_blocks, const at::Tensor& dst_blocks) {
-  as_python_error([&] {
-    const char* asked = "swap_blocks";
-    require_as_many(dst_cache, src_cache, asked);
-    require_local(status, dst_cache, "the destination", asked);
-    require_local(status, src_cache, "the source", asked);
-    const BlockIds src(src_blocks, "src_blocks", asked);
-    const BlockIds dst(dst_blocks, "dst_blocks", asked);
-    LocalCopies copies(asked);
-    for (size_t t = 0; t < src_cache.size(); ++t)
-      add_blocks(copies, dst_cache[t], src_cache[t], src, dst, asked);
-    queue_copies(asked, status, copies.take());
-  });
-}
-
-template <typename Ask>
+// `ask`: for the gates to queue on the caller's stream. `ask_on_host`: does it at once; the code for the
+// status.
+template <typename Ask, typename AskOnHost>
 void layer_op(const char* asked, const at::Tensor& status, const at::Tensor& ordering, int64_t binding_number,
-              Ask ask) {
+              Ask ask, AskOnHost ask_on_host) {
   as_python_error([&] {
     const auto binding = bindings().get(binding_number, asked);
+    if (is_on_host(status, ordering)) {
+      require_int32(status, asked);
+      write_status(status, ask_on_host(*binding));
+      return;
+    }
     require_status(status, binding->device(), asked);
     require(ordering.device() == status.device(), kParamInvalid, asked, ": the ordering tensor is on ",
             ordering.device().str(), ", the caches are on ", status.device().str(),
@@ -303,28 +178,24 @@ void layer_op(const char* asked, const at::Tensor& status, const at::Tensor& ord
 }
 
 void push_layer(const at::Tensor& status, const at::Tensor& after, int64_t layer, int64_t binding) {
-  layer_op("push_layer", status, after, binding,
-           [&](Binding& bound, aclrtStream stream) { return bound.push_layer(layer, stream); });
+  layer_op(
+      "push_layer", status, after, binding,
+      [&](Binding& bound, aclrtStream stream) { return bound.push_layer(layer, stream); },
+      [&](Binding& bound) { return bound.push_layer_from_host(layer); });
 }
 
 void wait_layer(const at::Tensor& status, const at::Tensor& before, int64_t layer, int64_t binding) {
-  layer_op("wait_layer", status, before, binding,
-           [&](Binding& bound, aclrtStream stream) { return bound.wait_layer(layer, stream); });
+  layer_op(
+      "wait_layer", status, before, binding,
+      [&](Binding& bound, aclrtStream stream) { return bound.wait_layer(layer, stream); },
+      [&](Binding& bound) { return bound.wait_layer_on_host(layer); });
 }
 
 void finish(const at::Tensor& status, const at::Tensor& before, int64_t binding) {
-  layer_op("finish", status, before, binding,
-           [&](Binding& bound, aclrtStream stream) { return bound.finish(stream); });
-}
-
-void refuse_host_tensors(const c10::OperatorHandle& op, torch::jit::Stack*) {
-  as_python_error([&] {
-    throw Error(
-        kFeatureNotEnabled,
-        join(op.schema().name(),
-             ": all tensors are on the CPU; the status, and what orders a layer op, were expected on the "
-             "instance's NPU, whose stream carries the op, also for caches in host memory"));
-  });
+  layer_op(
+      "finish", status, before, binding,
+      [&](Binding& bound, aclrtStream stream) { return bound.finish(stream); },
+      [&](Binding& bound) { return bound.finish_on_host(); });
 }
 
 }  // namespace
@@ -413,19 +284,20 @@ TORCH_LIBRARY_IMPL(torch_llm_datadist, PrivateUse1, m) {
   m.impl("pull_blocks", &move_blocks<Direction::kPull>);
   m.impl("push_cache", &move_entry<Direction::kPush>);
   m.impl("pull_cache", &move_entry<Direction::kPull>);
-  m.impl("copy_cache", &copy_cache);
-  m.impl("copy_blocks", &copy_blocks);
-  m.impl("swap_blocks", &swap_blocks);
   m.impl("push_layer", &push_layer);
   m.impl("wait_layer", &wait_layer);
   m.impl("finish", &finish);
 }
 
+// All tensors in host memory.
 TORCH_LIBRARY_IMPL(torch_llm_datadist, CPU, m) {
-  for (const char* name : {"push_blocks", "pull_blocks", "push_cache", "pull_cache", "copy_cache",
-                           "copy_blocks", "swap_blocks", "push_layer", "wait_layer", "finish"}) {
-    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&refuse_host_tensors>());
-  }
+  m.impl("push_blocks", &move_blocks<Direction::kPush>);
+  m.impl("pull_blocks", &move_blocks<Direction::kPull>);
+  m.impl("push_cache", &move_entry<Direction::kPush>);
+  m.impl("pull_cache", &move_entry<Direction::kPull>);
+  m.impl("push_layer", &push_layer);
+  m.impl("wait_layer", &wait_layer);
+  m.impl("finish", &finish);
 }
 
 }  // namespace datadist

@@ -166,11 +166,6 @@ int64_t prepare_push(int64_t handle, uint64_t model_id, const std::vector<at::Te
   request.timeout_ms = timeout_ms;
   const auto link = require_link(handle, asked);
   TransferPlan plan = plan_transfer(*link, request);
-  require(
-      !plan.needs.any(), kFeatureNotEnabled, asked,
-      ": a transfer that is released layer by layer needs its source in device memory, and its destination "
-      "in device memory or in a host pool (host_mem_pool_cfg) of ",
-      link->peer().name, ". Nothing was sent; the link is still usable.");
   plan.timeout = std::chrono::milliseconds(timeout_ms);  // 0: what the binding says
   if (!has_ticket) {
     plan.by_layers = true;

@@ -296,7 +296,7 @@ def test_bad_arguments_name_the_value_and_send_nothing(pair):
         "half padding": ("LLM_PARAM_INVALID", "src_blocks[1] = -1"),
         "status dtype": ("LLM_PARAM_INVALID", "int32[1]"),
         "stale link": ("LLM_NOT_YET_LINK",),
-        "host tensors": ("LLM_FEATURE_NOT_ENABLED", "host memory"),
+        "host tensors": ("LLM_PARAM_INVALID", "never bound"),
         "never bound": ("LLM_PARAM_INVALID", "never bound"),
         "no such binding": ("LLM_PARAM_INVALID", "no binding 999"),
         "no such ticket": ("LLM_PARAM_INVALID", "12345"),

@@ -7,6 +7,7 @@ map; "plain", CPU tensors of the caller.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from types import SimpleNamespace
@@ -268,13 +269,10 @@ def test_with_remote_access_a_host_cache_says_so_when_it_is_registered(peers: An
 
 
 def layered(state: SimpleNamespace, here: str, there: str) -> str:
-    try:
-        task = state.manager.prepare_push(
-            BlocksCacheKey(THERE, MODEL[there]), state.caches[f"blocks {here}"], [1, 2], [5, 0],
-            tensor_num_per_layer=1,
-        )  # fmt: skip
-    except datadist.LLMException as error:
-        return error.status_code.name
+    task = state.manager.prepare_push(
+        BlocksCacheKey(THERE, MODEL[there]), state.caches[f"blocks {here}"], [1, 2], [5, 0],
+        tensor_num_per_layer=1,
+    )  # fmt: skip
     binding = datadist.Binding(0, range(TENSORS))
     binding.bind([task], timeout_s=10)
     for layer in range(TENSORS):
@@ -283,19 +281,18 @@ def layered(state: SimpleNamespace, here: str, there: str) -> str:
     return LLMStatusCode(int(state.status.item())).name
 
 
-def test_layered_pushes_reach_a_host_pool_and_refuse_other_host_memory(peers: Any) -> None:
+def test_layered_pushes_go_from_and_to_every_kind_of_memory(peers: Any) -> None:
+    """Without a stop on the way, over a device buffer, over a page-locked one, by host functions alone."""
     a, b = linked(peers, "RA")
+    expected = {kind: content(THERE, f"blocks {kind}", BLOCKS, BLOCK) for kind in KINDS}
 
-    assert a.call(layered, "device", "pool") == "LLM_SUCCESS"
-    ours, expected = (
-        content(HERE, "blocks device", BLOCKS, BLOCK),
-        content(THERE, "blocks pool", BLOCKS, BLOCK),
-    )
-    for to, of in zip(expected, ours, strict=True):
-        to[[5, 0]] = of[[1, 2]]
-    assert caches.equal(b.call(caches.look, "blocks pool"), expected)
-    for here, there in (("device", "plain"), ("pool", "device"), ("plain", "pool")):
-        assert a.call(layered, here, there) == "LLM_FEATURE_NOT_ENABLED"
+    for here, there in itertools.product(KINDS, KINDS):
+        assert a.call(layered, here, there) == "LLM_SUCCESS", (here, there)
+        ours = content(HERE, f"blocks {here}", BLOCKS, BLOCK)
+        for to, of in zip(expected[there], ours, strict=True):
+            to[[5, 0]] = of[[1, 2]]
+
+        assert caches.equal(b.call(caches.look, f"blocks {there}"), expected[there]), (here, there)
 
 
 # Order, failures, lifetimes.
@@ -385,6 +382,55 @@ def test_a_host_copy_that_fails_is_never_taken_for_a_success(peers: Any) -> None
     a, _ = linked(peers, "RA")
 
     assert a.call(failing_host_copy) == ("LLM_FAILED", -1)
+
+
+def bind_ticket(state: SimpleNamespace, ticket: int) -> None:
+    state.binding = datadist.Binding(1, range(TENSORS))
+    state.binding.bind([ticket], timeout_s=20)
+
+
+def wait_for_a_layer(state: SimpleNamespace) -> str:
+    status = torch.zeros(1, dtype=torch.int32)
+    datadist.ops.wait_layer(status, status, 0, state.binding.id)
+    return LLMStatusCode(int(status.item()) & 0xFFFFFFFF).name
+
+
+def prepare_into_nowhere(state: SimpleNamespace) -> int:
+    """A push whose first copy to the peer's plain memory fails: its file is replaced by a full one."""
+    import os
+
+    key = BlocksCacheKey(THERE, MODEL["plain"])
+    state.manager.push_blocks(key, state.caches["blocks device"], [0], [0])
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{name}").endswith("/mem"):
+                with open("/dev/full", "wb", buffering=0) as full:
+                    os.dup2(full.fileno(), int(name))
+    state.task = state.manager.prepare_push(
+        key, state.caches["blocks device"], [1, 2], [5, 0], tensor_num_per_layer=1
+    )
+    ticket: int = state.task.ticket
+    return ticket
+
+
+def push_into_nowhere(state: SimpleNamespace) -> int:
+    binding = datadist.Binding(0, range(TENSORS))
+    binding.bind([state.task], timeout_s=20)
+    for layer in range(TENSORS):
+        datadist.ops.push_layer(state.status, state.status, layer, binding.id)
+    datadist.ops.finish(state.status, state.status, binding.id)
+    return int(state.status.item())
+
+
+def test_a_layer_whose_host_copy_failed_is_not_announced(peers: Any) -> None:
+    """A host function cannot stop its stream, so the flag behind it waits for a look at its outcome."""
+    a, b = linked(peers, "RA")
+    b.call(bind_ticket, a.call(prepare_into_nowhere))
+    b.send(wait_for_a_layer)
+
+    assert a.call(push_into_nowhere) == -1  # LLM_FAILED
+
+    assert b.answer(20) == "LLM_FAILED"
 
 
 def held(state: SimpleNamespace) -> int:

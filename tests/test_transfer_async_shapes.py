@@ -26,7 +26,6 @@ from torch_llm_datadist import (
 OK = LLMStatusCode.LLM_SUCCESS
 INVALID = LLMStatusCode.LLM_PARAM_INVALID
 NO_CACHE = LLMStatusCode.LLM_KV_CACHE_NOT_EXIST
-NO_FEATURE = LLMStatusCode.LLM_FEATURE_NOT_ENABLED
 HERE, THERE = 1, 2
 TENSORS, BATCH, ENTRY = 6, 3, 64
 BLOCKS, BLOCK = 8, 24  # an entry is two blocks and two thirds
@@ -159,8 +158,8 @@ def test_blocks_to_blocks_by_cache_id(by_key: Pair) -> None:
     restore(there, "blocks", before)
 
 
-def test_entry_to_a_host_cache_of_the_pool(by_key: Pair) -> None:
-    """2.8 D→H: from ``allocate_cache`` only (seed 001)."""
+def test_entry_to_a_host_cache(by_key: Pair) -> None:
+    """2.8 D→H: from ``allocate_cache`` only (seed 001); a registered one works as well (lifted)."""
     here, there = by_key
     before, sent = caches.look(there, "pool"), caches.look(here, "batch")
     key = CacheKeyByIdAndIndex(THERE, there.caches["pool"].cache_id, 1)
@@ -169,8 +168,9 @@ def test_entry_to_a_host_cache_of_the_pool(by_key: Pair) -> None:
 
     check(here, there, "pool", before, entry_to_entry(before, sent, range(3), range(3), 0, 1))
     registered = CacheKeyByIdAndIndex(THERE, there.caches["host"].cache_id)
-    assert send(here, "batch", TransferWithCacheKeyConfig(registered, range(3), range(3))) == NO_FEATURE
-    assert "host_mem_pool_cfg" in here.said
+    before = caches.look(there, "host")
+    assert send(here, "batch", TransferWithCacheKeyConfig(registered, range(3), range(3))) == OK, here.said
+    check(here, there, "host", before, entry_to_entry(before, sent, range(3), range(3), 0, 0))
 
 
 def by_id(there: SimpleNamespace, name: str, entry: int = 0) -> CacheKeyByIdAndIndex:

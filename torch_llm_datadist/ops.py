@@ -4,6 +4,10 @@ Every op orders itself on the caller's current torch_npu stream and returns at o
 of the link. ``status`` is an int32[1] NPU tensor that the caller makes once, outside any graph: 0 while all
 is well, else an ``LLMStatusCode`` (``LLM_FAILED`` reads as -1). What can be checked is checked before
 anything is queued and raises.
+
+Models that compute on the CPU, with their caches in host memory, call the same ops with CPU tensors for
+``status`` and for what orders a layer op. There is no stream then: what the calling thread computed is done,
+and where a stream would wait the op blocks that thread, without the GIL and until the transfer's deadline.
 """
 
 from __future__ import annotations

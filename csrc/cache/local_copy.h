@@ -40,5 +40,7 @@ int64_t stride_of(const at::Tensor& tensor, const char* name, const char* asked)
 // Queues them; the first code that is not 0. From host memory that is not page-locked, and to it, a copy
 // waits for the stream first, as the runtime does.
 aclError queue_local_copies(const std::vector<LocalCopy>& copies, aclrtStream stream);
+// Within host memory, at once.
+void make_local_copies(const std::vector<LocalCopy>& copies);
 
 }  // namespace datadist

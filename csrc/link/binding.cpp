@@ -1,6 +1,7 @@
 #include "link/binding.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "error.h"
 
@@ -10,6 +11,7 @@ Binding::Binding(std::shared_ptr<Engine> engine, std::vector<int64_t> layers,
     : engine_(std::move(engine)),
       layers_(std::move(layers)),
       timeout_(timeout),
+      opened_(engine_->words().take()),
       status_(std::make_shared<Status>(&engine_->words())) {
   require(!layers_.empty(), kParamInvalid,
           "Binding: layers is empty; the layers that the forward's ops name were expected");
@@ -72,11 +74,11 @@ void Binding::bind(std::vector<std::shared_ptr<Transfer>> tasks, const std::vect
     replaced_.push_back(status_);
     status_ = std::make_shared<Status>(&engine_->words());
   }
-  std::vector<Word> gates;
+  std::vector<WaitRound::LayerGate> gates;
   for (const int64_t layer : layers_) {
-    if (open.count(layer) == 0) gates.push_back(ready_[layer]);
+    if (open.count(layer) == 0) gates.push_back({layer, ready_[layer]});
   }
-  auto waits = std::make_shared<WaitRound>(std::move(gates), round_ + 1, status_);
+  auto waits = std::make_shared<WaitRound>(std::move(gates), round_ + 1, opened_, status_);
   auto lane = tickets.empty() ? nullptr : lane_for_waits();
 
   size_t bound_tickets = 0;
@@ -103,6 +105,7 @@ void Binding::bind(std::vector<std::shared_ptr<Transfer>> tasks, const std::vect
   if (!has_waits_) return;
 
   std::vector<Step> steps;
+  size_t opened = 0;
   for (const int64_t layer : layers_) {
     if (open_.count(layer) > 0) continue;
     for (const auto& ticket : tickets) {
@@ -110,6 +113,7 @@ void Binding::bind(std::vector<std::shared_ptr<Transfer>> tasks, const std::vect
           {Step::kWait, ticket->link().own_flag(ticket->use().slot, layer), nullptr, ticket->use().epoch});
     }
     steps.push_back({Step::kWrite, ready_[layer].address, nullptr, round_});
+    steps.push_back({Step::kWrite, opened_.address, nullptr, waits->opened_value(++opened)});
   }
   waits_ = waits;
   engine_->watch(waits);
@@ -142,15 +146,22 @@ Binding::Gates Binding::gates_on(aclrtStream stream) {
   return gates;
 }
 
+std::vector<std::shared_ptr<Transfer>> Binding::take_push(int64_t layer) {
+  require(tasks_.empty() || pushed_.insert(layer).second, kParamInvalid, "push_layer: layer ", layer,
+          " of binding ", number_, " was pushed before in this forward; push it once, after its last write");
+  std::vector<std::shared_ptr<Transfer>> senders;
+  for (const auto& task : tasks_) {
+    if (task->carries(layer) && open_.count(layer) == 0) senders.push_back(task);
+  }
+  return senders;
+}
+
 Binding::Gates Binding::push_layer(int64_t layer, aclrtStream stream) {
   std::lock_guard lock(mutex_);
   require_layer(layer, "push_layer");
-  require(tasks_.empty() || pushed_.insert(layer).second, kParamInvalid, "push_layer: layer ", layer,
-          " of binding ", number_, " was pushed before in this forward; push it once, after its last write");
+  const auto senders = take_push(layer);
   Gates gates = gates_on(stream);
-  for (const auto& task : tasks_) {
-    if (task->carries(layer) && open_.count(layer) == 0) gates.writes.push_back(task->start_gate_for(layer));
-  }
+  for (const auto& task : senders) gates.writes.push_back(task->start_gate_for(layer));
   return gates;
 }
 
@@ -177,6 +188,44 @@ Binding::Gates Binding::finish(aclrtStream stream) {
   return gates;
 }
 
+int64_t Binding::push_layer_from_host(int64_t layer) {
+  std::lock_guard lock(mutex_);
+  require_layer(layer, "push_layer");
+  for (const auto& task : tasks_) {
+    require(task->moves_host_memory() || !task->carries(layer), kParamInvalid, "push_layer: layer ", layer,
+            " is sent from npu:", device(),
+            ", and CPU tensors do not order a push after the kernels there; a "
+            "status and an ordering tensor on npu:",
+            device(), " were expected");
+  }
+  for (const auto& task : take_push(layer)) task->start_from_host(layer);
+  return status_->code();
+}
+
+int64_t Binding::wait_layer_on_host(int64_t layer) {
+  std::unique_lock lock(mutex_);
+  require_layer(layer, "wait_layer");
+  const auto waits = has_waits_ && open_.count(layer) == 0 ? waits_ : nullptr;
+  const auto status = status_;
+  lock.unlock();
+  if (waits != nullptr) {
+    engine_->wake();
+    waits->wait_on_host(layer);
+  }
+  return status->code();
+}
+
+int64_t Binding::finish_on_host() {
+  std::unique_lock lock(mutex_);
+  require(was_bound_, kParamInvalid, "finish: binding ", number_, " was never bound");
+  const auto tasks = std::exchange(tasks_, {});
+  const auto status = status_;
+  lock.unlock();
+  engine_->wake();
+  for (const auto& task : tasks) task->wait();
+  return status->code();
+}
+
 bool Binding::streams_have_passed() {
   std::lock_guard lock(mutex_);
   for (const auto& [_, mark] : op_marks_) {
@@ -188,6 +237,7 @@ bool Binding::streams_have_passed() {
 void Binding::give_back() {
   std::lock_guard lock(mutex_);
   for (const auto& [_, word] : ready_) engine_->words().give_back(word);
+  engine_->words().give_back(opened_);
   for (const auto& [_, mark] : op_marks_) engine_->words().give_back(mark.word);
   if (lane_) engine_->local_feeder().give_back_lane(lane_);
   status_.reset();

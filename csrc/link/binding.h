@@ -45,6 +45,13 @@ class Binding {
   Gates push_layer(int64_t layer, aclrtStream stream);
   Gates wait_layer(int64_t layer, aclrtStream stream);
   Gates finish(aclrtStream stream);
+
+  // The same for a caller that computes on the host: its earlier work is done, and it is blocked where a
+  // stream would wait (without the GIL or a lock; the transfers' deadlines end it). The binding's code.
+  int64_t push_layer_from_host(int64_t layer);
+  int64_t wait_layer_on_host(int64_t layer);
+  int64_t finish_on_host();
+
   int device() const { return engine_->device(); }
   Engine& engine() const { return *engine_; }
   void set_number(int64_t number) { number_ = number; }
@@ -60,6 +67,8 @@ class Binding {
   };
   Gates gates_on(aclrtStream stream);
   void require_layer(int64_t layer, const char* asked) const;
+  // The bound tasks that send this layer when it is pushed.
+  std::vector<std::shared_ptr<Transfer>> take_push(int64_t layer);
   void check(const std::vector<std::shared_ptr<Transfer>>& tasks,
              const std::vector<std::shared_ptr<Ticket>>& tickets, const std::set<int64_t>& open) const;
   std::shared_ptr<Lane> lane_for_waits();
@@ -73,6 +82,7 @@ class Binding {
   bool was_bound_ = false;
   uint64_t round_ = 0;             // counts binds; the value that opens this bind's gates
   std::map<int64_t, Word> ready_;  // per layer
+  const Word opened_;              // how far the last bind's waits have come, for hosts that wait
   std::shared_ptr<Status> status_;
   std::vector<std::shared_ptr<Transfer>> tasks_;
   bool has_waits_ = false;

@@ -92,6 +92,7 @@ void Engine::stop() {
   local_feeder_.stop();
   std::lock_guard lock(mutex_);
   for (const auto& transfer : transfers_) transfer->abandon("this process shuts its devices down");
+  for (const auto& round : rounds_) round->abandon();
   transfers_.clear();
   rounds_.clear();
   buried_.clear();
@@ -215,6 +216,7 @@ void Engine::abandon(const std::string& why) {
   must_stop_ = true;
   for (const auto& link : links_) link->die(kFailed, why);
   for (const auto& transfer : transfers_) transfer->abandon(why);
+  for (const auto& round : rounds_) round->abandon();
 }
 
 bool Engine::tick(const Tick& tick) {

@@ -34,6 +34,13 @@ class HandleTable {
     return found->second;
   }
 
+  // nullptr when there is none.
+  std::shared_ptr<T> find(int64_t handle) const {
+    std::lock_guard lock(mutex_);
+    const auto found = objects_.find(handle);
+    return found == objects_.end() ? nullptr : found->second;
+  }
+
   std::shared_ptr<T> remove(int64_t handle) {
     if (is_forked_child()) return nullptr;
     std::lock_guard lock(mutex_);

@@ -85,16 +85,38 @@ void Link::close() {
     }
     if (!engine_->wait_for_tick(deadline)) break;
   }
+  // Host functions of its transfers may still copy.
+  while (transfers_ > 0 && engine_->wait_for_tick(deadline)) {
+  }
   remote_caches_.clear();
   acl::ContextScope restore;  // page-locked memory is freed in a context of its device
-  if (staging_.host != nullptr) DATADIST_ACL(acl::set_device(engine_->device()));
-  staging_ = {};
+  free_all_staging();
   Mapped mapping;
   {
     std::lock_guard lock(mutex_);
     state_.store(kClosed, std::memory_order_release);
     mapping = std::exchange(peer_mapping_, {});
     peer_page_ = nullptr;
+  }
+}
+
+void Link::free_all_staging() {
+  std::vector<std::unique_ptr<Staging>> lent;
+  {
+    std::lock_guard lock(mutex_);
+    lent.swap(lent_staging_);
+    free_staging_.clear();
+  }
+  lent.push_back(std::make_unique<Staging>(
+      Staging{staging_.bytes, std::exchange(staging_.device, {}), std::move(staging_.host)}));
+  const bool is_in_use = transfers_ > 0;  // without a watchdog to tell when it ends
+  for (auto& staging : lent) {
+    if (is_in_use) {
+      staging.release();
+    } else if (staging->host != nullptr) {
+      DATADIST_ACL(acl::set_device(engine_->device()));
+      break;
+    }
   }
 }
 
@@ -180,11 +202,20 @@ std::shared_ptr<Lane> Link::take_lane(bool needs_its_own) {
   return lane != nullptr || needs_its_own ? lane : main;
 }
 
-void Link::prepare_staging(const RouteNeeds& needs) {
-  if (needs.device_buffer && staging_.device.address == nullptr)
-    staging_.device = mapped::allocate(engine_->device(), kStagingBytes);
-  if (needs.host_buffer && staging_.host == nullptr)
-    staging_.host = std::make_unique<acl::PinnedBuffer>(kStagingBytes);
+Staging* Link::borrow_staging() {
+  std::lock_guard lock(mutex_);
+  if (free_staging_.empty()) {
+    lent_staging_.push_back(std::make_unique<Staging>(Staging{kLayerStagingBytes, {}, nullptr}));
+    return lent_staging_.back().get();
+  }
+  Staging* const staging = free_staging_.back();
+  free_staging_.pop_back();
+  return staging;
+}
+
+void Link::give_back_staging(Staging* staging) {
+  std::lock_guard lock(mutex_);
+  free_staging_.push_back(staging);
 }
 
 void Link::give_back_lane(std::shared_ptr<Lane> lane) {

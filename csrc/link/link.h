@@ -26,6 +26,9 @@ class Engine;
 class Ticket;
 class Transfer;
 
+constexpr size_t kStagingBytes = 2 << 20;         // of whole transfers
+constexpr size_t kLayerStagingBytes = 512 << 10;  // of each layered one: there may be many
+
 struct Peer {
   int64_t cluster_id = 0;
   std::string name;  // for messages: "cluster 2 (127.0.0.1:26000)"
@@ -74,11 +77,13 @@ class Link : public std::enable_shared_from_this<Link> {
   void sends(SlotUse use, const std::shared_ptr<Transfer>& transfer);
   void slot_drained(SlotUse use, SentWord word);
   std::shared_ptr<Lane> take_lane(bool needs_its_own);
-  // The one stream whose transfers use the link's staging buffers, one after the other.
+  // The one stream whose whole transfers use the link's staging buffers, one after the other.
   std::shared_ptr<Lane> take_staging_lane();
   void give_back_lane(std::shared_ptr<Lane> lane);
-  void prepare_staging(const RouteNeeds& needs);  // feeding thread
-  const Staging& staging() const { return staging_; }
+  Staging* staging() { return &staging_; }
+  // For one stream of its own; given back when nothing reads or writes it any more.
+  Staging* borrow_staging();
+  void give_back_staging(Staging* staging);
   Feeder& feeder() { return *feeder_; }
   void transfer_began() { ++transfers_; }
   void transfer_retired() { --transfers_; }
@@ -123,6 +128,7 @@ class Link : public std::enable_shared_from_this<Link> {
   void watch_heartbeat(const Tick& tick);
   void send_mail(const Tick& tick);
   void post(size_t offset, uint64_t value);
+  void free_all_staging();
 
   const std::shared_ptr<Engine> engine_;
   const std::shared_ptr<LocalCaches> caches_;
@@ -140,7 +146,9 @@ class Link : public std::enable_shared_from_this<Link> {
   std::unique_ptr<Feeder> feeder_;
   std::mutex main_lane_mutex_;
   std::shared_ptr<Lane> main_lane_;  // whole transfers share it when no other stream is free
-  Staging staging_;
+  Staging staging_{kStagingBytes, {}, nullptr};
+  std::vector<std::unique_ptr<Staging>> lent_staging_;  // all that were made, as many as tasks were under way
+  std::vector<Staging*> free_staging_;
   std::atomic<int64_t> transfers_{0};
 
   std::atomic<State> state_{kOpening};

@@ -7,6 +7,8 @@
 #include <cstring>
 
 #include "error.h"
+#include "link/handles.h"
+#include "transport/mapped/mapped.h"
 
 namespace datadist {
 namespace {
@@ -44,34 +46,71 @@ Step::Kind kind_of(Reach dst, Reach src) {
   return is_on_device(dst) ? Step::kToDevice : Step::kCall;
 }
 
+HandleTable<HostCopies>& open_copies() {
+  static auto* table = new HandleTable<HostCopies>("host copies");
+  return *table;
+}
+
 }  // namespace
 
-Step HostCopies::step(const Place& dst, const Place& src, size_t bytes) {
+std::shared_ptr<HostCopies> HostCopies::make(std::function<void()> wake) {
+  std::shared_ptr<HostCopies> copies(new HostCopies(std::move(wake)));
+  copies->number_ = open_copies().add(copies);
+  return copies;
+}
+
+Step HostCopies::add(Job job) {
   std::lock_guard lock(mutex_);
-  jobs_.push_back({dst, src, bytes});
-  return {Step::kCall, this,
+  jobs_.push_back(std::move(job));
+  return {Step::kCall, reinterpret_cast<void*>(number_),
           reinterpret_cast<const void*>(static_cast<void (*)(void*)>(&HostCopies::run_next)), 0};
 }
+
+Step HostCopies::step(const Place& dst, const Place& src, size_t bytes) { return add({dst, src, bytes}); }
+
+Step HostCopies::mark() { return add({}); }
 
 std::optional<std::string> HostCopies::failure() const {
   std::lock_guard lock(mutex_);
   return failure_;
 }
 
-void HostCopies::run_next(void* copies) { static_cast<HostCopies*>(copies)->run_next(); }
+size_t HostCopies::passed_marks() const {
+  std::lock_guard lock(mutex_);
+  return passed_marks_;
+}
+
+void HostCopies::close() {
+  open_copies().remove(number_);
+  {
+    std::lock_guard lock(mutex_);
+    jobs_.clear();
+  }
+  std::lock_guard lock(running_);
+}
+
+void HostCopies::run_next(void* number) {
+  const auto copies = open_copies().find(reinterpret_cast<int64_t>(number));
+  if (copies != nullptr) copies->run_next();
+}
 
 void HostCopies::run_next() {
+  std::lock_guard running(running_);
   Job job;
   {
     std::lock_guard lock(mutex_);
     if (jobs_.empty() || failure_) return;
     job = jobs_.front();
     jobs_.pop_front();
+    if (job.bytes == 0) ++passed_marks_;
   }
-  auto failure = copy_on_host(job.dst, job.src, job.bytes);
-  if (!failure) return;
-  std::lock_guard lock(mutex_);
-  failure_ = std::move(failure);
+  if (job.bytes > 0) {
+    auto failure = copy_on_host(job.dst, job.src, job.bytes);
+    if (!failure) return;
+    std::lock_guard lock(mutex_);
+    failure_ = std::move(failure);
+  }
+  wake_();
 }
 
 void RouteNeeds::add(const RouteNeeds& other) {
@@ -89,6 +128,11 @@ RouteNeeds needs_of(Reach src, Reach dst) {
   return {device == Reach::kImported, !is_pinned, !is_pinned};
 }
 
+void Staging::prepare(const RouteNeeds& needs, int device_index) {
+  if (needs.device_buffer && device.address == nullptr) device = mapped::allocate(device_index, bytes);
+  if (needs.host_buffer && host == nullptr) host = std::make_unique<acl::PinnedBuffer>(bytes);
+}
+
 void Route::begin(const Place& dst, const Place& src, size_t bytes) {
   const RouteNeeds needs = needs_of(src.reach, dst.reach);
   const Place device{needs.device_buffer ? staging_->device.address : nullptr, Reach::kDevice};
@@ -103,7 +147,7 @@ void Route::begin(const Place& dst, const Place& src, size_t bytes) {
   stop_ = 0;
   done_ = 0;
   bytes_ = bytes;
-  piece_ = last_stop_ > 1 ? kStagingBytes : (needs.host_copies ? kHostPieceBytes : bytes);
+  piece_ = last_stop_ > 1 ? staging_->bytes : (needs.host_copies ? kHostPieceBytes : bytes);
 }
 
 Place Route::at(size_t stop) const {

@@ -8,13 +8,15 @@
 //   device   -> pageable, foreign           device -> page-locked buffer -> (host function) pageable, foreign
 //   host     -> host                        host function
 //
-// and the same backwards. All pieces of a link that use its buffers are queued on one stream, whose order
-// makes their re-use safe.
+// and the same backwards. Buffers serve one stream, whose order makes their re-use safe: the link's staging
+// stream has a set for its whole transfers, and a layered one, which waits on a stream of its own, borrows
+// another.
 #pragma once
 
 #include <array>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -26,20 +28,19 @@
 
 namespace datadist {
 
-constexpr size_t kStagingBytes = 2 << 20;
-
-// The buffers of one link, each made when it is first needed.
-struct Staging {
-  DeviceMemory device;
-  std::unique_ptr<acl::PinnedBuffer> host;
-};
-
-// Copies by host functions, made in the order in which they were queued. After one failed the rest do
-// nothing.
+// Host functions that copy, in the order in which they were queued. After one failed the rest do nothing. The
+// runtime holds only its number: a function that runs after its stream was given up finds nobody.
 class HostCopies {
  public:
+  // `wake`: called where a mark was passed or a copy failed.
+  static std::shared_ptr<HostCopies> make(std::function<void()> wake);
+
   Step step(const Place& dst, const Place& src, size_t bytes);  // feeding thread
+  Step mark();                                                  // counts what was copied up to here
   std::optional<std::string> failure() const;
+  size_t passed_marks() const;
+  // Nothing is copied any more when this returns.
+  void close();
 
  private:
   struct Job {
@@ -47,11 +48,17 @@ class HostCopies {
     Place src;
     size_t bytes;
   };
-  static void run_next(void* copies);
+  explicit HostCopies(std::function<void()> wake) : wake_(std::move(wake)) {}
+  static void run_next(void* number);
   void run_next();
+  Step add(Job job);
 
+  const std::function<void()> wake_;
+  int64_t number_ = 0;
+  std::mutex running_;  // held while bytes are copied
   mutable std::mutex mutex_;
-  std::deque<Job> jobs_;
+  std::deque<Job> jobs_;  // without bytes: a mark
+  size_t passed_marks_ = 0;
   std::optional<std::string> failure_;
 };
 
@@ -60,11 +67,21 @@ struct RouteNeeds {
   bool host_buffer = false;
   bool host_copies = false;
 
+  bool buffers() const { return device_buffer || host_buffer; }
   bool any() const { return device_buffer || host_buffer || host_copies; }
   void add(const RouteNeeds& other);
 };
 
 RouteNeeds needs_of(Reach src, Reach dst);
+
+// The buffers of one stream, each made when it is first needed.
+struct Staging {
+  const size_t bytes;  // of each
+  DeviceMemory device;
+  std::unique_ptr<acl::PinnedBuffer> host;
+
+  void prepare(const RouteNeeds& needs, int device_index);  // feeding thread
+};
 
 class Route {
  public:

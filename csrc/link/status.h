@@ -19,6 +19,7 @@ class Status {
 
   char* address() const { return word_.address; }
   bool is_set() const { return code_.load() != kSuccess; }
+  int64_t code() const { return code_.load(); }  // for a host, which cannot read the word
 
   // Watchdog only. Counts as set when the write was accepted, so that a refused one is tried again at the
   // next tick.

@@ -13,10 +13,10 @@ class TransferProgram : public Program {
       : transfer_(std::move(transfer)),
         plan_(transfer_->plan_),
         notify_host_(notify_host),
-        route_(&transfer_->link_->staging(), transfer_->host_copies_.get()) {}
+        route_(transfer_->staging_, transfer_->host_copies_.get()) {}
 
   void prepare() override {
-    transfer_->link_->prepare_staging(plan_.needs);
+    if (plan_.needs.buffers()) transfer_->staging_->prepare(plan_.needs, transfer_->link_->engine().device());
     RemoteCache& remote = *plan_.remote;
     const LayerRange& range = plan_.remote_layers;
     const int64_t first = range.first_layer * range.tensors_per_layer;
@@ -35,8 +35,16 @@ class TransferProgram : public Program {
         return true;
       case At::kCopies:
         if (next_copy(step)) return true;
-        at_ = At::kLayerEnd;
+        at_ = transfer_->confirms_layers() ? At::kMark : At::kLayerEnd;
         return next(step);
+      case At::kMark:
+        at_ = At::kConfirmed;
+        *step = transfer_->host_copies_->mark();
+        return true;
+      case At::kConfirmed:
+        at_ = At::kLayerEnd;
+        *step = {Step::kWait, transfer_->confirmed_.address, nullptr, static_cast<uint64_t>(layer_) + 1};
+        return true;
       case At::kLayerEnd: {
         const int64_t layer = layer_++;
         tensor_ = 0;
@@ -52,8 +60,9 @@ class TransferProgram : public Program {
         // A host function cannot stop its stream, so where it may fail the stream does not open the gate
         // itself: the watchdog does, once it has looked for failures.
         if (transfer_->host_copies_ != nullptr) {
-          at_ = At::kCall;
-          return next(step);
+          at_ = At::kEnd;
+          *step = transfer_->host_copies_->mark();
+          return true;
         }
         at_ = notify_host_ ? At::kCall : At::kEnd;
         *step = {Step::kWrite, transfer_->done_.address, nullptr, 1};
@@ -74,7 +83,7 @@ class TransferProgram : public Program {
   }
 
  private:
-  enum class At { kStart, kCopies, kLayerEnd, kDone, kCall, kEnd };
+  enum class At { kStart, kCopies, kMark, kConfirmed, kLayerEnd, kDone, kCall, kEnd };
 
   static void device_done(void* transfer) { static_cast<Transfer*>(transfer)->device_done(); }
   size_t start_index() const { return transfer_->is_layered() ? static_cast<size_t>(layer_) : 0; }
@@ -123,8 +132,13 @@ Transfer::Transfer(std::shared_ptr<Link> link, TransferPlan plan, std::optional<
       start_(words_.take(is_layered() ? plan_.local_layers.layers : 1)),
       done_(words_.take()),
       passed_(words_.take()),
+      confirmed_(plan_.needs.host_copies && slot_ ? words_.take() : Word()),
       status_(std::make_shared<Status>(&words_)),
-      host_copies_(plan_.needs.host_copies ? std::make_unique<HostCopies>() : nullptr),
+      moves_host_memory_(!is_on_device(plan_.local->tensors.front().reach)),
+      host_copies_(plan_.needs.host_copies ? HostCopies::make([engine = link_->engine().weak_from_this()] {
+        if (const auto found = engine.lock()) found->wake();
+      })
+                                           : nullptr),
       start_is_queued_(start_.size(), false) {
   link_->transfer_began();
   if (slot_) link_->announce(*slot_, sent_word(SentWord::kOpen, kSuccess));
@@ -134,10 +148,14 @@ Transfer::~Transfer() {
   for (const Word& word : start_) words_.give_back(word);
   words_.give_back(done_);
   words_.give_back(passed_);
+  words_.give_back(confirmed_);
+  if (host_copies_) host_copies_->close();
 }
 
 void Transfer::submit(bool notify_host, const char* asked) {
-  auto lane = plan_.needs.any() ? link_->take_staging_lane() : link_->take_lane(is_layered());
+  // Whole transfers that need a stop on their way go one after the other, on one stream.
+  const bool shares_staging = plan_.needs.any() && !is_layered();
+  auto lane = shares_staging ? link_->take_staging_lane() : link_->take_lane(is_layered());
   if (lane == nullptr) {
     std::lock_guard lock(mutex_);
     is_claimed_ = false;
@@ -152,6 +170,8 @@ void Transfer::submit(bool notify_host, const char* asked) {
     std::lock_guard lock(mutex_);
     lane_ = lane;
     is_submitted_ = true;
+    if (shares_staging) staging_ = link_->staging();
+    if (is_layered() && plan_.needs.buffers()) staging_ = link_->borrow_staging();
     if (is_layered()) deadline_ = Clock::now() + plan_.timeout;
   }
   link_->feeder().submit(lane, std::make_unique<TransferProgram>(shared_from_this(), notify_host));
@@ -186,6 +206,14 @@ Gate Transfer::start_gate_for(int64_t local_layer) {
   const size_t index = is_layered() ? static_cast<size_t>(local_layer - first_layer()) : 0;
   start_is_queued_[index] = true;
   return {start_[index].address, gate_refused_};
+}
+
+void Transfer::start_from_host(int64_t local_layer) {
+  {
+    std::lock_guard lock(mutex_);
+    to_open_.push_back(start_[is_layered() ? static_cast<size_t>(local_layer - first_layer()) : 0]);
+  }
+  link_->engine().wake();
 }
 
 Gate Transfer::passed_word_for_hold() {
@@ -233,12 +261,20 @@ void Transfer::submission_ended(uint64_t mark, int64_t code, const std::string& 
 
 void Transfer::device_done() {
   std::lock_guard lock(mutex_);
-  if (host_copies_ == nullptr) {
+  end(kSuccess, "");
+}
+
+void Transfer::look_at_host_copies(const Tick& tick) {
+  const size_t passed = host_copies_->passed_marks();
+  if (const auto failure = host_copies_->failure()) {
+    fail(tick, kFailed, join("the transfer with ", link_->peer().name, ": ", *failure));
+  } else if (passed == host_marks()) {
+    tick.write(done_, 1);
     end(kSuccess, "");
-  } else {
-    host_copies_are_done_ = true;
-    link_->engine().wake();
+  } else if (passed > passed_marks_) {
+    tick.write(confirmed_, passed);
   }
+  passed_marks_ = passed;
 }
 
 void Transfer::end(int64_t code, const std::string& why) {
@@ -281,36 +317,8 @@ bool Transfer::tick(const Tick& tick) {
   std::lock_guard lock(mutex_);
   for (const Word& gate : to_open_) tick.write(gate, 1);
   to_open_.clear();
-  if (!has_ended_) {
-    // A blocking call's deadline starts when the earlier work of the caller's stream is done.
-    if (!is_layered() && !deadline_ && has_started()) deadline_ = tick.now + plan_.timeout;
-    if (limit_ && is_released()) {
-      plan_.timeout = *limit_;
-      deadline_ = tick.now + *limit_;
-      limit_.reset();
-    }
-    if (host_copies_are_done_ && !host_copies_->failure()) {
-      tick.write(done_, 1);
-      end(kSuccess, "");
-    } else if (host_copies_are_done_) {
-      fail(tick, kFailed, join("the transfer with ", link_->peer().name, ": ", *host_copies_->failure()));
-    } else if (done_.seen() != 0) {
-      end(kSuccess, "");
-    } else if (!link_->is_alive()) {
-      const auto [code, why] = link_->reason();
-      fail(tick, code, why);
-    } else if (gate_refused_->load()) {
-      fail(tick, kFailed, "the runtime refused a gate on the caller's stream");
-    } else if (refused_) {
-      fail(tick, refused_->first, join("the transfer with ", link_->peer().name, ": ", refused_->second));
-    } else if (deadline_ && tick.now >= *deadline_) {
-      fail(tick, kTimeout,
-           join("the transfer with ", link_->peer().name, " did not end within ", plan_.timeout.count(),
-                " ms"));
-    } else if (cancelled_) {
-      fail(tick, kFailed, *cancelled_);
-    }
-  }
+  if (!has_ended_ && host_copies_ != nullptr) look_at_host_copies(tick);
+  if (!has_ended_) judge(tick);
   if (!has_ended_) return false;
   const bool drained =
       !is_submitted_ || (submission_has_ended_ && lane_->has_passed(mark_)) || (lane_ && lane_->is_dropped());
@@ -318,10 +326,38 @@ bool Transfer::tick(const Tick& tick) {
   return is_drained_ && streams_have_passed();
 }
 
+void Transfer::judge(const Tick& tick) {
+  // A blocking call's deadline starts when the earlier work of the caller's stream is done.
+  if (!is_layered() && !deadline_ && has_started()) deadline_ = tick.now + plan_.timeout;
+  if (limit_ && is_released()) {
+    plan_.timeout = *limit_;
+    deadline_ = tick.now + *limit_;
+    limit_.reset();
+  }
+  if (done_.seen() != 0) {
+    end(kSuccess, "");
+  } else if (!link_->is_alive()) {
+    const auto [code, why] = link_->reason();
+    fail(tick, code, why);
+  } else if (gate_refused_->load()) {
+    fail(tick, kFailed, "the runtime refused a gate on the caller's stream");
+  } else if (refused_) {
+    fail(tick, refused_->first, join("the transfer with ", link_->peer().name, ": ", refused_->second));
+  } else if (deadline_ && tick.now >= *deadline_) {
+    fail(
+        tick, kTimeout,
+        join("the transfer with ", link_->peer().name, " did not end within ", plan_.timeout.count(), " ms"));
+  } else if (cancelled_) {
+    fail(tick, kFailed, *cancelled_);
+  }
+}
+
 void Transfer::drained() {
   is_drained_ = true;
   if (slot_)
     link_->slot_drained(*slot_, sent_word(code_ == kSuccess ? SentWord::kDrained : SentWord::kFailed, code_));
+  if (host_copies_ != nullptr) host_copies_->close();
+  if (is_layered() && staging_ != nullptr) link_->give_back_staging(staging_);
   if (lane_) link_->give_back_lane(lane_);
   acl::ContextScope restore;  // unmapping through torch's allocator changes the thread's
   plan_.local.reset();

@@ -68,6 +68,8 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   // --- what a caller's stream needs; each call says that the stream will write the word
   Gate start_gate_for(int64_t layer);
   char* done_gate() const { return done_.address; }
+  // The same for a caller on the host, whose earlier work is done: the watchdog opens the gate, at once.
+  void start_from_host(int64_t layer);
   Gate passed_word_for_hold();  // behind everything that reads the done gate or the status
   // Before submit; whole transfers have a status and a deadline of their own.
   void bind(std::shared_ptr<Status> status, std::chrono::milliseconds timeout,
@@ -82,6 +84,7 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
     return local_layer >= first_layer() && local_layer < first_layer() + layers();
   }
   int64_t ticket() const;
+  bool moves_host_memory() const { return moves_host_memory_; }  // on this side
   Link& link() const { return *link_; }
 
   // --- the watchdog; true when nothing of it is in use any more
@@ -101,6 +104,11 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   bool streams_have_passed() const;
   SentWord sent_word(SentWord::State state, int64_t code) const;
   void drained();
+  void look_at_host_copies(const Tick& tick);
+  void judge(const Tick& tick);  // has it ended, and how?
+  // Of a layered transfer with host functions: a layer's flag waits until the watchdog saw none fail.
+  bool confirms_layers() const { return host_copies_ != nullptr && slot_.has_value(); }
+  size_t host_marks() const { return (confirms_layers() ? static_cast<size_t>(layers()) : 0) + 1; }
 
   // given at creation
   const std::shared_ptr<Link> link_;
@@ -110,8 +118,10 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   std::vector<Word> start_;
   const Word done_;
   const Word passed_;
+  const Word confirmed_;  // counts layers
   std::shared_ptr<Status> status_;
-  const std::unique_ptr<HostCopies> host_copies_;  // nullptr: every byte moves by copies of the stream
+  const bool moves_host_memory_;
+  const std::shared_ptr<HostCopies> host_copies_;  // nullptr: every byte moves by copies of the stream
 
   // progress
   mutable std::mutex mutex_;
@@ -127,7 +137,8 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   std::optional<Clock::time_point> deadline_;
   std::optional<std::chrono::milliseconds> limit_;  // until the last layer is released
   bool submission_has_ended_ = false;
-  bool host_copies_are_done_ = false;
+  size_t passed_marks_ = 0;     // of the host copies
+  Staging* staging_ = nullptr;  // borrowed, or the link's
   uint64_t mark_ = 0;
   std::optional<std::pair<int64_t, std::string>> refused_;
 

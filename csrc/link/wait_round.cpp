@@ -1,5 +1,7 @@
 #include "link/wait_round.h"
 
+#include "error.h"
+
 namespace datadist {
 
 class WaitRound::Program : public datadist::Program {
@@ -55,15 +57,35 @@ std::optional<std::pair<int64_t, std::string>> WaitRound::failure() const {
 
 bool WaitRound::tick(const Tick& tick) {
   std::lock_guard lock(mutex_);
+  if (const uint64_t opened = opened_.seen(); opened >> kCountBits == round_) {
+    open_gates_ = opened & ((uint64_t{1} << kCountBits) - 1);
+    changed_.notify_all();
+  }
   if (is_done_ || !has_ended_) return is_done_;
   if (!lane_->is_dropped() && !lane_->has_passed(mark_)) return false;
   if (!failure_ && lane_->is_dropped()) failure_ = {kFailed, "the stream that waited for the layers is gone"};
   if (failure_) {
     status_->set(tick, failure_->first);
-    for (const Word& gate : gates_) tick.write(gate, round_);
+    for (const LayerGate& gate : gates_) tick.write(gate.word, round_);
   }
   is_done_ = true;
+  changed_.notify_all();
   return true;
+}
+
+void WaitRound::wait_on_host(int64_t layer) {
+  size_t index = 0;
+  while (index < gates_.size() && gates_[index].layer != layer) ++index;
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return open_gates_ > index || is_done_ || is_abandoned_; });
+  require(open_gates_ > index || is_done_, kFailed, "wait_layer: nobody watches over layer ", layer,
+          " any more: the device was shut down in this process");
+}
+
+void WaitRound::abandon() {
+  std::lock_guard lock(mutex_);
+  is_abandoned_ = true;
+  changed_.notify_all();
 }
 
 }  // namespace datadist

@@ -1,0 +1,72 @@
+// What the bodies of the ops share: the caller's stream, and the arguments that all of them check alike.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/DeviceGuard.h>
+#include <torch_npu/csrc/core/npu/NPUGraphsUtils.h>
+#include <torch_npu/csrc/core/npu/NPUStream.h>
+
+#include <cstdint>
+
+#include "acl/acl_rt.h"
+#include "error.h"
+
+namespace datadist {
+
+// The current stream of a device, with that device current: the caller's may be another one.
+struct StreamInUse {
+  c10::DeviceGuard guard;
+  aclrtStream raw;
+  explicit StreamInUse(int device)
+      : guard(c10::Device(c10::DeviceType::PrivateUse1, static_cast<c10::DeviceIndex>(device))),
+        raw(c10_npu::getCurrentNPUStream(static_cast<c10::DeviceIndex>(device)).stream(false)) {}
+};
+
+inline void require_no_capture(const StreamInUse& stream, const char* asked) {
+  require(!c10_npu::isStreamCapturingMayInitCtx(stream.raw), kFeatureNotEnabled, asked,
+          ": the current stream captures a graph, and what this call reads now (block ids, gates) would be "
+          "frozen in it. Call it "
+          "outside the capture; in graphs a binding connects transfers with binding.bind before each replay, "
+          "which is not there "
+          "yet.");
+}
+
+inline void require_int32(const at::Tensor& status, const char* asked) {
+  require(status.scalar_type() == at::kInt && status.numel() == 1, kParamInvalid, asked, ": status is ",
+          status.scalar_type(), " with ", status.numel(), " elements; int32[1] was expected");
+}
+
+inline void require_status(const at::Tensor& status, int device, const char* asked) {
+  require_int32(status, asked);
+  require(status.device().is_privateuseone() && status.device().index() == device, kParamInvalid, asked,
+          ": status is on ", status.device().str(), "; the caches are on npu:", device);
+}
+
+// What queues nothing on a stream: a status and tensors on the CPU, where all earlier work of the calling
+// thread is done and what must wait blocks it.
+inline bool is_on_host(const at::Tensor& status, at::TensorList others) {
+  if (!status.device().is_cpu()) return false;
+  for (const at::Tensor& tensor : others) {
+    if (!tensor.device().is_cpu()) return false;
+  }
+  return true;
+}
+
+inline void write_status(const at::Tensor& status, int64_t code) {
+  *status.data_ptr<int32_t>() = status_value(code);
+}
+
+struct BlockIds {
+  at::Tensor held;
+  const int64_t* ids;
+  size_t length;
+  BlockIds(const at::Tensor& tensor, const char* name, const char* asked) : held(tensor.contiguous()) {
+    require(tensor.device().is_cpu() && tensor.scalar_type() == at::kLong && tensor.dim() == 1, kParamInvalid,
+            asked, ": ", name, " is ", tensor.scalar_type(), " of ", tensor.dim(), " dimensions on ",
+            tensor.device().str(), "; a one-dimensional int64 CPU tensor was expected");
+    ids = held.const_data_ptr<int64_t>();
+    length = static_cast<size_t>(held.numel());
+  }
+};
+
+}  // namespace datadist

@@ -1,0 +1,140 @@
+// The ops that copy inside this process: copy_cache, copy_blocks, swap_blocks. With an NPU's status they are
+// queued on its current stream, with a CPU status (all tensors are in host memory then) they copy at once.
+#include <torch/library.h>
+#include <torch_npu/csrc/framework/OpCommand.h>
+
+#include <algorithm>
+#include <set>
+
+#include "acl/queue.h"
+#include "cache/local_copy.h"
+#include "link/engine.h"
+#include "ops/arguments.h"
+#include "python_error.h"
+
+namespace datadist {
+namespace {
+
+// A handler never fails (see `queue`), so a refused copy puts LLM_FAILED in the status.
+void queue_copies(const char* asked, const at::Tensor& status, std::vector<LocalCopy> copies) {
+  if (status.device().is_cpu()) {
+    require_int32(status, asked);
+    make_local_copies(copies);
+    return;
+  }
+  const int device = status.device().index();
+  require_status(status, device, asked);
+  const StreamInUse stream(device);
+  require_no_capture(stream, asked);
+  if (copies.empty()) return;
+  at_npu::native::OpCommand::RunOpApiV2(
+      asked,
+      [stream = stream.raw, copies = std::move(copies), status = status.data_ptr(),
+       failed = Engine::of(device)->failed_status()]() -> int {
+        if (queue_local_copies(copies, stream) != 0) acl::queue_copy(status, failed, sizeof(int32_t), stream);
+        return 0;
+      });
+}
+
+void require_local(const at::Tensor& status, at::TensorList tensors, const char* name, const char* asked) {
+  for (const at::Tensor& tensor : tensors) {
+    require(tensor.device().is_cpu() || tensor.device() == status.device(), kParamInvalid, asked,
+            ": a tensor of ", name, " is on ", tensor.device().str(), "; ", status.device().str(),
+            ", where the status is, or the CPU was expected");
+  }
+}
+
+void require_as_many(at::TensorList dst, at::TensorList src, const char* asked) {
+  require(dst.size() == src.size(), kParamInvalid, asked, ": the source has ", src.size(),
+          " tensors and the destination ", dst.size(), "; expected as many. Nothing was copied.");
+}
+
+void add_blocks(LocalCopies& copies, const at::Tensor& dst, const at::Tensor& src, const BlockIds& src_ids,
+                const BlockIds& dst_ids, const char* asked) {
+  const int64_t stride = stride_of(src, "the source", asked);
+  const int64_t dst_stride = stride_of(dst, "the destination", asked);
+  require(stride == dst_stride, kParamInvalid, asked, ": a block has ", stride, " bytes in the source and ",
+          dst_stride, " in the destination. Nothing was copied.");
+  const auto runs = merge_runs(
+      pair_blocks(src_ids.ids, src_ids.length, dst_ids.ids, dst_ids.length, src.size(0), dst.size(0), asked));
+  for (const Run& run : runs) copies.add(dst, run.dst * stride, src, run.src * stride, run.blocks * stride);
+}
+
+void copy_cache(const at::Tensor& status, at::TensorList dst, at::TensorList src, int64_t dst_batch,
+                int64_t src_batch, int64_t offset, int64_t size) {
+  as_python_error([&] {
+    const char* asked = "copy_cache";
+    require_as_many(dst, src, asked);
+    require_local(status, dst, "the destination", asked);
+    require_local(status, src, "the source", asked);
+    LocalCopies copies(asked);
+    for (size_t t = 0; t < src.size(); ++t) {
+      const int64_t src_stride = stride_of(src[t], "the source", asked);
+      const int64_t dst_stride = stride_of(dst[t], "the destination", asked);
+      require(src_batch >= 0 && src_batch < src[t].size(0), kParamInvalid, asked,
+              ": src_batch_index = ", src_batch, ", the source has ", src[t].size(0),
+              " batch entries. Nothing was copied.");
+      require(dst_batch >= 0 && dst_batch < dst[t].size(0), kParamInvalid, asked,
+              ": dst_batch_index = ", dst_batch, ", the destination has ", dst[t].size(0),
+              " batch entries. Nothing was copied.");
+      const int64_t bytes = size == -1 ? src_stride - offset : size;
+      require(offset >= 0 && bytes > 0 && offset <= src_stride - bytes && offset <= dst_stride - bytes,
+              kParamInvalid, asked, ": offset = ", offset, " and size = ", size, " of tensor ", t,
+              ", whose batch entries have ", src_stride, " bytes in the source and ", dst_stride,
+              " in the destination. Nothing was copied.");
+      copies.add(dst[t], dst_batch * dst_stride + offset, src[t], src_batch * src_stride + offset, bytes);
+    }
+    queue_copies(asked, status, copies.take());
+  });
+}
+
+void copy_blocks(const at::Tensor& status, at::TensorList cache, const at::Tensor& src_blocks,
+                 const at::Tensor& dst_blocks) {
+  as_python_error([&] {
+    const char* asked = "copy_blocks";
+    require_local(status, cache, "the cache", asked);
+    const BlockIds src(src_blocks, "src_blocks", asked);
+    const BlockIds dst(dst_blocks, "dst_blocks", asked);
+    const std::set<int64_t> sources(src.ids, src.ids + src.length);
+    for (size_t i = 0; i < std::min(src.length, dst.length); ++i) {
+      require(dst.ids[i] < 0 || dst.ids[i] == src.ids[i] || sources.count(dst.ids[i]) == 0, kParamInvalid,
+              asked, ": block ", dst.ids[i],
+              " is a destination and a source, and which comes first is not defined. Nothing was copied.");
+    }
+    LocalCopies copies(asked);
+    for (const at::Tensor& tensor : cache) add_blocks(copies, tensor, tensor, src, dst, asked);
+    queue_copies(asked, status, copies.take());
+  });
+}
+
+void swap_blocks(const at::Tensor& status, at::TensorList src_cache, at::TensorList dst_cache,
+                 const at::Tensor& src_blocks, const at::Tensor& dst_blocks) {
+  as_python_error([&] {
+    const char* asked = "swap_blocks";
+    require_as_many(dst_cache, src_cache, asked);
+    require_local(status, dst_cache, "the destination", asked);
+    require_local(status, src_cache, "the source", asked);
+    const BlockIds src(src_blocks, "src_blocks", asked);
+    const BlockIds dst(dst_blocks, "dst_blocks", asked);
+    LocalCopies copies(asked);
+    for (size_t t = 0; t < src_cache.size(); ++t)
+      add_blocks(copies, dst_cache[t], src_cache[t], src, dst, asked);
+    queue_copies(asked, status, copies.take());
+  });
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(torch_llm_datadist, PrivateUse1, m) {
+  m.impl("copy_cache", &copy_cache);
+  m.impl("copy_blocks", &copy_blocks);
+  m.impl("swap_blocks", &swap_blocks);
+}
+
+TORCH_LIBRARY_IMPL(torch_llm_datadist, CPU, m) {
+  m.impl("copy_cache", &copy_cache);
+  m.impl("copy_blocks", &copy_blocks);
+  m.impl("swap_blocks", &swap_blocks);
+}
+
+}  // namespace datadist
