@@ -619,3 +619,22 @@ def test_capture_begins_on_a_stream_with_work_and_does_not_wait_for_it(acl: Acl)
     gate.open()
     acl.synchronize(stream)
     acl.aclmdlRIDestroy(graph)
+
+
+def test_join_counts_only_what_came_before_it(acl: Acl) -> None:
+    """What a side stream waits for after it was joined is not joined with it."""
+    stream, side, third = acl.stream(), acl.stream(), acl.stream()
+    joins, late, word = acl.event(), acl.event(), acl.malloc(64)
+    begin(acl, stream)
+    fork(acl, stream, third)
+    fork(acl, stream, side)
+    acl.aclrtValueWrite(word, 1, 0, third)
+    acl.aclrtRecordEvent(joins, side)
+    acl.aclrtRecordEvent(late, third)
+    acl.aclrtStreamWaitEvent(stream, joins)
+    acl.aclrtStreamWaitEvent(side, late)
+
+    assert end_code(acl, stream) == UNJOINED
+    message = acl.message()  # about the third stream, of which nothing is joined
+    assert "3 captured tasks" in message
+    assert "first 0 only" in message

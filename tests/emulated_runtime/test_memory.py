@@ -295,3 +295,23 @@ def test_memset_checks_and_sets(acl: Acl) -> None:
     assert acl.read(device, 64) == b"\xfe" * 16 + bytes(48)
     assert acl.code.aclrtMemset(device, 8, 0, 9) == c.INVALID_PARAM
     assert acl.code.aclrtMemsetAsync(ctypes.addressof(buffer), 64, 0, 64, None) == c.INVALID_PARAM
+
+
+def test_cache_operation_keeps_its_place_and_is_checked(acl: Acl) -> None:
+    stream, memory, pinned = acl.stream(), acl.malloc(64), acl.malloc_host(64)
+    before = acl.library.emuCalls(b"aclrtCmoAsync")
+    gate = Gate(acl, stream)
+    for kind in range(4):
+        acl.aclrtCmoAsync(memory, 64, kind, stream)
+    acl.aclrtValueWrite(memory, 1, 0, stream)
+
+    assert acl.read_word(memory) == 0
+    gate.open()
+    acl.synchronize(stream)
+
+    assert acl.read_word(memory) == 1
+    assert acl.code.aclrtCmoAsync(None, 64, 0, stream) == c.INVALID_PARAM
+    assert acl.code.aclrtCmoAsync(memory, 0, 0, stream) == c.INVALID_PARAM
+    assert acl.code.aclrtCmoAsync(memory, 64, 4, stream) == c.INVALID_PARAM
+    assert acl.code.aclrtCmoAsync(pinned, 64, 0, stream) == c.INVALID_PARAM
+    assert acl.library.emuCalls(b"aclrtCmoAsync") == before + 8

@@ -6,6 +6,7 @@ import ctypes
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,15 +37,19 @@ from .graph_harness import (
 )
 
 LANES = 3
+KEPT: list[object] = []
 
 
 def threads() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
-def thread_recorder() -> tuple[HostFunction, list[int]]:
+def thread_recorder(acl: Acl) -> tuple[Callable[[int], None], list[int]]:
+    """Queues compute, which runs on the stream's own thread, and collects which thread that was."""
     ids: list[int] = []
-    return HostFunction(lambda _: ids.append(threading.get_native_id())), ids
+    function = HostFunction(lambda _: ids.append(threading.get_native_id()))
+    KEPT.append(function)
+    return lambda stream: acl.emuLaunchCompute(stream, b"who", function, None, None, None), ids
 
 
 def lanes_that_meet(acl: Acl, stream: int) -> tuple[int, int]:
@@ -93,11 +98,11 @@ def test_threads_outlive_replays_and_graphs(acl: Acl) -> None:
 
 def test_lane_keeps_its_thread(acl: Acl) -> None:
     stream, sides = acl.stream(), [acl.stream() for _ in range(LANES)]
-    recorders = [thread_recorder() for _ in sides]
+    recorders = [thread_recorder(acl) for _ in sides]
     begin(acl, stream)
-    for side, (function, _) in zip(sides, recorders, strict=True):
+    for side, (record, _) in zip(sides, recorders, strict=True):
         fork(acl, stream, side)
-        acl.aclrtLaunchHostFunc(side, function, None)
+        record(side)
         join(acl, stream, side)
     graph = end(acl, stream)
 
@@ -108,11 +113,11 @@ def test_lane_keeps_its_thread(acl: Acl) -> None:
 
 
 def test_first_lane_runs_on_the_thread_of_the_replaying_stream(acl: Acl) -> None:
-    stream, (function, ids) = acl.stream(), thread_recorder()
-    graph = captured(acl, stream, lambda: acl.aclrtLaunchHostFunc(stream, function, None))
+    stream, (record, ids) = acl.stream(), thread_recorder(acl)
+    graph = captured(acl, stream, lambda: record(stream))
 
     acl.aclmdlRIExecuteAsync(graph, stream)
-    acl.aclrtLaunchHostFunc(stream, function, None)
+    record(stream)
     acl.synchronize(stream)
 
     assert len(ids) == 2
@@ -510,3 +515,26 @@ def test_graph_ids_differ(acl: Acl) -> None:
     graphs = [captured(acl, acl.stream(), lambda: None) for _ in range(3)]
 
     assert len({acl.last_out("aclmdlRIGetId", graph, kind=ctypes.c_uint32) for graph in graphs}) == 3
+
+
+def test_replay_ends_with_its_last_lane(acl: Acl) -> None:
+    stream, side, word, out = acl.stream(), acl.stream(), acl.malloc(64), acl.malloc(64)
+    begin(acl, stream)
+    fork(acl, stream, side)
+    acl.aclrtValueWait(word, 1, c.EQ, side)
+    join(acl, stream, side)
+    fork(acl, stream, side)
+    acl.aclrtValueWait(word, 2, c.EQ, side)
+    acl.aclrtValueWrite(out, 1, 0, side)
+    join(acl, stream, side)
+    graph = end(acl, stream)
+
+    acl.aclmdlRIExecuteAsync(graph, stream)
+    acl.aclrtValueWrite(out + 8, 1, 0, stream)
+    for value in (1, 2):
+        assert acl.code.aclrtSynchronizeStreamWithTimeout(stream, FEW_MS) == c.STREAM_TIMEOUT
+        assert acl.read_word(out + 8) == 0
+        acl.write_word(word, value)
+
+    acl.synchronize(stream)
+    assert (acl.read_word(out), acl.read_word(out + 8)) == (1, 1)
