@@ -243,8 +243,10 @@ def test_failing_task_ends_all_lanes_and_the_replay_fails_with_507011(
     graph = end(acl, stream)
     acl.emuFailTask(None, 1, c.LINK_ERROR)
 
+    gate = Gate(acl, stream)
     acl.aclmdlRIExecuteAsync(graph, stream)
     acl.aclrtValueWrite(out + 8, 1, 0, stream)
+    gate.open()
 
     assert acl.sync_code(stream) == GRAPH_FAILED
     assert f"(aclrtMemcpyAsync) failed with {c.LINK_ERROR}" in acl.message()
