@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := TORCH_DEVICE_BACKEND_AUTOLOAD=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 SOURCES := setup.py pyproject.toml torch_llm_datadist_emulator.pth $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.map' -o -name 'since.txt')
 
-.PHONY: demo test build lint format bench bench-emulator op-table clean
+.PHONY: demo test build lint format bench bench-emulator op-table api-docs clean
 
 demo: build
 	$(RUN) demo $(if $(TOKENS),--tokens $(TOKENS)) $(ARGS)
@@ -26,6 +26,10 @@ bench: build
 # Runs every aten op on emulated tensors and writes docs/emulated_ops.md; takes minutes.
 op-table: build
 	TORCH_DEVICE_BACKEND_AUTOLOAD=1 $(BIN)/python -W ignore -m torch_llm_datadist.emulator.op_table docs/emulated_ops.md
+
+# Writes docs/api from the docstrings.
+api-docs: build
+	$(RUN) run --emulate docs/api_pages.py
 
 # What a task and a copy cost the emulated runtime itself, without torch.
 bench-emulator: build

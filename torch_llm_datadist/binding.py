@@ -12,10 +12,9 @@ from torch_llm_datadist import _native
 class TransferState(NamedTuple):
     """``has_ended`` with code 0 means that every byte has left (task) or arrived (ticket).
 
-    With another code: nothing more of it will be written, so its blocks may be used again. The exception is a
-        link that
-    died (LLM_NOT_YET_LINK): a frozen peer may still write what it had queued. The host learns of an end a few
-    milliseconds after the streams do.
+    With another code nothing more of it will be written, so its blocks may be used again. The exception is a
+    link that died (``LLM_NOT_YET_LINK``): a frozen peer may still write what it had queued. The host learns
+    of an end a few milliseconds after the streams do.
     """
 
     has_ended: bool
@@ -29,6 +28,12 @@ class Task:
     Made by ``CacheManager.prepare_push``. Hand ``ticket`` to the receiver's application with the request; it
     is an integer below 2**53. Dropping a task that was never bound gives it up, and the receiver's waits end
     with a code.
+
+    >>> task = prefill.cache_manager.prepare_push(BlocksCacheKey(2), source, [0, 1], [5, 6])
+    >>> isinstance(task.ticket, int)  # goes to the receiver with the request
+    True
+    >>> task.state().has_ended
+    False
     """
 
     def __init__(self, number: int) -> None:
@@ -55,6 +60,23 @@ class Binding:
         device: index of the NPU that the caches are on.
         layers: the layer indices that the forward's ops name.
         timeout_s: default deadline of what is bound, from ``bind`` to the last byte.
+
+    >>> sends = llm_datadist.Binding(device=0, layers=range(LAYERS))  # once per model
+    >>> waits = llm_datadist.Binding(device=1, layers=range(LAYERS))
+    >>> task = prefill.cache_manager.prepare_push(BlocksCacheKey(2), source, [0, 1], [5, 6])
+    >>> sends.bind([task], timeout_s=30)  # before the forward that writes the layers
+    >>> waits.bind([task.ticket], timeout_s=30)  # before the forward that reads them
+    >>> sent, arrived = (torch.zeros(1, dtype=torch.int32, device=f"npu:{i}") for i in range(2))
+    >>> for layer in range(LAYERS):
+    ...     keys, values = source.tensors[2 * layer : 2 * layer + 2]
+    ...     _ = values.fill_(layer)
+    ...     llm_datadist.ops.push_layer(sent, values, layer, sends.id)
+    >>> llm_datadist.ops.finish(sent, values, sends.id)
+    >>> for layer in range(LAYERS):
+    ...     query = torch.zeros(4, device="npu:1")
+    ...     llm_datadist.ops.wait_layer(arrived, query, layer, waits.id)
+    >>> int(sent), int(arrived), target.tensors[3][5].float().mean().item()
+    (0, 0, 1.0)
     """
 
     def __init__(self, device: int, layers: Iterable[int], timeout_s: float = 60.0) -> None:
@@ -109,12 +131,21 @@ class Binding:
 
 
 def ticket_state(ticket: int) -> TransferState:
-    """How a ticket of this process stands; polls, never blocks."""
+    """How a ticket of this process stands; polls, never blocks.
+
+    >>> task = prefill.cache_manager.prepare_push(BlocksCacheKey(2), source, [0], [5])
+    >>> llm_datadist.ticket_state(task.ticket).has_ended
+    False
+    """
     return TransferState(*_native.load().ticket_state(_ticket_number(ticket)))
 
 
 def discard(ticket: int) -> None:
-    """Gives a ticket back that nobody will wait for, so that its slot can be used again."""
+    """Gives a ticket back that nobody will wait for, so that its slot can be used again.
+
+    >>> task = prefill.cache_manager.prepare_push(BlocksCacheKey(2), source, [0], [5])
+    >>> llm_datadist.discard(task.ticket)  # at the receiver, which will not wait after all
+    """
     _native.load().ticket_discard(_ticket_number(ticket))
 
 

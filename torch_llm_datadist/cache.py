@@ -34,6 +34,10 @@ class CacheDesc:
         LLMException: empty shape, or an index outside of it (``LLM_PARAM_INVALID``).
 
     Source: manual page CacheDesc.
+
+    >>> desc = CacheDesc(2 * LAYERS, [BLOCKS, 16, 2, 8], DataType.DT_FLOAT16)
+    >>> desc.size  # bytes of one tensor
+    4096
     """
 
     def __init__(
@@ -80,7 +84,10 @@ class CacheDesc:
     ) -> CacheDesc:
         """A cache whose layers have tensors of different shape or type, as MLA has.
 
-        >>> CacheDesc.of_layers(61, [((512, 128, 1, 512), DT_BF16), ((512, 128, 1, 64), DT_BF16)])
+        >>> latent = ((BLOCKS, 16, 512), DataType.DT_BF16)
+        >>> rope = ((BLOCKS, 16, 64), DataType.DT_BF16)
+        >>> CacheDesc.of_layers(LAYERS, [latent, rope]).num_tensors
+        4
 
         Args:
             num_layers: uint32.
@@ -111,22 +118,27 @@ class CacheDesc:
 
     @property
     def num_tensors(self) -> int:
+        """How many tensors the cache has."""
         return self._num_tensors
 
     @property
     def shape(self) -> list[int] | tuple[int, ...]:
+        """Shape of each tensor; of ``of_layers`` that of the first."""
         return self._shape
 
     @property
     def data_type(self) -> DataType:
+        """Element type; of ``of_layers`` that of the first tensor."""
         return self._data_type
 
     @property
     def placement(self) -> Placement:
+        """Where the tensors lie."""
         return self._placement
 
     @property
     def batch_dim(self) -> int:
+        """``batch_dim_index`` as it was given."""
         return self._batch_dim
 
     @property
@@ -136,10 +148,12 @@ class CacheDesc:
 
     @property
     def seq_len_dim_index(self) -> int:
+        """As it was given."""
         return self._seq_len_dim_index
 
     @property
     def kv_tensor_format(self) -> str | None:
+        """As it was given."""
         return self._kv_tensor_format
 
     @property
@@ -190,6 +204,9 @@ class Cache:
 
     It refers to its tensors, which stay alive until the cache is unregistered and no transfer can touch them
     any more.
+
+    >>> source.cache_id, source.num_blocks, len(source.tensors)
+    (1, 8, 4)
     """
 
     def __init__(
@@ -231,10 +248,12 @@ class Cache:
 
     @property
     def cache_id(self) -> int:
+        """int: 1, 2, … per instance, for allocated and registered ones alike; -1 of ``create_cpu_cache``."""
         return self._cache_id
 
     @property
     def cache_desc(self) -> CacheDesc:
+        """What it was made with."""
         return self._cache_desc
 
     @property
@@ -249,6 +268,7 @@ class Cache:
 
     @property
     def is_blocks_cache(self) -> bool:
+        """Dimension 0 counts blocks, not batch entries."""
         return self._is_blocks_cache
 
     @property

@@ -55,6 +55,12 @@ class CacheManager(LocalCopies, AsyncTransfers):
     """The caches of one ``LLMDataDist``; obtained from ``LLMDataDist.cache_manager``.
 
     Thread-safe. Transfers over different links do not wait for each other.
+
+    >>> manager = prefill.cache_manager
+    >>> _ = source.tensors[0].fill_(3)
+    >>> manager.push_blocks(BlocksCacheKey(2), source, src_blocks=[0, 1], dst_blocks=[6, 2])
+    >>> target.tensors[0][6].float().mean().item()
+    3.0
     """
 
     def __init__(
@@ -149,6 +155,9 @@ class CacheManager(LocalCopies, AsyncTransfers):
         Raises: as ``push_blocks``.
 
         Source: seed 004 push_cache.
+
+        >>> key = llm_datadist.CacheKeyByIdAndIndex(2, theirs.cache_id, batch_index=1)
+        >>> prefill.cache_manager.push_cache(key, ours, src_batch_index=2)
         """
         asked = "push_cache"
         tag = None if tag is None else read_tag(asked, tag)
@@ -198,6 +207,9 @@ class CacheManager(LocalCopies, AsyncTransfers):
         Raises: as ``push_blocks``; ``LLM_KV_CACHE_NOT_EXIST`` also for a key that was pulled before.
 
         Source: manual page pull_cache.
+
+        >>> key = llm_datadist.CacheKeyByIdAndIndex(2, theirs.cache_id, batch_index=1)
+        >>> prefill.cache_manager.pull_cache(key, ours, batch_index=0)
         """
         asked = "pull_cache"
         kinds = (
@@ -260,6 +272,8 @@ class CacheManager(LocalCopies, AsyncTransfers):
         Raises: as ``push_blocks``.
 
         Source: manual page pull_blocks.
+
+        >>> decode.cache_manager.pull_blocks(BlocksCacheKey(1), target, src_blocks=[0], dst_blocks=[7])
         """
         asked = "pull_blocks"
         if isinstance(src_cache_key, (CacheKey, CacheKeyByIdAndIndex)):

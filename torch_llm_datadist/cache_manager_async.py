@@ -122,6 +122,9 @@ class AsyncTransfers:
             TypeError, ValueError: wrong types.
             LLMException: ``LLM_TIMEOUT`` when it has not come in time, and may still; ``LLM_NOT_YET_LINK``
                 when it has not come and there is no link by which it could; the code of a push that failed.
+
+        >>> prefill.cache_manager.push_blocks(BlocksCacheKey(2), source, [0], [1], tag="request 7")
+        >>> decode.cache_manager.wait_arrival(1, "request 7", timeout=10_000)  # at the receiver
         """
         asked = "wait_arrival"
         cluster = checks.uint64(f"{asked}: cluster_id", cluster_id)

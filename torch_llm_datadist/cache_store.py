@@ -126,6 +126,11 @@ class CacheStore:
 
         Source: manual page register_blocks_cache; tensors, and reaching peers that are already linked, are
             additions.
+
+        >>> tensors = [torch.zeros([BLOCKS, 64], device="npu:0") for _ in range(4)]
+        >>> desc = CacheDesc(4, [BLOCKS, 64], DataType.DT_FLOAT)
+        >>> cache = prefill.cache_manager.register_blocks_cache(desc, tensors, BlocksCacheKey(1, model_id=5))
+        >>> prefill.cache_manager.unregister_cache(cache.cache_id)
         """
         asked = "register_blocks_cache"
         self._require_open(asked)
@@ -206,6 +211,11 @@ class CacheStore:
         Raises: as ``allocate_cache``.
 
         Source: manual page allocate_blocks_cache.
+
+        >>> cache = prefill.cache_manager.allocate_blocks_cache(CacheDesc(2, [4, 64], DataType.DT_FLOAT16))
+        >>> cache.tensors[0].shape
+        torch.Size([4, 64])
+        >>> prefill.cache_manager.deallocate_blocks_cache(cache)
         """
         asked = "allocate_blocks_cache"
         self._require_open(asked)

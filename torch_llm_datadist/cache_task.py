@@ -18,6 +18,14 @@ class CacheTask:
     Nothing of it raises for a transfer that failed: the codes say how each config ended.
 
     Source: manual page CacheTask; ``done``, ``details`` and ``await`` are additions.
+
+    >>> class Ready(llm_datadist.LayerSynchronizer):
+    ...     def synchronize_layer(self, layer_index, timeout_in_millis):
+    ...         return True
+    >>> config = llm_datadist.TransferWithCacheKeyConfig(BlocksCacheKey(2), range(LAYERS), range(LAYERS))
+    >>> task = prefill.cache_manager.transfer_cache_async(source, Ready(), [config], [0], [7])
+    >>> task.get_results(10_000)
+    [<LLMStatusCode.LLM_SUCCESS: 0>]
     """
 
     def __init__(self, polls: Sequence[Poll], details: Callable[[], list[str]], ended: Future[None]) -> None:

@@ -11,7 +11,11 @@ from .errors import ParamInvalidError
 
 
 class LLMRole(IntEnum):
-    """A label for the instance's task; it selects nothing in a transfer. Source: manual page LLMRole."""
+    """A label for the instance's task; it selects nothing in a transfer. Source: manual page LLMRole.
+
+    >>> str(llm_datadist.LLMRole.PROMPT)
+    'LLMRole.PROMPT'
+    """
 
     PROMPT = 1
     DECODER = 2
@@ -57,6 +61,11 @@ class LLMClusterInfo:
     """One entry of the list given to ``link_clusters`` and ``unlink_clusters``.
 
     Source: manual page LLMClusterInfo. IPv6 addresses work too.
+
+    >>> peer = LLMClusterInfo()
+    >>> peer.remote_cluster_id = 2
+    >>> peer.append_local_ip_info("10.0.0.3", 0)
+    >>> peer.append_remote_ip_info("10.0.0.4", 26000)
     """
 
     def __init__(self) -> None:

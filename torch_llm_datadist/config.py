@@ -79,7 +79,8 @@ class LLMConfig:
     >>> config = LLMConfig()
     >>> config.device_id = 0
     >>> config.enable_cache_manager = True
-    >>> options = config.generate_options()
+    >>> config.generate_options()["ge.exec.deviceId"]
+    '0'
 
     Each option is a property; setting it checks the value. A wrong type raises ``TypeError``; a bad value
     ``LLMException`` (``LLM_PARAM_INVALID``); what no int32 (``rdma_*``: uint32) holds ``ValueError``.

@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 
 
 class Placement(IntEnum):
-    """Where a cache lies. Source: manual page Placement."""
+    """Where a cache lies. Source: manual page Placement.
+
+    >>> str(llm_datadist.Placement.HOST)
+    'Placement.HOST'
+    """
 
     HOST = 0
     DEVICE = 1
@@ -22,7 +26,11 @@ class Placement(IntEnum):
 
 
 class DataType(Enum):
-    """Element type of a cache; the value is the graph engine's number. Source: manual page DataType."""
+    """Element type of a cache; the value is the graph engine's number. Source: manual page DataType.
+
+    >>> DataType.DT_BF16.value
+    27
+    """
 
     DT_FLOAT = 0
     DT_FLOAT16 = 1

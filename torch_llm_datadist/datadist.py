@@ -34,10 +34,13 @@ _UNLINK_S = 3.0
 class LLMDataDist:
     """An instance: registers caches, links to other instances, moves KV blocks between them.
 
-    >>> datadist = LLMDataDist(LLMRole.PROMPT, cluster_id=1)
-    >>> datadist.init(config.generate_options())
-    >>> cache = datadist.cache_manager.register_blocks_cache(desc, tensors)
-    >>> status, per_cluster = datadist.link_clusters([peer])
+    >>> config = LLMConfig()
+    >>> config.device_id = 0
+    >>> config.enable_cache_manager = True
+    >>> instance = LLMDataDist(llm_datadist.LLMRole.PROMPT, cluster_id=4)
+    >>> instance.init(config.generate_options())
+    >>> cache = instance.cache_manager.register_blocks_cache(source.cache_desc, list(source.tensors))
+    >>> instance.finalize()
 
     Several instances may live in one process. Before ``init`` and after ``finalize`` all but ``init``,
     ``finalize`` and ``cluster_id`` raise ``RuntimeError``.
@@ -113,6 +116,9 @@ class LLMDataDist:
             TypeError, ValueError, LLMException: bad arguments.
 
         Source: manual page link_clusters.
+
+        >>> prefill.link_clusters([peer])  # linked before
+        (<LLMStatusCode.LLM_ALREADY_LINK: 1343270920>, [<LLMStatusCode.LLM_ALREADY_LINK: 1343270920>])
         """
         running = self._initialised()
         asked = "link_clusters"
@@ -190,6 +196,20 @@ class LLMDataDist:
                 taken.
 
         Source: manual page link. Caches that are registered later are reachable, too.
+
+        >>> import json, time
+        >>> devices = [{"device_id": str(i), "device_ip": f"10.0.0.{i}", "rank_id": str(i)} for i in range(2)]
+        >>> servers = [{"server_id": "127.0.0.1", "device": devices}]
+        >>> rank_table = json.dumps({"version": "1.0", "status": "completed", "server_list": servers})
+        >>> def join(instance):  # each member calls it, in a process of its own as a rule
+        ...     return instance.link("kv", {7: 0, 8: 1}, rank_table)
+        >>> members = [start(7, 0), start(8, 1)]
+        >>> domains = [join(member) for member in members]
+        >>> while members[0].query_register_mem_status(domains[0]) is not llm_datadist.RegisterMemStatus.OK:
+        ...     time.sleep(0.01)
+        >>> for member, domain in zip(members, domains):
+        ...     member.unlink(domain)
+        ...     member.finalize()
         """
         running = self._initialised()
         port = port_of(running.options.link_port)
@@ -246,6 +266,12 @@ class LLMDataDist:
                 is none, ``LLM_FAILED`` when it is taken.
 
         Source: manual page switch_role.
+
+        >>> other = start(5, 1)
+        >>> other.switch_role(llm_datadist.LLMRole.DECODER)  # listens no longer
+        >>> other.listen_port is None
+        True
+        >>> other.finalize()
         """
         running = self._initialised()
         asked = "switch_role"
@@ -273,6 +299,7 @@ class LLMDataDist:
 
     @property
     def cluster_id(self) -> int:
+        """uint64, as it was given; also before ``init``."""
         return self._cluster_id
 
     @property
@@ -321,6 +348,13 @@ class LLMDataDist:
             TypeError, ValueError: wrong types.
             LLMException: ``LLM_PARAM_INVALID`` for an empty group or a bad address; else the code of the
                 first rank that failed, in the order of ``ranks``.
+
+        >>> ranks = [start(cluster_id=10 + rank, device=rank) for rank in range(2)]
+        >>> prefill.link_group({r.cluster_id: f"127.0.0.1:{r.listen_port}" for r in ranks}, timeout=10_000)
+        >>> [link.cluster_id for link in prefill.links()]
+        [2, 10, 11]
+        >>> for rank in ranks:
+        ...     rank.finalize()
         """
         running = self._initialised()
         asked = "link_group"
@@ -357,13 +391,19 @@ class LLMDataDist:
 
         Raises:
             TimeoutExceededError: naming the clusters that are missing.
+
+        >>> decode.wait_linked([1], timeout_s=5)
         """
         running = self._initialised()
         wanted = [checks.uint64(f"wait_linked: cluster_ids[{i}]", c) for i, c in enumerate(cluster_ids)]
         running.links.table.wait_linked(wanted, timeout_s)
 
     def links(self) -> list[LinkInfo]:
-        """The links there are, and their states; one whose peer has died may be there for 0.1 s as "lost"."""
+        """The links there are, and their states; one whose peer has died may be there for 0.1 s as "lost".
+
+        >>> [(link.cluster_id, link.state) for link in prefill.links()]
+        [(2, 'linked')]
+        """
         running = self._initialised()
         is_alive = {info: running.instance.link_status(info.link)[0] for info in running.links.table.infos()}
         return [info if alive else replace(info, state="lost") for info, alive in is_alive.items()]

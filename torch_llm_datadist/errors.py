@@ -13,7 +13,11 @@ _BASE = 0x5010B000
 
 
 class LLMStatusCode(IntEnum):
-    """Result of an LLM-DataDist call. Source: manual page LLMStatusCode."""
+    """Result of an LLM-DataDist call. Source: manual page LLMStatusCode.
+
+    >>> llm_datadist.LLMStatusCode(1343270938)
+    <LLMStatusCode.LLM_TIMEOUT: 1343270938>
+    """
 
     LLM_SUCCESS = 0
     LLM_FAILED = 0xFFFFFFFF
@@ -58,7 +62,11 @@ def status_code_of(value: int) -> LLMStatusCode:
 
 
 class Status:
-    """A status code that can be asked whether it is good; for older callers. Source: manual page Status."""
+    """A status code that can be asked whether it is good; for older callers. Source: manual page Status.
+
+    >>> llm_datadist.Status(llm_datadist.LLMStatusCode.LLM_SUCCESS).is_ok()
+    True
+    """
 
     def __init__(self, status_code: LLMStatusCode) -> None:
         if not isinstance(status_code, LLMStatusCode):
@@ -67,9 +75,11 @@ class Status:
 
     @property
     def status_code(self) -> LLMStatusCode:
+        """The code that it was made with."""
         return self._status_code
 
     def is_ok(self) -> bool:
+        """It is ``LLM_SUCCESS``."""
         return self._status_code == LLMStatusCode.LLM_SUCCESS
 
     def __repr__(self) -> str:
@@ -81,6 +91,12 @@ class LLMException(RuntimeError):
 
     ``status_code`` (and ``code``, the same) is never ``LLM_SUCCESS``: an exception that is given no code, or
     that one, carries the code of its class. Source: manual page LLMException.
+
+    >>> try:
+    ...     prefill.cache_manager.push_blocks(BlocksCacheKey(99), source, [0], [0])
+    ... except llm_datadist.LLMException as error:
+    ...     print(type(error).__name__, error.status_code)
+    NotYetLinkError LLMStatusCode.LLM_NOT_YET_LINK
     """
 
     default_code: ClassVar[LLMStatusCode] = LLMStatusCode.LLM_FAILED
@@ -91,14 +107,18 @@ class LLMException(RuntimeError):
 
     @property
     def status_code(self) -> LLMStatusCode:
+        """The original code, as ``LLM_TIMEOUT``."""
         return self._status_code
 
     @property
     def code(self) -> LLMStatusCode:
+        """The same as ``status_code``."""
         return self._status_code
 
 
 class EngineFailedError(LLMException):
+    """A call of the runtime failed, or the instance is finalized; the message says which."""
+
     default_code = LLMStatusCode.LLM_FAILED
 
 
@@ -111,6 +131,8 @@ class TimeoutExceededError(LLMException):
 
 
 class WaitProcessTimeoutError(TimeoutExceededError):
+    """Of the original; nothing here raises it."""
+
     default_code = LLMStatusCode.LLM_WAIT_PROCESS_TIMEOUT
 
 
@@ -121,10 +143,14 @@ class KvCacheNotExistError(LLMException):
 
 
 class RepeatRequestError(LLMException):
+    """Of the original; nothing here raises it."""
+
     default_code = LLMStatusCode.LLM_REPEAT_REQUEST
 
 
 class RequestAlreadyCompletedError(LLMException):
+    """Of the original; nothing here raises it."""
+
     default_code = LLMStatusCode.LLM_REQUEST_ALREADY_COMPLETED
 
 
@@ -135,6 +161,8 @@ class ParamInvalidError(LLMException):
 
 
 class EngineFinalizedError(LLMException):
+    """The instance was finalized under the call."""
+
     default_code = LLMStatusCode.LLM_ENGINE_FINALIZED
 
 
@@ -145,50 +173,74 @@ class NotYetLinkError(LLMException):
 
 
 class AlreadyLinkError(LLMException):
+    """There is a link to that cluster already."""
+
     default_code = LLMStatusCode.LLM_ALREADY_LINK
 
 
 class LinkFailedError(LLMException):
+    """Nobody listens there, or the handshake failed; the message says why."""
+
     default_code = LLMStatusCode.LLM_LINK_FAILED
 
 
 class UnlinkFailedError(LLMException):
+    """The peer did not answer in time; the link stays."""
+
     default_code = LLMStatusCode.LLM_UNLINK_FAILED
 
 
 class NotifyPromptUnlinkFailedError(UnlinkFailedError):
+    """Of the original; nothing here raises it."""
+
     default_code = LLMStatusCode.LLM_NOTIFY_PROMPT_UNLINK_FAILED
 
 
 class ClusterNumExceedLimitError(LLMException):
+    """One of the two instances has as many links as an instance may have."""
+
     default_code = LLMStatusCode.LLM_CLUSTER_NUM_EXCEED_LIMIT
 
 
 class ProcessingLinkError(LLMException):
+    """A handshake with that cluster is under way."""
+
     default_code = LLMStatusCode.LLM_PROCESSING_LINK
 
 
 class PrefixAlreadyExistError(LLMException):
+    """Of the original; nothing here raises it."""
+
     default_code = LLMStatusCode.LLM_PREFIX_ALREADY_EXIST
 
 
 class PrefixNotExistError(LLMException):
+    """Of the original; nothing here raises it."""
+
     default_code = LLMStatusCode.LLM_PREFIX_NOT_EXIST
 
 
 class SeqLenOverLimitError(LLMException):
+    """Of the original; nothing here raises it."""
+
     default_code = LLMStatusCode.LLM_SEQ_LENOVERLIMIT
 
 
 class NoFreeBlockError(LLMException):
+    """Of the original; nothing here raises it."""
+
     default_code = LLMStatusCode.LLM_NO_FREE_BLOCK
 
 
 class ExistLinkError(LLMException):
+    """What was asked needs that there is no link."""
+
     default_code = LLMStatusCode.LLM_EXIST_LINK
 
 
 class FeatureNotEnabledError(LLMException):
+    """It is not there, or not switched on; the message says what would switch it on."""
+
     default_code = LLMStatusCode.LLM_FEATURE_NOT_ENABLED
 
 
@@ -199,14 +251,20 @@ class LinkBusyError(LLMException):
 
 
 class OutOfMemoryError(LLMException):
+    """A pool or the device has no room."""
+
     default_code = LLMStatusCode.LLM_OUT_OF_MEMORY
 
 
 class DeviceOutOfMemoryError(OutOfMemoryError):
+    """Of the original; nothing here raises it."""
+
     default_code = LLMStatusCode.LLM_DEVICE_OUT_OF_MEMORY
 
 
 class BlocksOutOfMemoryError(OutOfMemoryError):
+    """Of the original; nothing here raises it."""
+
     default_code = LLMStatusCode.LLM_BLOCKS_OUT_OF_MEMORY
 
 
@@ -223,6 +281,8 @@ class SuspectRemoteError(LLMException):
 
 
 class UnknownError(LLMException):
+    """Of the original; nothing here raises it."""
+
     default_code = LLMStatusCode.LLM_UNKNOWN_ERROR
 
 

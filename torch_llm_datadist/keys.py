@@ -63,6 +63,8 @@ class BlocksCacheKey(_Key):
         LLMException: missing, too many or unknown arguments (``LLM_PARAM_INVALID``).
 
     Source: seed 002 BlocksCacheKey.
+
+    >>> prefill.cache_manager.push_blocks(BlocksCacheKey(2), source, [0, 1], [3, 4])
     """
 
     _names = ("cluster_id", "model_id")
@@ -74,14 +76,17 @@ class BlocksCacheKey(_Key):
 
     @property
     def cluster_id(self) -> int:
+        """uint64: in a transfer the remote instance."""
         return self._cluster_id
 
     @property
     def prompt_cluster_id(self) -> int:
+        """The older name of ``cluster_id``."""
         return self._cluster_id
 
     @property
     def model_id(self) -> int:
+        """uint64: which blocks cache of that instance."""
         return self._model_id
 
 
@@ -93,6 +98,11 @@ class CacheKey(_Key):
     ``BlocksCacheKey``.
 
     Source: manual page CacheKey.
+
+    >>> desc = CacheDesc(2, [2, 64], DataType.DT_FLOAT16)
+    >>> keys = [llm_datadist.CacheKey(1, req_id=7), llm_datadist.CacheKey(1, req_id=8)]
+    >>> cache = prefill.cache_manager.allocate_cache(desc, keys)  # key i names batch entry i
+    >>> prefill.cache_manager.remove_cache_key(keys[0])
     """
 
     _names = ("cluster_id", "req_id", "model_id", "prefix_id")
@@ -106,22 +116,27 @@ class CacheKey(_Key):
 
     @property
     def cluster_id(self) -> int:
+        """uint64: in a transfer the remote instance."""
         return self._cluster_id
 
     @property
     def prompt_cluster_id(self) -> int:
+        """The older name of ``cluster_id``."""
         return self._cluster_id
 
     @property
     def req_id(self) -> int:
+        """uint64: the request; 2**64-1 is none."""
         return self._req_id
 
     @property
     def model_id(self) -> int:
+        """uint64: tells models with the same requests apart."""
         return self._model_id
 
     @property
     def prefix_id(self) -> int:
+        """uint64: a prefix in place of a request; 2**64-1 is none."""
         return self._prefix_id
 
 
@@ -135,6 +150,9 @@ class CacheKeyByIdAndIndex(_Key):
         batch_index: uint32.
 
     Source: manual page CacheKeyByIdAndIndex.
+
+    >>> key = llm_datadist.CacheKeyByIdAndIndex(2, theirs.cache_id, batch_index=2)
+    >>> prefill.cache_manager.push_cache(key, ours, src_batch_index=0)
     """
 
     _names = ("cluster_id", "cache_id", "batch_index")
@@ -146,12 +164,15 @@ class CacheKeyByIdAndIndex(_Key):
 
     @property
     def cluster_id(self) -> int:
+        """uint64: in a transfer the remote instance."""
         return self._cluster_id
 
     @property
     def cache_id(self) -> int:
+        """int64: ``Cache.cache_id`` at that instance."""
         return self._cache_id
 
     @property
     def batch_index(self) -> int:
+        """uint32: the batch entry; 0 for a blocks cache."""
         return self._batch_index

@@ -20,12 +20,22 @@ _PROMPT_ONLY = (LLMRole.PROMPT, LLMRole.MIX)
 
 
 class KvCacheManager:
-    """Obtained from ``LLMDataDist.kv_cache_manager`` while ``enable_cache_manager`` is off.
+    """The manager of the older API: ``LLMDataDist.kv_cache_manager`` while ``enable_cache_manager`` is off.
 
     Every method does what the one of that name does in ``CacheManager``, whose documentation holds. What is
     for one role only raises ``LLM_PARAM_INVALID`` in the other.
 
     Source: older manual page KvCacheManager.
+
+    >>> config = LLMConfig()
+    >>> config.device_id = 0
+    >>> config.mem_pool_cfg = '{"memory_size": 1048576}'
+    >>> older = LLMDataDist(llm_datadist.LLMRole.MIX, cluster_id=3)
+    >>> older.init(config.generate_options())  # enable_cache_manager is off
+    >>> cache = older.kv_cache_manager.allocate_cache(CacheDesc(2, [1, 64], DataType.DT_FLOAT16))
+    >>> len(cache.per_device_tensor_addrs[0])
+    2
+    >>> older.finalize()
     """
 
     def __init__(self, manager: CacheManager, role: LLMRole) -> None:
@@ -33,6 +43,7 @@ class KvCacheManager:
         self._role = role
 
     def is_initialized(self) -> bool:
+        """False once the instance is finalized."""
         return not self._manager.is_closed
 
     def allocate_cache(self, cache_desc: CacheDesc, cache_keys: Sequence[CacheKey] = ()) -> Cache:
@@ -44,12 +55,15 @@ class KvCacheManager:
     def allocate_blocks_cache(
         self, cache_desc: CacheDesc, blocks_cache_key: BlocksCacheKey | None = None
     ) -> Cache:
+        """As ``CacheManager.allocate_blocks_cache``, in any role."""
         return self._manager.allocate_blocks_cache(cache_desc, blocks_cache_key)
 
     def deallocate_cache(self, cache: Cache) -> None:
+        """As ``CacheManager.deallocate_cache``, in any role."""
         self._manager.deallocate_cache(cache)
 
     def deallocate_blocks_cache(self, cache: Cache) -> None:
+        """As ``CacheManager.deallocate_blocks_cache``, in any role."""
         self._manager.deallocate_blocks_cache(cache)
 
     def remove_cache_key(self, cache_key: CacheKey) -> None:
@@ -114,12 +128,15 @@ class KvCacheManager:
         size: int = -1,
         req_id: int | None = None,
     ) -> None:
+        """As ``CacheManager.copy_cache``, in any role."""
         self._manager.copy_cache(dst, src, dst_batch_index, src_batch_index, offset, size, req_id)
 
     def copy_blocks(self, cache: Cache, copy_block_info: dict[int, list[int]]) -> None:
+        """As ``CacheManager.copy_blocks``, in any role."""
         self._manager.copy_blocks(cache, copy_block_info)
 
     def swap_blocks(self, src_cache: Cache, dst_cache: Cache, src_to_dst: dict[int, int]) -> None:
+        """As ``CacheManager.swap_blocks``, in any role."""
         self._manager.swap_blocks(src_cache, dst_cache, src_to_dst)
 
     def push_cache(

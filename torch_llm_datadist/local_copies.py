@@ -44,6 +44,8 @@ class LocalCopies(CacheStore):
                 runtime refuses.
 
         Source: manual page copy_cache.
+
+        >>> prefill.cache_manager.copy_cache(ours, ours, dst_batch_index=2, src_batch_index=0)
         """
         asked = "copy_cache"
         to = self._find(asked, "dst", dst, is_blocks=False).cache
@@ -81,6 +83,8 @@ class LocalCopies(CacheStore):
         Raises: as ``copy_cache``; TypeError for values that are no lists.
 
         Source: manual page copy_blocks.
+
+        >>> prefill.cache_manager.copy_blocks(source, {0: [1, 2], 5: [3]})
         """
         asked = "copy_blocks"
         local = self._find(asked, "cache", cache, is_blocks=True).cache
@@ -111,6 +115,11 @@ class LocalCopies(CacheStore):
         Raises: as ``copy_cache``.
 
         Source: manual page swap_blocks.
+
+        >>> host = [torch.zeros([BLOCKS, 16, 2, 8], dtype=torch.float16) for _ in range(2 * LAYERS)]
+        >>> desc = CacheDesc(2 * LAYERS, [BLOCKS, 16, 2, 8], DataType.DT_FLOAT16, llm_datadist.Placement.HOST)
+        >>> on_host = llm_datadist.Cache.create_cpu_cache(desc, [tensor.data_ptr() for tensor in host])
+        >>> prefill.cache_manager.swap_blocks(source, on_host, {0: 3})  # out
         """
         asked = "swap_blocks"
         source = self._find_operand(asked, "src_cache", src_cache)

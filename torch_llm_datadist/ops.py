@@ -68,6 +68,12 @@ def push_blocks(
         LLMException: with the code and what is still usable; nothing was queued.
 
     Source: seed 003, push_blocks.
+
+    >>> status = torch.zeros(1, dtype=torch.int32, device="npu:0")
+    >>> src, dst = torch.tensor([0, 1]), torch.tensor([4, 5])
+    >>> llm_datadist.ops.push_blocks(status, source.tensors, src, dst, link=prefill.link_id(2))
+    >>> int(status)  # waits for the stream
+    0
     """
     _ops.push_blocks.default(
         status, cache, src_blocks, dst_blocks, link, model_id, src_layer, dst_layer, num_layers,
@@ -111,6 +117,12 @@ def pull_blocks(
         LLMException: with the code and what is still usable; nothing was queued.
 
     Source: manual page pull_blocks.
+
+    >>> status = torch.zeros(1, dtype=torch.int32, device="npu:0")
+    >>> src, dst = torch.tensor([0, 1]), torch.tensor([4, 5])
+    >>> llm_datadist.ops.pull_blocks(status, source.tensors, src, dst, link=prefill.link_id(2))
+    >>> int(status)
+    0
     """
     _ops.pull_blocks.default(
         status, cache, src_blocks, dst_blocks, link, model_id, src_layer, dst_layer, num_layers,
@@ -165,6 +177,13 @@ def push_cache(
         LLMException: with the code and what is still usable; nothing was queued.
 
     Source: seed 004, push_cache.
+
+    >>> status = torch.zeros(1, dtype=torch.int32, device="npu:0")
+    >>> llm_datadist.ops.push_cache(
+    ...     status, ours.tensors, link=prefill.link_id(2), cache_id=theirs.cache_id, src_batch=1, dst_batch=2
+    ... )
+    >>> int(status)
+    0
     """
     _ops.push_cache.default(
         status, cache, _NO_BLOCKS if dst_blocks is None else dst_blocks, link, cache_id, src_batch, dst_batch,
@@ -210,6 +229,13 @@ def pull_cache(
         LLMException: with the code and what is still usable; nothing was queued.
 
     Source: manual page pull_cache.
+
+    >>> status = torch.zeros(1, dtype=torch.int32, device="npu:0")
+    >>> llm_datadist.ops.pull_cache(
+    ...     status, ours.tensors, link=prefill.link_id(2), cache_id=theirs.cache_id, src_batch=1, dst_batch=2
+    ... )
+    >>> int(status)
+    0
     """
     _ops.pull_cache.default(
         status, cache, _NO_BLOCKS if dst_blocks is None else dst_blocks, link, cache_id, src_batch, dst_batch,
@@ -250,6 +276,12 @@ def copy_cache(
         LLMException: a value that does not fit the tensors; nothing was queued.
 
     Source: manual page copy_cache.
+
+    >>> status = torch.zeros(1, dtype=torch.int32, device="npu:0")
+    >>> tensor = torch.tensor([[1, 2], [3, 4]], device="npu:0")
+    >>> llm_datadist.ops.copy_cache(status, [tensor], [tensor], dst_batch=1, src_batch=0)
+    >>> tensor.tolist()
+    [[1, 2], [1, 2]]
     """
     _ops.copy_cache.default(status, dst, src, dst_batch, src_batch, offset, size)
 
@@ -276,6 +308,12 @@ def copy_blocks(status: Tensor, cache: Sequence[Tensor], src_blocks: Tensor, dst
         LLMException: a value that does not fit the tensors; nothing was queued.
 
     Source: manual page copy_blocks.
+
+    >>> status = torch.zeros(1, dtype=torch.int32, device="npu:0")
+    >>> tensor = torch.tensor([[1, 2], [3, 4], [5, 6]], device="npu:0")
+    >>> llm_datadist.ops.copy_blocks(status, [tensor], torch.tensor([0, 0]), torch.tensor([1, 2]))
+    >>> tensor.tolist()
+    [[1, 2], [1, 2], [1, 2]]
     """
     _ops.copy_blocks.default(status, cache, src_blocks, dst_blocks)
 
@@ -309,6 +347,14 @@ def swap_blocks(
         LLMException: a value that does not fit the tensors; nothing was queued.
 
     Source: manual page swap_blocks.
+
+    >>> status = torch.zeros(1, dtype=torch.int32, device="npu:0")
+    >>> on_device = torch.tensor([[1, 2], [3, 4]], device="npu:0")
+    >>> on_host = torch.zeros(2, 2, dtype=torch.int64)
+    >>> llm_datadist.ops.swap_blocks(status, [on_device], [on_host], torch.tensor([1]), torch.tensor([0]))
+    >>> torch.npu.synchronize()
+    >>> on_host.tolist()
+    [[3, 4], [0, 0]]
     """
     _ops.swap_blocks.default(status, src_cache, dst_cache, src_blocks, dst_blocks)
 
@@ -322,8 +368,7 @@ def push_layer(status: Tensor, after: Tensor, layer: int, binding: int) -> None:
     """Lets the bound tasks send one layer, once the current stream has got here.
 
     Does not wait: until ``finish`` the layer's source blocks belong to the tasks. Nothing is sent when no
-        bound task
-    carries the layer.
+    bound task carries the layer.
 
     Args:
         status: int32[1] on the caches' device, one per binding; 0 = all is well so far.
@@ -336,6 +381,11 @@ def push_layer(status: Tensor, after: Tensor, layer: int, binding: int) -> None:
 
     Raises:
         LLMException: the binding was never bound, is not for that layer, or the layer was pushed before.
+
+    >>> binding = llm_datadist.Binding(device=0, layers=range(LAYERS))
+    >>> binding.bind(())  # a forward without a transfer: see Binding for one with
+    >>> status = torch.zeros(1, dtype=torch.int32, device="npu:0")
+    >>> llm_datadist.ops.push_layer(status, source.tensors[1], 0, binding.id)
     """
     _ops.push_layer.default(status, after, layer, binding)
 
@@ -362,6 +412,11 @@ def wait_layer(status: Tensor, before: Tensor, layer: int, binding: int) -> None
 
     Raises:
         LLMException: the binding was never bound, or is not for that layer.
+
+    >>> binding = llm_datadist.Binding(device=0, layers=range(LAYERS))
+    >>> binding.bind(())  # a forward without a transfer: see Binding for one with
+    >>> status, query = torch.zeros(1, dtype=torch.int32, device="npu:0"), torch.zeros(4, device="npu:0")
+    >>> llm_datadist.ops.wait_layer(status, query, 0, binding.id)
     """
     _ops.wait_layer.default(status, before, layer, binding)
 
@@ -383,6 +438,13 @@ def finish(status: Tensor, before: Tensor, binding: int) -> None:
 
     Raises:
         LLMException: the binding was never bound.
+
+    >>> binding = llm_datadist.Binding(device=0, layers=range(LAYERS))
+    >>> binding.bind(())  # a forward without a transfer: see Binding for one with
+    >>> status = torch.zeros(1, dtype=torch.int32, device="npu:0")
+    >>> llm_datadist.ops.finish(status, source.tensors[1], binding.id)
+    >>> int(status)
+    0
     """
     _ops.finish.default(status, before, binding)
 

@@ -12,14 +12,22 @@ from .keys import BlocksCacheKey, CacheKeyByIdAndIndex
 
 
 class Memtype(Enum):
-    """Kind of memory; numbered in the opposite order to ``Placement``. Source: manual page Memtype."""
+    """Kind of memory; numbered in the opposite order to ``Placement``. Source: manual page Memtype.
+
+    >>> llm_datadist.Memtype.MEM_TYPE_DEVICE.value
+    0
+    """
 
     MEM_TYPE_DEVICE = 0
     MEM_TYPE_HOST = 1
 
 
 class RegisterMemStatus(Enum):
-    """State of a two-sided link. Source: manual page RegisterMemStatus."""
+    """State of a two-sided link. Source: manual page RegisterMemStatus.
+
+    >>> llm_datadist.RegisterMemStatus(0).name
+    'OK'
+    """
 
     OK = 0
     PREPARING = 1
@@ -27,7 +35,23 @@ class RegisterMemStatus(Enum):
 
 
 class LayerSynchronizer(ABC):
-    """Tells ``transfer_cache_async`` when a layer may be sent. Source: seed 001 transfer_cache_async."""
+    """Tells ``transfer_cache_async`` when a layer may be sent. Source: seed 001 transfer_cache_async.
+
+    >>> class AfterEvents(llm_datadist.LayerSynchronizer):
+    ...     def __init__(self, events):
+    ...         self.events = events
+    ...     def synchronize_layer(self, layer_index, timeout_in_millis):
+    ...         self.events[layer_index].synchronize()  # recorded by the forward, behind the layer
+    ...         return True
+    >>> events = [torch.npu.Event() for _ in range(LAYERS)]
+    >>> config = llm_datadist.TransferWithCacheKeyConfig(BlocksCacheKey(2), range(LAYERS), range(LAYERS))
+    >>> manager = prefill.cache_manager
+    >>> task = manager.transfer_cache_async(source, AfterEvents(events), [config], [0, 1], [5, 6])
+    >>> for event in events:  # in a forward: after each layer
+    ...     event.record()
+    >>> task.synchronize(10_000)
+    <LLMStatusCode.LLM_SUCCESS: 0>
+    """
 
     @abstractmethod
     def synchronize_layer(self, layer_index: int, timeout_in_millis: int | None) -> bool:
@@ -59,6 +83,10 @@ class TransferConfig:
         LLMException: ``LLM_PARAM_INVALID`` for a range with another step, or empty, or below 0.
 
     Source: manual page TransferConfig.
+
+    >>> config = llm_datadist.TransferConfig(2, target.tensor_addrs[2:], src_layer_range=range(1, LAYERS))
+    >>> len(config.dst_addrs)
+    2
     """
 
     def __init__(
@@ -75,6 +103,7 @@ class TransferConfig:
 
     @property
     def dst_cluster_id(self) -> int:
+        """uint64: the peer."""
         return self._dst_cluster_id
 
     @dst_cluster_id.setter
@@ -83,6 +112,7 @@ class TransferConfig:
 
     @property
     def dst_addrs(self) -> Sequence[int]:
+        """Addresses at the peer, two for each layer."""
         return self._dst_addrs
 
     @dst_addrs.setter
@@ -95,6 +125,7 @@ class TransferConfig:
 
     @property
     def src_layer_range(self) -> range | None:
+        """Layers of the source; None: all."""
         return self._src_layer_range
 
     @src_layer_range.setter
@@ -105,6 +136,7 @@ class TransferConfig:
 
     @property
     def src_batch_index(self) -> int:
+        """uint32: entry of a contiguous source."""
         return self._src_batch_index
 
     @src_batch_index.setter
@@ -121,7 +153,11 @@ class TransferConfig:
 class TransferWithCacheKeyConfig:
     """One destination of ``transfer_cache_async`` in remote-accessible mode: a cache of the peer by its key.
 
-    >>> TransferWithCacheKeyConfig(BlocksCacheKey(1), range(0, 40), range(0, 40))
+    >>> config = llm_datadist.TransferWithCacheKeyConfig(
+    ...     BlocksCacheKey(2), src_layer_range=range(0, 1), dst_layer_range=range(1, 2)
+    ... )  # layer 0 here is layer 1 there
+    >>> config.dst_cluster_id
+    2
 
     Layer ``src_layer_range.start + k`` goes to layer ``dst_layer_range.start + k``.
 
@@ -170,6 +206,7 @@ class TransferWithCacheKeyConfig:
 
     @property
     def cache_key(self) -> BlocksCacheKey | CacheKeyByIdAndIndex:
+        """The remote cache."""
         return self._cache_key
 
     @cache_key.setter
@@ -188,6 +225,7 @@ class TransferWithCacheKeyConfig:
 
     @property
     def src_layer_range(self) -> range:
+        """Layers of the source, step 1."""
         return self._src_layer_range
 
     @src_layer_range.setter
@@ -196,6 +234,7 @@ class TransferWithCacheKeyConfig:
 
     @property
     def dst_layer_range(self) -> range:
+        """Layers of the destination, as many."""
         return self._dst_layer_range
 
     @dst_layer_range.setter
@@ -204,6 +243,7 @@ class TransferWithCacheKeyConfig:
 
     @property
     def src_batch_index(self) -> int:
+        """uint32: entry of a contiguous source."""
         return self._src_batch_index
 
     @src_batch_index.setter
@@ -226,6 +266,9 @@ class MemInfo:
         size: int64, in bytes.
 
     Source: manual page MemInfo.
+
+    >>> llm_datadist.MemInfo(llm_datadist.Memtype.MEM_TYPE_DEVICE, source.tensor_addrs[0], 4096).size
+    4096
     """
 
     def __init__(self, mem_type: Memtype, addr: int, size: int) -> None:
@@ -235,14 +278,17 @@ class MemInfo:
 
     @property
     def mem_type(self) -> Memtype:
+        """Device or host memory."""
         return self._mem_type
 
     @property
     def addr(self) -> int:
+        """uint64: where it begins."""
         return self._addr
 
     @property
     def size(self) -> int:
+        """int: bytes."""
         return self._size
 
     def __repr__(self) -> str:

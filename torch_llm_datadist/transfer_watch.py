@@ -18,7 +18,8 @@ Name = TypeVar("Name", bound=Hashable)
 
 @dataclass(frozen=True)
 class FailedTransfer:
-    """
+    """How a transfer failed.
+
     Attributes:
         blocks: what was given for it: the blocks whose bytes are not to be trusted.
     """
@@ -46,9 +47,10 @@ class Finished(Generic[Name]):
 class TransferWatch(Generic[Name]):
     """The transfers of an engine by the names it gives them, its request ids say. Not in the original.
 
-    >>> watch = TransferWatch()
-    >>> watch.add("request 7", manager.prepare_push(key, cache, src, dst), blocks=src)
-    >>> watch.poll()
+    >>> watch = llm_datadist.TransferWatch()
+    >>> task = prefill.cache_manager.prepare_push(BlocksCacheKey(2), source, [0], [1])
+    >>> watch.add("request 7", task, blocks=[0])
+    >>> watch.poll()  # once per step of the scheduler
     Finished(sent=set(), arrived=set(), failed={})
 
     Thread-safe. Each name is reported once and then forgotten.
@@ -59,7 +61,8 @@ class TransferWatch(Generic[Name]):
         self._watched: dict[Name, tuple[Task | CacheTask | int, tuple[int, ...]]] = {}
 
     def add(self, name: Name, transfer: Task | CacheTask | int, blocks: Sequence[int] = ()) -> None:
-        """
+        """Watches one more transfer.
+
         Args:
             name: hashable; not in use.
             transfer: a ``Task`` or a ``CacheTask`` that sends, or a ticket (int) that arrives here.
