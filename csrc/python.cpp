@@ -12,6 +12,7 @@
 #include "link/forked.h"
 #include "link/instance.h"
 #include "link/ticket.h"
+#include "plan/copies.h"
 #include "python_error.h"
 #include "transport/mapped/host_memory.h"
 #include "transport/mapped/mapped.h"
@@ -96,7 +97,9 @@ int64_t register_cache(Instance& instance, const std::vector<at::Tensor>& tensor
   std::vector<std::shared_ptr<void>> storage;
   for (const at::Tensor& tensor : tensors)
     storage.push_back(std::make_shared<c10::Storage>(tensor.storage()));
-  return instance.caches().add(std::move(geometry), std::move(places), std::move(storage));
+  std::vector<uintptr_t> slabs(places.size(), 0);
+  if (places.front().reach == Reach::kDevice) slabs = mapped::segments_of(instance.device(), places);
+  return instance.caches().add(std::move(geometry), std::move(places), std::move(slabs), std::move(storage));
 }
 
 std::vector<Exported> export_cache(Instance& instance, int64_t cache_id) {
@@ -132,6 +135,33 @@ void add_remote_cache(Instance& instance, int64_t handle, int64_t cache_id, std:
   }
   cache->exports = segments;
   link->remote_caches().add(std::move(cache));
+}
+
+using TensorEnds = std::tuple<uintptr_t, uintptr_t, int64_t, uintptr_t, uintptr_t>;
+using CopyOfRows = std::tuple<uintptr_t, uintptr_t, size_t, size_t, size_t, size_t>;
+
+// What a transfer of blocks would queue, for tests and benchmarks.
+std::vector<CopyOfRows> plan_copies(const std::vector<TensorEnds>& ends, const at::Tensor& src_blocks,
+                                    const at::Tensor& dst_blocks, int64_t src_count, int64_t dst_count) {
+  const at::Tensor src = src_blocks.contiguous();
+  const at::Tensor dst = dst_blocks.contiguous();
+  std::vector<Run> runs;
+  plan_runs({src.const_data_ptr<int64_t>(), static_cast<size_t>(src.numel()), dst.const_data_ptr<int64_t>(),
+             static_cast<size_t>(dst.numel()), src_count, dst_count},
+            "plan_copies", &runs);
+  std::vector<TensorPair> tensors;
+  for (const auto& [src_at, dst_at, stride, src_slab, dst_slab] : ends) {
+    tensors.push_back({reinterpret_cast<char*>(dst_at), reinterpret_cast<char*>(src_at), stride, stride,
+                       stride, dst_slab, src_slab});
+  }
+  Copies copies;
+  copies.begin(tensors.data(), tensors.size(), runs.data(), runs.size(), {});
+  std::vector<CopyOfRows> found;
+  for (Rows rows; copies.next(&rows);) {
+    found.emplace_back(reinterpret_cast<uintptr_t>(rows.src), reinterpret_cast<uintptr_t>(rows.dst),
+                       rows.width, rows.height, rows.src_pitch, rows.dst_pitch);
+  }
+  return found;
 }
 
 // No block ids at all: a batch entry to another one; only those of the destination: an entry to blocks.
@@ -373,6 +403,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
           py::arg("link"), nogil)
       .def("close_link", &Instance::close_link, py::arg("link"), nogil);
 
+  m.def("plan_copies", &plan_copies, py::arg("tensors"), py::arg("src_blocks"), py::arg("dst_blocks"),
+        py::arg("src_count"), py::arg("dst_count"), nogil);
   m.def("transfer_create", [] { return waiters().add(std::make_shared<Waiter>()); });
   m.def("transfer_free", [](int64_t transfer) { waiters().remove(transfer); }, py::arg("transfer"));
   m.def("transfer_wait", &transfer_wait, py::arg("transfer"), nogil);

@@ -60,17 +60,29 @@ def register(
     block_bytes: int,
     data_type: DataType = DataType.DT_UINT8,
     model_id: int = 0,
+    apart: bool = False,
 ) -> None:
-    """Registers a blocks cache whose bytes are ``pattern(seed, …)``."""
+    """Registers a blocks cache whose bytes are ``pattern(seed, …)``.
+
+    Small tensors share an allocation, where one copy may serve several; ``apart``, each has its own.
+    """
     dtype = TORCH_DTYPES[data_type]
     content = pattern(seed, num_tensors, num_blocks, block_bytes)
     elements = block_bytes // dtype.itemsize
     # Bytes cross as they are: a view, since random bytes are no valid bool or float.
     state.raw = [content[t].contiguous().to(f"npu:{state.device}") for t in range(num_tensors)]
+    if apart:
+        state.raw = [_alone(raw) for raw in state.raw]
     tensors = [raw.view(dtype).view(num_blocks, elements) for raw in state.raw]
     desc = datadist.CacheDesc(num_tensors, [num_blocks, elements], data_type)
     key = datadist.BlocksCacheKey(state.cluster_id, model_id)
     state.cache = state.datadist.cache_manager.register_blocks_cache(desc, tensors, key)
+
+
+def _alone(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in an allocation of its own: the allocator divides smaller ones between tensors."""
+    whole = torch.empty(11 << 20, dtype=torch.uint8, device=tensor.device)
+    return whole[: tensor.numel()].view(tensor.shape).copy_(tensor)
 
 
 def content(state: SimpleNamespace) -> torch.Tensor:

@@ -22,7 +22,7 @@ ENDS_WITHIN_S = 10.0
 
 @pytest.fixture
 def pair(peers):
-    return linked_pair(peers, TENSORS, BLOCK_BYTES)
+    return linked_pair(peers, TENSORS, BLOCK_BYTES, apart=True)
 
 
 def before():

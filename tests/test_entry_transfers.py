@@ -17,6 +17,7 @@ from torch._subclasses import FakeTensorMode
 import torch_llm_datadist as datadist
 from tests import caches, instances
 from tests.conformance.case import check_raises
+from tests.test_push_blocks import copies_of
 from torch_llm_datadist import (
     BlocksCacheKey,
     CacheDesc,
@@ -434,20 +435,20 @@ def add_batch(state: SimpleNamespace, seed: int) -> None:
 
 def pull_entry(state: SimpleNamespace, remote: int, local: int) -> int:
     """Returns how many copies that took."""
-    before = emulator.calls("aclrtMemcpyAsync")
     key = CacheKeyByIdAndIndex(THERE, 1, remote)
-    state.datadist.cache_manager.pull_cache(key, state.caches["batch"], local)
-    return emulator.calls("aclrtMemcpyAsync") - before
+    return copies_of(
+        state, lambda: state.datadist.cache_manager.pull_cache(key, state.caches["batch"], local)
+    )
 
 
 def push_entry(state: SimpleNamespace, remote: int, local: int) -> int:
-    before = emulator.calls("aclrtMemcpyAsync")
     key = CacheKeyByIdAndIndex(THERE, 1, remote)
-    state.datadist.cache_manager.push_cache(key, state.caches["batch"], local)
-    return emulator.calls("aclrtMemcpyAsync") - before
+    return copies_of(
+        state, lambda: state.datadist.cache_manager.push_cache(key, state.caches["batch"], local)
+    )
 
 
-def test_entries_move_between_processes_with_one_copy_per_tensor(peers: Any) -> None:
+def test_entries_move_between_processes_with_at_most_one_copy_per_tensor(peers: Any) -> None:
     a, b = linked_peers(peers, "RA")
     here = caches.rows(caches.bytes_of(100, [BATCH * ENTRY] * TENSORS), BATCH)
     there = caches.rows(caches.bytes_of(200, [BATCH * ENTRY] * TENSORS), BATCH)
@@ -460,7 +461,7 @@ def test_entries_move_between_processes_with_one_copy_per_tensor(peers: Any) -> 
         theirs[2] = ours[1]
     assert caches.equal(a.call(caches.look, "batch"), here)
     assert caches.equal(b.call(caches.look, "batch"), there)
-    assert pulled == pushed == TENSORS
+    assert 1 <= pulled == pushed <= TENSORS
 
 
 def schema_and_fake_hold(state: SimpleNamespace) -> None:

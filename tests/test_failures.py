@@ -13,7 +13,7 @@ from tests import instances
 from tests.peers import PeerError
 from tests.test_ordering import DST, LAYERS, SRC, prepare
 from tests.test_push_blocks import linked_pair
-from torch_llm_datadist import emulator, ops
+from torch_llm_datadist import DataType, emulator, ops
 from torch_llm_datadist.binding import discard, ticket_state
 
 NOTICED_WITHIN_S = 5.0
@@ -21,7 +21,7 @@ NOTICED_WITHIN_S = 5.0
 
 @pytest.fixture
 def pair(peers):
-    return linked_pair(peers, 2 * LAYERS, 256)
+    return linked_pair(peers, 2 * LAYERS, 256, apart=True)
 
 
 @pytest.fixture
@@ -29,10 +29,10 @@ def star(peers):
     """A sender with two receivers."""
     a, b, c = peers(3)
     a.call(instances.start, 1, 0)
-    a.call(instances.register, 10, 2 * LAYERS, 24, 256)
+    a.call(instances.register, 10, 2 * LAYERS, 24, 256, DataType.DT_UINT8, 0, True)
     for peer, cluster_id in ((b, 2), (c, 3)):
         port = peer.call(instances.start, cluster_id, cluster_id - 1)
-        peer.call(instances.register, 20, 2 * LAYERS, 24, 256)
+        peer.call(instances.register, 20, 2 * LAYERS, 24, 256, DataType.DT_UINT8, 0, True)
         assert a.call(instances.link, cluster_id, port) == ["LLM_SUCCESS"]
         peer.call(instances.wait_linked, 1)
     return a, b, c
@@ -199,7 +199,7 @@ def test_a_task_that_is_dropped_before_it_was_bound_ends_the_receivers_wait(pair
 def refuse_then_push(state, function, nth):
     emulator.fail_next(function, nth, 207005)
     try:
-        instances.push_blocks(state, 2, [0, 2, 4, 6], [1, 3, 5, 7])
+        instances.push_blocks(state, 2, [0, 2, 4, 6], [7, 5, 3, 1])
     except datadist.LLMException as error:
         return error.status_code.name, str(error)
     finally:
@@ -214,7 +214,7 @@ def test_the_kth_refused_copy_stops_the_plan_and_the_link_stays_usable(pair, nth
     code, message = a.call(refuse_then_push, "aclrtMemcpyAsync", nth)
 
     # The watchdog copies, too: which submit is the nth is not ours to say, but a refusal is never silent.
-    moved = torch.equal(b.call(instances.content), expected([0, 2, 4, 6], [1, 3, 5, 7]))
+    moved = torch.equal(b.call(instances.content), expected([0, 2, 4, 6], [7, 5, 3, 1]))
     assert (code == "LLM_SUCCESS") == moved
     if code != "LLM_SUCCESS":
         assert "aclrtMemcpyAsync returned 207005" in message

@@ -87,6 +87,22 @@ class Instance:
         streams and mappings. Idempotent."""
 
 # Transfers. A one-shot handle through which a blocking call waits for an op that it has just called.
+def plan_copies(
+    tensors: Sequence[tuple[int, int, int, int, int]],
+    src_blocks: Tensor,
+    dst_blocks: Tensor,
+    src_count: int,
+    dst_count: int,
+) -> list[tuple[int, int, int, int, int, int]]:
+    """The copies that a transfer of these blocks queues; touches no memory. For tests and benchmarks.
+
+    Args:
+        tensors: (src address, dst address, bytes of a block, src slab, dst slab); slab 0: none known.
+        src_count, dst_count: blocks of the two caches.
+
+    Returns: (src, dst, width, height, src pitch, dst pitch) of each, in bytes.
+    """
+
 def transfer_create() -> int: ...
 def transfer_free(transfer: int) -> None:
     """For a handle that no op took, since it raised."""

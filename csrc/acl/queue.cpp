@@ -17,6 +17,12 @@ aclError queue_copy(void* dst, const void* src, size_t bytes, aclrtStream stream
   return aclrtMemcpyAsync(dst, bytes, src, bytes, ACL_MEMCPY_DEVICE_TO_DEVICE, stream);
 }
 
+aclError queue_copy_rows(void* dst, size_t dst_pitch, const void* src, size_t src_pitch, size_t width,
+                         size_t height, aclrtStream stream) {
+  return symbols().aclrtMemcpy2dAsync(dst, dst_pitch, src, src_pitch, width, height,
+                                      ACL_MEMCPY_DEVICE_TO_DEVICE, stream);
+}
+
 aclError queue_to_host(void* host, const void* device, size_t bytes, aclrtStream stream) {
   return aclrtMemcpyAsync(host, bytes, device, bytes, ACL_MEMCPY_DEVICE_TO_HOST, stream);
 }

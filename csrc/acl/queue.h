@@ -16,6 +16,9 @@ aclError queue_write(void* word, uint64_t value, aclrtStream stream);
 aclError queue_wait(void* word, uint64_t value, aclrtStream stream);
 // Within device memory; either side may be a peer's.
 aclError queue_copy(void* dst, const void* src, size_t bytes, aclrtStream stream);
+// The same for rows at a constant distance.
+aclError queue_copy_rows(void* dst, size_t dst_pitch, const void* src, size_t src_pitch, size_t width,
+                         size_t height, aclrtStream stream);
 // Between local device memory and host memory. With host memory that is not page-locked the call itself waits
 // for the stream, so nothing of a link does that.
 aclError queue_to_host(void* host, const void* device, size_t bytes, aclrtStream stream);

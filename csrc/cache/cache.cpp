@@ -23,13 +23,25 @@ bool is_at(const LocalCache& cache, const std::vector<char*>& tensors) {
                     [](const Place& place, const char* address) { return place.address == address; });
 }
 
+// Tensors with one handle lie in one allocation; the first of them gives it its number.
+std::vector<uintptr_t> slabs_of(const std::vector<Exported>& exports) {
+  std::map<std::string, uintptr_t> numbers;
+  std::vector<uintptr_t> slabs;
+  for (const Exported& tensor : exports) {
+    const bool is_known = tensor.kind == MemoryKind::kDevice && !tensor.handle.empty();
+    slabs.push_back(is_known ? numbers.emplace(tensor.handle, slabs.size() + 1).first->second : 0);
+  }
+  return slabs;
+}
+
 }  // namespace
 
-int64_t LocalCaches::add(Geometry geometry, std::vector<Place> tensors,
+int64_t LocalCaches::add(Geometry geometry, std::vector<Place> tensors, std::vector<uintptr_t> slabs,
                          std::vector<std::shared_ptr<void>> storage) {
   auto cache = std::make_shared<LocalCache>();
   cache->geometry = std::move(geometry);
   cache->tensors = std::move(tensors);
+  cache->slabs = std::move(slabs);
   cache->storage = std::move(storage);
   std::lock_guard lock(mutex_);
   cache->id = next_id_++;
@@ -98,6 +110,7 @@ void LocalCaches::release(int64_t id) {
 
 void RemoteCaches::add(std::shared_ptr<RemoteCache> cache) {
   cache->tensors.resize(cache->exports.size());
+  cache->slabs = slabs_of(cache->exports);
   std::lock_guard lock(mutex_);
   announced_.push_back(std::move(cache));
 }

@@ -38,6 +38,7 @@ struct LocalCache {
   int64_t id = 0;
   Geometry geometry;
   std::vector<Place> tensors;
+  std::vector<uintptr_t> slabs;  // per tensor, the allocation that it lies in; 0: not known
   std::vector<std::shared_ptr<void>> storage;
   std::shared_ptr<std::atomic<int64_t>> transfers = std::make_shared<std::atomic<int64_t>>(0);  // that pin it
   bool is_withdrawn = false;
@@ -50,13 +51,15 @@ struct RemoteCache {
   std::optional<uint64_t> model_id;
   Geometry geometry;
   std::vector<Exported> exports;
-  std::vector<Mapped> tensors;  // address nullptr until mapped
+  std::vector<uintptr_t> slabs;  // as LocalCache's
+  std::vector<Mapped> tensors;   // address nullptr until mapped
   std::shared_ptr<std::atomic<int64_t>> transfers = std::make_shared<std::atomic<int64_t>>(0);
 };
 
 class LocalCaches {
  public:
-  int64_t add(Geometry geometry, std::vector<Place> tensors, std::vector<std::shared_ptr<void>> storage);
+  int64_t add(Geometry geometry, std::vector<Place> tensors, std::vector<uintptr_t> slabs,
+              std::vector<std::shared_ptr<void>> storage);
   std::shared_ptr<LocalCache> get(int64_t id, const char* asked) const;
   // By the addresses of its tensors, in order. Throws when that is not registered memory. Caches may share
   // memory: of those of the kind that is asked for, the one with `num_blocks` (the size of the tensors'

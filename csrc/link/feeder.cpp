@@ -1,6 +1,7 @@
 #include "link/feeder.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <optional>
 
 #include "acl/check.h"
@@ -190,7 +191,7 @@ bool Feeder::feed(Lane& lane) {
     Step step;
     aclError code = 0;
     while (code == 0 && lane.steps_since_mark_ < kStepsPerMark) {
-      if (!program->next(&step)) {
+      if (!next_step(lane, *program, &step)) {
         at_end = true;
         break;
       }
@@ -218,6 +219,7 @@ bool Feeder::feed(Lane& lane) {
     lane.queue_.pop_front();
     has_more = !lane.queue_.empty();
     lane.head_is_prepared_ = false;
+    lane.row_ = lane.rows_.height;
   }
   // What a refused program left on the stream must be known to have drained before its words serve anybody
   // else.
@@ -225,6 +227,36 @@ bool Feeder::feed(Lane& lane) {
     drop(lane, status, what);
   head->ended(lane.next_mark_ - 1, status, what);
   return has_more && !lane.is_dropped();
+}
+
+bool Feeder::next_step(Lane& lane, Program& program, Step* step) {
+  const Step& rows = lane.rows_;
+  if (lane.row_ == rows.height) return program.next(step);
+  *step = {Step::kCopy, static_cast<char*>(rows.dst) + lane.row_ * rows.dst_pitch,
+           static_cast<const char*>(rows.src) + lane.row_ * rows.src_pitch, rows.value};
+  ++lane.row_;
+  return true;
+}
+
+// False where the runtime takes no such copy: then its rows are copied one by one.
+bool Feeder::copy_rows(Lane& lane, const Step& step, aclError* code) {
+  if (takes_rows_) {
+    auto* const src = static_cast<char*>(const_cast<void*>(step.src));
+    *code = transport_->copy_rows(
+        {static_cast<char*>(step.dst), src, step.value, step.height, step.dst_pitch, step.src_pitch},
+        lane.stream_->get());
+    if (*code != 107000 && *code != 207000) return true;
+    takes_rows_ = false;
+    static std::atomic<bool> told{false};
+    if (!told.exchange(true)) {
+      std::fprintf(stderr, "torch_llm_datadist: rows are copied one by one from now on, since %s\n",
+                   acl::describe("aclrtMemcpy2dAsync", *code).c_str());
+    }
+  }
+  *code = 0;
+  lane.rows_ = step;
+  lane.row_ = 0;
+  return false;
 }
 
 bool Feeder::submit_step(Lane& lane, const Step& step, std::string* what, aclError* code) {
@@ -242,6 +274,10 @@ bool Feeder::submit_step(Lane& lane, const Step& step, std::string* what, aclErr
     case Step::kCopy:
       call = "aclrtMemcpyAsync";
       *code = transport_->copy(step.dst, step.src, step.value, stream);
+      break;
+    case Step::kCopyRows:
+      call = "aclrtMemcpy2dAsync";
+      if (!copy_rows(lane, step, code)) return true;
       break;
     case Step::kToHost:
       call = "aclrtMemcpyAsync";

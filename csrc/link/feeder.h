@@ -40,7 +40,9 @@ class Feeder {
  private:
   void run();
   bool feed(Lane& lane);
+  static bool next_step(Lane& lane, Program& program, Step* step);
   bool submit_step(Lane& lane, const Step& step, std::string* what, aclError* code);
+  bool copy_rows(Lane& lane, const Step& step, aclError* code);
   aclError mark(Lane& lane);
   void drop(Lane& lane, int64_t code, const std::string& why);
 
@@ -49,6 +51,7 @@ class Feeder {
   WordPool* const words_;
   Transport* const transport_;
   std::unique_ptr<acl::Context> context_;
+  bool takes_rows_ = true;  // until the runtime refuses a copy of rows
 
   mutable std::mutex mutex_;
   std::condition_variable wake_;

@@ -18,6 +18,7 @@ struct Step {
     kWait,         // until the local word at dst reaches value
     kWrite,        // value into the local word at dst
     kCopy,         // value bytes from src to dst, either may be a peer's device memory
+    kCopyRows,     // the same for `height` rows of value bytes
     kToHost,       // value bytes of device memory at src to page-locked host memory at dst
     kToDevice,     // and back
     kRemoteWrite,  // value into the peer's word at dst, after what was copied before
@@ -27,6 +28,10 @@ struct Step {
   void* dst;
   const void* src;
   uint64_t value;
+  // kCopyRows
+  size_t height = 1;
+  size_t dst_pitch = 0;
+  size_t src_pitch = 0;
 };
 
 // Asked for steps by the feeding thread only.
@@ -61,6 +66,8 @@ class Lane {
   std::unique_ptr<acl::Stream> stream_;
   std::deque<std::unique_ptr<Program>> queue_;
   bool head_is_prepared_ = false;
+  Step rows_{};  // of a runtime that copies rows one by one: what is copied now, and how far
+  size_t row_ = 1;
   std::atomic<bool> must_drop_{false};
   uint64_t next_mark_ = 1;
   uint64_t steps_since_mark_ = 0;

@@ -96,23 +96,23 @@ std::shared_ptr<RemoteCache> find_remote(Link& link, const TransferRequest& requ
   return remote;
 }
 
-std::vector<Run> plan_runs(const TransferRequest& request, const Ends& ends) {
+std::vector<Run> runs_of(const TransferRequest& request, const Ends& ends) {
   if (request.layout == Layout::kEntry) {
     check_entry_index(request, "the destination's batch index", request.dst_entry, ends.destination());
     return {{0, 0, 1}};
   }
   std::vector<int64_t> slices;
-  const int64_t* src = request.src_blocks;
-  size_t src_length = request.src_length;
-  int64_t src_count = ends.source().num_blocks;
+  BlockLists lists{request.src_blocks, request.src_length,       request.dst_blocks,
+                   request.dst_length, ends.source().num_blocks, ends.destination().num_blocks};
   if (request.layout == Layout::kEntryToBlocks) {
     for (size_t i = 0; i < request.dst_length; ++i) slices.push_back(static_cast<int64_t>(i));
-    src = slices.data();
-    src_length = slices.size();
-    src_count = static_cast<int64_t>(slices.size());
+    lists.src = slices.data();
+    lists.src_length = slices.size();
+    lists.src_count = static_cast<int64_t>(slices.size());
   }
-  return merge_runs(pair_blocks(src, src_length, request.dst_blocks, request.dst_length, src_count,
-                                ends.destination().num_blocks, request.asked));
+  std::vector<Run> runs;
+  plan_runs(lists, request.asked, &runs);
+  return runs;
 }
 
 RouteNeeds needs_of(const Link& link, const TransferPlan& plan, bool is_push) {
@@ -151,7 +151,7 @@ TransferPlan plan_transfer(Link& link, const TransferRequest& request) {
   const Ends ends(request, plan, link.peer().name);
   ends.check();
   if (has_entry) check_entry_index(request, "the source's batch index", request.src_entry, ends.source());
-  plan.runs = plan_runs(request, ends);
+  plan.runs = runs_of(request, ends);
   plan.shape = {request.layout, request.src_entry, request.dst_entry, request.size_bytes};
   plan.needs = needs_of(link, plan, is_push);
   require(request.timeout_ms >= 0 && request.timeout_ms <= kLongestTimeoutMs, kParamInvalid, request.asked,

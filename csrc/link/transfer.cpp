@@ -3,6 +3,7 @@
 #include "error.h"
 #include "link/engine.h"
 #include "link/ticket.h"
+#include "plan/copies.h"
 
 namespace datadist {
 
@@ -25,12 +26,14 @@ class TransferProgram : public Program {
       const auto bytes = static_cast<size_t>(remote.geometry.num_blocks * remote.geometry.strides[t]);
       remote.tensors[t] = transfer_->link_->transport().map(remote.exports[t], bytes);
     }
+    if (!plan_.needs.any()) pair_tensors();
   }
 
   bool next(Step* step) override {
     switch (at_) {
       case At::kStart:
         at_ = At::kCopies;
+        if (!plan_.needs.any()) begin_copies();
         *step = {Step::kWait, transfer_->start_[start_index()].address, nullptr, 1};
         return true;
       case At::kCopies:
@@ -88,7 +91,56 @@ class TransferProgram : public Program {
   static void device_done(void* transfer) { static_cast<Transfer*>(transfer)->device_done(); }
   size_t start_index() const { return transfer_->is_layered() ? static_cast<size_t>(layer_) : 0; }
 
+  // What moves by copies of the stream alone: between device memory, and rows at a time where it can.
+  void pair_tensors() {
+    const LayerRange& local = plan_.local_layers;
+    const int64_t count = local.layers * local.tensors_per_layer;
+    const int64_t first_remote = plan_.remote_layers.first_layer * local.tensors_per_layer;
+    tensors_.reserve(count);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t l = local.first_layer * local.tensors_per_layer + i;
+      const int64_t r = first_remote + i;
+      const int64_t stride = plan_.local->geometry.strides[l];
+      TensorPair pair{plan_.remote->tensors[r].address,
+                      plan_.local->tensors[l].address,
+                      plan_.remote->geometry.strides[r],
+                      stride,
+                      stride,
+                      plan_.remote->slabs[r],
+                      plan_.local->slabs[l]};
+      if (plan_.direction == Direction::kPull) {
+        std::swap(pair.dst, pair.src);
+        std::swap(pair.dst_stride, pair.src_stride);
+        std::swap(pair.dst_slab, pair.src_slab);
+      }
+      tensors_.push_back(pair);
+    }
+  }
+
+  // Of one layer where layers are released one by one, else of all at once.
+  void begin_copies() {
+    const bool by_layer = transfer_->is_layered();
+    const auto per_layer = static_cast<size_t>(plan_.local_layers.tensors_per_layer);
+    const size_t first = by_layer ? static_cast<size_t>(layer_) * per_layer : 0;
+    copies_.begin(tensors_.data() + first, by_layer ? per_layer : tensors_.size(), plan_.runs.data(),
+                  plan_.runs.size(), plan_.shape);
+  }
+
   bool next_copy(Step* step) {
+    if (plan_.needs.any()) return next_copy_on_route(step);
+    Rows rows;
+    if (!copies_.next(&rows)) return false;
+    *step = {rows.height == 1 ? Step::kCopy : Step::kCopyRows,
+             rows.dst,
+             rows.src,
+             rows.width,
+             rows.height,
+             rows.dst_pitch,
+             rows.src_pitch};
+    return true;
+  }
+
+  bool next_copy_on_route(Step* step) {
     if (route_.next(step)) return true;
     const int64_t per_layer = plan_.local_layers.tensors_per_layer;
     if (plan_.runs.empty() || tensor_ == per_layer) return false;
@@ -117,7 +169,9 @@ class TransferProgram : public Program {
   const std::shared_ptr<Transfer> transfer_;
   const TransferPlan& plan_;
   const bool notify_host_;
-  Route route_;
+  Route route_;                      // where host memory takes part
+  std::vector<TensorPair> tensors_;  // where it does not
+  Copies copies_;
   At at_ = At::kStart;
   int64_t layer_ = 0;  // of the range
   int64_t tensor_ = 0;

@@ -21,6 +21,7 @@
 #include "link/link.h"
 #include "link/route.h"
 #include "link/status.h"
+#include "plan/plan.h"
 #include "plan/span.h"
 
 namespace datadist {

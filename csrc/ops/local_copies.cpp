@@ -55,8 +55,9 @@ void add_blocks(LocalCopies& copies, const at::Tensor& dst, const at::Tensor& sr
   const int64_t dst_stride = stride_of(dst, "the destination", asked);
   require(stride == dst_stride, kParamInvalid, asked, ": a block has ", stride, " bytes in the source and ",
           dst_stride, " in the destination. Nothing was copied.");
-  const auto runs = merge_runs(
-      pair_blocks(src_ids.ids, src_ids.length, dst_ids.ids, dst_ids.length, src.size(0), dst.size(0), asked));
+  std::vector<Run> runs;
+  plan_runs({src_ids.ids, src_ids.length, dst_ids.ids, dst_ids.length, src.size(0), dst.size(0)}, asked,
+            &runs);
   for (const Run& run : runs) copies.add(dst, run.dst * stride, src, run.src * stride, run.blocks * stride);
 }
 

@@ -1,63 +1,116 @@
 #include "plan/plan.h"
 
 #include <algorithm>
+#include <array>
 
 #include "error.h"
 
 namespace datadist {
 namespace {
 
-void require_in_range(const char* asked, const char* list, size_t i, int64_t id, int64_t count) {
-  require(id >= 0 && id < count, kParamInvalid, asked, ": ", list, "[", i, "] = ", id,
-          " is outside the cache, which has ", count, " blocks. Nothing was sent; the link is still usable.");
+struct BlockPair {
+  int64_t src;
+  int64_t dst;
+};
+
+constexpr int kDigitBits = 11;
+constexpr size_t kDigits = size_t{1} << kDigitBits;
+constexpr size_t kFewPairs = 64;  // below, comparing is quicker than counting
+
+// Kept per thread: a plan in steady state allocates nothing.
+struct Scratch {
+  std::vector<BlockPair> pairs;
+  std::vector<BlockPair> other;
+  std::array<uint32_t, kDigits> first;
+};
+
+Scratch& scratch() {
+  thread_local Scratch kept;
+  return kept;
 }
 
-void require_distinct_destinations(std::vector<int64_t> dst, const char* asked) {
-  std::sort(dst.begin(), dst.end());
-  const auto twice = std::adjacent_find(dst.begin(), dst.end());
-  require(twice == dst.end(), kParamInvalid, asked, ": dst_blocks lists block ",
-          twice == dst.end() ? 0 : *twice,
-          " twice, and which of its sources would win is not defined. Nothing was sent; the link is still "
-          "usable.");
+void require_in_range(const char* asked, const char* list, size_t i, int64_t id, int64_t count) {
+  if (id >= 0 && id < count) [[likely]]
+    return;
+  throw Error(kParamInvalid, join(asked, ": ", list, "[", i, "] = ", id, " is outside the cache, which has ",
+                                  count, " blocks. Nothing was sent; the link is still usable."));
+}
+
+// Stable, so that sorting by dst and then by src sorts by (src, dst). `count`: all keys are below it.
+template <typename Key>
+void sort_by(Key key, int64_t count, Scratch& scratch) {
+  auto& pairs = scratch.pairs;
+  if (pairs.size() <= kFewPairs) {
+    // Insertion of what is nearly sorted, as block lists are, costs a comparison each; std::stable_sort would
+    // allocate.
+    for (size_t i = 1; i < pairs.size(); ++i) {
+      const BlockPair pair = pairs[i];
+      size_t at = i;
+      for (; at > 0 && key(pair) < key(pairs[at - 1]); --at) pairs[at] = pairs[at - 1];
+      pairs[at] = pair;
+    }
+    return;
+  }
+  scratch.other.resize(pairs.size());
+  for (int shift = 0; shift < 63 && (count - 1) >> shift > 0; shift += kDigitBits) {
+    const auto digit = [&](const BlockPair& pair) {
+      return static_cast<size_t>(key(pair) >> shift) & (kDigits - 1);
+    };
+    scratch.first.fill(0);
+    for (const BlockPair& pair : pairs) ++scratch.first[digit(pair)];
+    uint32_t before = 0;
+    for (uint32_t& first : scratch.first) before += std::exchange(first, before);
+    for (const BlockPair& pair : pairs) scratch.other[scratch.first[digit(pair)]++] = pair;
+    pairs.swap(scratch.other);
+  }
+}
+
+bool grows(const std::vector<BlockPair>& pairs) {
+  return std::adjacent_find(pairs.begin(), pairs.end(), [](const BlockPair& a, const BlockPair& b) {
+           return a.src > b.src || a.dst >= b.dst;
+         }) == pairs.end();
+}
+
+void sort_and_require_distinct_destinations(const BlockLists& lists, const char* asked, Scratch& scratch) {
+  if (grows(scratch.pairs)) return;
+  sort_by([](const BlockPair& pair) { return pair.dst; }, lists.dst_count, scratch);
+  const auto twice =
+      std::adjacent_find(scratch.pairs.begin(), scratch.pairs.end(),
+                         [](const BlockPair& a, const BlockPair& b) { return a.dst == b.dst; });
+  if (twice != scratch.pairs.end()) {
+    throw Error(kParamInvalid, join(asked, ": dst_blocks lists block ", twice->dst,
+                                    " twice, and which of its sources would win is not defined. Nothing was "
+                                    "sent; the link is still usable."));
+  }
+  sort_by([](const BlockPair& pair) { return pair.src; }, lists.src_count, scratch);
 }
 
 }  // namespace
 
-std::vector<BlockPair> pair_blocks(const int64_t* src, size_t src_length, const int64_t* dst,
-                                   size_t dst_length, int64_t src_count, int64_t dst_count,
-                                   const char* asked) {
-  require(src_length == dst_length, kParamInvalid, asked, ": src_blocks has ", src_length,
-          " entries and dst_blocks has ", dst_length,
-          "; they go in pairs. Nothing was sent; the link is still usable.");
-  std::vector<BlockPair> pairs;
-  std::vector<int64_t> destinations;
-  pairs.reserve(src_length);
-  destinations.reserve(src_length);
-  for (size_t i = 0; i < src_length; ++i) {
-    if (src[i] == -1 && dst[i] == -1) continue;
-    require_in_range(asked, "src_blocks", i, src[i], src_count);
-    require_in_range(asked, "dst_blocks", i, dst[i], dst_count);
-    pairs.push_back({src[i], dst[i]});
-    destinations.push_back(dst[i]);
+void plan_runs(const BlockLists& lists, const char* asked, std::vector<Run>* runs) {
+  if (lists.src_length != lists.dst_length) {
+    throw Error(kParamInvalid,
+                join(asked, ": src_blocks has ", lists.src_length, " entries and dst_blocks has ",
+                     lists.dst_length, "; they go in pairs. Nothing was sent; the link is still usable."));
   }
-  require_distinct_destinations(std::move(destinations), asked);
-  return pairs;
-}
-
-std::vector<Run> merge_runs(std::vector<BlockPair> pairs) {
-  std::sort(pairs.begin(), pairs.end(), [](const BlockPair& a, const BlockPair& b) {
-    return a.src != b.src ? a.src < b.src : a.dst < b.dst;
-  });
-  std::vector<Run> runs;
-  for (const BlockPair& pair : pairs) {
-    if (!runs.empty() && pair.src == runs.back().src + runs.back().blocks &&
-        pair.dst == runs.back().dst + runs.back().blocks) {
-      ++runs.back().blocks;
+  Scratch& kept = scratch();
+  kept.pairs.clear();
+  for (size_t i = 0; i < lists.src_length; ++i) {
+    const BlockPair pair{lists.src[i], lists.dst[i]};
+    if (pair.src == -1 && pair.dst == -1) continue;
+    require_in_range(asked, "src_blocks", i, pair.src, lists.src_count);
+    require_in_range(asked, "dst_blocks", i, pair.dst, lists.dst_count);
+    kept.pairs.push_back(pair);
+  }
+  sort_and_require_distinct_destinations(lists, asked, kept);
+  for (const BlockPair& pair : kept.pairs) {
+    if (!runs->empty() && pair.src == runs->back().src + runs->back().blocks &&
+        pair.dst == runs->back().dst + runs->back().blocks) {
+      ++runs->back().blocks;
     } else {
-      runs.push_back({pair.src, pair.dst, 1});
+      runs->push_back({pair.src, pair.dst, 1});
     }
   }
-  return runs;
 }
 
 }  // namespace datadist

@@ -1,4 +1,4 @@
-// Block lists -> copies. Pure arithmetic: no device call and no torch in here.
+// Block lists -> runs of neighbouring blocks. Pure arithmetic: no device call and no torch in here.
 #pragma once
 
 #include <cstddef>
@@ -14,19 +14,20 @@ struct Run {
   int64_t blocks;
 };
 
-struct BlockPair {
-  int64_t src;
-  int64_t dst;
+// Two lists of block ids that go in pairs; a pair of -1 is padding and skipped. `src_count` and `dst_count`
+// are the numbers of blocks that the two caches have.
+struct BlockLists {
+  const int64_t* src = nullptr;
+  size_t src_length = 0;
+  const int64_t* dst = nullptr;
+  size_t dst_length = 0;
+  int64_t src_count = 0;
+  int64_t dst_count = 0;
 };
 
-// Pairs up two lists of block ids; a pair of -1 is padding and skipped. `src_count` and `dst_count` are the
-// numbers of blocks that the two caches have. Throws Error(LLM_PARAM_INVALID) naming the first bad entry:
-// lists of unequal length, padding on one side only, an id outside its cache, a destination listed twice.
-std::vector<BlockPair> pair_blocks(const int64_t* src, size_t src_length, const int64_t* dst,
-                                   size_t dst_length, int64_t src_count, int64_t dst_count,
-                                   const char* asked);
-
-// Sorts by source and merges pairs that grow by one on both sides. n log n in blocks.
-std::vector<Run> merge_runs(std::vector<BlockPair> pairs);
+// Appends the maximal runs to `runs`, sorted by source. Throws Error(LLM_PARAM_INVALID) naming the first bad
+// entry: lists of unequal length, padding on one side only, an id outside its cache, a destination listed
+// twice. Linear in blocks, with scratch memory that the calling thread keeps for its next call.
+void plan_runs(const BlockLists& lists, const char* asked, std::vector<Run>* runs);
 
 }  // namespace datadist

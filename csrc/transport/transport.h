@@ -13,6 +13,7 @@
 #include <string>
 
 #include "acl/acl_rt.h"
+#include "plan/rows.h"
 
 namespace datadist {
 
@@ -56,6 +57,8 @@ class Transport {
   // How `map` will reach memory of that kind, without mapping any.
   virtual Reach reach_of(MemoryKind kind) const = 0;
   virtual aclError copy(void* dst, const void* src, size_t bytes, aclrtStream stream) = 0;
+  // More than one row.
+  virtual aclError copy_rows(const Rows& rows, aclrtStream stream) = 0;
   // `local_word`: 8 bytes of this device that the stream may use on the way; no other stream touches them.
   virtual aclError write_word(void* remote_word, uint64_t value, void* local_word, aclrtStream stream) = 0;
 };

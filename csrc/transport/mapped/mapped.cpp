@@ -4,6 +4,8 @@
 #include <torch_npu/csrc/core/npu/NPUCachingAllocator.h>
 #include <torch_npu/csrc/core/npu/NPUFunctions.h>
 
+#include <map>
+
 #include "acl/check.h"
 #include "acl/peer_words.h"
 #include "acl/queue.h"
@@ -105,6 +107,11 @@ class MappedTransport : public Transport {
     return acl::queue_copy(dst, src, bytes, stream);
   }
 
+  aclError copy_rows(const Rows& rows, aclrtStream stream) override {
+    return acl::queue_copy_rows(rows.dst, rows.dst_pitch, rows.src, rows.src_pitch, rows.width, rows.height,
+                                stream);
+  }
+
   aclError write_word(void* remote_word, uint64_t value, void* local_word, aclrtStream stream) override {
     return words_.write(remote_word, value, local_word, stream);
   }
@@ -160,6 +167,23 @@ std::vector<Exported> export_addresses(int device, const std::vector<char*>& add
   exported.reserve(addresses.size());
   for (char* address : addresses) exported.push_back(export_address(segments, device, address));
   return exported;
+}
+
+std::vector<uintptr_t> segments_of(int device, const std::vector<Place>& places) {
+  AllocatorScope scope(device);
+  std::map<uintptr_t, size_t> sizes;
+  for (const auto& segment : c10_npu::NPUCachingAllocator::snapshot().segments) {
+    if (segment.device == device) sizes[static_cast<uintptr_t>(segment.address)] = segment.total_size;
+  }
+  std::vector<uintptr_t> segments;
+  for (const Place& place : places) {
+    const auto address = reinterpret_cast<uintptr_t>(place.address);
+    const auto after = sizes.upper_bound(address);
+    const auto found = after == sizes.begin() ? sizes.end() : std::prev(after);
+    const bool is_inside = found != sizes.end() && address < found->first + found->second;
+    segments.push_back(is_inside ? found->first : 0);
+  }
+  return segments;
 }
 
 std::unique_ptr<Transport> make_transport(int device, PeerProcess peer) {

@@ -18,6 +18,9 @@ DeviceMemory allocate(int device, size_t bytes);
 // exported. One look at the allocator serves them all: it lists each of its blocks.
 std::vector<Exported> export_addresses(int device, const std::vector<char*>& addresses);
 
+// The address of the allocator's segment that each lies in; 0: not its memory.
+std::vector<uintptr_t> segments_of(int device, const std::vector<Place>& places);
+
 struct PeerProcess {
   int device = 0;
   int pid = 0;

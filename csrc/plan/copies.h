@@ -1,0 +1,52 @@
+// Runs of blocks in many tensors -> as few copies as the memory's layout allows. Pure arithmetic.
+#pragma once
+
+#include <cstdint>
+
+#include "plan/plan.h"
+#include "plan/rows.h"
+#include "plan/span.h"
+
+namespace datadist {
+
+// One tensor's two ends. A slab is memory that the runtime knows as one piece; 0: nothing is known of it.
+struct TensorPair {
+  char* dst = nullptr;
+  char* src = nullptr;
+  int64_t dst_stride = 0;  // bytes of a block or an entry
+  int64_t src_stride = 0;
+  int64_t local_stride = 0;
+  uintptr_t dst_slab = 0;
+  uintptr_t src_slab = 0;
+};
+
+// The copies of some tensors, one at a time, so that 100 000 blocks need no list of them. A run that lies in
+// all tensors of a slab may be one copy over the tensors, or the runs of one tensor may be; the order of the
+// pieces decides, and the one that makes fewer copies is taken.
+class Copies {
+ public:
+  // What is pointed to stays where it is until `next` returned false.
+  void begin(const TensorPair* tensors, size_t count, const Run* runs, size_t num_runs, const Shape& shape);
+  bool next(Rows* copy);
+
+ private:
+  enum class Order : uint8_t { kByTensor, kByRun };
+
+  Order choose() const;
+  size_t groups_of_tensors() const;
+  size_t count(Order order) const;
+  void restart(Order order);
+  bool advance(Piece* piece);
+
+  const TensorPair* tensors_ = nullptr;
+  size_t num_tensors_ = 0;
+  const Run* runs_ = nullptr;
+  size_t num_runs_ = 0;
+  Shape shape_;
+  Order order_ = Order::kByTensor;
+  size_t tensor_ = 0;  // of the next piece
+  size_t run_ = 0;
+  RowMerger merger_;
+};
+
+}  // namespace datadist

@@ -1,0 +1,300 @@
+"""The planner: block lists to copies, against brute force and against the fewest copies that there can be."""
+
+from __future__ import annotations
+
+import random
+import time
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests import instances
+from torch_llm_datadist import LLMException, _native, emulator
+
+MAX_WIDTH = 5_000_000  # of a row in a copy of several
+BLOCK = 64
+
+Piece = tuple[int, int, int, int]  # src, dst, bytes, slab
+Copy = tuple[int, int, int, int, int, int]  # src, dst, width, height, src pitch, dst pitch
+
+
+def tensors_of(
+    layout: str, count: int, blocks: int, block_bytes: int
+) -> list[tuple[int, int, int, int, int]]:
+    """``slab``: all in one allocation at either end; ``apart``: at equal distances, but nothing in common;
+    ``uneven``: in one allocation, at distances that are no progression."""
+    size = blocks * block_bytes
+    src, dst = 1 << 20, 1 << 40
+    slab = 0 if layout == "apart" else 7
+    uneven = layout == "uneven"
+    return [
+        (src + t * size + (t * t * 4096 if uneven else 0), dst + t * (size + 512), block_bytes, slab, slab)
+        for t in range(count)
+    ]
+
+
+def plan(tensors, src: list[int], dst: list[int], src_count: int, dst_count: int) -> list[Copy]:
+    ids = torch.tensor(src, dtype=torch.int64), torch.tensor(dst, dtype=torch.int64)
+    return _native.load().plan_copies(tensors, *ids, src_count, dst_count)
+
+
+def pieces_of(tensors, src: list[int], dst: list[int]) -> list[Piece]:
+    """Block by block."""
+    return [
+        (start + s * length, end + d * length, length, slab if slab else start)
+        for start, end, length, slab, _ in tensors
+        for s, d in zip(src, dst, strict=True)
+    ]
+
+
+def bytes_of(copies: list[Copy]) -> dict[int, int]:
+    """Which byte goes where, in steps of a block."""
+    moved: dict[int, int] = {}
+    for src, dst, width, height, src_pitch, dst_pitch in copies:
+        assert width % BLOCK == 0
+        for row in range(height):
+            for offset in range(0, width, BLOCK):
+                to = dst + row * dst_pitch + offset
+                assert to not in moved, "written twice"
+                moved[to] = src + row * src_pitch + offset
+    return moved
+
+
+def maximal_runs(pieces: list[Piece]) -> list[Piece]:
+    runs: list[Piece] = []
+    for src, dst, length, slab in sorted(pieces):
+        if runs:
+            s, d, n, on = runs[-1]
+            if on == slab and src == s + n and dst == d + n:
+                runs[-1] = (s, d, n + length, on)
+                continue
+        runs.append((src, dst, length, slab))
+    return runs
+
+
+def is_progression(runs: list[Piece]) -> bool:
+    if len(runs) == 1:
+        return True
+    steps = {(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(runs)}
+    lengths = {(length, slab) for _, _, length, slab in runs}
+    step = next(iter(steps))
+    return len(steps) == 1 and len(lengths) == 1 and min(step) >= runs[0][2] and runs[0][2] <= MAX_WIDTH
+
+
+def lower_bound(pieces: list[Piece]) -> int:
+    """The number of maximal runs, constant-stride runs of one slab as one.
+
+    The fewest parts of the sorted runs that are progressions, by trying all.
+    """
+    runs = maximal_runs(pieces)
+    fewest = [0] + [len(runs)] * len(runs)
+    for end in range(1, len(runs) + 1):
+        for begin in range(end):
+            if fewest[begin] + 1 < fewest[end] and is_progression(runs[begin:end]):
+                fewest[end] = fewest[begin] + 1
+    return fewest[-1]
+
+
+@st.composite
+def requests(draw):
+    """Block lists with neighbours, steps and disorder, in one to four tensors."""
+    blocks = draw(st.integers(1, 40))
+    shape = draw(st.sampled_from(["any", "every nth", "runs"]))
+    if shape == "every nth":
+        n = draw(st.integers(1, 6))
+        src = list(range(draw(st.integers(0, blocks - 1)), blocks, n))
+        dst = list(range(0, blocks, n))[: len(src)]
+        src = src[: len(dst)]
+    else:
+        count = draw(st.integers(1, blocks))
+        dst = draw(st.permutations(range(blocks)))[:count]
+        src = draw(st.lists(st.integers(0, blocks - 1), min_size=count, max_size=count))
+        if shape == "runs":
+            src = list(range(count))
+            dst = sorted(dst)
+    order = draw(st.permutations(range(len(src))))
+    src, dst = [src[i] for i in order], [dst[i] for i in order]
+    layout = draw(st.sampled_from(["slab", "apart", "uneven"]))
+    return tensors_of(layout, draw(st.integers(1, 4)), blocks, BLOCK), src, dst, blocks
+
+
+@settings(max_examples=400, deadline=None, database=None)
+@given(requests())
+def test_the_copies_move_each_block_once_and_are_as_few_as_can_be(request_) -> None:
+    tensors, src, dst, blocks = request_
+
+    copies = plan(tensors, src, dst, blocks, blocks)
+
+    pieces = pieces_of(tensors, src, dst)
+    assert bytes_of(copies) == {to: start for start, to, _, _ in pieces}
+    assert len(copies) <= lower_bound(pieces)
+
+
+@pytest.mark.parametrize("count", [3, 100, 5000])
+def test_pairs_are_sorted_by_source_and_then_destination(count: int) -> None:
+    """Few are sorted by comparing, many by counting."""
+    chooser = random.Random(count)
+    src = [chooser.randrange(count) for _ in range(count)]
+    dst = chooser.sample(range(count), count)
+
+    copies = plan(tensors_of("apart", 1, count, BLOCK), src, dst, count, count)
+
+    starts = [(s, d) for s, d, *_ in copies]
+    assert starts == sorted(starts)
+    assert bytes_of(copies) == {
+        (1 << 40) + d * BLOCK: (1 << 20) + s * BLOCK for s, d in zip(src, dst, strict=True)
+    }
+
+
+@pytest.mark.parametrize("count", [10, 5000])
+def test_a_destination_listed_twice_is_refused_wherever_it_stands(count: int) -> None:
+    src, dst = list(range(count)), random.Random(1).sample(range(count), count)
+    dst[count // 3] = dst[-1]
+
+    with pytest.raises(LLMException, match=f"dst_blocks lists block {dst[-1]} twice"):
+        plan(tensors_of("apart", 1, count, BLOCK), src, dst, count, count)
+
+
+def test_a_run_wider_than_a_row_may_be_is_a_copy_of_its_own() -> None:
+    wide = MAX_WIDTH // BLOCK + 1
+    tensors = tensors_of("slab", 4, 3 * wide, BLOCK)
+
+    copies = plan(tensors, list(range(wide)), list(range(wide)), 3 * wide, 3 * wide)
+
+    assert [(width, height) for _, _, width, height, *_ in copies] == [(wide * BLOCK, 1)] * 4
+
+
+def test_scattered_blocks_of_a_slab_are_one_copy_each_over_all_layers() -> None:
+    chooser = random.Random(5)
+    src, dst = (chooser.sample(range(0, 512, 2), 32) for _ in range(2))
+
+    copies = plan(tensors_of("slab", 2 * 61, 512, BLOCK), src, dst, 512, 512)
+
+    assert len(copies) <= len(maximal_runs(pieces_of(tensors_of("slab", 1, 512, BLOCK), src, dst)))
+    assert {height for _, _, _, height, *_ in copies} == {2 * 61}
+
+
+def test_a_hundred_thousand_blocks_are_planned_in_milliseconds() -> None:
+    """10 ms on a quiet machine; the bound leaves room for a busy one."""
+    count = 100_000
+    chooser = random.Random(7)
+    ids = [torch.tensor(chooser.sample(range(count), count), dtype=torch.int64) for _ in range(2)]
+    # The last one fails late, so that only the planning is timed.
+    ids[1][-1] = ids[1][0]
+    tensors = tensors_of("apart", 1, count, BLOCK)
+
+    def seconds() -> float:
+        began = time.perf_counter()
+        with pytest.raises(LLMException, match="twice"):
+            _native.load().plan_copies(tensors, *ids, count, count)
+        return time.perf_counter() - began
+
+    assert min(seconds() for _ in range(5)) < 0.1
+
+
+LAYERS, PER_LAYER, LISTED, CACHE_BLOCKS = 61, 2, 32, 64
+
+
+def start_with_slab(state, cluster_id: int, device: int, layout: str) -> int:
+    """A cache whose tensors are views of one allocation, or have one each; returns the port."""
+    import torch_llm_datadist as datadist
+
+    port = instances.start(state, cluster_id, device)
+    tensors = LAYERS * PER_LAYER
+    content = instances.pattern(cluster_id, tensors, CACHE_BLOCKS, BLOCK)
+    if layout == "slab":
+        state.raw = list(content.to(f"npu:{device}"))
+    else:  # far apart: the allocator would put small ones side by side
+        state.kept = [torch.empty(1 << 20, dtype=torch.uint8, device=f"npu:{device}") for _ in range(tensors)]
+        state.raw = [
+            kept[4096 * (t % 7) :][: CACHE_BLOCKS * BLOCK].view(CACHE_BLOCKS, BLOCK)
+            for t, kept in enumerate(state.kept)
+        ]
+        for raw, bytes_ in zip(state.raw, content, strict=True):
+            raw.copy_(bytes_)
+    desc = datadist.CacheDesc(tensors, [CACHE_BLOCKS, BLOCK], datadist.DataType.DT_UINT8)
+    key = datadist.BlocksCacheKey(cluster_id, 0)
+    state.cache = state.datadist.cache_manager.register_blocks_cache(desc, state.raw, key)
+    return port
+
+
+def push_and_count(state, src: list[int], dst: list[int]) -> tuple[int, int]:
+    """Copies to the peer, and calls of the op, of one push."""
+    instances.push_blocks(state, 2, src, dst)  # the first maps the peer's memory
+    counter = emulator.fail_task(1 << 40, 507013, direction="peer")
+    with Ops() as ops:
+        instances.push_blocks(state, 2, src, dst)
+    copies = counter.hits
+    counter.disarm()
+    return copies, ops.count
+
+
+class Ops(TorchDispatchMode):
+    """Counts calls of this project's ops."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.namespace == "torch_llm_datadist"
+        return func(*args, **(kwargs or {}))
+
+
+def blocks_of_a_push() -> tuple[list[int], list[int]]:
+    chooser = random.Random(11)
+    src, dst = (chooser.sample(range(CACHE_BLOCKS), LISTED) for _ in range(2))
+    src[:3], dst[:3] = [10, 11, 12], [20, 21, 22]
+    rest = [b for b in range(CACHE_BLOCKS) if b not in (10, 11, 12)]
+    src[3:] = chooser.sample(rest, LISTED - 3)
+    rest = [b for b in range(CACHE_BLOCKS) if b not in (20, 21, 22)]
+    dst[3:] = chooser.sample(rest, LISTED - 3)
+    return src, dst
+
+
+def linked_slabs(peers, layout: str):
+    a, b = peers(2)
+    a.call(start_with_slab, 1, 0, layout)
+    port = b.call(start_with_slab, 2, 1, layout)
+    assert a.call(instances.link, 2, port) == ["LLM_SUCCESS"]
+    b.call(instances.wait_linked, 1)
+    return a, b
+
+
+def after_push(src: list[int], dst: list[int]) -> torch.Tensor:
+    tensors = LAYERS * PER_LAYER
+    expected = instances.pattern(2, tensors, CACHE_BLOCKS, BLOCK)
+    expected[:, dst] = instances.pattern(1, tensors, CACHE_BLOCKS, BLOCK)[:, src]
+    return expected
+
+
+@pytest.mark.parametrize("layout", ["slab", "apart"])
+def test_push_of_61_layers_is_one_op_and_no_more_copies_than_the_bound(peers, layout: str) -> None:
+    a, b = linked_slabs(peers, layout)
+    src, dst = blocks_of_a_push()
+
+    copies, ops = a.call(push_and_count, src, dst)
+
+    one_tensor = pieces_of(tensors_of("slab", 1, CACHE_BLOCKS, BLOCK), src, dst)
+    over_layers = len(maximal_runs(one_tensor))  # each at a constant distance from layer to layer
+    layer_by_layer = lower_bound(one_tensor) * LAYERS * PER_LAYER
+    assert 0 < copies <= (over_layers if layout == "slab" else layer_by_layer)
+    assert ops == 1
+    assert torch.equal(b.call(instances.content), after_push(src, dst))
+
+
+def refuse_rows(state, block: int) -> None:
+    emulator.fail_next("aclrtMemcpy2dAsync", 1, 107000, address=state.raw[0].data_ptr() + block * BLOCK)
+
+
+def test_a_runtime_that_refuses_copies_of_rows_gets_them_one_by_one(peers) -> None:
+    a, b = linked_slabs(peers, "slab")
+    src, dst = blocks_of_a_push()
+    a.call(refuse_rows, min(src))
+
+    copies, _ = a.call(push_and_count, src, dst)
+
+    assert copies > LAYERS * PER_LAYER
+    assert torch.equal(b.call(instances.content), after_push(src, dst))
