@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "emulator/block.h"
+#include "emulator/bulk_copy.h"
 #include "emulator/device.h"
 #include "emulator/error.h"
 #include "emulator/facts.h"
@@ -54,7 +55,7 @@ void move_part(const Copy& copy, const Pin& dst, const Pin& src, size_t begin, s
     const size_t row = begin / copy.width;
     const size_t column = begin % copy.width;
     const size_t length = std::min(end - begin, copy.width - column);
-    std::memmove(dst.host + row * copy.dst_pitch + column, src.host + row * copy.src_pitch + column, length);
+    bulk_copy(dst.host + row * copy.dst_pitch + column, src.host + row * copy.src_pitch + column, length);
     begin += length;
   }
 }
