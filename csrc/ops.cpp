@@ -276,6 +276,21 @@ TORCH_LIBRARY(torch_llm_datadist, m) {
         "Tensor(a!) status, "
         "Tensor(b!) before, "        // the source blocks belong to the task until here
         "int binding) -> ()");
+  m.def("store_layer("
+        "Tensor(a!) status, "        // marked as written: this keeps the store in a graph, and in its place there
+        "Tensor keys, "              // [tokens, *row]
+        "Tensor? values, "           // as keys; absent where a layer has one tensor (MLA)
+        "Tensor slots, "             // int64[tokens] beside the cache: block * block_size + offset
+        "int layer, "
+        "int cache) -> ()");         // Cache.handle: the graph never sees the cache
+  m.def("read_layer("
+        "Tensor(a!) status, "
+        "Tensor keys, "              // what was stored: dtype and row of the result; the cache's are checked
+        "Tensor? values, "
+        "Tensor block_table, "       // int64[blocks] or [batch, blocks] beside the cache; -1 is padding
+        "int block_size, "           // tokens of a block: the result's shape must not depend on hidden things
+        "int layer, "
+        "int cache) -> (Tensor, Tensor)");
   // clang-format on
 }
 

@@ -8,6 +8,7 @@
 #include <torch_npu/csrc/core/npu/NPUFunctions.h>
 
 #include "acl/queue.h"
+#include "cache/paged.h"
 #include "link/binding.h"
 #include "link/forked.h"
 #include "link/instance.h"
@@ -434,6 +435,13 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("binding_bind", &binding_bind, py::arg("binding"), py::arg("tasks"), py::arg("tickets"),
         py::arg("open_layers"), py::arg("timeout_ms"), nogil);
   m.def("binding_destroy", &binding_destroy, py::arg("binding"), nogil);
+  m.def(
+      "paged_open",
+      [](std::vector<at::Tensor> tensors) {
+        return paged_caches().add(std::make_shared<PagedCache>(std::move(tensors)));
+      },
+      py::arg("tensors"), nogil);
+  m.def("paged_close", [](int64_t handle) { paged_caches().remove(handle); }, py::arg("handle"), nogil);
   m.def("tensor_from_address", &tensor_from_address, py::arg("address"), py::arg("shape"), py::arg("dtype"),
         py::arg("device"), nogil);
   m.def("allocate_shared_host", &mapped::allocate_shared_host, py::arg("device"), py::arg("bytes"), nogil);

@@ -157,6 +157,10 @@ def binding_bind(
     binding: int, tasks: Sequence[int], tickets: Sequence[int], open_layers: Sequence[int], timeout_ms: int
 ) -> None: ...
 def binding_destroy(binding: int) -> None: ...
+def paged_open(tensors: Sequence[Tensor]) -> int:
+    """The number by which `store_layer` and `read_layer` find these tensors; it keeps them alive."""
+
+def paged_close(handle: int) -> None: ...
 def tensor_from_address(address: int, shape: Sequence[int], dtype: object, device: int) -> Tensor:
     """A tensor over caller-owned memory of a device, or with device -1 of the host; keeps nothing alive."""
 

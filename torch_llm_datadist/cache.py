@@ -218,6 +218,7 @@ class Cache:
         *,
         tensors: Sequence[torch.Tensor] = (),
         remote_accessible: bool = False,
+        handle: int = 0,
     ) -> None:
         self._cache_id = cache_id
         self._cache_desc = cache_desc
@@ -225,6 +226,7 @@ class Cache:
         self._is_blocks_cache = is_blocks_cache
         self._tensors = tuple(tensors)
         self._remote_accessible = remote_accessible
+        self._handle = handle
         self._num_entries = cache_desc.shape[0]
 
     @staticmethod
@@ -275,6 +277,13 @@ class Cache:
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """The tensors, in the order of registration."""
         return self._tensors
+
+    @property
+    def handle(self) -> int:
+        """The constant by which ``ops.store_layer`` and ``ops.read_layer`` find a blocks cache that is
+        registered; unique in the process. 0 for another cache. Not in the original.
+        """
+        return self._handle
 
     @property
     def num_blocks(self) -> int:

@@ -381,7 +381,13 @@ class CacheStore:
     ) -> Cache:
         cache_id = self._instance.register_cache(tensors, desc.shape[0], is_blocks)
         cache = Cache(
-            cache_id, desc, addresses_of(tensors), is_blocks, tensors=tensors, remote_accessible=is_reachable
+            cache_id,
+            desc,
+            addresses_of(tensors),
+            is_blocks,
+            tensors=tensors,
+            remote_accessible=is_reachable,
+            handle=self._native.paged_open(tensors) if is_blocks else 0,
         )
         local = LocalCache(cache, model_id, tuple(tensor.nbytes for tensor in tensors), release)
         self._registry.add(local)
@@ -393,6 +399,7 @@ class CacheStore:
         held = self._registry.withdraw(cache_id)
         if held is not None:
             self._registry.keys.drop_cache(cache_id)
+            self._native.paged_close(held.local.cache.handle)
             self._instance.withdraw_cache(cache_id)
             self._links.withdraw(held)
 
