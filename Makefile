@@ -12,7 +12,7 @@ SOURCES := setup.py pyproject.toml torch_llm_datadist_emulator.pth $(shell find 
 .PHONY: demo test build lint format bench bench-emulator op-table api-docs clean
 
 demo: build
-	$(RUN) demo $(if $(TOKENS),--tokens $(TOKENS)) $(ARGS)
+	$(RUN) demo $(if $(MODE),--mode $(MODE)) $(if $(TOKENS),--tokens $(TOKENS)) $(ARGS)
 
 test: build
 	$(PYTEST) tests/emulated_runtime $(ARGS)

@@ -8,6 +8,7 @@ import torch_npu
 
 import torch_llm_datadist as datadist
 from torch_llm_datadist.demo.channel import Channel, Inbox
+from torch_llm_datadist.demo.forwards import forwards_for
 from torch_llm_datadist.demo.model import allocate_blocks, build_model
 from torch_llm_datadist.demo.options import Options
 from torch_llm_datadist.errors import NotYetLinkError
@@ -36,8 +37,7 @@ class Engine:
         self.device = f"npu:{DEVICES[role]}"
         torch_npu.npu.set_device(self.device)
         self.model = build_model(options.shape, self.device)
-        num_blocks, self.block_ids = options.scattered_blocks(role)
-        self.blocks = allocate_blocks(options.shape, num_blocks, self.device)
+        self.forwards = forwards_for(self.model, options.mode, options.backend)
 
         self.datadist = datadist.LLMDataDist(
             datadist.LLMRole.PROMPT if role == "prefill" else datadist.LLMRole.DECODER, CLUSTER_IDS[role]
@@ -49,17 +49,25 @@ class Engine:
         if role == "decode":
             config.listen_ip_info = "127.0.0.1:0"
         self.datadist.init(config.generate_options())
-        self.cache = self.datadist.cache_manager.register_blocks_cache(
-            datadist.CacheDesc(len(self.blocks), list(self.blocks[0].shape), datadist.DataType.DT_FLOAT),
-            self.blocks,
-            datadist.BlocksCacheKey(CLUSTER_IDS[role], CACHE_MODEL_ID),
+        num_blocks, self.block_ids = options.scattered_blocks(role)
+        self.cache = self.register_blocks(
+            num_blocks, datadist.BlocksCacheKey(CLUSTER_IDS[role], CACHE_MODEL_ID)
         )
+        self.blocks = self.cache.tensors
         self.status = torch.zeros(1, dtype=torch.int32, device=self.device)
         self.binding = datadist.Binding(device=DEVICES[role], layers=range(options.shape.layers))
 
     @property
     def peer_cluster_id(self) -> int:
         return CLUSTER_IDS[self.peer_role]
+
+    def register_blocks(self, num_blocks: int, key: datadist.BlocksCacheKey | None) -> datadist.Cache:
+        """Blocks for the KV cache; peers know them by the key, and not at all without one."""
+        blocks = allocate_blocks(self.options.shape, num_blocks, self.device)
+        desc = datadist.CacheDesc(len(blocks), list(blocks[0].shape), datadist.DataType.DT_FLOAT)
+        return self.datadist.cache_manager.register_blocks_cache(
+            desc, blocks, key, remote_accessible=key is not None
+        )
 
     def bind(self, transfers: Sequence[datadist.Task | int]) -> None:
         """Joins the transfers to the next forward. A layer dropped on purpose is named: none waits for it."""

@@ -72,8 +72,16 @@ def _raise_terminated(number: int, frame: FrameType | None) -> None:
 
 
 def _environment(is_emulated: bool) -> dict[str, str]:
-    """One OpenMP thread per worker: kernels add in the same order in each, and two share two cores."""
-    return {**os.environ, EMULATE: "1" if is_emulated else "0", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    """One OpenMP thread per worker: kernels add in the same order in each, and two share two cores. Eagerly
+    transformers would call attention in another form than under a compiler, and it would round differently.
+    """
+    return {
+        **os.environ,
+        EMULATE: "1" if is_emulated else "0",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "TRANSFORMERS_SDPA_FORCE_GQA": "1",
+    }
 
 
 def _judge(results: dict[str, Message], report: Report, is_emulated: bool) -> int:

@@ -1,4 +1,4 @@
-"""The demo's model: a small Llama with fixed random weights, one token per byte, its two kinds of forward."""
+"""The demo's model: a small Llama with fixed random weights, one token per byte, and its greedy decoding."""
 
 import base64
 from collections.abc import Callable, Iterator, Sequence
@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from torch_llm_datadist.demo.compare import Generated
+from torch_llm_datadist.demo.forwards import Forwards
 from torch_llm_datadist.demo.options import ModelShape
 from torch_llm_datadist.demo.paged_cache import LayerHooks, PagedCache
 
@@ -42,57 +43,45 @@ def allocate_blocks(shape: ModelShape, num_blocks: int, device: str) -> list[Ten
     return [torch.zeros(size, device=device) for _ in range(2 * shape.layers)]
 
 
-@torch.no_grad()
-def prefill(
-    model: LlamaForCausalLM, cache: PagedCache, tokens: Sequence[int], hooks: LayerHooks | None = None
-) -> None:
-    """Stores the keys and values of `tokens`. No logits: decode begins with the prompt's last token."""
-    cache.begin_prefill(len(tokens), hooks)
-    input_ids = torch.tensor([tokens]).to(model.device)
-    positions = torch.arange(len(tokens)).unsqueeze(0).to(model.device)
-    model.model(input_ids, position_ids=positions, past_key_values=cache, use_cache=True)
-
-
-@torch.no_grad()
-def decode(
-    model: LlamaForCausalLM, cache: PagedCache, token: int, position: int, hooks: LayerHooks | None = None
-) -> Tensor:
-    """Runs one token at `position` and returns the logits of the next one, [vocab]."""
-    cache.begin_decode(position, hooks)
-    input_ids = torch.tensor([[token]]).to(model.device)
-    positions = torch.tensor([[position]]).to(model.device)
-    return model(input_ids, position_ids=positions, past_key_values=cache, use_cache=True).logits[0, -1]
-
-
 class Generation:
-    """Greedy decoding of a prompt whose tokens but the last one are in the cache, or on their way to it."""
+    """Greedy decoding of a prompt whose tokens but the last one are in the cache, or on their way to it.
+
+    Args:
+        hooks: of each step's forward.
+        before_step: called with a step's number right before its forward, to bind what it serves.
+        wait_for_stream: called before the host copies to or from the device, which would block it.
+    """
 
     def __init__(
         self,
-        model: LlamaForCausalLM,
+        forwards: Forwards,
         cache: PagedCache,
         prompt: Sequence[int],
+        hooks: LayerHooks | None = None,
+        before_step: Callable[[int], None] = lambda step: None,
         wait_for_stream: Callable[[], None] = lambda: None,
     ) -> None:
-        """`wait_for_stream` is called before the host copies to or from the device, which would block it."""
-        self.model = model
+        self.forwards = forwards
         self.cache = cache
         self.prompt = prompt
+        self.hooks = hooks
+        self.before_step = before_step
         self.wait_for_stream = wait_for_stream
         self.tokens: list[int] = []
         self.first_logits = ""
 
-    def steps(self, count: int, first_hooks: LayerHooks | None = None) -> Iterator[int]:
-        """Yields each new token. Only the first step waits for transfers, so only it has hooks."""
+    def steps(self, count: int) -> Iterator[int]:
+        """Yields each new token."""
         self.wait_for_stream()
-        token, hooks = self.prompt[-1], first_hooks
-        for position in range(len(self.prompt) - 1, len(self.prompt) - 1 + count):
-            on_device = decode(self.model, self.cache, token, position, hooks)
+        token = self.prompt[-1]
+        for step in range(count):
+            self.before_step(step)
+            on_device = self.forwards.decode(self.cache, token, len(self.prompt) - 1 + step, self.hooks)
             self.wait_for_stream()
             logits = on_device.cpu()
             if not self.tokens:
                 self.first_logits = base64.b64encode(logits.numpy().tobytes()).decode()
-            token, hooks = int(logits.argmax()), None
+            token = int(logits.argmax())
             self.tokens.append(token)
             yield token
 

@@ -14,6 +14,13 @@ SABOTAGES = {
 }
 
 
+MODES = {
+    "eager": "op by op",
+    "compile": "under torch.compile(fullgraph=True)",
+    "graph": "decode as an NPUGraph, replayed for each token",
+}
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """Sizes of the model and of its cache."""
@@ -43,6 +50,8 @@ class Options:
     tokens: int = 64
     sabotage: str | None = None
     prefill_delay_s: float = 0.0
+    mode: str = "eager"
+    backend: str = "aot_eager"
     shape: ModelShape = ModelShape()
 
     @property
@@ -109,6 +118,17 @@ def parse(argv: list[str]) -> CommandLine:
         help="break the transfer on purpose: "
         + "; ".join(f"{name}: {what}" for name, what in SABOTAGES.items()),
     )
+    parser.add_argument(
+        "--mode",
+        choices=MODES,
+        default="eager",
+        help="how the forwards run: "
+        + "; ".join(f"{name}: {what}" for name, what in MODES.items())
+        + " (default: eager)",
+    )
+    parser.add_argument(
+        "--backend", default="aot_eager", help="of torch.compile with --mode compile (default: aot_eager)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to FILE as well")
     # For the tests.
     parser.add_argument("--layers", type=int, default=ModelShape.layers, help=argparse.SUPPRESS)
@@ -125,6 +145,8 @@ def parse(argv: list[str]) -> CommandLine:
         tokens=arguments.tokens,
         sabotage=arguments.sabotage,
         prefill_delay_s=arguments.prefill_delay,
+        mode=arguments.mode,
+        backend=arguments.backend,
         shape=ModelShape(layers=arguments.layers, block_size=arguments.block_size),
     )
     if options.sabotage == "swap" and options.sent_blocks < 2:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import torch_npu
 
 import torch_llm_datadist as datadist
-from torch_llm_datadist.demo import model as demo_model
+from torch_llm_datadist import emulator
 from torch_llm_datadist.demo.compare import Generated
 from torch_llm_datadist.demo.engine import CACHE_MODEL_ID, LINK_TIMEOUT_MS, TRANSFER_TIMEOUT_S, Engine
-from torch_llm_datadist.demo.model import Generation, allocate_blocks
+from torch_llm_datadist.demo.forwards import Forwards
+from torch_llm_datadist.demo.model import Generation
 from torch_llm_datadist.demo.paged_cache import PagedCache
 from torch_llm_datadist.demo.sabotage import push_hooks, wrong_table
 
@@ -61,11 +62,16 @@ def prefill_and_push(engine: Engine, dst_blocks: Sequence[int]) -> float:
         engine.inbox.take("first-step-done", engine.check_peer)
 
     computed, sent = (torch_npu.npu.Event(enable_timing=True) for _ in range(2))
-    engine.bind([task])
-    cache = PagedCache(engine.blocks, engine.block_ids)
+    cache = PagedCache(engine.blocks, engine.cache.handle, engine.block_ids, engine.status)
     prompt = options.prompt[: options.sent_tokens]
-    hooks = push_hooks(options, engine.status, engine.binding.id, cache)
-    demo_model.prefill(engine.model, cache, prompt, hooks)
+    hooks = push_hooks(options, engine.status, engine.binding.id)
+
+    def begin() -> None:
+        engine.bind([task])
+        if options.prefill_delay_s:
+            emulator.delay_stream(options.prefill_delay_s)
+
+    engine.forwards.prefill(cache, prompt, hooks, begin)
     computed.record()
     datadist.ops.finish(engine.status, engine.blocks[-1], engine.binding.id)
     sent.record()
@@ -74,12 +80,15 @@ def prefill_and_push(engine: Engine, dst_blocks: Sequence[int]) -> float:
 
 
 def run_alone(engine: Engine) -> Generated:
-    """The same prompt and number of tokens without transfers, in blocks of its own, scattered anew."""
+    """The same prompt and number of tokens without transfers, eagerly, in blocks of its own, scattered
+    anew."""
     options = engine.options
     num_blocks, block_ids = options.scattered_blocks("one process")
-    cache = PagedCache(allocate_blocks(options.shape, num_blocks, engine.device), block_ids)
-    demo_model.prefill(engine.model, cache, options.prompt[: options.sent_tokens])
-    generation = Generation(engine.model, cache, options.prompt, engine.wait_for_stream)
+    blocks = engine.register_blocks(num_blocks, None)
+    cache = PagedCache(blocks.tensors, blocks.handle, block_ids, engine.status)
+    forwards = Forwards(engine.model)
+    forwards.prefill(cache, options.prompt[: options.sent_tokens])
+    generation = Generation(forwards, cache, options.prompt, wait_for_stream=engine.wait_for_stream)
     for _ in generation.steps(options.tokens):
         engine.check_peer()
         engine.channel.send("token", count=len(generation.tokens))

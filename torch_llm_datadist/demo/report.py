@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from torch_llm_datadist.demo.compare import Comparison
-from torch_llm_datadist.demo.options import SABOTAGES, Options
+from torch_llm_datadist.demo.options import MODES, SABOTAGES, Options
 
 STAGES = {"decode": "two processes", "prefill": "one process"}
 
@@ -59,6 +59,8 @@ class Report:
             f"Llama: {shape.layers} layers, hidden {shape.hidden_size}, {shape.kv_heads} KV heads, random "
             f"weights; prompt of {len(self._options.prompt)} bytes, blocks of {shape.block_size} tokens"
         )
+        if self._options.mode != "eager":
+            self._say(f"mode {self._options.mode}: {MODES[self._options.mode]}")
         if self._options.sabotage:
             self._say(f"sabotage {self._options.sabotage}: {SABOTAGES[self._options.sabotage]}")
 
@@ -122,7 +124,7 @@ class Report:
 
     def _write_json(self, **fields: object) -> None:
         if self._json_file:
-            record = {"backend": self.backend, **fields}
+            record = {"backend": self.backend, "mode": self._options.mode, **fields}
             self._json_file.write_text(json.dumps(record, indent=2) + "\n")
 
 
