@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torch_llm_datadist.keys import CacheKey as CacheKey
     from torch_llm_datadist.keys import CacheKeyByIdAndIndex as CacheKeyByIdAndIndex
     from torch_llm_datadist.kv_cache_manager import KvCacheManager as KvCacheManager
+    from torch_llm_datadist.stream_synchronizer import StreamLayerSynchronizer as StreamLayerSynchronizer
     from torch_llm_datadist.transfer import LayerSynchronizer as LayerSynchronizer
     from torch_llm_datadist.transfer import MemInfo as MemInfo
     from torch_llm_datadist.transfer import Memtype as Memtype
@@ -67,6 +68,7 @@ _HOMES = {
     "Placement": "data_type",
     "RegisterMemStatus": "transfer",
     "Status": "errors",
+    "StreamLayerSynchronizer": "stream_synchronizer",
     "Task": "binding",
     "TransferConfig": "transfer",
     "TransferWatch": "transfer_watch",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from types import ModuleType
 
-from . import checks, transfer_request
+from . import checks, stream_synchronizer, transfer_request
 from .arrivals import Tag, read_tag
 from .binding import Task
 from .cache import Cache
@@ -20,6 +20,7 @@ from .link import LinkService
 from .link_table import Link
 from .options import Options
 from .registry import LocalCache
+from .stream_synchronizer import StreamLayerSynchronizer
 from .transfer import LayerSynchronizer, TransferConfig, TransferWithCacheKeyConfig
 from .transfer_request import TransferRequest, read_transfer
 from .wire import CacheRecord
@@ -71,7 +72,8 @@ class AsyncTransfers:
         Args:
             src_cache: a cache of this instance in device memory with an even number of tensors, K and V of
                 each layer: of blocks or contiguous.
-            layer_synchronizer: says when a layer may be sent.
+            layer_synchronizer: says when a layer may be sent. With a ``StreamLayerSynchronizer`` the forward
+                says it on its stream: there is no worker thread, and the deadline is the synchronizer's.
             transfer_configs: list or tuple; ``TransferWithCacheKeyConfig`` in remote-accessible mode,
                 ``TransferConfig`` otherwise. An empty one is a success.
             src_block_indices: blocks of a paged source. Without any, a paged source sends its block 0, as
@@ -105,6 +107,10 @@ class AsyncTransfers:
         is_blocks = request.cache.is_blocks_cache
         self._find_reachable(transfer_request.ASKED, "src_cache", src_cache, is_blocks=is_blocks)
         wanted = [self._layer_send(request, i) for i in range(len(request.configs))]
+        if isinstance(request.synchronizer, StreamLayerSynchronizer):
+            return stream_synchronizer.begin(
+                request.synchronizer, [each.name for each in wanted], [each.prepare for each in wanted]
+            )
         return self._layer_transfers.begin(request.synchronizer, wanted)
 
     def wait_arrival(self, cluster_id: int, tag: Tag, timeout: int = 3000) -> None:

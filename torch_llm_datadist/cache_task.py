@@ -77,10 +77,14 @@ class CacheTask:
         return self.synchronize(0)
 
     def _wait(self, asked: str, timeout_in_millis: int | None) -> bool:
-        if timeout_in_millis is not None:
-            checks.uint32(f"{asked}: timeout_in_millis", timeout_in_millis)
+        self._check_timeout(asked, timeout_in_millis)
         wait([self._ended], None if timeout_in_millis is None else timeout_in_millis / 1000)
         return self._ended.done()
+
+    @staticmethod
+    def _check_timeout(asked: str, timeout_in_millis: int | None) -> None:
+        if timeout_in_millis is not None:
+            checks.uint32(f"{asked}: timeout_in_millis", timeout_in_millis)
 
     def _codes(self) -> list[LLMStatusCode]:
         found = (poll() for poll in self._polls)
