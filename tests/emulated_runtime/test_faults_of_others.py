@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from torch_llm_datadist.emulator import faults
+from torch_llm_datadist.emulator import faults, host_freeze
 from torch_llm_datadist.emulator.fault_block import NAME
 
 from . import acl_calls as c
 from .acl_calls import Acl
-from .acl_harness import DEADLINE_S, FEW_MS, MIB, ROOT, Peer, code_of, peer
+from .acl_harness import DEADLINE_S, FEW_MS, MIB, ROOT, Peer, code_of, in_thread, joined, peer
 
 VARIABLE = "TORCH_LLM_DATADIST_EMULATE_FAULTS"
 
@@ -460,6 +463,104 @@ def test_signals_that_come_while_frozen_are_delivered_after_the_thaw() -> None:
             os.kill(other.process.pid, 10)
             theirs.thaw_host()
             assert other.hear() == "signal"
+
+
+# A thread that waits for a child which has not become another program yet cannot be stopped. This one passes
+# for the device's until another one renames it.
+UNSTOPPABLE = """
+from pathlib import Path
+acl.aclrtSetDevice(0)
+held, order = hear().encode(), hear()
+libc = ctypes.CDLL(None)
+def spawn():
+    libc.prctl(15, b"npu-spawns")
+    actions = ctypes.create_string_buffer(256)
+    libc.posix_spawn_file_actions_init(actions)
+    libc.posix_spawn_file_actions_addopen(actions, 0, held, os.O_RDONLY, 0)
+    say(threading.get_native_id())
+    arguments = (ctypes.c_char_p * 2)(b"true", None)
+    libc.posix_spawn(ctypes.byref(ctypes.c_int()), b"/bin/true", actions, None, arguments, None)
+    say("spawned")
+def rename():
+    libc.prctl(15, b"npu-renames")
+    Path(f"/proc/self/task/{Path(order).read_text()}/comm").write_text("host")
+for body in (spawn, rename):
+    threading.Thread(target=body, daemon=True).start()
+hear()
+"""
+
+
+class Unstoppable:
+    def __init__(self, other: Peer, directory: Path) -> None:
+        self.peer, self.pid = other, other.process.pid
+        self.held, self.order = directory / "held", directory / "order"
+        for pipe in (self.held, self.order):
+            os.mkfifo(pipe)
+            other.say(pipe)
+        self.thread = int(other.hear())
+        wait_until(lambda: self.status("State") == "D")
+        # The main thread reads, so nobody has the interpreter's lock.
+        wait_until(lambda: Path(f"/proc/{self.pid}/syscall").read_text().split()[1:2] == ["0x0"])
+
+    def status(self, field: str) -> str:
+        lines = Path(f"/proc/{self.pid}/task/{self.thread}/status").read_text().splitlines()
+        return next(line for line in lines if line.startswith(f"{field}:")).split()[1]
+
+    def become_host(self) -> None:
+        self.order.write_text(str(self.thread))
+
+    def let_go(self) -> None:
+        self.held.write_text("")
+
+
+@pytest.fixture
+def unstoppable(tmp_path: Path) -> Iterator[Unstoppable]:
+    with peer(UNSTOPPABLE) as other:
+        yield Unstoppable(other, tmp_path)
+
+
+def test_freeze_gives_up_in_time_when_a_thread_cannot_be_stopped(unstoppable: Unstoppable) -> None:
+    unstoppable.become_host()
+    wait_until(lambda: unstoppable.status("Name") == "host")
+
+    with pytest.raises(TimeoutError, match=f"thread {unstoppable.thread} did not stop"):
+        faults.of(unstoppable.pid).freeze_host(within_s=FEW_MS / 1000)
+
+    unstoppable.let_go()  # and nothing else holds it
+    assert unstoppable.peer.hear() == "spawned"
+
+
+def test_host_thread_that_comes_late_and_cannot_be_stopped_holds_no_thaw_up(unstoppable: Unstoppable) -> None:
+    theirs = faults.of(unstoppable.pid)
+    theirs.freeze_host(within_s=1000)
+    unstoppable.become_host()
+    wait_until(lambda: unstoppable.status("TracerPid") != "0")
+
+    joined(in_thread(theirs.thaw_host))
+
+    unstoppable.let_go()
+    assert unstoppable.peer.hear() == "spawned"
+
+
+def test_host_thread_that_stops_late_stays_frozen_until_the_thaw(
+    unstoppable: Unstoppable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = faults.of(unstoppable.pid)
+    theirs.freeze_host()
+    # The time to freeze what there is says nothing about what comes later.
+    much_later = types.SimpleNamespace(monotonic=lambda: math.inf, sleep=time.sleep)
+    monkeypatch.setattr(host_freeze, "time", much_later)
+    unstoppable.become_host()
+    wait_until(lambda: unstoppable.status("TracerPid") != "0")
+
+    unstoppable.let_go()
+
+    wait_until(lambda: unstoppable.status("State") == "t")
+    output = unstoppable.peer.process.stdout
+    assert output is not None
+    assert not select.select([output], [], [], FEW_MS / 1000)[0]
+    theirs.thaw_host()
+    assert unstoppable.peer.hear() == "spawned"
 
 
 def test_host_waits_survive_a_freeze(acl: Acl) -> None:

@@ -22,8 +22,7 @@ from torch_llm_datadist.emulator.fault_block import Block
 DEVICE_THREADS = "npu-"
 
 _SEIZE, _INTERRUPT, _DETACH = 0x4206, 0x4207, 17
-_WALL = 0x40000000
-_STOPPED = 0x7F
+_WALL = 0x40000000  # threads that are no children, too
 _LOOK_EVERY_S = 0.005
 
 
@@ -47,7 +46,8 @@ class HostFreeze:
         self._block = block
         self._libc = _libc()
         self._give_up_at = time.monotonic() + within_s
-        self._stopped: dict[int, int] = {}  # and the signal that arrived when it was stopped, or 0
+        # Threads that were told to stop; None until they did, then the signal that arrived with it, or 0.
+        self._traced: dict[int, int | None] = {}
         self._thaw = threading.Event()
         self._settled = threading.Event()
         self._error: Exception | None = None
@@ -80,8 +80,9 @@ class HostFreeze:
 
     def _stop_all(self) -> None:
         while True:
-            while self._stop_new():
-                pass
+            # In this order: what has stopped starts no thread that the list then lacks.
+            while not self._all_stopped() or self._stop_new():
+                time.sleep(0)
             if self._block.births() == 0:
                 return
             # A thread of the device may be among the stopped, as it has no name yet.
@@ -94,19 +95,49 @@ class HostFreeze:
             raise TimeoutError(f"process {self._block.pid} could not be frozen: {why}")
 
     def _stop_new(self) -> bool:
-        """Stops the host threads that are not stopped yet; whether there were any."""
+        """Tells the host threads to stop that were not told yet; whether there were any."""
         found = False
         try:
             threads = [int(name) for name in os.listdir(f"/proc/{self._block.pid}/task")]
         except FileNotFoundError:
             raise ProcessLookupError(f"there is no process {self._block.pid}") from None
         for thread in threads:
-            if thread in self._stopped or self._is_device(thread):
+            if thread in self._traced or self._is_device(thread):
                 continue
             with contextlib.suppress(_Gone):
-                self._stop(thread)
+                self._ptrace(_SEIZE, thread)
+                self._traced[thread] = None
+                self._ptrace(_INTERRUPT, thread)
                 found = True
         return found
+
+    def _all_stopped(self) -> bool:
+        self._hear()
+        late = [thread for thread, signal in self._traced.items() if signal is None]
+        if late:
+            self._check_time(f"thread {late[0]} did not stop")
+        return not late
+
+    def _hear(self) -> None:
+        """Takes what the kernel reports of the traced threads: that they stopped, or that they ended.
+
+        The end of the main thread is its parent's to hear of, who may be another thread of this process.
+        """
+        for thread in list(self._traced):
+            which = os.WSTOPPED if thread == self._block.pid else os.WSTOPPED | os.WEXITED
+            try:
+                report = os.waitid(os.P_PID, thread, which | os.WNOHANG | _WALL)
+            except ChildProcessError:
+                del self._traced[thread]
+                continue
+            if report is None:
+                continue
+            if report.si_code not in (os.CLD_TRAPPED, os.CLD_STOPPED):
+                del self._traced[thread]
+            else:
+                # Above the signal stands an event; 0: it was on the way to the signal's handler, and is told
+                # of it again later.
+                self._traced[thread] = 0 if report.si_status >> 8 else report.si_status
 
     def _is_device(self, thread: int) -> bool:
         try:
@@ -125,30 +156,9 @@ class HostFreeze:
             problem, f"thread {thread} of process {self._block.pid} cannot be stopped: {os.strerror(problem)}"
         )
 
-    def _stop(self, thread: int) -> None:
-        self._ptrace(_SEIZE, thread)
-        self._stopped[thread] = 0
-        self._ptrace(_INTERRUPT, thread)
-        status = ctypes.c_int()
-        while True:
-            if self._libc.waitpid(thread, ctypes.byref(status), _WALL | os.WNOHANG) == thread:
-                if status.value & 0xFF == _STOPPED:
-                    # Stopped as asked, or on the way to a signal's handler: then it is told again later.
-                    if status.value >> 16 == 0:
-                        self._stopped[thread] = status.value >> 8
-                    return
-                del self._stopped[thread]
-                raise _Gone
-            self._check_time(f"thread {thread} did not stop")
-            time.sleep(0)
-
     def _is_over(self) -> bool:
-        """Whether the process was killed. Its main thread is its parent's to bury, the others are ours."""
-        for thread in list(self._stopped):
-            if thread != self._block.pid:
-                status = ctypes.c_int()
-                if self._libc.waitpid(thread, ctypes.byref(status), _WALL | os.WNOHANG) == thread:
-                    del self._stopped[thread]
+        """Whether the process was killed."""
+        self._hear()
         try:
             with open(f"/proc/{self._block.pid}/stat") as stat:
                 return stat.read().rpartition(")")[2].split()[0] in "ZX"
@@ -156,7 +166,8 @@ class HostFreeze:
             return True
 
     def _let_go(self) -> None:
-        for thread, signal in self._stopped.items():
+        """What has not stopped yet is let go when this thread ends, as the kernel does it."""
+        for thread, signal in self._traced.items():
             with contextlib.suppress(_Gone):
-                self._ptrace(_DETACH, thread, signal)
-        self._stopped.clear()
+                self._ptrace(_DETACH, thread, signal or 0)
+        self._traced.clear()
