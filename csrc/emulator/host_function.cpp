@@ -13,6 +13,13 @@
 #include "emulator/thread.h"
 
 namespace emu {
+namespace {
+
+// While another stream waits for its turn.
+constexpr int kMostInARow = 64;
+constexpr auto kLookAgain = std::chrono::milliseconds(5);
+
+}  // namespace
 
 void Reports::subscribe(uint64_t thread, Stream& stream) {
   std::lock_guard lock(mutex_);
@@ -79,12 +86,16 @@ class InHostFunction {
   const bool before_;
 };
 
+}  // namespace
+
 class HostFunction final : public Task {
  public:
   HostFunction(std::shared_ptr<HostCaller> caller, aclrtHostFunc function, void* argument)
       : Task("aclrtLaunchHostFunc"), caller_(std::move(caller)), function_(function), argument_(argument) {}
 
-  aclError run(Stream&) override { return caller_->call(function_, argument_); }
+  aclError run(Stream& stream) override { return caller_->call(stream, *this); }
+  aclError invoke() const { return call_host_function(function_, argument_); }
+  bool is_host_function() const override { return true; }
   void describe(TaskFacts& facts) const override {
     facts.name = what;
     facts.kind = TaskKind::HostFunction;
@@ -96,6 +107,8 @@ class HostFunction final : public Task {
   const aclrtHostFunc function_;
   void* const argument_;
 };
+
+namespace {
 
 aclError serve(Stream& stream, uint64_t thread, const std::shared_ptr<Report>& report, bool blocks) {
   if (!Runtime::get().reports->post(thread, report)) {
@@ -110,43 +123,90 @@ aclError serve(Stream& stream, uint64_t thread, const std::shared_ptr<Report>& r
 
 }  // namespace
 
-struct HostCaller::Line {
-  struct Call {
-    aclrtHostFunc function;
-    void* argument;
-    aclError result = ACL_SUCCESS;
-    bool done = false;
-  };
+// One function on its way. Who waits for it sleeps on `state`, at once: the host's thread may have to wait
+// for a processor, and looking for its answer meanwhile would keep one from it.
+struct HostCaller::Call {
+  enum : uint32_t { kQueued = 0, kBegun = 1, kDone = 2, kState = 3, kSleeper = 4 };
 
+  Stream& stream;
+  const HostFunction& function;
+  aclError result = ACL_SUCCESS;
+  std::atomic<uint32_t> state{kQueued};
+
+  void begin() { state.fetch_add(kBegun - kQueued); }
+  // The call may go at once: only its address is used after that.
+  void end() {
+    if ((state.exchange(kDone) & kSleeper) != 0) futex_wake_all(&state);
+  }
+};
+
+// The functions of a context that wait for their turn, in order.
+struct HostCaller::Line {
   void serve() {
-    std::unique_lock lock(mutex);
-    for (;;) {
-      changed.wait(lock, [&] { return !calls.empty() || ended; });
-      if (calls.empty()) return;
-      Call& call = *calls.front();
-      lock.unlock();
-      const aclError result = call_host_function(call.function, call.argument);
-      lock.lock();
-      call.result = result;
-      call.done = true;
-      calls.pop_front();
-      changed.notify_all();
+    while (Call* call = next()) {
+      call->result = run(*call);
+      call->end();
     }
+  }
+
+  // The function, and those right behind it in its stream: to hand each over would cost more than most of
+  // them take. What ends with an error is left to the stream, as the task that runs now.
+  aclError run(const Call& call) {
+    if (call.stream.stopping()) return ACL_ERROR_RT_STREAM_ABORT;  // its worker did not get to say so
+    aclError result = call.function.invoke();
+    if (!call.stream.runs(call.function)) return result;
+    for (int more = 0; result == ACL_SUCCESS; ++more) {
+      if (more >= kMostInARow && waiting.load(std::memory_order_relaxed) != 0) break;
+      const auto next = call.stream.go_on_with_host_function();
+      if (next == nullptr) break;
+      result = static_cast<const HostFunction&>(*next).invoke();
+    }
+    return result;
+  }
+
+  void add(Call& call) {
+    std::lock_guard lock(mutex);
+    calls.push_back(&call);
+    waiting.store(calls.size());
+    changed.notify_one();
+  }
+
+  // False when it began, or is over.
+  bool remove(Call& call) {
+    std::lock_guard lock(mutex);
+    const size_t removed = std::erase(calls, &call);
+    waiting.store(calls.size());
+    return removed != 0;
+  }
+
+  void end() {
+    std::lock_guard lock(mutex);
+    ended = true;
+    changed.notify_one();
   }
 
   std::mutex mutex;
   std::condition_variable changed;
   std::deque<Call*> calls;
+  std::atomic<size_t> waiting{0};  // in `calls`
   bool ended = false;
+
+ private:
+  Call* next() {
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [&] { return !calls.empty() || ended; });
+    if (calls.empty()) return nullptr;
+    Call* call = calls.front();
+    calls.pop_front();
+    waiting.store(calls.size());
+    call->begin();
+    return call;
+  }
 };
 
 HostCaller::HostCaller() : line_(std::make_shared<Line>()) {}
 
-HostCaller::~HostCaller() {
-  std::lock_guard lock(line_->mutex);
-  line_->ended = true;
-  line_->changed.notify_all();
-}
+HostCaller::~HostCaller() { line_->end(); }
 
 void HostCaller::start() {
   std::lock_guard lock(line_->mutex);
@@ -159,14 +219,23 @@ void HostCaller::start() {
   started_ = true;
 }
 
-aclError HostCaller::call(aclrtHostFunc function, void* argument) {
-  Line::Call call{function, argument};
-  std::unique_lock lock(line_->mutex);
-  line_->calls.push_back(&call);
-  line_->changed.notify_all();
-  // The caller's stream may be told to stop meanwhile; the function still uses what its argument names.
-  line_->changed.wait(lock, [&] { return call.done; });
-  return call.result;
+aclError HostCaller::call(Stream& stream, const HostFunction& function) {
+  Call call{stream, function};
+  line_->add(call);
+  for (;;) {
+    const uint32_t seen = call.state.load(std::memory_order_acquire);
+    const uint32_t state = seen & Call::kState;
+    if (state == Call::kDone) return call.result;
+    if (state == Call::kQueued && stream.stopping() && line_->remove(call)) return ACL_ERROR_RT_STREAM_ABORT;
+    const uint32_t asleep = seen | Call::kSleeper;
+    if (uint32_t now = seen; seen != asleep && !call.state.compare_exchange_strong(now, asleep)) continue;
+    if (state == Call::kQueued) {
+      stream.park(&call.state, asleep, kLookAgain);
+    } else {
+      // Whatever the stream is told meanwhile: the function still uses what its argument names.
+      futex_wait(&call.state, asleep);
+    }
+  }
 }
 
 aclError call_host_function(aclrtHostFunc function, void* argument) {

@@ -11,6 +11,7 @@
 
 namespace emu {
 
+class HostFunction;
 class Stream;
 
 // The thread that runs a context's host functions, one at a time. It belongs to the host: frozen with it, and
@@ -21,10 +22,12 @@ class HostCaller {
   ~HostCaller();
   // Makes the thread, unless it is there. Throws 207005.
   void start();
-  // Returns when the function has; what its task ends with. After start().
-  aclError call(aclrtHostFunc function, void* argument);
+  // Returns when the function has; what its task ends with. After start(). 107023 when the stream is to stop
+  // before the function's turn came: then it is never called.
+  aclError call(Stream& stream, const HostFunction& function);
 
  private:
+  struct Call;
   struct Line;
   const std::shared_ptr<Line> line_;
   bool started_ = false;  // under the line's mutex

@@ -246,7 +246,9 @@ aclError Stream::run_watched(Task& task) {
 void Stream::run(Task& task) {
   if (auto* watching = observer()) [[unlikely]]
     watching->taken(*this, task, finished_.load(std::memory_order_relaxed));
+  taken_ = &task;
   const aclError code = run_now(task);
+  taken_ = nullptr;
   if (code == ACL_SUCCESS) [[likely]]
     return;
   if (stopping()) {  // it did not fail, it was ended
@@ -284,6 +286,19 @@ void Stream::work() {
   }
   worker_runs_.store(false);
   progress_.raise();
+}
+
+std::shared_ptr<Task> Stream::go_on_with_host_function() {
+  if (observer() != nullptr || is_armed(kTaskFaults) || interleaving_ != nullptr || stopping())
+    return nullptr;
+  const uint64_t next = finished_.load(std::memory_order_relaxed) + 1;
+  if (submitted_.load(std::memory_order_acquire) <= next || needed_.load() <= next) return nullptr;
+  auto& slot = ring_[next % kDepth];
+  if (!slot->is_host_function()) return nullptr;
+  auto task = std::move(slot);
+  Runtime::get().tasks_run.fetch_add(1, std::memory_order_relaxed);
+  finish_one();
+  return task;
 }
 
 // What a checker of flags must notice: the flag behind copies is written before their bytes are.

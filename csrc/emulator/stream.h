@@ -76,6 +76,11 @@ class Stream : public std::enable_shared_from_this<Stream> {
   void set_owner(std::weak_ptr<Graph> graph) { owner_ = std::move(graph), is_owned_ = true; }
   std::shared_ptr<Graph> owner() const { return owner_.lock(); }
   bool is_owned() const { return is_owned_; }
+  // For the thread that runs host functions. Whether the running task is this one, off the queue and not part
+  // of a replay. If the next one is a host function, too, and nobody looks at single tasks, the running one
+  // is done and that one runs: it is the answer.
+  bool runs(const Task& task) const { return taken_ == &task; }
+  std::shared_ptr<Task> go_on_with_host_function();
   // The stream whose task the calling thread runs; null where it runs none.
   static Stream* running();
   static void set_running(Stream* stream);
@@ -144,6 +149,7 @@ class Stream : public std::enable_shared_from_this<Stream> {
   std::atomic<uint32_t> asleep_{0};  // futex word of the idle worker
   std::atomic<const std::atomic<uint32_t>*> parked_on_{nullptr};
   const std::unique_ptr<Interleaving> interleaving_;  // used by whoever runs the stream's tasks
+  const Task* taken_ = nullptr;                       // the running task, for who runs it
   std::optional<Clock::time_point> parked_since_;     // the running task, in lazy mode
   std::atomic<uint32_t> clock_word_{0};               // never changes: what pass_time() sleeps on
   std::atomic<bool> closed_{false};

@@ -34,6 +34,7 @@ class Task {
   virtual bool may_be_updated() const { return false; }
 
   virtual bool is_copy() const { return false; }
+  virtual bool is_host_function() const { return false; }
   // A word that somebody may wait for: a value write, or a copy of 8 bytes.
   virtual bool writes_flag() const { return false; }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import queue
 import time
 from collections.abc import Callable
 
@@ -10,11 +11,13 @@ import pytest
 
 from . import acl_calls as c
 from .acl_calls import Acl
-from .acl_harness import MIB, Gate, HostFunction, peer
+from .acl_harness import MIB, Gate, peer
 
 TASKS = 1000
-# The target is 1 microsecond; the rest is for a machine that does many other things at the same time.
-COST_LIMIT_S = 20e-6
+ROUNDS = 7
+# What a task may cost, in items that go through Python's own queue, which takes some 0.05 microseconds. A
+# task takes 1 to 5 of them; a wake-up, a hand-over or a search for each task takes it far beyond.
+COST_LIMIT = 15
 
 
 class Stats(ctypes.Structure):
@@ -39,32 +42,46 @@ def stats(acl: Acl) -> Stats:
     return read
 
 
-@HostFunction
-def nothing(_: int) -> None:
-    pass
+def cost_of_a_queue() -> float:
+    """Of an item that passes through a bare queue, in processor time."""
+    items: queue.SimpleQueue[int] = queue.SimpleQueue()
+    start = time.process_time()
+    for item in range(TASKS):
+        items.put(item)
+        items.get()
+    return (time.process_time() - start) / TASKS
 
 
-@pytest.mark.parametrize("kind", ["copy", "value write", "event", "memset"])
-def test_a_task_costs_about_a_microsecond(acl: Acl, kind: str) -> None:
+@pytest.mark.parametrize(
+    "kind", ["copy", "value write", "met value wait", "event", "memset", "host function"]
+)
+def test_a_task_costs_about_what_a_bare_queue_does(acl: Acl, kind: str) -> None:
+    """In processor time, which does not grow when others have the processor; the best of some rounds."""
     stream, event, memory = acl.stream(), acl.event(), acl.malloc(4096)
+    nothing = ctypes.cast(
+        ctypes.CDLL(None).abs, ctypes.c_void_p
+    )  # of C: Python's lock is no part of the cost
     submit: dict[str, Callable[[], object]] = {
         "copy": lambda: acl.copy(memory, memory + 64, 64, stream),
         "value write": lambda: acl.aclrtValueWrite(memory, 1, 0, stream),
+        "met value wait": lambda: acl.aclrtValueWait(memory + 512, 0, c.EQ, stream),
         "event": lambda: acl.aclrtRecordEvent(event, stream),
         "memset": lambda: acl.aclrtMemsetAsync(memory, 64, 1, 64, stream),
+        "host function": lambda: acl.aclrtLaunchHostFunc(stream, nothing, None),
     }
-    best = float("inf")
+    best = best_queue = float("inf")
 
-    for _ in range(3):
+    for _ in range(ROUNDS):
+        best_queue = min(best_queue, cost_of_a_queue())
         gate = Gate(acl, stream)
         for _ in range(TASKS):
             submit[kind]()
-        start = time.perf_counter()
+        start = time.process_time()
         gate.open()
         acl.synchronize(stream)
-        best = min(best, (time.perf_counter() - start) / TASKS)
+        best = min(best, (time.process_time() - start) / TASKS)
 
-    assert best < COST_LIMIT_S
+    assert best < COST_LIMIT * best_queue
 
 
 def test_a_copy_runs_at_memory_speed(acl: Acl) -> None:
