@@ -39,7 +39,7 @@ _GROUPS = [
     (
         "Transfers",
         ["ops", "Binding", "Task", "functions", "TransferWatch", "CacheTask", "LayerSynchronizer",
-         "TransferConfig", "TransferWithCacheKeyConfig"],
+         "StreamLayerSynchronizer", "TransferConfig", "TransferWithCacheKeyConfig"],
     ),
     ("Errors", ["LLMException", "LLMStatusCode", "Status"]),
     ("Without an NPU", ["emulator"]),

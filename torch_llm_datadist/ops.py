@@ -476,6 +476,13 @@ def store_layer(
 
     Raises:
         LLMException: the cache was unregistered, or the tensors do not fit it; nothing was stored.
+
+    >>> status = torch.zeros(1, dtype=torch.int32, device="npu:0")
+    >>> keys = torch.ones(3, 2, 8, dtype=torch.float16, device="npu:0")  # of three tokens
+    >>> slots = torch.tensor([14, 15, 80], device="npu:0")  # the end of block 0, the start of block 5
+    >>> llm_datadist.ops.store_layer(status, keys, keys, slots, layer=1, cache=source.handle)
+    >>> source.tensors[2][5, 0].sum().item()
+    16.0
     """
     _ops.store_layer.default(status, keys, values, slots, layer, cache)
 
@@ -517,6 +524,15 @@ def read_layer(
 
     Raises:
         LLMException: the cache was unregistered, or the arguments do not fit it.
+
+    >>> status = torch.zeros(1, dtype=torch.int32, device="npu:0")
+    >>> new = torch.ones(1, 2, 8, dtype=torch.float16, device="npu:0")
+    >>> table = torch.tensor([[5, 0, -1]], device="npu:0")  # a sequence of two blocks, padded to three
+    >>> keys, values = llm_datadist.ops.read_layer(
+    ...     status, new, new, table, block_size=16, layer=1, cache=source.handle
+    ... )
+    >>> tuple(keys.shape)
+    (1, 48, 2, 8)
     """
     found: tuple[Tensor, Tensor] = _ops.read_layer.default(
         status, keys, values, block_table, block_size, layer, cache

@@ -22,12 +22,6 @@ _POLL_S = 0.001
 class StreamLayerSynchronizer(LayerSynchronizer):
     """Says on the stream, from inside the forward, that a layer may be sent. Not in the original.
 
-    >>> synchronizer = StreamLayerSynchronizer(device=0, layers=range(40))       # once per model
-    >>> task = manager.transfer_cache_async(cache, synchronizer, configs, src, dst)   # before each forward
-    >>> ...                                                # in the forward, after layer i's last write:
-    >>>     synchronizer.record_layer(i, keys)
-    >>> task.synchronize()
-
     ``transfer_cache_async`` binds the transfers of all its configs to the next forward; it asks nobody and
     starts no thread. One call serves one forward. ``record_layer`` is an op: it works in eager code, under
     ``torch.compile``, and in a captured graph that is replayed for each call.
@@ -40,6 +34,14 @@ class StreamLayerSynchronizer(LayerSynchronizer):
     Attributes:
         binding: what the op names; ``bind(())`` is a forward that sends nothing.
         status: int32[1] on the device: 0, or the code of the first transfer that failed.
+
+    >>> synchronizer = llm_datadist.StreamLayerSynchronizer(device=0, layers=range(LAYERS))  # once per model
+    >>> config = llm_datadist.TransferWithCacheKeyConfig(BlocksCacheKey(2), range(LAYERS), range(LAYERS))
+    >>> task = prefill.cache_manager.transfer_cache_async(source, synchronizer, [config], [0, 1], [4, 5])
+    >>> for layer in range(LAYERS):  # the forward, eager or in a graph: after each layer's last write
+    ...     synchronizer.record_layer(layer, source.tensors[2 * layer + 1])
+    >>> task.synchronize(10_000).name
+    'LLM_SUCCESS'
     """
 
     def __init__(self, device: int, layers: Iterable[int], timeout_s: float = 60.0) -> None:
