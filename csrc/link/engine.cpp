@@ -2,9 +2,11 @@
 
 #include <poll.h>
 #include <sys/eventfd.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <map>
 
@@ -75,11 +77,13 @@ Engine::Engine(int device)
       mail_word_(allocate_filled(sizeof(uint64_t), 0)),
       local_feeder_(device, acl::OnFailure::kContinue, &words_, nullptr),
       wake_fd_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)),
+      timer_fd_(timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)),
       thread_([this] { run(); }) {}
 
 Engine::~Engine() {
   stop();
   close(wake_fd_);
+  close(timer_fd_);
 }
 
 void Engine::stop() {
@@ -119,7 +123,7 @@ void Engine::watch(std::shared_ptr<Transfer> transfer) {
     require(!must_stop_, kFailed, "device ", device_, " is shut down in this process");
     transfers_.push_back(std::move(transfer));
   }
-  wake();
+  wake_soon();
 }
 
 void Engine::watch(std::shared_ptr<WaitRound> round) {
@@ -135,6 +139,13 @@ void Engine::bury(std::shared_ptr<Binding> binding) {
 void Engine::wake() {
   const uint64_t one = 1;
   [[maybe_unused]] const auto written = write(wake_fd_, &one, sizeof(one));
+}
+
+// Most transfers have ended by then. What is urgent wakes at once: a refusal, a cancel, who waits for a tick.
+void Engine::wake_soon() {
+  if (timer_is_set_.exchange(true)) return;
+  const itimerspec once{{}, {0, kBusyTickMs * 1'000'000}};
+  timerfd_settime(timer_fd_, 0, &once, nullptr);
 }
 
 bool Engine::wait_for_tick(Clock::time_point deadline) {
@@ -271,10 +282,11 @@ bool Engine::tick(const Tick& tick) {
 
 // False when it is time to stop.
 bool Engine::sleep(bool is_busy) {
-  pollfd fd{wake_fd_, POLLIN, 0};
-  poll(&fd, 1, is_busy ? kBusyTickMs : kIdleTickMs);
+  std::array<pollfd, 2> fds{{{wake_fd_, POLLIN, 0}, {timer_fd_, POLLIN, 0}}};
+  poll(fds.data(), fds.size(), is_busy ? kBusyTickMs : kIdleTickMs);
   uint64_t count;
-  [[maybe_unused]] const auto got = read(wake_fd_, &count, sizeof(count));
+  [[maybe_unused]] auto got = read(wake_fd_, &count, sizeof(count));
+  if (read(timer_fd_, &count, sizeof(count)) > 0) timer_is_set_ = false;
   std::lock_guard lock(mutex_);
   return !must_stop_;
 }

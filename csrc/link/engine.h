@@ -46,6 +46,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
   // Makes the watchdog look at once instead of at its next tick.
   void wake();
+  // Makes it look within a busy tick, without a thread's wake-up in the caller's way.
+  void wake_soon();
   // Waits for the watchdog's next tick; false when the deadline passed before.
   bool wait_for_tick(Clock::time_point deadline);
   void stop();
@@ -70,6 +72,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   const DeviceMemory mail_word_;
   Feeder local_feeder_;
   int wake_fd_;
+  int timer_fd_;
+  std::atomic<bool> timer_is_set_{false};
 
   std::mutex mutex_;
   std::condition_variable ticked_;

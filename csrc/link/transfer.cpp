@@ -310,7 +310,10 @@ void Transfer::submission_ended(uint64_t mark, int64_t code, const std::string& 
     mark_ = mark;
     if (code != kSuccess) refused_ = {code, what};
   }
-  link_->engine().wake();
+  if (code != kSuccess)
+    link_->engine().wake();
+  else
+    link_->engine().wake_soon();
 }
 
 void Transfer::device_done() {

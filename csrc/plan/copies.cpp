@@ -4,7 +4,7 @@ namespace datadist {
 namespace {
 
 // Up to so many pieces both orders are tried out, at some nanoseconds a piece; a copy costs microseconds.
-constexpr size_t kTriedPieces = 4096;
+constexpr size_t kTriedPieces = 256;
 
 }  // namespace
 
@@ -32,10 +32,13 @@ Copies::Order Copies::choose() const {
   if (groups == num_tensors_) return Order::kByTensor;
   if (num_runs_ * num_tensors_ <= kTriedPieces)
     return count(Order::kByRun) < count(Order::kByTensor) ? Order::kByRun : Order::kByTensor;
-  // One tensor's copies stand for all of them: the runs are the same.
-  Copies one = *this;
-  one.num_tensors_ = 1;
-  return num_runs_ * groups < one.count(Order::kByTensor) * num_tensors_ ? Order::kByRun : Order::kByTensor;
+  // Each tensor makes as many copies as the second one adds to the first: the runs are the same.
+  Copies some = *this;
+  some.num_tensors_ = 1;
+  const size_t first = some.count(Order::kByTensor);
+  some.num_tensors_ = 2;
+  const size_t added = some.count(Order::kByTensor) - first;
+  return num_runs_ * groups < first + added * (num_tensors_ - 1) ? Order::kByRun : Order::kByTensor;
 }
 
 // How many copies the same run takes in all tensors.

@@ -29,9 +29,8 @@ Scratch& scratch() {
   return kept;
 }
 
-void require_in_range(const char* asked, const char* list, size_t i, int64_t id, int64_t count) {
-  if (id >= 0 && id < count) [[likely]]
-    return;
+[[noreturn, gnu::noinline, gnu::cold]] void refuse_outside(const char* asked, const char* list, size_t i,
+                                                           int64_t id, int64_t count) {
   throw Error(kParamInvalid, join(asked, ": ", list, "[", i, "] = ", id, " is outside the cache, which has ",
                                   count, " blocks. Nothing was sent; the link is still usable."));
 }
@@ -94,23 +93,30 @@ void plan_runs(const BlockLists& lists, const char* asked, std::vector<Run>* run
                      lists.dst_length, "; they go in pairs. Nothing was sent; the link is still usable."));
   }
   Scratch& kept = scratch();
-  kept.pairs.clear();
+  kept.pairs.resize(lists.src_length);
+  size_t length = 0;
+  const auto is_in = [](int64_t id, int64_t count) {
+    return static_cast<uint64_t>(id) < static_cast<uint64_t>(count);
+  };
   for (size_t i = 0; i < lists.src_length; ++i) {
     const BlockPair pair{lists.src[i], lists.dst[i]};
     if (pair.src == -1 && pair.dst == -1) continue;
-    require_in_range(asked, "src_blocks", i, pair.src, lists.src_count);
-    require_in_range(asked, "dst_blocks", i, pair.dst, lists.dst_count);
-    kept.pairs.push_back(pair);
+    if (!is_in(pair.src, lists.src_count)) refuse_outside(asked, "src_blocks", i, pair.src, lists.src_count);
+    if (!is_in(pair.dst, lists.dst_count)) refuse_outside(asked, "dst_blocks", i, pair.dst, lists.dst_count);
+    kept.pairs[length++] = pair;
   }
+  kept.pairs.resize(length);
   sort_and_require_distinct_destinations(lists, asked, kept);
+  Run run{0, 0, 0};
   for (const BlockPair& pair : kept.pairs) {
-    if (!runs->empty() && pair.src == runs->back().src + runs->back().blocks &&
-        pair.dst == runs->back().dst + runs->back().blocks) {
-      ++runs->back().blocks;
-    } else {
-      runs->push_back({pair.src, pair.dst, 1});
+    if (pair.src == run.src + run.blocks && pair.dst == run.dst + run.blocks && run.blocks > 0) {
+      ++run.blocks;
+      continue;
     }
+    if (run.blocks > 0) runs->push_back(run);
+    run = {pair.src, pair.dst, 1};
   }
+  if (run.blocks > 0) runs->push_back(run);
 }
 
 }  // namespace datadist
