@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := TORCH_DEVICE_BACKEND_AUTOLOAD=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 SOURCES := setup.py pyproject.toml torch_llm_datadist_emulator.pth $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.map' -o -name 'since.txt')
 
-.PHONY: demo test build lint format bench bench-emulator op-table api-docs clean
+.PHONY: demo test build lint format bench bench-emulator peers compare-peers plots performance callgrind op-table api-docs clean
 
 demo: build
 	$(RUN) demo $(if $(MODE),--mode $(MODE)) $(if $(TOKENS),--tokens $(TOKENS)) $(ARGS)
@@ -20,8 +20,37 @@ test: build
 
 build: $(VENV)/built
 
+# The short set, some minutes. What it finds goes to build/bench, for `make plots` and `make performance`.
 bench: build
-	$(RUN) run benchmarks/bench_push.py $(ARGS)
+	$(RUN) run -m benchmarks.bench_blocks --json build/bench/blocks.json $(ARGS)
+	$(RUN) run -m benchmarks.bench_blocks --profile a3 --json build/bench/projected.json
+	$(RUN) run -m benchmarks.bench_scale --json build/bench/scale.json
+
+# Other libraries, in an environment of their own; Debian packages are unpacked there, nothing is installed.
+PEERS := build/peers
+peers: build
+	test -x $(PEERS)/venv/bin/python || $(PYTHON) -m venv $(PEERS)/venv
+	mkdir -p $(PEERS)/debs $(PEERS)/root
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(PEERS)/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth"
+	$(PEERS)/venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		nixl-cu12==1.5.1 mooncake-transfer-engine-non-cuda==0.3.13
+	cd $(PEERS)/debs && apt-get download libibverbs1 libnl-3-200 libnl-route-3-200
+	for package in $(PEERS)/debs/*.deb; do dpkg -x "$$package" $(PEERS)/root; done
+
+compare-peers: build
+	$(RUN) run -m benchmarks.compare_peers --json build/bench/peers.json $(ARGS)
+
+# What `make bench` and `make compare-peers` found: as pictures, and as docs/performance.md.
+plots: build
+	$(PIP) matplotlib==3.11.2
+	$(BIN)/python -m benchmarks.plots build/bench
+performance: build
+	$(BIN)/python -m benchmarks.write_performance build/bench docs/performance.md
+
+# Instructions of the planner's paths against recorded figures; needs valgrind.
+callgrind: build
+	$(BIN)/python benchmarks/count_instructions.py $(ARGS)
 
 # Runs every aten op on emulated tensors and writes docs/emulated_ops.md; takes minutes.
 op-table: build

@@ -1,0 +1,97 @@
+"""Counts the instructions of the planner's paths with valgrind and compares them with what was recorded.
+
+    python benchmarks/count_instructions.py [--record]
+
+Fails when a path takes more than a tenth more than recorded. A change for the better is recorded with
+``--record``; the figures belong to a compiler, which is recorded with them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+BUILD = ROOT / "build" / "benchmarks"
+RECORDED = Path(__file__).with_name("instructions.json")
+MOST_GROWTH = 1.10
+
+
+def compiler() -> list[str]:
+    return shlex.split(os.environ.get("CXX", "g++"))
+
+
+def compiler_version() -> str:
+    return (
+        subprocess.run(
+            [*compiler(), "-dumpfullversion", "-dumpmachine"], check=True, capture_output=True, text=True
+        )
+        .stdout.replace("\n", " ")
+        .strip()
+    )
+
+
+def build() -> Path:
+    BUILD.mkdir(parents=True, exist_ok=True)
+    out = BUILD / "count_instructions"
+    sources = [Path(__file__).with_suffix(".cpp"), *sorted((ROOT / "csrc" / "plan").glob("*.cpp"))]
+    subprocess.run(
+        [*compiler(), "-O2", "-g", "-std=c++20", f"-I{ROOT / 'csrc'}", *map(str, sources), "-o", str(out)],
+        check=True,
+    )
+    return out
+
+
+def names(program: Path) -> list[str]:
+    return subprocess.run([str(program)], capture_output=True, text=True).stdout.splitlines()
+
+
+def count(program: Path, name: str) -> int:
+    """Instructions of two equal rounds, of which the second finds the scratch memory there."""
+    done = subprocess.run(
+        ["valgrind", "--tool=callgrind", "--toggle-collect=counted", "--callgrind-out-file=/dev/null",
+         str(program), name],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    found = re.search(r"Collected : (\d+)", done.stderr)
+    if found is None:
+        raise SystemExit(f"callgrind did not say what it collected:\n{done.stderr}")
+    return int(found.group(1))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--record", action="store_true", help="write the figures instead of comparing them")
+    options = parser.parse_args()
+    if shutil.which("valgrind") is None:
+        print("count_instructions: valgrind is not installed (Debian: apt install valgrind)", file=sys.stderr)
+        return 1
+    program = build()
+    found = {name: count(program, name) for name in names(program)}
+    if options.record:
+        RECORDED.write_text(json.dumps({"compiler": compiler_version(), "paths": found}, indent=1) + "\n")
+        return 0
+    recorded = json.loads(RECORDED.read_text())
+    if recorded["compiler"] != compiler_version():
+        print(f"recorded with {recorded['compiler']}, this is {compiler_version()}")
+    grown = []
+    print(f"{'instructions of two rounds':30s} {'recorded':>12s} {'now':>12s}")
+    for name, now in found.items():
+        before = recorded["paths"].get(name)
+        print(f"{name:30s} {before if before is not None else 'never':>12} {now:12d}")
+        if before is None or now > before * MOST_GROWTH:
+            grown.append(name)
+    if grown:
+        print(f"more than {MOST_GROWTH:.0%} of what was recorded: {', '.join(grown)}", file=sys.stderr)
+    return 1 if grown else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,195 @@
+"""Two processes with a cache each and a link, for pushes from the first to the second.
+
+The receiver queues the wait for a transfer's flag and tells when it has passed; both read the same clock.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import random
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+from . import native
+from .cases import Case
+
+SENDER, RECEIVER = 1, 2
+
+
+class End:
+    """An instance and its cache."""
+
+    def __init__(self, cluster_id: int, case: Case) -> None:
+        import torch
+
+        import torch_llm_datadist as datadist
+
+        torch.set_num_threads(1)
+        self.case = case
+        self.device = cluster_id - 1
+        torch.npu.set_device(self.device)
+        config = datadist.LLMConfig()
+        config.device_id = self.device
+        config.enable_cache_manager = True
+        config.enable_remote_cache_accessible = True
+        config.listen_ip_info = "127.0.0.1:0"
+        config.sync_kv_timeout = 60_000
+        self.datadist = datadist.LLMDataDist(datadist.LLMRole.MIX, cluster_id)
+        self.datadist.init(config.generate_options())
+        shape = (2 * case.blocks, case.block_bytes)
+        where = f"npu:{self.device}"
+        self.tensors = [torch.zeros(shape, dtype=torch.uint8, device=where) for _ in range(case.tensors)]
+        desc = datadist.CacheDesc(case.tensors, list(shape), datadist.DataType.DT_UINT8)
+        self.cache = self.datadist.cache_manager.register_blocks_cache(
+            desc, self.tensors, datadist.BlocksCacheKey(cluster_id, 0)
+        )
+        self.status = torch.zeros(1, dtype=torch.int32, device=where)
+        self.binding = datadist.Binding(self.device, [0])
+
+
+def content_of(case: Case) -> list[Any]:
+    """What the sender's cache holds; the same in every process."""
+    import torch
+
+    generator = torch.Generator().manual_seed(7)
+    shape = (2 * case.blocks, case.block_bytes // 8)
+    return [
+        torch.randint(-(1 << 62), 1 << 62, shape, dtype=torch.int64, generator=generator).view(torch.uint8)
+        for _ in range(case.tensors)
+    ]
+
+
+def receive(pipe: Connection, case: Case) -> None:
+    import torch
+
+    from torch_llm_datadist import ops
+
+    end = End(RECEIVER, case)
+    expected = content_of(case)
+    stream = torch.npu.current_stream()
+    pipe.send(end.datadist.listen_port)
+    for what, *given in iter(pipe.recv, None):
+        if what == "wait":
+            end.binding.bind([given[0]])
+            ops.wait_layer(end.status, end.status, 0, end.binding.id)
+            pipe.send("waits")
+            stream.synchronize()
+            pipe.send((time.monotonic_ns(), end.status.item()))
+            end.binding.bind(())
+        else:  # check, and spoil what arrived: the next transfer must bring it again
+            src, dst = given
+            right = all(
+                torch.equal(tensor[dst].cpu(), want[src])
+                for tensor, want in zip(end.tensors, expected, strict=True)
+            )
+            for tensor in end.tensors:
+                tensor[dst] = 0
+            torch.npu.synchronize()
+            pipe.send(right)
+    end.datadist.finalize()
+
+
+class Pair:
+    """The sender's end; the receiver is a process of its own."""
+
+    def __init__(self, case: Case) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=receive, args=(theirs, case), daemon=True)
+        self._process.start()
+        theirs.close()  # else the death of the receiver is no end of file here
+        import torch
+
+        import torch_llm_datadist as datadist
+
+        self.case = case
+        self.end = End(SENDER, case)
+        self.content = content_of(case)
+        for tensor, bytes_ in zip(self.end.tensors, self.content, strict=True):
+            tensor.copy_(bytes_)
+        torch.npu.synchronize()
+        info = datadist.LLMClusterInfo()
+        info.remote_cluster_id = RECEIVER
+        info.append_local_ip_info("127.0.0.1", 0)
+        info.append_remote_ip_info("127.0.0.1", self._pipe.recv())
+        status, _ = self.end.datadist.link_clusters([info], timeout=30_000)
+        if status != datadist.LLMStatusCode.LLM_SUCCESS:
+            raise SystemExit(f"linking failed: {status.name}")
+        self.key = datadist.BlocksCacheKey(RECEIVER, 0)
+        self._chooser = random.Random(0)
+
+    def blocks(self) -> tuple[list[int], list[int]]:
+        count = self.case.blocks
+        return self._chooser.sample(range(2 * count), count), self._chooser.sample(range(2 * count), count)
+
+    def push(self, src: list[int], dst: list[int], idle_s: float = 0.0) -> tuple[float, float]:
+        """Seconds from ``bind``, and from ``push_layer``, to the flag at the receiver, whose stream waits."""
+        from torch_llm_datadist import ops
+
+        end = self.end
+        task = end.datadist.cache_manager.prepare_push(
+            self.key, end.cache, src, dst, tensor_num_per_layer=self.case.tensors
+        )
+        self._pipe.send(("wait", task.ticket))
+        if self._pipe.recv() != "waits":
+            raise SystemExit("the receiver is gone")
+        if idle_s:
+            time.sleep(idle_s)
+        bound = time.monotonic_ns()
+        end.binding.bind([task])
+        called = time.monotonic_ns()
+        ops.push_layer(end.status, end.status, 0, end.binding.id)
+        seen, status = self._pipe.recv()
+        if status != 0:
+            raise SystemExit(f"the transfer failed with {status}")
+        ops.finish(end.status, end.status, end.binding.id)
+        self.check(src, dst)
+        return (seen - bound) / 1e9, (seen - called) / 1e9
+
+    def push_blocking(self, src: list[int], dst: list[int]) -> float:
+        """Seconds from the call of ``CacheManager.push_blocks`` to its return."""
+        started = time.monotonic_ns()
+        self.end.datadist.cache_manager.push_blocks(
+            self.key, self.end.cache, src, dst, tensor_num_per_layer=1
+        )
+        seconds = (time.monotonic_ns() - started) / 1e9
+        self.check(src, dst)
+        return seconds
+
+    def check(self, src: list[int], dst: list[int]) -> None:
+        self._pipe.send(("check", src, dst))
+        if not self._pipe.recv():
+            raise SystemExit(f"wrong bytes arrived: blocks {src} -> {dst} of {self.case}")
+
+    def close(self) -> None:
+        self._pipe.send(None)
+        self._process.join(20)
+        self.end.datadist.finalize()
+
+
+class Memcpy:
+    """The same pieces by one thread, from memory of its own to memory that could be shared."""
+
+    def __init__(self, case: Case) -> None:
+        import torch
+
+        self._case = case
+        self._library = native.load()
+        shape = (case.tensors, 2 * case.blocks, case.block_bytes)
+        self._src = torch.ones(shape, dtype=torch.uint8)
+        self._dst = torch.ones(shape, dtype=torch.uint8).share_memory_()
+
+    def run(self, src: list[int], dst: list[int]) -> float:
+        case = self._case
+        stride = 2 * case.blocks * case.block_bytes
+        pairs = [
+            (self._dst.data_ptr() + t * stride + d * case.block_bytes,
+             self._src.data_ptr() + t * stride + s * case.block_bytes)
+            for t in range(case.tensors)
+            for s, d in zip(src, dst, strict=True)
+        ]  # fmt: skip
+        to, start = ((ctypes.c_uint64 * len(pairs))(*column) for column in zip(*pairs, strict=True))
+        nanoseconds: int = self._library.copy_pieces(to, start, len(pairs), case.block_bytes)
+        return nanoseconds / 1e9

@@ -1,0 +1,70 @@
+"""Draws what the benchmarks wrote: ``python -m benchmarks.plots DIRECTORY`` makes a PNG beside each JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+NOTE = "emulated device memory on a CPU"
+
+
+def bars(axes: Any, results: dict[str, Any]) -> None:
+    """Each library's speed by case, as a multiple of memcpy."""
+    engines = sorted({name for case in results["cases"].values() for name in case["engines"]})
+    cases = list(results["cases"])
+    width = 0.8 / len(engines)
+    for i, engine in enumerate(engines):
+        heights = [results["cases"][case]["engines"].get(engine, {}).get("to_memcpy", 0.0) for case in cases]
+        axes.bar([x + i * width for x in range(len(cases))], heights, width, label=engine)
+    axes.set_xticks([x + 0.4 - width / 2 for x in range(len(cases))], cases)
+    axes.axhline(1.0, color="black", linewidth=0.5)
+    axes.set_ylabel("times memcpy (higher is faster)")
+    axes.set_title(f"The same pieces; ours is {NOTE}")
+    axes.legend()
+
+
+def blocks(axes: Any, results: dict[str, Any]) -> None:
+    cases = list(results["cases"])
+    axes.bar(cases, [results["cases"][case]["to_memcpy"] for case in cases])
+    axes.axhline(1.0, color="black", linewidth=0.5)
+    axes.set_ylabel("times memcpy (higher is faster)")
+    axes.set_title(f"Pushes of scattered blocks: {NOTE}")
+
+
+def projected(axes: Any, results: dict[str, Any]) -> None:
+    rows = results["projected"]["direct"]
+    sizes = [row["block_bytes"] >> 10 for row in rows]
+    axes.plot(sizes, [row["projected_gb_per_s"] for row in rows], "o-", label="direct, projected")
+    for name, table in results["published"].items():
+        axes.plot(
+            [int(kib) for kib in table], list(table.values()), "x--", label=f"{name}, published for HIXL"
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("KiB per block")
+    axes.set_ylabel("GB/s")
+    axes.set_title(f"Projected for {results['profile']}, not measured")
+    axes.legend()
+
+
+def main() -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    directory = Path(sys.argv[1])
+    for name, draw in (("peers", bars), ("blocks", blocks), ("projected", projected)):
+        source = directory / f"{name}.json"
+        if not source.exists():
+            print(f"{source} is not there; nothing drawn of it")
+            continue
+        figure, axes = pyplot.subplots(figsize=(9, 5))
+        draw(axes, json.loads(source.read_text()))
+        figure.savefig(directory / f"{name}.png", dpi=120, bbox_inches="tight")
+        print(directory / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""What every benchmark prints first, and how it sums up its runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    options.add_argument("--json", type=Path, help="write the results here, too")
+    return options
+
+
+def machine() -> dict[str, Any]:
+    from torch_llm_datadist import emulator
+
+    model = ""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = lines[0].split(":", 1)[1].strip() if lines else ""
+    return {
+        "where": "emulated device memory on a CPU" if emulator.is_enabled() else "Ascend NPUs",
+        "cpu": f"{model or platform.processor()} ({platform.machine()}), {os.cpu_count()} cores",
+        "versions": {name: metadata.version(name) for name in ("torch", "torch_npu")}
+        | {"python": platform.python_version(), "kernel": platform.release()},
+        "load": round(os.getloadavg()[0], 1),
+    }
+
+
+def print_head(facts: dict[str, Any]) -> None:
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    print(f"{facts['where']}; no figure of a real device")
+    print(f"{facts['cpu']}; load {facts['load']} at the start; {versions}")
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, round(share * (len(ordered) - 1)))]
+
+
+def sum_up(seconds: Sequence[float]) -> dict[str, float]:
+    return {
+        "median_us": statistics.median(seconds) * 1e6,
+        "p99_us": percentile(seconds, 0.99) * 1e6,
+        "runs": len(seconds),
+    }
+
+
+def write(path: Path | None, results: dict[str, Any]) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results, indent=1) + "\n")
