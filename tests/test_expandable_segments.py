@@ -1,6 +1,7 @@
 """Transfers between caches in expandable segments: physical memory, mapped piece by piece.
 
-The tests are those of test_push_blocks and test_ordering; only the allocator of their processes differs.
+The tests are those of test_push_blocks and test_ordering; only the allocator of their processes differs. Left
+out is what no transport takes part in, and each size and type of blocks but two: to a mapping they are bytes.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from tests.peers import Peer
 from tests.test_push_blocks import BLOCKS, linked_pair, reference, scattered
 
 pair = test_ordering.pair
-test_push_op_is_ordered = (
-    test_ordering.test_push_blocks_op_waits_for_the_kernel_before_and_holds_the_kernel_behind
-)
-test_layers_are_waited_for = test_ordering.test_wait_layer_never_lets_a_consumer_read_early
-test_layers_are_announced_last = test_ordering.test_a_layer_is_announced_after_its_last_byte
+globals().update({name: test for name, test in vars(test_ordering).items() if name.startswith("test_")})
 test_pull_blocks_is_bit_exact = test_push_blocks.test_pull_blocks_is_bit_exact_in_both_directions_of_a_link
 test_cache_outlives_its_tensors = test_push_blocks.test_a_registered_cache_outlives_its_tensors
+test_neighbouring_blocks_travel_as_one_copy = test_push_blocks.test_neighbouring_blocks_travel_as_one_copy
+test_a_segment_is_imported_once = (
+    test_push_blocks.test_a_segment_of_the_peer_is_imported_once_and_when_first_used
+)
 
 MIB = 1 << 20
 

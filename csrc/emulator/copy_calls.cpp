@@ -45,7 +45,10 @@ Direction direction_of(Where dst, Where src, const Copy& copy) {
   if (dst == Where::Imported || src == Where::Imported) return Direction::Peer;
   const auto to = Runtime::get().memory.find(copy.dst);
   const auto from = Runtime::get().memory.find(copy.src);
-  return to != nullptr && from != nullptr && to->device != from->device ? Direction::Peer : Direction::D2D;
+  if (to == nullptr || from == nullptr) return Direction::D2D;
+  // What is imported as a handle is mapped among the process's own memory.
+  const bool leaves = to->import != nullptr || from->import != nullptr || to->device != from->device;
+  return leaves ? Direction::Peer : Direction::D2D;
 }
 
 // Throws unless device `from` may reach both ends. Addresses that are not live are left to the task.

@@ -7,6 +7,8 @@ import textwrap
 
 import pytest
 
+from torch_llm_datadist.emulator import faults
+
 from . import acl_calls as c
 from .acl_calls import Acl, AclError
 from .acl_harness import MIB, code_of, in_thread, joined, peer
@@ -187,6 +189,30 @@ def test_imported_physical_memory_is_the_exporters(acl: Acl) -> None:
         acl.aclrtFreePhysical(handle)
         other.say("again")
         assert other.hear() == "0"  # the importer holds the memory as well
+
+
+def test_copies_to_and_from_imported_physical_memory_go_to_a_peer(acl: Acl) -> None:
+    exporter = """
+    acl.aclrtSetDevice(0)
+    out = ctypes.c_uint64()
+    acl.aclrtMemExportToShareableHandle(physical(acl), 0, 1, ctypes.byref(out))
+    say(out.value)
+    hear()
+    """
+    with peer(HELPERS + textwrap.dedent(exporter)) as other:
+        handle = ctypes.c_void_p()
+        acl.aclrtMemImportFromShareableHandle(int(other.hear()), 0, ctypes.byref(handle))
+        base, stream, near = reserve(acl, PAGE), acl.stream(), acl.malloc(128)
+        acl.aclrtMapMem(base, PAGE, 0, handle.value, 0)
+        counter = faults.fail_task(2**40, c.COPY_ENGINE, direction="peer")
+
+        acl.copy(base, near, 64, stream)
+        acl.copy(near, base, 64, stream)
+        acl.copy(near, near + 64, 64, stream)
+
+        acl.synchronize(stream)
+        assert counter.hits == 2
+        counter.disarm()
 
 
 def test_white_list_of_physical_memory_is_enforced(acl: Acl) -> None:
