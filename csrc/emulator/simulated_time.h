@@ -26,7 +26,7 @@ struct Config;
 //
 // The main thread's clock is the process's. Other threads have clocks of their own, which are never behind it
 // and do not move it. A value write, and an 8-byte copy, takes its time along to whoever waits for the word,
-// also in another process; all clocks start at 0.
+// also in another process; a notify and an event do so within their process only. All clocks start at 0.
 class SimulatedTime final : public Observer {
  public:
   // Null unless it is on.

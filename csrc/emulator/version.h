@@ -3,7 +3,7 @@
 namespace emu {
 
 // The CANN release that this library is: it is linked once per level, and shows only the functions that the
-// level has (levels.inc and the exports-*.map files).
+// level has (since.txt).
 struct CannLevel {
   int major;
   int minor;
