@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -86,8 +87,42 @@ def test_what_a_process_holds_goes_with_it() -> None:
         first.kill()
         second.kill()
 
-        assert not Path(f"/proc/{first.process.pid}").exists()
-        assert not [name for name in os.listdir("/dev/shm") if "emulated" in name]
+        for held in (first, second):
+            assert not Path(f"/proc/{held.process.pid}").exists()
+            left = [*os.listdir("/dev/shm"), *os.listdir(tempfile.gettempdir())]
+            assert not [name for name in left if "emulated" in name and str(held.process.pid) in name]
+
+
+SHARES = """
+from tests.emulated_runtime.test_ipc_events import EVENT_IPC, handle_of, open_event
+acl.aclrtSetDevice(0)
+memory, stream, waits, event = acl.malloc(2 << 20), acl.stream(), acl.stream(), acl.event(EVENT_IPC)
+say(acl.export(memory, 2 << 20).decode())
+say(handle_of(acl, event).hex())
+theirs, their_event = acl.import_key(hear().encode()), open_event(acl, bytes.fromhex(hear()))
+acl.aclrtRecordEvent(their_event, stream)
+acl.copy(theirs + 4096, memory + 4096, 4096, stream)
+acl.synchronize(stream)
+acl.aclrtValueWait(memory, 1, c.EQ, waits)  # the other one may end without having written it
+acl.copy(theirs + 4096, memory + 4096, 4096, waits)
+say("runs")
+hear()
+"""
+
+
+@pytest.mark.parametrize("end", ["", "acl.aclFinalize()", "acl.aclrtResetDeviceForce(0)", "os._exit(0)"])
+def test_processes_that_share_end_cleanly_one_after_the_other(end: str) -> None:
+    with peer(SHARES + end) as one, peer(SHARES + end) as other:
+        both = [one, other]
+        shared = [(held.hear(), held.hear()) for held in both]
+        for held, (key, handle) in zip(both, reversed(shared), strict=True):
+            held.say(key)
+            held.say(handle)
+        assert [held.hear() for held in both] == ["runs", "runs"]
+
+        for held in both:
+            held.say("end")
+            held.end()
 
 
 def is_harmless(name: str) -> bool:
