@@ -67,6 +67,11 @@ bench-emulator: build
 		-Ltorch_llm_datadist/emulator/lib -lascendcl -Wl,-rpath,'$$ORIGIN/../torch_llm_datadist/emulator/lib'
 	build/bench_emulator $(ARGS)
 
+# Breaks the emulated runtime on purpose, one guarantee after the other, and sees a test fail each time; an hour.
+.PHONY: mutations
+mutations: build
+	TORCH_DEVICE_BACKEND_AUTOLOAD=1 $(BIN)/python -m tests.mutations $(ARGS)
+
 lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

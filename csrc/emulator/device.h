@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "emulator/acl_headers.h"
+#include "emulator/device_error.h"
 
 namespace emu {
 
@@ -47,7 +48,8 @@ class Device {
   std::atomic<size_t> peak{0};
   std::atomic<uint64_t> peers{0};  // bit n: this device may touch memory of device n
   std::atomic<int32_t> streams{0};
-  std::atomic<int32_t> events{0};      // hardware event ids in use
+  std::atomic<int32_t> events{0};  // hardware event ids in use
+  DeviceError error;
   std::atomic<bool> loss_told{false};  // a fault lost the device, and the program knows
   std::atomic<int32_t> saturation_mode{ACL_RT_OVERFLOW_MODE_INFNAN};
   std::atomic<uint32_t> core_limits[2] = {kCubeCores, kVectorCores};

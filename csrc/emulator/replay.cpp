@@ -5,6 +5,7 @@
 
 #include "emulator/condition.h"
 #include "emulator/context.h"
+#include "emulator/device.h"
 #include "emulator/error.h"
 #include "emulator/futex.h"
 #include "emulator/graph.h"
@@ -114,6 +115,7 @@ void Graph::run_lane(size_t lane, Stream& on) {
     const std::string why = on.take_explanation();
     // A task that was ended did not fail: who ended it has said why.
     if (on.stopping()) return cut_short(ACL_ERROR_RT_STREAM_ABORT, "");
+    on.context().device.error.note(code, *node.task);
     return cut_short(ACL_ERROR_RT_MODEL_EXECUTE,
                      text("task %u of graph %u (%s) failed with %d (%s)%s%s", node.sequence, id,
                           node.task->what, code, meaning(code), why.empty() ? "" : ": ", why.c_str()));

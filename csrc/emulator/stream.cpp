@@ -255,6 +255,7 @@ void Stream::run(Task& task) {
     task.dropped(code);
     return;
   }
+  context_->device.error.note(code, task);
   std::string why;
   {
     std::lock_guard lock(why_mutex_);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -505,13 +506,16 @@ def test_side_stream_must_be_joined(acl: Acl, work_after_join: bool) -> None:
     assert acl.read_word(word) == 2
 
 
-def test_stream_joined_through_another_is_joined(acl: Acl) -> None:
-    stream, side, third = acl.stream(), acl.stream(), acl.stream()
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
+def test_stream_joined_through_another_is_joined(acl: Acl, order: tuple[int, ...]) -> None:
+    """Each side stream is joined to the next one, in whatever order they came in."""
+    stream, sides = acl.stream(), [acl.stream() for _ in range(3)]
     begin(acl, stream)
-    fork(acl, stream, side)
-    fork(acl, side, third)
-    join(acl, side, third)
-    join(acl, stream, side)
+    for i in order:
+        fork(acl, stream, sides[i])
+    join(acl, sides[1], sides[0])
+    join(acl, sides[2], sides[1])
+    join(acl, stream, sides[2])
 
     acl.aclmdlRIDestroy(end(acl, stream))
 

@@ -308,3 +308,14 @@ def test_stop_on_failure_stops_the_context_when_the_exporter_died(acl: Acl) -> N
 
         assert acl.sync_code(stream) == c.LINK_ERROR
         assert acl.sync_code(bystander) == c.LINK_ERROR
+
+
+def test_key_of_a_process_that_had_the_number_before_is_refused(acl: Acl) -> None:
+    with exporter() as (_, key):
+        fields = key.decode().split(":")
+        fields[2] = f"{int(fields[2], 16) - 1:010x}"  # the same number, started at another time
+        older = ":".join(fields).encode()
+
+        assert code_of(lambda: acl.import_key(older)) == c.IPC_ERROR
+        acl.import_key(key)
+        acl.aclrtIpcMemClose(key)

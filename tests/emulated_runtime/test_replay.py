@@ -13,7 +13,7 @@ import pytest
 
 from . import acl_calls as c
 from .acl_calls import Acl
-from .acl_harness import DEADLINE_S, FEW_MS, Gate, HostFunction
+from .acl_harness import DEADLINE_S, FEW_MS, Gate, HostFunction, until_asleep, worker_of
 from .graph_harness import (
     CONTEXT_OF_MODEL,
     GRAPH_ABORTED,
@@ -158,24 +158,20 @@ def test_value_wait_in_a_graph_holds_the_replay(acl: Acl) -> None:
 
 
 def test_replays_from_two_streams_take_turns(acl: Acl) -> None:
-    first, second = acl.stream(), acl.stream()
-    gate, entered = acl.malloc(64), acl.malloc(64)
-    begin(acl, first)
-    acl.aclrtValueWait(gate, 1, c.EQ, first)
-    acl.aclrtValueWrite(gate, 0, 0, first)
-    acl.aclrtValueWrite(entered, 1, 0, first)
-    graph = end(acl, first)
+    first, second, entered = acl.stream(), acl.stream(), []
+    go_on = threading.Semaphore(0)
+    holds = HostFunction(lambda _: (entered.append(True), go_on.acquire(timeout=DEADLINE_S)) and None)
+    graph = captured(acl, first, lambda: acl.emuLaunchCompute(first, b"holds", holds, None, None, None))
+
     acl.aclmdlRIExecuteAsync(graph, first)
     acl.aclmdlRIExecuteAsync(graph, second)
+    until_asleep(worker_of(acl, first), worker_of(acl, second))
+    assert len(entered) == 1
 
-    acl.write_word(gate, 1)
-    while not (acl.is_idle(first) or acl.is_idle(second)):
-        pass
-    assert acl.is_idle(first) != acl.is_idle(second)
-    acl.write_word(gate, 1)
-
+    go_on.release(2)
     acl.synchronize(first)
     acl.synchronize(second)
+    assert len(entered) == 2
 
 
 def test_replay_that_waits_for_its_turn_can_be_aborted(acl: Acl) -> None:
@@ -540,3 +536,22 @@ def test_replay_ends_with_its_last_lane(acl: Acl) -> None:
 
     acl.synchronize(stream)
     assert (acl.read_word(out), acl.read_word(out + 8)) == (1, 1)
+
+
+def test_each_replay_waits_for_its_own_records(acl: Acl) -> None:
+    stream, side, words = acl.stream(), acl.stream(), acl.malloc(64)
+    begin(acl, stream)
+    acl.aclrtValueWait(words, 1, c.EQ, stream)
+    fork(acl, stream, side)
+    acl.aclrtValueWrite(words + 8, 1, 0, side)
+    join(acl, stream, side)
+    graph = end(acl, stream)
+
+    for _ in range(2):
+        acl.aclrtMemset(words, 64, 0, 64)
+        acl.aclmdlRIExecuteAsync(graph, stream)
+        assert acl.code.aclrtSynchronizeStreamWithTimeout(stream, FEW_MS) == c.STREAM_TIMEOUT
+        assert acl.read_word(words + 8) == 0  # not by the record of the replay before
+        acl.write_word(words, 1)
+        acl.synchronize(stream)
+        assert acl.read_word(words + 8) == 1
