@@ -179,6 +179,7 @@ def test_parameters_are_checked_when_they_are_set(acl: Acl) -> None:
     for wrong in (word + 4, 4096):
         params.words[0] = wrong
         assert set_code(write, ctypes.byref(params)) == c.INVALID_PARAM
+    params = params_of(acl, write)  # right in all but its type
     params.type = VALUE_WAIT
     assert set_code(write, ctypes.byref(params)) == c.INVALID_PARAM
     assert set_code(copy, ctypes.byref(params_of(acl, copy))) == c.UNSUPPORTED
@@ -371,6 +372,16 @@ def test_graph_does_not_end_while_a_branch_is_captured(acl: Acl) -> None:
     assert acl.code.aclmdlRICaptureToModelRIBegin(inner, graph, 0) == c.INVALID_PARAM
     assert acl.code.aclmdlRIExecuteAsync(graphs[0], stream) == c.INVALID_PARAM
     assert acl.code.aclmdlRIDestroy(graphs[0]) == c.INVALID_PARAM
+
+
+def test_branch_runs_and_ends_with_its_graph_only(acl: Acl) -> None:
+    conditional = Conditional(acl, IF, [lambda s: None])
+    (branch,) = conditional.graphs
+
+    assert acl.code.aclmdlRIExecuteAsync(branch, conditional.stream) == c.INVALID_PARAM
+    assert acl.code.aclmdlRIExecute(branch, -1) == c.INVALID_PARAM
+    assert acl.code.aclmdlRIDestroy(branch) == c.INVALID_PARAM
+    conditional.replay(1)
 
 
 def test_branches_and_conditions_end_with_their_graph(acl: Acl) -> None:

@@ -160,7 +160,7 @@ def test_value_wait_in_a_graph_holds_the_replay(acl: Acl) -> None:
 def test_replays_from_two_streams_take_turns(acl: Acl) -> None:
     first, second, entered = acl.stream(), acl.stream(), []
     go_on = threading.Semaphore(0)
-    holds = HostFunction(lambda _: (entered.append(True), go_on.acquire(timeout=DEADLINE_S)) and None)
+    holds = HostFunction(lambda _: (entered.append(True), go_on.acquire(timeout=DEADLINE_S))[0])
     graph = captured(acl, first, lambda: acl.emuLaunchCompute(first, b"holds", holds, None, None, None))
 
     acl.aclmdlRIExecuteAsync(graph, first)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
+
+from tests.mutations.__main__ import ALL
 
 from .acl_harness import ROOT
 
@@ -31,3 +34,16 @@ def test_codes_are_codes_of_the_runtime() -> None:
     codes = {code for _rule, cell, _tests in rows() for code in re.findall(r"\d+", cell)}
 
     assert {code for code in codes if len(code) != 6} == set()
+
+
+def test_edits_that_break_guarantees_name_files_and_tests_that_exist() -> None:
+    tests = {path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+
+    for mutant in ALL:
+        assert (ROOT / mutant.path).is_file(), mutant.path
+        test, *options = shlex.split(mutant.tests)
+        words = re.findall(r"\w+", options[1]) if options else []
+        wanted = [word for word in words if word not in ("or", "and", "not")]
+        names = [*re.findall(r"def (test_\w+)", tests[test]), tests[test]]
+        missing = [word for word in wanted if not any(word in name for name in names)]
+        assert missing == [], f"{mutant.breaks}: {test} has no test that is called so"

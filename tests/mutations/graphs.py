@@ -428,7 +428,7 @@ MUTANTS = [
         "emulator/graph_calls.cpp",
         "  if (graph->is_branch()) {\n",
         "  if (false) {\n",
-        f"{TASKS} -k 'branches_and or chooses'",
+        f"{TASKS} -k with_its_graph_only",
     ),
     Mutant(
         "a conditional task belongs to the capture of its condition",

@@ -169,7 +169,7 @@ MUTANTS = [
     Mutant(
         "the host hears of a record that never comes",
         "emulator/ipc_event.cpp",
-        "  if (state_of(seen) == Page::kLost) {\n",
+        "  if (is_lost(record)) {\n",
         "  if (false) {\n",
         f"{IPC_EVENTS} -k never_comes",
     ),
