@@ -305,8 +305,8 @@ MUTANTS = [
     Mutant(
         "host functions of a context run one at a time",
         "emulator/host_function.cpp",
-        "  aclError run(Stream&) override { return caller_->call(function_, argument_); }",
-        "  aclError run(Stream&) override { return call_host_function(function_, argument_); }",
+        "  aclError run(Stream& stream) override { return caller_->call(stream, *this); }",
+        "  aclError run(Stream&) override { return invoke(); }",
         f"{VALUES} -k one_at_a_time",
     ),
     Mutant(
