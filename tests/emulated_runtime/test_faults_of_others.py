@@ -523,7 +523,8 @@ def test_freeze_gives_up_in_time_when_a_thread_cannot_be_stopped(unstoppable: Un
     unstoppable.become_host()
     wait_until(lambda: unstoppable.status("Name") == "host")
 
-    with pytest.raises(TimeoutError, match=f"thread {unstoppable.thread} did not stop"):
+    # On a busy machine others may be late, too.
+    with pytest.raises(TimeoutError, match=r"thread \d+ did not stop"):
         faults.of(unstoppable.pid).freeze_host(within_s=FEW_MS / 1000)
 
     unstoppable.let_go()  # and nothing else holds it
