@@ -20,25 +20,30 @@ MAX_BLOCKS = 6
 
 
 class Side:
-    """An instance with a paged cache on one device, and the binding and status of its forward."""
+    """An instance with a paged cache on one device, or in host memory, and the binding and status of its
+    forward."""
 
-    def __init__(self, cluster_id: int, device: int) -> None:
+    def __init__(self, cluster_id: int, device: int, *, on_host: bool = False) -> None:
         config = datadist.LLMConfig()
         config.device_id = device
         config.enable_cache_manager = True
         config.enable_remote_cache_accessible = True
         config.listen_ip_info = "127.0.0.1:0"
         self.cluster_id = cluster_id
-        self.device = f"npu:{device}"
+        self.device = "cpu" if on_host else f"npu:{device}"
         torch.npu.set_device(device)
         self.datadist = datadist.LLMDataDist(datadist.LLMRole.MIX, cluster_id)
         self.datadist.init(config.generate_options())
         self.tensors = [
             torch.zeros(NUM_BLOCKS, BLOCK_SIZE, *ROW, device=self.device) for _ in range(2 * LAYERS)
         ]
-        desc = datadist.CacheDesc(2 * LAYERS, list(self.tensors[0].shape), datadist.DataType.DT_FLOAT)
+        placement = datadist.Placement.HOST if on_host else datadist.Placement.DEVICE
+        shape = list(self.tensors[0].shape)
         self.cache = self.datadist.cache_manager.register_blocks_cache(
-            desc, self.tensors, datadist.BlocksCacheKey(cluster_id)
+            datadist.CacheDesc(2 * LAYERS, shape, datadist.DataType.DT_FLOAT, placement),
+            self.tensors,
+            datadist.BlocksCacheKey(cluster_id),
+            remote_accessible=True,
         )
         self.status = torch.zeros(1, dtype=torch.int32, device=self.device)
         self.binding = datadist.Binding(device, range(LAYERS))

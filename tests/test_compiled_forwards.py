@@ -5,16 +5,26 @@ serves any request, peer and block table. The cache is hidden: the graph holds i
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
+from torch._inductor import config as inductor_config
 
 from tests import paged_forwards as forwards
 from tests.nodes import wait_until
 from tests.paged_forwards import MAX_BLOCKS, TOKENS, Side, decode_forward, prefill_forward, slots_of, table_of
 from torch_llm_datadist import binding as bindings
 
-BACKENDS = ["eager", "aot_eager"]
+# No pool of compiling processes, no precompiled headers, no trials of vector instructions.
+QUICK_INDUCTOR = {
+    "cpp.cxx": (None, "g++"),
+    "cpp.vec_isa_ok": False,
+    "cpp_cache_precompile_headers": False,
+    "compile_threads": 1,
+}
+BACKENDS = ["eager", "aot_eager", "inductor"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -24,10 +34,16 @@ def no_compile_caches():
         yield
 
 
+@pytest.fixture(scope="module", params=BACKENDS)
+def backend(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def sides():
-    """One that prefills, and two peers to which it pushes."""
-    made = [Side(1, 0), Side(2, 1), Side(3, 1)]
+def sides(backend):
+    """One that prefills, and two peers to which it pushes. Inductor compiles for the CPU: host caches."""
+    on_host = backend == "inductor"
+    made = [Side(1, 0, on_host=on_host), Side(2, 1, on_host=on_host), Side(3, 1, on_host=on_host)]
     made[0].link(made[1])
     made[0].link(made[2])
     yield made
@@ -36,15 +52,13 @@ def sides():
 
 
 @pytest.fixture
-def compiled(sides):
-    """(backend) -> the prefill of the first side and the decode of the others, compiled anew."""
-
-    def compile_all(backend):
-        torch._dynamo.reset()
-        forward = [prefill_forward(sides[0]), decode_forward(sides[1]), decode_forward(sides[2])]
-        return [torch.compile(each, backend=backend, fullgraph=True) for each in forward]
-
-    yield compile_all
+def compiled(sides, backend):
+    """The prefill of the first side and the decode of the others, compiled anew."""
+    torch._dynamo.reset()
+    counters.clear()
+    forward = [prefill_forward(sides[0]), decode_forward(sides[1]), decode_forward(sides[2])]
+    with inductor_config.patch(QUICK_INDUCTOR):
+        yield [torch.compile(each, backend=backend, fullgraph=True) for each in forward]
     torch._dynamo.reset()
 
 
@@ -76,15 +90,21 @@ class Request:
         self.decode.binding.bind([task.ticket] if task else [])
         written = torch.arange(MAX_BLOCKS * forwards.BLOCK_SIZE) <= TOKENS
         inputs = [self.query, slots_of(self.dst, TOKENS + 1)[-1:], table_of(self.dst), written]
-        with torch.no_grad():
-            generated = decode(*[each.to(self.decode.device) for each in inputs])
-            result = prefill(self.x.to(self.prefill.device), slots_of(self.src).to(self.prefill.device))
-        self.check(task, result.cpu(), generated.cpu())
+        inputs = [each.to(self.decode.device) for each in inputs]
+        prompt = [each.to(self.prefill.device) for each in (self.x, slots_of(self.src))]
+        # With everything on the CPU a wait holds the thread that calls it.
+        with ThreadPoolExecutor(1) as waiting:
+            if task is not None and self.decode.device == "cpu":
+                generated = waiting.submit(decode, *inputs).result
+            else:
+                generated = decode(*inputs).clone
+            result = prefill(*prompt).cpu()
+            self.check(task, result, generated().cpu())
 
     def check(self, task, result, generated) -> None:
         assert self.prefill.status.item() == 0
         assert self.decode.status.item() == 0
-        torch.testing.assert_close(result, self.plain)
+        torch.testing.assert_close(result, self.plain, rtol=1e-3, atol=1e-3)
         if task is None:
             return
         assert ending_of(task.state) == 0
@@ -92,20 +112,24 @@ class Request:
         expected = torch.stack(self.stored)
         sent = min(TOKENS, self.num_blocks * forwards.BLOCK_SIZE)
         arrived = self.decode.content()[:, slots_of(self.dst)[:sent]]
-        torch.testing.assert_close(arrived, expected[:, :sent])
+        torch.testing.assert_close(arrived, expected[:, :sent], rtol=1e-3, atol=1e-3)
         if sent == TOKENS:
             expected = forwards.plain_decode(self.query, self.stored)
-            torch.testing.assert_close(generated, expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(generated, expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_one_compiled_forward_serves_other_requests_peers_block_tables_and_none(sides, compiled, backend):
-    prefill, *decodes = compiled(backend)
+def test_one_compiled_forward_serves_other_requests_peers_block_tables_and_none(sides, compiled):
+    prefill, *decodes = compiled
+    caches = [[tensor.data_ptr() for tensor in side.tensors] for side in sides]
     for i in range(2):
-        Request(sides[0], sides[1 + i], i, num_blocks=i).run(prefill, decodes[i])
+        Request(sides[0], sides[1 + i], i, num_blocks=0).run(prefill, decodes[i])
+
+    compiled_so_far = counters["stats"]["unique_graphs"]
 
     with torch.compiler.set_stance("fail_on_recompile"):
         for i in range(2, 6):
             Request(sides[0], sides[1 + i % 2], i).run(prefill, decodes[i % 2])
-        Request(sides[0], sides[1], 6, num_blocks=0).run(prefill, decodes[0])
-        Request(sides[0], sides[1], 7, num_blocks=1).run(prefill, decodes[0])
+        Request(sides[0], sides[1], 6, num_blocks=1).run(prefill, decodes[0])
+
+    assert counters["stats"]["unique_graphs"] == compiled_so_far == 3
+    assert caches == [[tensor.data_ptr() for tensor in side.tensors] for side in sides]
