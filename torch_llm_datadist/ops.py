@@ -373,7 +373,7 @@ def push_layer(status: Tensor, after: Tensor, layer: int, binding: int) -> None:
     Args:
         status: int32[1] on the caches' device, one per binding; 0 = all is well so far.
         after: any tensor that the layer's last kernel produced; read, so no compiler moves the push ahead of
-            it.
+            it. In a compiled graph whose own kernels write the cache: the cache tensor.
         layer: layer index in the local cache, from 0.
         binding: id of the ``Binding`` that says which transfers this forward serves; constant in a graph.
 
