@@ -12,7 +12,7 @@ import pytest
 
 from . import acl_calls as c
 from .acl_calls import Acl
-from .acl_harness import DEADLINE_S, FEW_MS, Gate, HostFunction, in_thread, joined, peer
+from .acl_harness import DEADLINE_S, FEW_MS, Gate, HostFunction, in_thread, joined, peer, until_asleep
 
 # --- streams ---
 
@@ -175,16 +175,14 @@ def test_abort_ends_what_runs_and_what_waits_and_syncs_get_107023(acl: Acl) -> N
     acl.aclrtValueWrite(word, 1, 0, stream)
     context = acl.out("aclrtGetCurrentContext")
     codes: list[int] = []
-    begun = threading.Event()
 
     def body() -> None:
         acl.aclrtSetCurrentContext(context)
-        begun.set()
+        Path("/proc/thread-self/comm").write_text("waiter")
         codes.append(acl.sync_code(stream))
 
     thread = in_thread(body)
-    begun.wait(DEADLINE_S)
-    thread.join(FEW_MS / 1000)
+    until_asleep("waiter")
     acl.aclrtStreamAbort(stream)
     joined(thread)
 
@@ -453,6 +451,7 @@ def test_who_waits_for_an_event_of_an_aborted_stream_waits_on(acl: Acl) -> None:
 
 def test_abort_of_a_device_ends_the_work_of_all_its_streams_with_107022() -> None:
     program = """
+    from tests.emulated_runtime.acl_harness import until_asleep
     contexts = [acl.context(0), acl.context(0), acl.context(1)]
     def held(context):
         acl.aclrtSetCurrentContext(context)
@@ -460,16 +459,15 @@ def test_abort_of_a_device_ends_the_work_of_all_its_streams_with_107022() -> Non
         acl.aclrtValueWait(word, 1, c.EQ, stream)
         return stream, word
     held_up = [held(context) for context in contexts]
-    begun, codes = threading.Barrier(3), {}
+    codes = {}
     def wait(i):
         acl.aclrtSetCurrentContext(contexts[i])
-        begun.wait()
+        open("/proc/thread-self/comm", "w").write(f"waiter{i}")
         codes[i] = acl.sync_code(held_up[i][0])
     threads = [threading.Thread(target=wait, args=(i,)) for i in range(2)]
     for thread in threads:
         thread.start()
-    begun.wait()
-    threads[0].join(0.05)
+    until_asleep("waiter0", "waiter1")
     acl.aclrtDeviceTaskAbort(0, 1000)
     for thread in threads:
         thread.join()
