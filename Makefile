@@ -7,9 +7,10 @@ export TORCH_DEVICE_BACKEND_AUTOLOAD := 0
 RUN := TORCH_DEVICE_BACKEND_AUTOLOAD=1 $(BIN)/python -m torch_llm_datadist
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := TORCH_DEVICE_BACKEND_AUTOLOAD=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
+UNDER_RACES := -p torch_llm_datadist.emulator.pytest_races --races-between-processes
 SOURCES := setup.py pyproject.toml torch_llm_datadist_emulator.pth $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.map' -o -name 'since.txt')
 
-.PHONY: demo test build lint format bench bench-emulator peers compare-peers plots performance callgrind op-table api-docs clean
+.PHONY: demo test races build lint format bench bench-emulator peers compare-peers plots performance callgrind op-table api-docs clean
 
 demo: build
 	$(RUN) demo $(if $(MODE),--mode $(MODE)) $(if $(TOKENS),--tokens $(TOKENS)) $(ARGS)
@@ -17,6 +18,11 @@ demo: build
 test: build
 	$(PYTEST) tests/emulated_runtime $(ARGS)
 	$(PYTEST) $(ARGS)
+
+# The whole suite under the race checker, all processes together; takes three times as long as the suite itself.
+races: build
+	$(PYTEST) $(UNDER_RACES) tests/emulated_runtime $(ARGS)
+	$(PYTEST) $(UNDER_RACES) $(ARGS)
 
 build: $(VENV)/built
 

@@ -25,6 +25,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "needs_npu: cannot be emulated; FAIL_WITHOUT_NPU=1 fails it instead of skipping"
     )
+    config.addinivalue_line(
+        "markers", "races_on_purpose(why): touches memory in no order; left out under the race checker"
+    )
     # pytest drops the filters that were set before it.
     for message in HARMLESS:
         config.addinivalue_line("filterwarnings", f"ignore:{message}")

@@ -26,6 +26,8 @@ from typing import Any
 
 import pytest
 
+from torch_llm_datadist.emulator import libraries
+
 ANSWER_WITHIN_S = 60.0
 
 _context = multiprocessing.get_context("forkserver")
@@ -55,7 +57,10 @@ def _serve(connection: Connection) -> None:
     instance = getattr(state, "datadist", None)
     if instance is not None:
         instance.finalize()
-    # Whatever a test left on the device is of no interest: no interpreter shutdown.
+    # Whatever a test left on the device is of no interest: no interpreter shutdown. Its trace is.
+    runtime = libraries.loaded_runtime()
+    if runtime is not None:
+        runtime.emuFlush()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

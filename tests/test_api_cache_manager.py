@@ -167,7 +167,7 @@ def test_register_blocks_cache_returns_a_handle(pair: Any) -> None:
 def test_register_blocks_cache_takes_addresses(pair: Any) -> None:
     here, there = pair
     before = restore(here, 1)
-    raw = [torch.zeros(BLOCKS, BLOCK_BYTES, dtype=torch.uint8, device="npu:1") for _ in range(TENSORS)]
+    raw = zeros(1)
     desc = CacheDesc(TENSORS, [BLOCKS, BLOCK_BYTES], DataType.DT_UINT8)
 
     cache = there.manager.register_blocks_cache(desc, [t.data_ptr() for t in raw], BlocksCacheKey(THERE, 77))
@@ -408,8 +408,8 @@ def test_prepare_push_gives_a_task_with_a_ticket(pair: Any) -> None:
 def test_a_cache_that_is_not_remote_accessible_is_neither_seen_nor_sent(pair: Any) -> None:
     here, there = pair
     desc = CacheDesc(TENSORS, [BLOCKS, BLOCK_BYTES], DataType.DT_UINT8)
-    hidden = there.manager.register_blocks_cache(desc, hidden_tensors(1), BlocksCacheKey(THERE, 55), False)
-    own = here.manager.register_blocks_cache(desc, hidden_tensors(0), None, False)
+    hidden = there.manager.register_blocks_cache(desc, zeros(1), BlocksCacheKey(THERE, 55), False)
+    own = here.manager.register_blocks_cache(desc, zeros(0), None, False)
 
     check_raises(NO_CACHE, lambda: here.manager.push_blocks(BlocksCacheKey(THERE, 55), here.cache, [0], [0]))
     check_raises(INVALID, lambda: here.manager.push_blocks(KEY, own, [0], [0]))
@@ -417,10 +417,13 @@ def test_a_cache_that_is_not_remote_accessible_is_neither_seen_nor_sent(pair: An
     here.manager.unregister_cache(own.cache_id)
 
 
-def hidden_tensors(device: int) -> list[torch.Tensor]:
-    return [
+def zeros(device: int) -> list[torch.Tensor]:
+    """Tensors of a cache, written before a peer can write them."""
+    made = [
         torch.zeros(BLOCKS, BLOCK_BYTES, dtype=torch.uint8, device=f"npu:{device}") for _ in range(TENSORS)
     ]
+    torch.npu.synchronize(device)
+    return made
 
 
 def test_a_later_cache_of_the_same_model_hides_the_earlier_one_and_comes_back(pair: Any) -> None:
@@ -429,7 +432,7 @@ def test_a_later_cache_of_the_same_model_hides_the_earlier_one_and_comes_back(pa
     restore(here, 1)
     before = restore(there, 2)
     desc = CacheDesc(TENSORS, [BLOCKS, BLOCK_BYTES], DataType.DT_UINT8)
-    late = hidden_tensors(1)
+    late = zeros(1)
     cache = there.manager.register_blocks_cache(desc, late, BlocksCacheKey(THERE, 0))
     assert here.datadist._running.links.sync(THERE, 10)
 

@@ -190,6 +190,7 @@ def test_replays_with_compute_start_no_threads_after_the_first() -> None:
     assert threads() == before
 
 
+@pytest.mark.races_on_purpose("no order is asked for, both have to run")
 def test_replays_on_two_streams_are_both_done() -> None:
     x, other = ones(4), side_stream()
     graph = captured(lambda: x.add_(1))

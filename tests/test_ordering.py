@@ -88,6 +88,7 @@ def push_on_another_stream(state):
         instances.push_blocks(state, 2, SRC, DST)
 
 
+@pytest.mark.races_on_purpose("the order is left out")
 def test_push_behind_late_kernel_control(pair):
     """Not ordered after the kernel, since that runs on another stream: the old bytes go."""
     a, b = pair

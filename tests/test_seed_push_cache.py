@@ -30,7 +30,9 @@ from torch_llm_datadist import (
 INVALID = LLMStatusCode.LLM_PARAM_INVALID
 TENSORS, BATCH, ENTRY = 6, 3, 48
 POOL = json.dumps({"memory_size": 1 << 16, "page_shift": 10})
-SEED = {"device": 0, "host": 1}
+PLACEMENTS = {"device": Placement.DEVICE, "host": Placement.HOST, "slow": Placement.DEVICE}
+# What is pushed too slowly may still be on its way when the push has failed, so no other test uses "slow".
+SEED = {"device": 0, "host": 1, "slow": 2}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def pair() -> Iterator[tuple[SimpleNamespace, SimpleNamespace]]:
     instances.start(here, 1, 0, {"host_mem_pool_cfg": POOL, "sync_kv_timeout": 400})
     port = instances.start(there, 2, 1, {"host_mem_pool_cfg": POOL})
     for state, seed in ((here, 10), (there, 20)):
-        for where, placement in (("device", Placement.DEVICE), ("host", Placement.HOST)):
+        for where, placement in PLACEMENTS.items():
             desc = caches.describe(TENSORS, BATCH, ENTRY, placement)
             caches.add(state, where, seed + SEED[where], desc, allocate=where == "host")
         caches.add(state, "blocks", seed + 5, caches.describe(TENSORS, BATCH, ENTRY), is_blocks=True)
@@ -205,7 +207,7 @@ def test_wrong_types_raise_type_error_or_value_error(pair: Any, given: Any, expe
 def test_longer_than_sync_kv_timeout_raises_llm_exception(pair: Any) -> None:
     emulator.set_bandwidth("peer", ENTRY / 0.2)  # 0.2 s for each of six tensors; the limit is 0.4 s
     try:
-        check_raises(LLMStatusCode.LLM_TIMEOUT, lambda: push(pair, 0, 0))
+        check_raises(LLMStatusCode.LLM_TIMEOUT, lambda: push(pair, 0, 0, here="slow", there="slow"))
     finally:
         emulator.set_bandwidth("peer", 0)
 

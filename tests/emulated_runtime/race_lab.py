@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 
-from .acl_harness import Peer
+from .acl_harness import UNWATCHED, Peer
 
 # What each program finds: two streams, two pieces of device memory, and short names for what it does.
 LAB = """
@@ -94,7 +94,7 @@ while line := hear():
 
 class RaceLab:
     def __init__(self, **environment: str) -> None:
-        self.peer = Peer(LAB, **{"TORCH_LLM_DATADIST_EMULATE_RACES": "1", **environment})
+        self.peer = Peer(LAB, **{**UNWATCHED, "TORCH_LLM_DATADIST_EMULATE_RACES": "1", **environment})
         assert self.peer.hear() == "ready"
 
     def run(self, program: str) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .acl_harness import peer
+from .acl_harness import UNWATCHED, peer
 
 BUSY = """
     import time
@@ -68,7 +68,7 @@ def test_what_a_process_holds_goes_with_it() -> None:
     hear()
     """
     )
-    with peer(program) as first, peer(program) as second:
+    with peer(program, **UNWATCHED) as first, peer(program, **UNWATCHED) as second:
         keys = first.hear(), second.hear()
         first.say(keys[1])
         second.say(keys[0])

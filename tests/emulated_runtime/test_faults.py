@@ -171,6 +171,7 @@ def test_failing_task_stops_all_streams_of_its_context(acl: Acl, faults: Faults,
     assert acl.read_word(far) == 0
 
 
+@pytest.mark.races_on_purpose("what is written is of no interest")
 def test_failing_tasks_are_found_by_kind_direction_size_address_and_stream(acl: Acl, faults: Faults) -> None:
     near, far, host = acl.malloc(4096), acl.malloc(4096), acl.malloc_host(4096)
     stream, other = acl.stream(), acl.stream()
@@ -230,12 +231,12 @@ def test_task_delay_of_one_stream_leaves_others_alone(acl: Acl, faults: Faults) 
 
 def test_bandwidth_of_a_direction_and_stream(acl: Acl, faults: Faults) -> None:
     near, far, slow, quick = acl.malloc(MIB), acl.malloc(MIB), acl.stream(), acl.stream()
-    host = acl.malloc_host(MIB)
+    host, elsewhere = acl.malloc_host(MIB), acl.malloc(MIB)
     faults.set_bandwidth("d2d", 2 * MIB, slow)
 
     begun = time.monotonic()
     acl.copy(far, near, MIB, slow)
-    acl.copy(far, near, MIB, quick)
+    acl.copy(elsewhere, near, MIB, quick)
     acl.synchronize(quick)
     assert not acl.is_idle(slow)
     acl.synchronize(slow)
@@ -248,6 +249,7 @@ def test_bandwidth_of_a_direction_and_stream(acl: Acl, faults: Faults) -> None:
     assert time.monotonic() - begun < slow_s
 
 
+@pytest.mark.races_on_purpose("looks at bytes of a copy that is under way")
 def test_bytes_of_a_slow_copy_arrive_little_by_little(acl: Acl, faults: Faults) -> None:
     near, far, stream = acl.malloc(MIB, fill=1), acl.malloc(MIB), acl.stream()
     faults.set_bandwidth("d2d", 2 * MIB, stream)
@@ -260,6 +262,7 @@ def test_bytes_of_a_slow_copy_arrive_little_by_little(acl: Acl, faults: Faults) 
     assert len(seen - {0, MIB}) >= 2
 
 
+@pytest.mark.races_on_purpose("looks at bytes of a copy that is under way")
 @pytest.mark.parametrize("after", [0, 1, 512, 4095, 4096, 10_000])
 def test_held_copy_shows_its_first_bytes_and_goes_on(acl: Acl, faults: Faults, after: int) -> None:
     near, far, stream = acl.malloc(4096, fill=1), acl.malloc(4096), acl.stream()
@@ -288,6 +291,7 @@ def test_held_copy_ends_with_its_stream(acl: Acl, faults: Faults) -> None:
     assert acl.read(far, 4096).count(1) == 100
 
 
+@pytest.mark.races_on_purpose("looks at bytes of a copy that is under way")
 def test_2d_copy_is_held_in_the_middle_of_a_row(acl: Acl, faults: Faults) -> None:
     near, far, stream = acl.malloc(256, fill=1), acl.malloc(256), acl.stream()
     held = faults.hold_copy(20, stream=stream, bytes=64)
@@ -301,6 +305,7 @@ def test_2d_copy_is_held_in_the_middle_of_a_row(acl: Acl, faults: Faults) -> Non
     assert acl.read(far, 128) == (b"\1" * 16 + bytes(16)) * 4
 
 
+@pytest.mark.races_on_purpose("looks at bytes of a copy that is under way")
 def test_split_copy_is_held_by_a_freeze_between_its_pieces(acl: Acl, faults: Faults) -> None:
     near, far, stream = acl.malloc(MIB, fill=1), acl.malloc(MIB), acl.stream()
     faults.set_split(1024, stream=stream)
@@ -340,6 +345,7 @@ def test_byte_of_the_nth_copy_arrives_flipped(acl: Acl, faults: Faults) -> None:
     assert acl.read(far, 4096) == b"\1" * 4096
 
 
+@pytest.mark.races_on_purpose("the flag that orders them is early")
 @pytest.mark.parametrize("flag", ["value write", "8-byte copy"])
 def test_flag_overtakes_the_bytes_before_it(acl: Acl, faults: Faults, flag: str) -> None:
     near, far, stream, reader = acl.malloc(4096, fill=1), acl.malloc(4096), acl.stream(), acl.stream()

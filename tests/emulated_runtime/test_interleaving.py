@@ -63,6 +63,7 @@ def test_a_wait_that_is_missing_is_met_both_ways() -> None:
     assert answers(program, "1") == ["[False, True]"]
 
 
+@pytest.mark.races_on_purpose("looks at bytes of a copy that is under way")
 @pytest.mark.parametrize("rows", [1, 64])
 def test_a_large_copy_is_seen_half_done_and_ends_whole(rows: int) -> None:
     program = f"""

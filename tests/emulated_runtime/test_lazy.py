@@ -9,7 +9,7 @@ import textwrap
 
 import pytest
 
-from .acl_harness import PREAMBLE, ROOT, peer
+from .acl_harness import PREAMBLE, ROOT, UNWATCHED, peer
 
 # One process for all cases: each gets a fresh context, and says what it saw.
 PROGRAM = """
@@ -185,7 +185,7 @@ def reports() -> dict[str, str]:
     done = subprocess.run(
         [sys.executable, "-c", PREAMBLE + textwrap.dedent(PROGRAM), *CASES],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TORCH_LLM_DATADIST_EMULATE_LAZY": "1"},
+        env={**os.environ, **UNWATCHED, "PYTHONPATH": str(ROOT), "TORCH_LLM_DATADIST_EMULATE_LAZY": "1"},
         capture_output=True,
         text=True,
         timeout=60,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from .acl_harness import peer
+from .acl_harness import UNWATCHED, peer
 from .race_lab import LAB, RaceLab
 
 
@@ -282,7 +283,7 @@ def test_stacks_are_reported_when_asked_for() -> None:
 
 
 def test_a_process_that_raced_ends_with_a_status_of_its_own_when_asked_to() -> None:
-    with peer(LAB, TORCH_LLM_DATADIST_EMULATE_RACES="fail") as racing:
+    with peer(LAB, **{**UNWATCHED, "TORCH_LLM_DATADIST_EMULATE_RACES": "fail"}) as racing:
         assert racing.hear() == "ready"
         racing.say('"fill(one); fill(two)"')
         racing.hear()
@@ -290,3 +291,16 @@ def test_a_process_that_raced_ends_with_a_status_of_its_own_when_asked_to() -> N
 
     assert racing.process.returncode == 86
     assert "1 races were found in this process" in errors
+
+
+def test_reports_of_several_processes_come_together_in_one_file(tmp_path: Path) -> None:
+    reports = tmp_path / "reports.txt"
+    labs = [RaceLab(TORCH_LLM_DATADIST_EMULATE_RACE_REPORTS=str(reports)) for _ in range(2)]
+    found = [lab.run("fill(one); fill(two)") for lab in labs]
+    for lab in labs:
+        lab.close()
+
+    text = reports.read_text()
+    for lab, (report,) in zip(labs, found, strict=True):
+        assert f"process {lab.peer.process.pid}, {report}\n" in text
+    assert text.count("race 1: ") == 2

@@ -60,6 +60,14 @@ def runtime() -> ctypes.CDLL:
     return ctypes.CDLL(str(_path(RUNTIME)))
 
 
+def loaded_runtime() -> ctypes.CDLL | None:
+    """The same if this process has loaded it already."""
+    try:
+        return ctypes.CDLL(str(_path(RUNTIME)), mode=os.RTLD_NOLOAD)
+    except OSError:
+        return None
+
+
 def install_aten() -> None:
     """Makes aten ops compute on emulated device memory. torch_npu must have been imported."""
     import torch
