@@ -66,10 +66,19 @@ def _serve(connection: Connection) -> None:
     os._exit(0)
 
 
+def _serve_afresh(connection: Connection) -> None:
+    from tests import peer_preload  # noqa: F401
+
+    _serve(connection)
+
+
 class Peer:
-    def __init__(self) -> None:
-        self._connection, theirs = _context.Pipe()
-        self._process = _context.Process(target=_serve, args=(theirs,), daemon=True)
+    def __init__(self, afresh: bool = False) -> None:
+        """``afresh``: with the environment as it is now; takes seconds."""
+        context = multiprocessing.get_context("spawn") if afresh else _context
+        self._connection, theirs = context.Pipe()
+        serve = _serve_afresh if afresh else _serve
+        self._process = context.Process(target=serve, args=(theirs,), daemon=True)  # type: ignore[attr-defined]
         self._process.start()
         theirs.close()
 

@@ -35,6 +35,9 @@ TESTS = """
     def test_no_wait(tensor):
         add_on_two_streams(tensor, lambda side: None)
 
+    def test_no_wait_either(tensor):
+        add_on_two_streams(tensor, lambda side: None)
+
     @pytest.mark.races_on_purpose("to see that it is left out")
     def test_no_wait_on_purpose(tensor):
         add_on_two_streams(tensor, lambda side: None)
@@ -75,9 +78,10 @@ def test_the_plugin_for_pytest_fails_the_tests_that_race_and_no_others(tmp_path:
 
     assert set(re.findall(r"^ERROR \S+::(\w+)", done.stdout, re.MULTILINE)) == {
         "test_no_wait",
+        "test_no_wait_either",
         "test_wait_for_an_event_of_another_stream",
     }
-    assert "5 passed, 1 deselected, 2 errors" in done.stdout
+    assert "6 passed, 1 deselected, 3 errors" in done.stdout
     # From the process itself, and from its trace.
-    assert len(re.findall("the write by aten::add_.Tensor, task", done.stdout)) >= 8
+    assert len(re.findall("the write by aten::add_.Tensor, task", done.stdout)) >= 12
     assert list(tmp_path.glob("races-*")) == []

@@ -177,6 +177,7 @@ def test_nobody_is_asked_when_every_destination_has_failed(sender: SimpleNamespa
     assert synchronizer.asked == []
 
 
+@pytest.mark.races_on_purpose("looks whether the layer is there already")
 def test_a_layer_leaves_when_it_is_ready_and_no_earlier(
     three: list[SimpleNamespace], sender: SimpleNamespace
 ) -> None:
@@ -303,6 +304,7 @@ def test_transfers_share_a_bounded_number_of_threads(sender: SimpleNamespace) ->
     assert all(t.daemon and t.name.startswith("llm_datadist-1-transfer") for t in synchronizer.threads)
 
 
+@pytest.mark.races_on_purpose("all transfers write the same bytes to the same blocks")
 def test_many_transfers_at_once_all_end(three: list[SimpleNamespace], sender: SimpleNamespace) -> None:
     """More than the workers; a transfer takes none of the link's tickets, so there is no end of them."""
     gates = Gates()

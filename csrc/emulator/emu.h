@@ -79,6 +79,8 @@ EMU_API void emuFlush(void);
 
 // Races found in this process so far; -1 when TORCH_LLM_DATADIST_EMULATE_RACES did not ask for the check.
 EMU_API int64_t emuRaces(void);
+// Two origins are reported as a pair once; from now on each pair may be reported once more.
+EMU_API void emuForgetRaces(void);
 // The text of one of them, from 0, as much as fits; its length.
 EMU_API size_t emuRaceReport(int64_t index, char* out, size_t size);
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import textwrap
 
+from torch_llm_datadist.emulator.race_checker import Checker, Race
+from torch_llm_datadist.emulator.trace_tail import TraceTail
+
 from .acl_harness import UNWATCHED, Peer
 
 # What each program finds: two streams, two pieces of device memory, and short names for what it does.
 LAB = """
 import json, time
+from torch_llm_datadist.emulator import faults
 
 Describe = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
 Function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -86,6 +90,8 @@ while line := hear():
         exec(json.loads(line), globals())
         for stream in (one, two, three):
             acl.synchronize(stream)
+        if os.environ.get("TORCH_LLM_DATADIST_EMULATE_TRACE"):
+            acl.library.emuFlush()
         say(json.dumps(reports(before)))
     except Exception as error:
         say(json.dumps(f"{type(error).__name__}: {error}"))
@@ -103,6 +109,11 @@ class RaceLab:
         answer = json.loads(self.peer.hear())
         assert isinstance(answer, list), answer
         return answer
+
+    def run_traced(self, program: str, tail: TraceTail) -> tuple[list[str], list[Race]]:
+        """The same, and what is found in the trace of the program."""
+        reports = self.run(program)
+        return reports, Checker().run(tail.read())
 
     def close(self) -> None:
         self.peer.process.kill()

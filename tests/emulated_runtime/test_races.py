@@ -7,13 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from torch_llm_datadist.emulator.trace_tail import TraceTail
+
 from .acl_harness import UNWATCHED, peer
 from .race_lab import LAB, RaceLab
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[RaceLab]:
-    started = RaceLab()
+def traces(tmp_path_factory: pytest.TempPathFactory) -> TraceTail:
+    return TraceTail(tmp_path_factory.mktemp("traces"))
+
+
+@pytest.fixture(scope="module")
+def lab(traces: TraceTail) -> Iterator[RaceLab]:
+    started = RaceLab(TORCH_LLM_DATADIST_EMULATE_TRACE=str(traces.directory))
     yield started
     started.close()
 
@@ -93,6 +100,31 @@ ORDERED = {
         write_word(one, 7)
         until_run(started + 3)
         acl.copy(other, word, 64, two); fill(two)
+    """,
+    "copy_of_a_word_that_is_written_while_it_is_copied": """
+        wait_word(three, 7)
+        held = faults.of(os.getpid()).hold_copy(0, stream=two)
+        acl.copy(other, word, 64, two)
+        held.wait()
+        fill(one)
+        write_word(one, 7)
+        until_run(started + 3)
+        held.disarm()
+        fill(two)
+    """,
+    "blocking_copy_of_a_word_that_is_written_while_it_is_copied": """
+        wait_word(three, 7)
+        held = faults.of(os.getpid()).hold_copy(0, direction="d2h")
+        context = acl.out("aclrtGetCurrentContext")
+        thread = threading.Thread(target=lambda: (acl.aclrtSetCurrentContext(context), acl.read(word, 64)))
+        thread.start()
+        held.wait()
+        fill(one)
+        write_word(one, 7)
+        until_run(started + 3)
+        held.disarm()
+        thread.join()
+        fill(two)
     """,
     "words_are_not_data": """
         wait_word(three, 1)
@@ -197,6 +229,13 @@ RACING = {
         until_run(started + 3)
         wait_word(two, 1); fill(two)
     """,
+    "copy_of_a_word_that_is_written_later": """
+        wait_word(three, 7)
+        acl.copy(other, word, 64, two)
+        until_run(started + 1)
+        fill(one); write_word(one, 7)
+        fill(two)
+    """,
     "record_of_another_notify": """
         notify, wrong = acl.out("aclrtCreateNotify", 0), acl.out("aclrtCreateNotify", 0)
         fill(one)
@@ -245,13 +284,15 @@ RACING = {
 
 
 @pytest.mark.parametrize("name", ORDERED)
-def test_nothing_is_reported_when_ordered_by(lab: RaceLab, name: str) -> None:
-    assert lab.run(ORDERED[name]) == []
+def test_nothing_is_reported_when_ordered_by(lab: RaceLab, traces: TraceTail, name: str) -> None:
+    assert lab.run_traced(ORDERED[name], traces) == ([], [])
 
 
 @pytest.mark.parametrize("name", RACING)
-def test_a_race_is_reported_for(lab: RaceLab, name: str) -> None:
-    assert len(lab.run(RACING[name])) == 1
+def test_a_race_is_reported_for(lab: RaceLab, traces: TraceTail, name: str) -> None:
+    reports, in_trace = lab.run_traced(RACING[name], traces)
+
+    assert (len(reports), len(in_trace)) == (1, 1)
 
 
 def test_a_report_names_both_tasks_and_the_bytes(lab: RaceLab) -> None:

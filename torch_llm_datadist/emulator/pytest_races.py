@@ -74,6 +74,10 @@ class Watch:
     @pytest.fixture(autouse=True)
     def _no_races(self) -> Iterator[None]:
         yield
+        runtime = libraries.loaded_runtime()
+        if runtime is not None:
+            runtime.emuFlush()
+            runtime.emuForgetRaces()  # the next test is reported for the same pair of ops, too
         found = self.new_reports() + self.new_between_processes()
         if found:
             # What the test before left on a stream may have run only now.
@@ -87,7 +91,4 @@ class Watch:
     def new_between_processes(self) -> str:
         if self.traces is None:
             return ""
-        runtime = libraries.loaded_runtime()
-        if runtime is not None:
-            runtime.emuFlush()
         return "".join(f"{race}\n" for race in Checker().run(self.traces.read()))

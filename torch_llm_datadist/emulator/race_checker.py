@@ -94,6 +94,7 @@ class Checker:
             steps.append((facts["end"], order, self.task_ended, event))
         elif category == "host_work":
             steps.append((facts["begin"], order, self.host_work, event))
+            steps.append((facts["end"], order, self.host_work_ended, event))
         elif category in ("host", "sync", "memory"):
             step = {
                 "waited for stream": self.host_waited,
@@ -150,6 +151,7 @@ class Checker:
         clock = self.clock(line)
         kind = facts["kind"]
         if facts["code"] == 0:
+            self.learn_from_words(event, clock)  # once more: it may have read what was written meanwhile
             if kind == "value wait" and "word" in facts:
                 self.value_waited(event, clock)
             elif kind in ("event wait", "notify wait"):
@@ -167,6 +169,9 @@ class Checker:
     def host_work(self, event: Event) -> None:
         self.host.at += 1
         self.touch(event, self.host)
+
+    def host_work_ended(self, event: Event) -> None:
+        self.learn_from_words(event, self.host)
 
     def host_waited(self, event: Event) -> None:
         ended = self.ended.get((event["pid"], event["args"]["stream"]))
@@ -207,6 +212,14 @@ class Checker:
         writes = self.writes.setdefault((memory, word), deque(maxlen=REMEMBERED_WRITES))
         writes.append((value, clock.copy()))
 
+    def learn_from_words(self, event: Event, clock: Clock) -> None:
+        """What is read of sync words may be their last value, or any before it."""
+        for file, begin, end in event["args"].get("reads", []):
+            memory = memory_of(event, file)
+            for word in self.words_in(memory, begin, end):
+                for _, written in self.writes.get((memory, word), ()):
+                    clock.join(written)
+
     def value_waited(self, event: Event, clock: Clock) -> None:
         """The first of the last row of writes that satisfy the wait: what came later may as well not have."""
         facts = event["args"]
@@ -232,11 +245,7 @@ class Checker:
     def touch(self, event: Event, clock: Clock) -> None:
         facts = event["args"]
         reads, writes = facts.get("reads", []), facts.get("writes", [])
-        for file, begin, end in reads:
-            memory = memory_of(event, file)
-            for word in self.words_in(memory, begin, end):
-                for _, written in self.writes.get((memory, word), ()):
-                    clock.join(written)
+        self.learn_from_words(event, clock)
         access = Access(clock.line, clock.at, event)
         for spots, is_write in ((reads, False), (writes, True)):
             for file, begin, end in spots:

@@ -14,12 +14,12 @@ class TraceTail:
     is deleted with that look, so a long run keeps little on disk."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self.directory = directory
         self._seen: dict[Path, int] = {}
 
     def read(self) -> list[Event]:
         events: list[Event] = []
-        for path in sorted(self._directory.glob("trace.*.json")):
+        for path in sorted(self.directory.glob("trace.*.json")):
             has_ended = not _runs(path)
             with path.open("rb") as file:
                 file.seek(self._seen.get(path, 0))

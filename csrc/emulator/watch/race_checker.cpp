@@ -167,6 +167,7 @@ void RaceChecker::ended(Stream& stream, const Task&, const TaskFacts& facts, acl
   std::lock_guard lock(mutex_);
   Line& on = line(stream);
   if (code == ACL_SUCCESS) {
+    learn_from_words(facts, on.clock);  // once more: it may have read what was written meanwhile
     switch (facts.kind) {
       case TaskKind::ValueWait:
         value_wait_ended(facts, on.clock);
@@ -193,7 +194,7 @@ void RaceChecker::ended(Stream& stream, const Task&, const TaskFacts& facts, acl
   if (tells_others(facts)) host_.join(on.clock);
 }
 
-void RaceChecker::touch(const TaskFacts& facts, Clock& clock, const OriginPtr& origin) {
+void RaceChecker::learn_from_words(const TaskFacts& facts, Clock& clock) {
   for (const Range& range : facts.reads) {
     Places::each(range, [&](const Spot& spot) {
       words_.each_sync(spot.file, spot.begin, spot.end, [&](uint64_t, const Words::Word& word) {
@@ -201,6 +202,10 @@ void RaceChecker::touch(const TaskFacts& facts, Clock& clock, const OriginPtr& o
       });
     });
   }
+}
+
+void RaceChecker::touch(const TaskFacts& facts, Clock& clock, const OriginPtr& origin) {
+  learn_from_words(facts, clock);
   for (const Range& range : facts.reads) {
     Places::each(range, [&](const Spot& spot) { touch_data(spot, false, clock, origin); });
   }
@@ -335,6 +340,11 @@ void RaceChecker::host_begun(const TaskFacts& facts) {
   touch(facts, host_, origin);
 }
 
+void RaceChecker::host_ended(const TaskFacts& facts) {
+  std::lock_guard lock(mutex_);
+  learn_from_words(facts, host_);
+}
+
 void RaceChecker::freed(const Block& block) {
   const Spot all = Places::whole(block);
   std::lock_guard lock(mutex_);
@@ -379,6 +389,11 @@ std::vector<std::string> RaceChecker::findings() const {
   return findings_;
 }
 
+void RaceChecker::forget_reported() {
+  std::lock_guard lock(mutex_);
+  reported_.clear();
+}
+
 void RaceChecker::flush() {
   const size_t count = findings().size();
   if (count == 0) return;
@@ -389,6 +404,10 @@ void RaceChecker::flush() {
 }
 
 }  // namespace emu::watch
+
+void emuForgetRaces(void) {
+  if (auto* checker = emu::watch::race_checker()) checker->forget_reported();
+}
 
 int64_t emuRaces(void) {
   const auto* checker = emu::watch::race_checker();

@@ -25,7 +25,7 @@ namespace emu::watch {
 //                               submitted
 //   an event's or notify's wait after the record
 //   a value wait                after the write that satisfied it
-//   a copy of a waited-on word  after all writes of the word
+//   a copy of a waited-on word  after all writes of the word that began before the copy ended
 //   a replay                    after its stream; its stream goes on after all its lanes
 //   the host                    after a sync, a query that said complete, a host function that ran
 //
@@ -46,12 +46,14 @@ class RaceChecker final : public Observer {
   void host_waited(Stream& stream) override;
   void host_saw(SyncPoint& point) override;
   void host_begun(const TaskFacts& facts) override;
+  void host_ended(const TaskFacts& facts) override;
   void freed(const Block& block) override;
   void host_memory_forgotten(uintptr_t base, size_t size) override;
   void stream_gone(Stream& stream) override;
   void flush() override;
 
   std::vector<std::string> findings() const;
+  void forget_reported();  // the same pairs are news again
 
  private:
   struct Submitted {
@@ -72,7 +74,9 @@ class RaceChecker final : public Observer {
 
   Line& line(Stream& stream);
   OriginPtr origin_of(const Stream* stream, const char* name, uint64_t number) const;
-  // Checks and remembers what a task touches; joins what it reads of sync words.
+  // What is read of sync words may be their last value, or any before it.
+  void learn_from_words(const TaskFacts& facts, Clock& clock);
+  // Checks and remembers what a task touches.
   void touch(const TaskFacts& facts, Clock& clock, const OriginPtr& origin);
   void touch_data(const Spot& spot, bool writes, const Clock& clock, const OriginPtr& origin);
   void write_words(const TaskFacts& facts, const Clock& clock);
