@@ -22,6 +22,7 @@ from torch_llm_datadist.emulator.race_checker import Checker, Race
 from torch_llm_datadist.emulator.trace_tail import TraceTail
 
 ALL = range(LAYERS)
+COPIES = {"aclrtMemcpyAsync", "aclrtMemcpy2dAsync"}
 
 
 class Traced(SimpleNamespace):
@@ -181,7 +182,7 @@ def test_a_decode_that_skips_a_wait_is_found_with_both_origins(
     assert races
     for race in races:
         ends = {race.earlier["pid"]: race.earlier, race.later["pid"]: race.later}
-        assert ends[pair.prefill.pid]["name"] == "aclrtMemcpyAsync"
+        assert ends[pair.prefill.pid]["name"] in COPIES
         assert ends[pair.decode.pid]["name"] == "aten::add.Tensor"
     assert pair.decode.call(reported) == 0  # by itself it does not see what the other one writes
 
@@ -204,7 +205,8 @@ def test_a_prefill_that_pushes_too_early_is_found_in_its_trace_and_by_itself(pai
     assert races
     for race in races:
         assert (race.earlier["pid"], race.later["pid"]) == (pair.prefill.pid, pair.prefill.pid)
-        assert {race.earlier["name"], race.later["name"]} == {"aclrtMemcpyAsync", "aten::fill_.Scalar"}
+        assert len({race.earlier["name"], race.later["name"]} & COPIES) == 1
+        assert "aten::fill_.Scalar" in (race.earlier["name"], race.later["name"])
     assert pair.prefill.call(reported) > before
 
 

@@ -64,6 +64,10 @@ def write_word(stream, value, at=0):
 def wait_word(stream, value, mode=c.GEQ, at=0):
     acl.aclrtValueWait(word + at, value, mode, stream)
 
+def store_word(value):
+    # As another process would: nothing that is watched writes it.
+    ctypes.c_uint64.from_address(acl.library.emuHostAlias(ctypes.c_void_p(word))).value = value
+
 def begin(stream):
     acl.aclmdlRICaptureBegin(stream, 0)
 

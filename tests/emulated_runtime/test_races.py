@@ -126,6 +126,12 @@ ORDERED = {
         thread.join()
         fill(two)
     """,
+    "value_that_nobody_is_known_to_have_written": """
+        store_word(7)
+        fill(one)
+        until_run(started + 1)
+        wait_word(two, 7); fill(two)
+    """,
     "words_are_not_data": """
         wait_word(three, 1)
         write_word(one, 1); write_word(two, 1)
@@ -234,6 +240,14 @@ RACING = {
         acl.copy(other, word, 64, two)
         until_run(started + 1)
         fill(one); write_word(one, 7)
+        fill(two)
+    """,
+    "value_that_nobody_is_known_to_have_written_too_early": """
+        store_word(7)
+        wait_word(two, 7)
+        until_run(started + 1)
+        fill(one)
+        until_run(started + 2)
         fill(two)
     """,
     "record_of_another_notify": """

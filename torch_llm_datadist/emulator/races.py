@@ -7,7 +7,9 @@ Two tasks race when they touch the same bytes, one of them writing, and nothing 
 notify, value wait, host wait or submission. When they really ran is of no account. The rules are those of the
 checker in a process (``TORCH_LLM_DATADIST_EMULATE_RACES=1``), but here each process is seen: memory and words
 are the same to exporters and importers, and what one process told another on a device is known. All hosts
-count as one, in real time: a wait that returned orders all that was submitted afterwards, wherever.
+count as one, in real time: a wait that returned orders all that was submitted afterwards, wherever. A value
+wait whose write is in no trace (its process was killed, or not traced) counts as ordered by the hosts: it
+comes after all that has ended.
 """
 
 from __future__ import annotations
