@@ -117,15 +117,16 @@ void RouteNeeds::add(const RouteNeeds& other) {
   device_buffer = device_buffer || other.device_buffer;
   host_buffer = host_buffer || other.host_buffer;
   host_copies = host_copies || other.host_copies;
+  has_host_end = has_host_end || other.has_host_end;
 }
 
 RouteNeeds needs_of(Reach src, Reach dst) {
   if (is_on_device(src) && is_on_device(dst)) return {};
-  if (!is_on_device(src) && !is_on_device(dst)) return {false, false, true};
+  if (!is_on_device(src) && !is_on_device(dst)) return {false, false, true, true};
   const Reach device = is_on_device(src) ? src : dst;
   const Reach host = is_on_device(src) ? dst : src;
   const bool is_pinned = host == Reach::kPinned;
-  return {device == Reach::kImported, !is_pinned, !is_pinned};
+  return {device == Reach::kImported, !is_pinned, !is_pinned, true};
 }
 
 void Staging::prepare(const RouteNeeds& needs, int device_index) {

@@ -66,6 +66,7 @@ struct RouteNeeds {
   bool device_buffer = false;
   bool host_buffer = false;
   bool host_copies = false;
+  bool has_host_end = false;  // a copy from or to host memory, though it may need nothing else
 
   bool buffers() const { return device_buffer || host_buffer; }
   bool any() const { return device_buffer || host_buffer || host_copies; }

@@ -26,14 +26,14 @@ class TransferProgram : public Program {
       const auto bytes = static_cast<size_t>(remote.geometry.num_blocks * remote.geometry.strides[t]);
       remote.tensors[t] = transfer_->link_->transport().map(remote.exports[t], bytes);
     }
-    if (!plan_.needs.any()) pair_tensors();
+    if (!plan_.needs.has_host_end) pair_tensors();
   }
 
   bool next(Step* step) override {
     switch (at_) {
       case At::kStart:
         at_ = At::kCopies;
-        if (!plan_.needs.any()) begin_copies();
+        if (!plan_.needs.has_host_end) begin_copies();
         *step = {Step::kWait, transfer_->start_[start_index()].address, nullptr, 1};
         return true;
       case At::kCopies:
@@ -127,7 +127,7 @@ class TransferProgram : public Program {
   }
 
   bool next_copy(Step* step) {
-    if (plan_.needs.any()) return next_copy_on_route(step);
+    if (plan_.needs.has_host_end) return next_copy_on_route(step);
     Rows rows;
     if (!copies_.next(&rows)) return false;
     *step = {rows.height == 1 ? Step::kCopy : Step::kCopyRows,
