@@ -14,7 +14,14 @@
 namespace datadist {
 namespace {
 
-using Gates = Binding::Gates;
+// A whole transfer's share of the caller's stream: wait for these words, copy the status, then write 1 to the
+// gates.
+struct Gates {
+  std::vector<char*> waits;
+  char* status = nullptr;
+  char* failed = nullptr;  // copied in place of the status when a wait was refused
+  std::vector<Gate> writes;
+};
 
 // A handler never fails: torch_npu would drop every later op in silence. A wait that the runtime refuses puts
 // LLM_FAILED in the status instead of the truth that was not waited for, and a refused gate fails its
@@ -29,7 +36,7 @@ void queue(const char* name, const StreamInUse& stream, Gates gates, const at::T
       name, [stream = stream.raw, gates = std::move(gates), status_address]() -> int {
         bool all_waited = true;
         for (char* word : gates.waits) {
-          all_waited &= acl::queue_wait(word, gates.wait_value, stream) == 0;
+          all_waited &= acl::queue_wait(word, 1, stream) == 0;
         }
         if (status_address != nullptr) {
           const char* truth = all_waited ? gates.status : gates.failed;
@@ -38,9 +45,24 @@ void queue(const char* name, const StreamInUse& stream, Gates gates, const at::T
         for (const Gate& gate : gates.writes) {
           if (acl::queue_write(gate.word, 1, stream) != 0) gate.refused->store(true);
         }
-        if (gates.op_word != nullptr) acl::queue_write(gates.op_word, gates.op_number, stream);
         return 0;
       });
+}
+
+// The same for a layer op, eager or captured: what is queued is local memory at addresses that stay.
+void queue(const char* name, aclrtStream stream, OpSteps steps, void* status) {
+  at_npu::native::OpCommand::RunOpApiV2(name, [stream, steps = std::move(steps), status]() -> int {
+    if (steps.must_be_taken != nullptr) acl::queue_wait_equal(steps.must_be_taken, 0, stream);
+    if (steps.reached != nullptr) acl::queue_write(steps.reached, 1, stream);
+    const bool has_waited = steps.opened == nullptr || acl::queue_wait(steps.opened, 1, stream) == 0;
+    acl::queue_copy(status, has_waited ? steps.status : steps.failed, sizeof(int32_t), stream);
+    aclError code = 0;
+    if (steps.reached != nullptr) code = acl::queue_write(steps.reached, 0, stream);
+    if (steps.opened != nullptr && has_waited) code |= acl::queue_write(steps.opened, 0, stream);
+    if (steps.released != nullptr) code |= acl::queue_write(steps.released, 1, stream);
+    if ((code != 0 || !has_waited) && steps.refused != nullptr) steps.refused->store(true);
+    return 0;
+  });
 }
 
 std::vector<char*> addresses(at::TensorList cache) {
@@ -172,29 +194,29 @@ void layer_op(const char* asked, const at::Tensor& status, const at::Tensor& ord
             ordering.device().str(), ", the caches are on ", status.device().str(),
             "; it orders nothing there");
     const StreamInUse stream(binding->device());
-    require_no_capture(stream, asked);
-    queue(asked, stream, ask(*binding, stream.raw), &status);
+    const OpStream caller{stream.raw, c10_npu::isStreamCapturingMayInitCtx(stream.raw)};
+    queue(asked, stream.raw, ask(*binding, caller), status.data_ptr());
   });
 }
 
 void push_layer(const at::Tensor& status, const at::Tensor& after, int64_t layer, int64_t binding) {
   layer_op(
       "push_layer", status, after, binding,
-      [&](Binding& bound, aclrtStream stream) { return bound.push_layer(layer, stream); },
+      [&](Binding& bound, const OpStream& stream) { return bound.push_layer(layer, stream); },
       [&](Binding& bound) { return bound.push_layer_from_host(layer); });
 }
 
 void wait_layer(const at::Tensor& status, const at::Tensor& before, int64_t layer, int64_t binding) {
   layer_op(
       "wait_layer", status, before, binding,
-      [&](Binding& bound, aclrtStream stream) { return bound.wait_layer(layer, stream); },
+      [&](Binding& bound, const OpStream& stream) { return bound.wait_layer(layer, stream); },
       [&](Binding& bound) { return bound.wait_layer_on_host(layer); });
 }
 
 void finish(const at::Tensor& status, const at::Tensor& before, int64_t binding) {
   layer_op(
       "finish", status, before, binding,
-      [&](Binding& bound, aclrtStream stream) { return bound.finish(stream); },
+      [&](Binding& bound, const OpStream& stream) { return bound.finish(stream); },
       [&](Binding& bound) { return bound.finish_on_host(); });
 }
 

@@ -258,6 +258,7 @@ void ticket_discard(int64_t number) {
 int64_t binding_create(int device, std::vector<int64_t> layers, int64_t timeout_ms) {
   auto binding =
       std::make_shared<Binding>(Engine::of(device), std::move(layers), std::chrono::milliseconds(timeout_ms));
+  binding->engine().watch(binding);
   const int64_t number = bindings().add(binding);
   binding->set_number(number);
   return number;
@@ -272,9 +273,11 @@ void binding_bind(int64_t number, const std::vector<int64_t>& task_numbers,
   binding->bind(std::move(bound), tickets, open_layers, std::chrono::milliseconds(timeout_ms));
 }
 
+void binding_unbind(int64_t number) { bindings().get(number, "unbind")->unbind(); }
+
 void binding_destroy(int64_t number) {
   auto binding = bindings().remove(number);
-  if (binding != nullptr) binding->engine().bury(binding);
+  if (binding != nullptr) binding->close();
 }
 
 at::Tensor tensor_from_address(int64_t address, const std::vector<int64_t>& shape, at::ScalarType dtype,
@@ -434,6 +437,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         nogil);
   m.def("binding_bind", &binding_bind, py::arg("binding"), py::arg("tasks"), py::arg("tickets"),
         py::arg("open_layers"), py::arg("timeout_ms"), nogil);
+  m.def("binding_unbind", &binding_unbind, py::arg("binding"), nogil);
   m.def("binding_destroy", &binding_destroy, py::arg("binding"), nogil);
   m.def(
       "paged_open",

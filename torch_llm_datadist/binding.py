@@ -54,7 +54,14 @@ class Binding:
     """Joins tasks (what a forward sends) and tickets (what it waits for) to the forward's layer ops.
 
     ``id`` stays the same for the life of the forward, so a graph may hold it as a constant; ``bind`` before
-    each forward says which transfers it serves.
+    each forward, or replay of one, says which transfers it serves.
+
+    The layer ops may be captured in a graph (``torch.npu.NPUGraph``), which then serves whatever is bound
+    before each replay: other blocks, other peers, a peer that was linked anew. What was bound before the
+    capture, and met no op yet, serves the first replay. Once an op of a binding was captured, all its
+    forwards, eager ones included, go through the same gates: each calls the captured ops once, and the next
+    ``bind`` waits until it has. So graphs whose forwards have other ops take another binding. A replay that
+    nobody bound is let through, and its status is ``LLM_PARAM_INVALID``; so is one after ``close``.
 
     Args:
         device: index of the NPU that the caches are on.
@@ -100,7 +107,9 @@ class Binding:
         """Connects the next forward to these transfers, in place of the last ones.
 
         Call it outside graphs, before each forward; ``bind(())`` is a forward without a transfer, all gates
-        open. Blocks only while a ticket that was just issued has not been confirmed by its sender's watchdog.
+        open. Blocks while a ticket that was just issued has not been confirmed by its sender's watchdog and,
+        once ops were captured, while the last forward has not passed them. What that one did not push, and an
+        eager forward cannot push any more, is not sent.
 
         Args:
             transfers: tasks to send, and tickets (ints) to wait for; several of either.
@@ -111,8 +120,8 @@ class Binding:
         Raises:
             LLMException: LLM_PARAM_INVALID for a ticket that is used up or does not carry a layer which the
                 forward waits for, and for a task that was bound before; LLM_LINK_BUSY when the link has no
-                stream left for a task; LLM_TIMEOUT when a ticket was not confirmed. Nothing is bound then,
-                the tasks stay usable.
+                stream left for a task; LLM_TIMEOUT when a ticket was not confirmed, or when the last replay
+                has not come: ``unbind`` then. Nothing is bound, the tasks stay usable.
         """
         if isinstance(transfers, (Task, int)):
             raise TypeError("bind: transfers is a single one, expected a list of tasks or tickets")
@@ -120,6 +129,13 @@ class Binding:
         tickets = [_ticket_number(t) for t in transfers if not isinstance(t, Task)]
         timeout_ms = 0 if timeout_s is None else _milliseconds(timeout_s)
         _native.load().binding_bind(self.id, tasks, tickets, list(open_layers), timeout_ms)
+
+    def unbind(self) -> None:
+        """Undoes the last ``bind``, whose forward does not come: its layers are not sent, its tickets end.
+
+        Only when no forward and no replay that uses the binding is queued or running. Idempotent.
+        """
+        _native.load().binding_unbind(self.id)
 
     def close(self) -> None:
         """Frees the binding; streams that still hold its gates keep them until they have passed.

@@ -13,6 +13,10 @@ aclError queue_wait(void* word, uint64_t value, aclrtStream stream) {
   return symbols().aclrtValueWait(word, value, ACL_STREAM_WAIT_VALUE_GEQ, stream);
 }
 
+aclError queue_wait_equal(void* word, uint64_t value, aclrtStream stream) {
+  return symbols().aclrtValueWait(word, value, ACL_STREAM_WAIT_VALUE_EQ, stream);
+}
+
 aclError queue_copy(void* dst, const void* src, size_t bytes, aclrtStream stream) {
   return aclrtMemcpyAsync(dst, bytes, src, bytes, ACL_MEMCPY_DEVICE_TO_DEVICE, stream);
 }

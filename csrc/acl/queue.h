@@ -14,6 +14,8 @@ aclError queue_write(void* word, uint64_t value, aclrtStream stream);
 // Until the local word has reached `value`, by a signed compare that wraps around. It has no deadline of its
 // own.
 aclError queue_wait(void* word, uint64_t value, aclrtStream stream);
+// The same until it is `value`.
+aclError queue_wait_equal(void* word, uint64_t value, aclrtStream stream);
 // Within device memory; either side may be a peer's.
 aclError queue_copy(void* dst, const void* src, size_t bytes, aclrtStream stream);
 // The same for rows at a constant distance.

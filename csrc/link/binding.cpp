@@ -1,33 +1,31 @@
 #include "link/binding.h"
 
 #include <algorithm>
-#include <utility>
 
 #include "error.h"
+#include "link/link.h"
 
 namespace datadist {
+
 Binding::Binding(std::shared_ptr<Engine> engine, std::vector<int64_t> layers,
                  std::chrono::milliseconds timeout)
     : engine_(std::move(engine)),
-      layers_(std::move(layers)),
-      timeout_(timeout),
-      opened_(engine_->words().take()),
-      status_(std::make_shared<Status>(&engine_->words())) {
-  require(!layers_.empty(), kParamInvalid,
+      layers_(std::make_shared<const Round::Layers>(std::move(layers))),
+      timeout_(timeout) {
+  require(!layers_->empty(), kParamInvalid,
           "Binding: layers is empty; the layers that the forward's ops name were expected");
-  for (const int64_t layer : layers_) ready_[layer] = engine_->words().take();
+  for (const int64_t layer : *layers_) {
+    require(index_.emplace(layer, index_.size()).second, kParamInvalid, "Binding: layers has ", layer,
+            " twice");
+  }
+  next_gates_ = std::make_shared<Gates>(&engine_->words(), layers_->size());
 }
-
-Binding::~Binding() = default;
 
 void Binding::check(const std::vector<std::shared_ptr<Transfer>>& tasks,
                     const std::vector<std::shared_ptr<Ticket>>& tickets,
                     const std::set<int64_t>& open) const {
-  const auto uses = [&](int64_t layer) {
-    return std::find(layers_.begin(), layers_.end(), layer) != layers_.end();
-  };
   for (const int64_t layer : open) {
-    require(uses(layer), kParamInvalid, "bind: open_layers names layer ", layer,
+    require(index_.count(layer) > 0, kParamInvalid, "bind: open_layers names layer ", layer,
             ", which is not a layer of binding ", number_);
   }
   for (const auto& ticket : tickets) {
@@ -40,11 +38,11 @@ void Binding::check(const std::vector<std::shared_ptr<Transfer>>& tasks,
             task->link().peer().name, " sends from npu:", task->link().engine().device(), ", binding ",
             number_, " is on npu:", device());
     for (int64_t layer = task->first_layer(); layer < task->first_layer() + task->layers(); ++layer) {
-      require(uses(layer), kParamInvalid, "bind: the task sends layer ", layer,
+      require(index_.count(layer) > 0, kParamInvalid, "bind: the task sends layer ", layer,
               ", which the forward of binding ", number_, " does not use; it would never be sent");
     }
   }
-  for (const int64_t layer : layers_) {
+  for (const int64_t layer : *layers_) {
     for (const auto& ticket : tickets) {
       require(ticket->carries(layer) || open.count(layer) > 0, kParamInvalid, "bind: the forward of binding ",
               number_, " waits for layer ", layer, ", but the ticket from ", ticket->link().peer().name,
@@ -60,188 +58,236 @@ void Binding::bind(std::vector<std::shared_ptr<Transfer>> tasks, const std::vect
   const auto deadline = Clock::now() + timeout;
   std::vector<std::shared_ptr<Ticket>> tickets;
   for (const int64_t number : numbers) tickets.push_back(find_ticket(number, "bind", deadline));
-  const std::set<int64_t> open(open_layers.begin(), open_layers.end());
+  std::set<int64_t> open(open_layers.begin(), open_layers.end());
   check(tasks, tickets, open);
 
-  std::lock_guard lock(mutex_);
-  // The watchdog has yet to open gates of the last round: a later value must not meet its earlier one.
-  while (waits_ != nullptr && waits_->is_broken()) {
-    require(engine_->wait_for_tick(deadline), kTimeout,
-            "bind: the last forward's gates were not released in time");
+  std::lock_guard alone(bind_mutex_);
+  std::shared_ptr<Gates> gates;
+  {
+    std::lock_guard lock(mutex_);
+    gates = graph_gates_ != nullptr ? graph_gates_ : next_gates_;
   }
-  // An error of the last forward may still be on its way to the caller's status: that word stays as it is.
-  if (status_->is_set()) {
-    replaced_.push_back(status_);
-    status_ = std::make_shared<Status>(&engine_->words());
-  }
-  std::vector<WaitRound::LayerGate> gates;
-  for (const int64_t layer : layers_) {
-    if (open.count(layer) == 0) gates.push_back({layer, ready_[layer]});
-  }
-  auto waits = std::make_shared<WaitRound>(std::move(gates), round_ + 1, opened_, status_);
-  auto lane = tickets.empty() ? nullptr : lane_for_waits();
-
-  size_t bound_tickets = 0;
-  size_t bound_tasks = 0;
+  if (gates->belong_to_graphs) wait_for_last_replay(deadline);
+  // Without the lock: what takes words may allocate, and an allocator that is short of memory waits for
+  // streams, which may wait for the watchdog.
+  auto round = std::make_shared<Round>(*engine_, gates, layers_);
   try {
-    for (; bound_tickets < tickets.size(); ++bound_tickets)
-      tickets[bound_tickets]->bind(status_, waits, timeout, "bind");
-    for (; bound_tasks < tasks.size(); ++bound_tasks) {
-      tasks[bound_tasks]->bind(status_, timeout, open, "bind");
-      tasks[bound_tasks]->submit(false, "bind");
-    }
+    round->connect(std::move(tasks), std::move(tickets), std::move(open), timeout);
   } catch (...) {
-    for (size_t i = 0; i < bound_tasks; ++i)
-      tasks[i]->cancel("another transfer of the same bind was refused");
-    for (size_t i = 0; i < bound_tickets; ++i) tickets[i]->unbind();
+    round->detach_status();
+    std::lock_guard lock(mutex_);
+    wants_gates_ = has_gates_ = false;
     throw;
   }
-  ++round_;
-  tasks_ = std::move(tasks);
-  open_ = open;
-  pushed_.clear();
-  was_bound_ = true;
-  has_waits_ = !tickets.empty();
-  if (!has_waits_) return;
-
-  std::vector<Step> steps;
-  size_t opened = 0;
-  for (const int64_t layer : layers_) {
-    if (open_.count(layer) > 0) continue;
-    for (const auto& ticket : tickets) {
-      steps.push_back(
-          {Step::kWait, ticket->link().own_flag(ticket->use().slot, layer), nullptr, ticket->use().epoch});
-    }
-    steps.push_back({Step::kWrite, ready_[layer].address, nullptr, round_});
-    steps.push_back({Step::kWrite, opened_.address, nullptr, waits->opened_value(++opened)});
+  auto next_gates = gates->belong_to_graphs ? nullptr : std::make_shared<Gates>(gates->pool, layers_->size());
+  {
+    std::lock_guard lock(mutex_);
+    if (next_gates != nullptr) next_gates_ = std::move(next_gates);
+    replace_round(std::move(round));
+    wants_gates_ = has_gates_ = is_armed_ = false;
   }
-  waits_ = waits;
-  engine_->watch(waits);
-  waits->submit(engine_->local_feeder(), std::move(lane), std::move(steps));
+  engine_->wake();
 }
 
-std::shared_ptr<Lane> Binding::lane_for_waits() {
-  if (lane_ == nullptr || lane_->is_dropped()) lane_ = engine_->local_feeder().take_lane(SIZE_MAX);
-  require(lane_ != nullptr, kFailed, "bind: device ", device(), " is shut down");
-  return lane_;
+void Binding::wait_for_last_replay(Clock::time_point deadline) {
+  {
+    std::lock_guard lock(mutex_);
+    wants_gates_ = true;
+    are_cleared_ = has_gates_ = false;
+  }
+  while (true) {
+    const bool in_time = engine_->wait_for_tick(deadline);
+    std::lock_guard lock(mutex_);
+    if (has_gates_) return;
+    if (in_time) continue;
+    wants_gates_ = false;
+    throw Error(kTimeout, join("bind: the last forward or replay of binding ", number_,
+                               " has not passed all the layer ops that its graphs captured; if none of them "
+                               "comes any more, call unbind() first"));
+  }
 }
 
-void Binding::require_layer(int64_t layer, const char* asked) const {
-  require(was_bound_, kParamInvalid, asked, ": binding ", number_,
+// With the lock held.
+void Binding::replace_round(std::shared_ptr<Round> round) {
+  if (round_ != nullptr && !round_->gates()->belong_to_graphs) {
+    round_->retire("its binding was bound again", false);
+    past_.push_back(std::move(round_));
+  } else if (round_ != nullptr) {
+    round_->detach_status();
+  }
+  round_ = std::move(round);
+}
+
+void Binding::unbind() {
+  std::lock_guard alone(bind_mutex_);
+  {
+    std::lock_guard lock(mutex_);
+    if (round_ == nullptr) return;
+    round_->retire("it was unbound", true);
+    if (!round_->gates()->belong_to_graphs) past_.push_back(std::exchange(round_, nullptr));
+  }
+  engine_->wake();
+}
+
+void Binding::close() {
+  {
+    std::lock_guard lock(mutex_);
+    is_closed_ = true;
+    if (round_ != nullptr) {
+      round_->retire("its binding was closed", false);
+      if (!round_->gates()->belong_to_graphs) past_.push_back(std::exchange(round_, nullptr));
+    }
+  }
+  engine_->wake();
+}
+
+size_t Binding::index_of(int64_t layer, const char* asked) const {
+  const auto found = index_.find(layer);
+  require(found != index_.end(), kParamInvalid, asked, ": layer ", layer, " is not a layer of binding ",
+          number_, ", which was made for ", layers_->size(), " layers from ", layers_->front(), " to ",
+          layers_->back());
+  return found->second;
+}
+
+// From the first op that is captured on, the gates are those of graphs. A graph needs no round yet: the first
+// bind after the capture connects it. But what was bound before the capture, and met no op so far, serves the
+// first replay, since compilers capture and replay in one call.
+void Binding::begin_capture(const char* asked) {
+  {
+    std::lock_guard lock(mutex_);
+    if (graph_gates_ != nullptr) return;
+    const std::unique_lock alone(bind_mutex_, std::try_to_lock);
+    require(alone.owns_lock(), kParamInvalid, asked, ": another thread binds binding ", number_,
+            " while this one captures");
+    if (round_ == nullptr || !round_->is_untouched())
+      replace_round(std::make_shared<Round>(*engine_, next_gates_, layers_));
+    graph_gates_ = round_->gates();
+    graph_gates_->belong_to_graphs = true;
+  }
+  // A replay that comes at once must find the error of one that nobody bound.
+  const auto patience = Clock::now() + std::chrono::seconds(1);
+  for (int looks = 0; looks < 2 && engine_->wait_for_tick(patience); ++looks) {
+  }
+}
+
+Round& Binding::round_for_op(const char* asked, const OpStream& stream) const {
+  require(stream.captures || (round_ != nullptr && round_->is_connected()), kParamInvalid, asked,
+          ": binding ", number_,
           " was never bound; call binding.bind(tasks or tickets) before "
           "the forward, bind(()) for a forward without a transfer");
-  require(ready_.count(layer) > 0, kParamInvalid, asked, ": layer ", layer, " is not a layer of binding ",
-          number_, ", which was made for ", layers_.size(), " layers from ", layers_.front(), " to ",
-          layers_.back());
+  return *round_;
 }
 
-Binding::Gates Binding::gates_on(aclrtStream stream) {
-  StreamMark& mark = op_marks_[stream];
-  if (mark.word.address == nullptr) mark.word = engine_->words().take();
-  Gates gates;
-  gates.status = status_->address();
-  gates.failed = engine_->failed_status();
-  gates.op_word = mark.word.address;
-  gates.op_number = ++mark.last;
-  return gates;
-}
-
-std::vector<std::shared_ptr<Transfer>> Binding::take_push(int64_t layer) {
-  require(tasks_.empty() || pushed_.insert(layer).second, kParamInvalid, "push_layer: layer ", layer,
-          " of binding ", number_, " was pushed before in this forward; push it once, after its last write");
-  std::vector<std::shared_ptr<Transfer>> senders;
-  for (const auto& task : tasks_) {
-    if (task->carries(layer) && open_.count(layer) == 0) senders.push_back(task);
-  }
-  return senders;
-}
-
-Binding::Gates Binding::push_layer(int64_t layer, aclrtStream stream) {
+OpSteps Binding::push_layer(int64_t layer, const OpStream& stream) {
+  if (stream.captures) begin_capture("push_layer");
   std::lock_guard lock(mutex_);
-  require_layer(layer, "push_layer");
-  const auto senders = take_push(layer);
-  Gates gates = gates_on(stream);
-  for (const auto& task : senders) gates.writes.push_back(task->start_gate_for(layer));
-  return gates;
+  Round& round = round_for_op("push_layer", stream);
+  const size_t index = index_of(layer, "push_layer");
+  if (!stream.captures) require_first_push(round, index);
+  return round.push(index, stream);
 }
 
-Binding::Gates Binding::wait_layer(int64_t layer, aclrtStream stream) {
-  std::lock_guard lock(mutex_);
-  require_layer(layer, "wait_layer");
-  Gates gates = gates_on(stream);
-  if (has_waits_ && open_.count(layer) == 0) {
-    gates.waits.push_back(ready_[layer].address);
-    gates.wait_value = round_;
-  }
-  return gates;
+void Binding::require_first_push(const Round& round, size_t index) const {
+  require(!round.has_tasks() || !round.was_pushed(index), kParamInvalid, "push_layer: layer ",
+          (*layers_)[index], " of binding ", number_,
+          " was pushed before in this forward; push it once, after its last write");
 }
 
-Binding::Gates Binding::finish(aclrtStream stream) {
+OpSteps Binding::wait_layer(int64_t layer, const OpStream& stream) {
+  if (stream.captures) begin_capture("wait_layer");
   std::lock_guard lock(mutex_);
-  require(was_bound_, kParamInvalid, "finish: binding ", number_, " was never bound");
-  Gates gates = gates_on(stream);
-  for (const auto& task : tasks_) {
-    gates.waits.push_back(task->done_gate());
-    gates.writes.push_back(task->passed_word_for_hold());
-  }
-  tasks_.clear();  // a second finish finds nothing to wait for, and the tasks may retire
-  return gates;
+  Round& round = round_for_op("wait_layer", stream);
+  return round.wait(index_of(layer, "wait_layer"), stream);
+}
+
+OpSteps Binding::finish(const OpStream& stream) {
+  if (stream.captures) begin_capture("finish");
+  std::lock_guard lock(mutex_);
+  return round_for_op("finish", stream).finish(stream);
 }
 
 int64_t Binding::push_layer_from_host(int64_t layer) {
   std::lock_guard lock(mutex_);
-  require_layer(layer, "push_layer");
-  for (const auto& task : tasks_) {
-    require(task->moves_host_memory() || !task->carries(layer), kParamInvalid, "push_layer: layer ", layer,
-            " is sent from npu:", device(),
-            ", and CPU tensors do not order a push after the kernels there; a "
-            "status and an ordering tensor on npu:",
-            device(), " were expected");
-  }
-  for (const auto& task : take_push(layer)) task->start_from_host(layer);
-  return status_->code();
+  Round& round = round_for_op("push_layer", {});
+  const size_t index = index_of(layer, "push_layer");
+  round.require_host_memory(index, "push_layer");
+  require_first_push(round, index);
+  round.push_from_host(index);
+  engine_->wake();
+  return round.code();
 }
 
 int64_t Binding::wait_layer_on_host(int64_t layer) {
   std::unique_lock lock(mutex_);
-  require_layer(layer, "wait_layer");
-  const auto waits = has_waits_ && open_.count(layer) == 0 ? waits_ : nullptr;
-  const auto status = status_;
-  lock.unlock();
-  if (waits != nullptr) {
-    engine_->wake();
-    waits->wait_on_host(layer);
-  }
-  return status->code();
+  round_for_op("wait_layer", {});
+  const size_t index = index_of(layer, "wait_layer");
+  const auto round = round_;
+  if (round->wait_on_host(index)) return round->code();
+  engine_->wake();
+  passed_.wait(lock, [&] { return round->has_passed(index) || is_abandoned_; });
+  return is_abandoned_ ? static_cast<int64_t>(kFailed) : round->code();
 }
 
 int64_t Binding::finish_on_host() {
   std::unique_lock lock(mutex_);
-  require(was_bound_, kParamInvalid, "finish: binding ", number_, " was never bound");
-  const auto tasks = std::exchange(tasks_, {});
-  const auto status = status_;
+  const auto tasks = round_for_op("finish", {}).tasks();
+  const auto round = round_;
   lock.unlock();
   engine_->wake();
   for (const auto& task : tasks) task->wait();
-  return status->code();
+  return round->code();
 }
 
-bool Binding::streams_have_passed() {
-  std::lock_guard lock(mutex_);
-  for (const auto& [_, mark] : op_marks_) {
-    if (mark.word.seen() < mark.last) return false;
+void Binding::abandon() {
+  {
+    std::lock_guard lock(mutex_);
+    is_abandoned_ = true;
   }
-  return waits_ == nullptr || waits_->is_done();
+  passed_.notify_all();
 }
 
-void Binding::give_back() {
+bool Binding::tick(const Tick& tick) {
   std::lock_guard lock(mutex_);
-  for (const auto& [_, word] : ready_) engine_->words().give_back(word);
-  engine_->words().give_back(opened_);
-  for (const auto& [_, mark] : op_marks_) engine_->words().give_back(mark.word);
-  if (lane_) engine_->local_feeder().give_back_lane(lane_);
-  status_.reset();
-  replaced_.clear();
+  passed_.notify_all();  // of this look
+  for (const auto& round : past_) {
+    round->tick(tick);
+    if (round->is_gone()) round->detach_status();  // its words go back; its tasks may still fail
+  }
+  std::erase_if(past_, [](const auto& round) { return round->is_gone(); });
+  bool is_busy = !past_.empty();
+  if (round_ == nullptr || has_gates_) return is_busy || has_gates_;
+  is_busy = round_->tick(tick) || is_busy;
+  return (graph_gates_ != nullptr && tick_graph_gates(tick)) || is_busy;
+}
+
+bool Binding::tick_graph_gates(const Tick& tick) {
+  if (!round_->is_over() || !round_->is_gone()) {
+    are_cleared_ = false;
+    return wants_gates_;
+  }
+  if (!wants_gates_) {
+    if (!is_armed_)
+      tick.write(graph_gates_->graph_status, static_cast<uint32_t>(status_value(kParamInvalid)));
+    is_armed_ = true;
+    return false;
+  }
+  // Cleared at one look and seen to be so at the next.
+  if (are_cleared_ && graph_gates_->are_shut()) {
+    has_gates_ = true;
+    return true;
+  }
+  round_->detach_status();
+  round_->sweep(tick);
+  tick.write(graph_gates_->status, 0);
+  tick.write(graph_gates_->graph_status, 0);
+  are_cleared_ = true;
+  is_armed_ = false;
+  return true;
+}
+
+bool Binding::is_gone() const {
+  std::lock_guard lock(mutex_);
+  return is_closed_ && past_.empty() && graph_gates_ == nullptr;
 }
 
 HandleTable<Binding>& bindings() {

@@ -96,10 +96,9 @@ void Engine::stop() {
   local_feeder_.stop();
   std::lock_guard lock(mutex_);
   for (const auto& transfer : transfers_) transfer->abandon("this process shuts its devices down");
-  for (const auto& round : rounds_) round->abandon();
+  for (const auto& binding : bindings_) binding->abandon();
   transfers_.clear();
-  rounds_.clear();
-  buried_.clear();
+  bindings_.clear();
   links_.clear();  // they hold this engine, too
 }
 
@@ -126,14 +125,10 @@ void Engine::watch(std::shared_ptr<Transfer> transfer) {
   wake_soon();
 }
 
-void Engine::watch(std::shared_ptr<WaitRound> round) {
+void Engine::watch(std::shared_ptr<Binding> binding) {
   std::lock_guard lock(mutex_);
-  rounds_.push_back(std::move(round));
-}
-
-void Engine::bury(std::shared_ptr<Binding> binding) {
-  std::lock_guard lock(mutex_);
-  if (!must_stop_) buried_.push_back(std::move(binding));
+  require(!must_stop_, kFailed, "device ", device_, " is shut down in this process");
+  bindings_.push_back(std::move(binding));
 }
 
 void Engine::wake() {
@@ -227,38 +222,30 @@ void Engine::abandon(const std::string& why) {
   must_stop_ = true;
   for (const auto& link : links_) link->die(kFailed, why);
   for (const auto& transfer : transfers_) transfer->abandon(why);
-  for (const auto& round : rounds_) round->abandon();
+  for (const auto& binding : bindings_) binding->abandon();
 }
 
 bool Engine::tick(const Tick& tick) {
   std::vector<std::shared_ptr<Link>> links;
   std::vector<std::shared_ptr<Transfer>> transfers;
-  std::vector<std::shared_ptr<Binding>> buried;
-  std::vector<std::shared_ptr<WaitRound>> rounds;
+  std::vector<std::shared_ptr<Binding>> bindings;
   bool is_waited_for = false;
   {
     std::lock_guard lock(mutex_);
     links = links_;
     transfers = transfers_;
-    buried = buried_;
-    rounds = rounds_;
+    bindings = bindings_;
     is_waited_for = waiting_ > 0;
   }
   local_feeder_.tick();
   bool is_busy = is_waited_for || !local_feeder_.is_idle();
-  for (const auto& round : rounds) is_busy = !round->tick(tick) || is_busy;
+  for (const auto& binding : bindings) is_busy = binding->tick(tick) || is_busy;
   for (const auto& link : links) {
     link->tick(tick);
     is_busy = is_busy || link->is_busy();
   }
   size_t retired = 0;
   for (const auto& transfer : transfers) retired += transfer->tick(tick) ? 1 : 0;
-  std::vector<Binding*> passed;
-  for (const auto& binding : buried) {
-    if (!binding->streams_have_passed()) continue;
-    binding->give_back();
-    passed.push_back(binding.get());
-  }
   is_busy = is_busy || retired < transfers.size();
   transfers.clear();
   std::vector<Link*> gone;
@@ -270,10 +257,7 @@ bool Engine::tick(const Tick& tick) {
   // whether any stream still does is asked when nobody else holds it.
   std::erase_if(transfers_,
                 [](const auto& transfer) { return transfer.use_count() == 1 && transfer->is_retired(); });
-  std::erase_if(rounds_, [](const auto& round) { return round->is_done(); });
-  std::erase_if(buried_, [&](const auto& binding) {
-    return std::find(passed.begin(), passed.end(), binding.get()) != passed.end();
-  });
+  std::erase_if(bindings_, [](const auto& binding) { return binding->is_gone(); });
   std::erase_if(links_, [&](const auto& link) {
     return std::find(gone.begin(), gone.end(), link.get()) != gone.end();
   });

@@ -21,7 +21,6 @@ namespace datadist {
 class Binding;
 class Link;
 class Transfer;
-class WaitRound;
 
 class Engine : public std::enable_shared_from_this<Engine> {
  public:
@@ -41,8 +40,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
   void watch(std::shared_ptr<Link> link);
   void watch(std::shared_ptr<Transfer> transfer);
-  void watch(std::shared_ptr<WaitRound> round);
-  void bury(std::shared_ptr<Binding> binding);  // frees its words when no stream reads them any more
+  void watch(std::shared_ptr<Binding> binding);
 
   // Makes the watchdog look at once instead of at its next tick.
   void wake();
@@ -82,8 +80,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   bool must_stop_ = false;
   std::vector<std::shared_ptr<Link>> links_;
   std::vector<std::shared_ptr<Transfer>> transfers_;
-  std::vector<std::shared_ptr<WaitRound>> rounds_;
-  std::vector<std::shared_ptr<Binding>> buried_;
+  std::vector<std::shared_ptr<Binding>> bindings_;
   std::thread thread_;
 };
 

@@ -2,8 +2,9 @@
 // it after a release finds it, since the watchdog writes the error first.
 #pragma once
 
-#include <atomic>
-#include <cstdint>
+#include <mutex>
+#include <optional>
+#include <vector>
 
 #include "error.h"
 #include "link/tick.h"
@@ -12,27 +13,42 @@ namespace datadist {
 
 class Status {
  public:
-  explicit Status(WordPool* words) : words_(words), word_(words->take()) {}
-  ~Status() { words_->give_back(word_); }
+  explicit Status(WordPool* words) : pool_(words), words_({words->take()}) {}
+  // Words of somebody else, who calls `detach` before they serve another purpose.
+  explicit Status(std::vector<Word> words) : words_(std::move(words)) {}
+  ~Status() {
+    if (pool_ != nullptr) pool_->give_back(words_.front());
+  }
   Status(const Status&) = delete;
   Status& operator=(const Status&) = delete;
 
-  char* address() const { return word_.address; }
-  bool is_set() const { return code_.load() != kSuccess; }
-  int64_t code() const { return code_.load(); }  // for a host, which cannot read the word
+  char* address() const { return words_.front().address; }
+  int64_t code() const {
+    std::lock_guard lock(mutex_);
+    return code_;
+  }
 
-  // Watchdog only. Counts as set when the write was accepted, so that a refused one is tried again at the
+  // Watchdog only. Counts as set when the writes were accepted, so that a refused one is tried again at the
   // next tick.
   void set(const Tick& tick, int64_t code) {
-    if (is_set()) return;
-    tick.write(word_, static_cast<uint32_t>(status_value(code)));
-    code_.store(code);
+    std::lock_guard lock(mutex_);
+    if (code_ != kSuccess) return;
+    if (!is_detached_) {
+      for (const Word& word : words_) tick.write(word, static_cast<uint32_t>(status_value(code)));
+    }
+    code_ = code;
+  }
+  void detach() {
+    std::lock_guard lock(mutex_);
+    is_detached_ = true;
   }
 
  private:
-  WordPool* const words_;
-  const Word word_;
-  std::atomic<int64_t> code_{kSuccess};
+  WordPool* const pool_ = nullptr;
+  const std::vector<Word> words_;
+  mutable std::mutex mutex_;
+  bool is_detached_ = false;
+  int64_t code_ = kSuccess;
 };
 
 }  // namespace datadist

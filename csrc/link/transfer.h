@@ -68,10 +68,12 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
 
   // --- what a caller's stream needs; each call says that the stream will write the word
   Gate start_gate_for(int64_t layer);
-  char* done_gate() const { return done_.address; }
   // The same for a caller on the host, whose earlier work is done: the watchdog opens the gate, at once.
   void start_from_host(int64_t layer);
   Gate passed_word_for_hold();  // behind everything that reads the done gate or the status
+  char* done_gate() const { return done_.address; }
+  // Of a layered one: whoever relays it holds the transfer as long as its stream may write the word.
+  char* start_gate(int64_t layer) const { return start_[static_cast<size_t>(layer - first_layer())].address; }
   // Before submit; whole transfers have a status and a deadline of their own.
   void bind(std::shared_ptr<Status> status, std::chrono::milliseconds timeout,
             const std::set<int64_t>& open_layers, const char* asked);

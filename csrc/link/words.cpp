@@ -1,5 +1,7 @@
 #include "link/words.h"
 
+#include <algorithm>
+
 #include "acl/check.h"
 #include "acl/queue.h"
 #include "acl/stream.h"
@@ -49,7 +51,15 @@ void WordPool::queue_reads(aclrtStream stream) {
 
 void WordPool::queue_zeroes(aclrtStream stream) {
   std::lock_guard lock(mutex_);
-  for (const Word& word : returned_) DATADIST_ACL(acl::queue_write(word.address, 0, stream));
+  // Words that were taken together lie together, so one task zeroes many.
+  std::sort(returned_.begin(), returned_.end(),
+            [](const Word& one, const Word& other) { return one.address < other.address; });
+  for (size_t first = 0, end = 0; first < returned_.size(); first = end) {
+    for (end = first + 1; end < returned_.size(); ++end) {
+      if (returned_[end].address != returned_[end - 1].address + sizeof(uint64_t)) break;
+    }
+    DATADIST_ACL(acl::queue_fill(returned_[first].address, 0, (end - first) * sizeof(uint64_t), stream));
+  }
   zeroing_.insert(zeroing_.end(), returned_.begin(), returned_.end());
   returned_.clear();
 }

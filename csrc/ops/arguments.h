@@ -23,12 +23,11 @@ struct StreamInUse {
 };
 
 inline void require_no_capture(const StreamInUse& stream, const char* asked) {
-  require(!c10_npu::isStreamCapturingMayInitCtx(stream.raw), kFeatureNotEnabled, asked,
-          ": the current stream captures a graph, and what this call reads now (block ids, gates) would be "
-          "frozen in it. Call it "
-          "outside the capture; in graphs a binding connects transfers with binding.bind before each replay, "
-          "which is not there "
-          "yet.");
+  require(
+      !c10_npu::isStreamCapturingMayInitCtx(stream.raw), kFeatureNotEnabled, asked,
+      ": the current stream captures a graph, and what this call reads now (block ids, gates) would be "
+      "frozen in it. Call it outside the capture; in graphs the layer ops of a binding stand for transfers "
+      "that binding.bind connects before each replay.");
 }
 
 inline void require_int32(const at::Tensor& status, const char* asked) {

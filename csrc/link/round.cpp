@@ -1,0 +1,357 @@
+#include "link/round.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "error.h"
+#include "link/engine.h"
+#include "link/link.h"
+
+namespace datadist {
+
+Round::Round(Engine& engine, std::shared_ptr<Gates> gates, std::shared_ptr<const Layers> layers)
+    : engine_(engine),
+      gates_(std::move(gates)),
+      layers_(std::move(layers)),
+      status_(std::make_shared<Status>(std::vector<Word>{gates_->status, gates_->graph_status})),
+      pushes_(layers_->size()),
+      waits_(layers_->size()) {}
+
+void Round::connect(std::vector<std::shared_ptr<Transfer>> tasks,
+                    std::vector<std::shared_ptr<Ticket>> tickets, std::set<int64_t> open_layers,
+                    std::chrono::milliseconds timeout) {
+  Feeder& feeder = engine_.local_feeder();
+  if (!tasks.empty()) {
+    push_relay_ = std::make_shared<Relay>(feeder);
+    finish_relay_ = std::make_shared<Relay>(feeder);
+  }
+  if (!tickets.empty()) wait_round_ = std::make_shared<WaitRound>(feeder, status_);
+  size_t bound_tickets = 0;
+  size_t bound_tasks = 0;
+  try {
+    for (; bound_tickets < tickets.size(); ++bound_tickets)
+      tickets[bound_tickets]->bind(status_, wait_round_, timeout, "bind");
+    for (; bound_tasks < tasks.size(); ++bound_tasks) {
+      tasks[bound_tasks]->bind(status_, timeout, open_layers, "bind");
+      tasks[bound_tasks]->submit(false, "bind");
+    }
+  } catch (...) {
+    for (size_t i = 0; i < bound_tasks; ++i)
+      tasks[i]->cancel("another transfer of the same bind was refused");
+    for (size_t i = 0; i < bound_tickets; ++i) tickets[i]->unbind();
+    throw;
+  }
+  is_connected_ = true;
+  tasks_ = std::move(tasks);
+  if (!tasks_.empty()) relay_pushes(open_layers);
+  if (!tickets.empty()) relay_waits(tickets, open_layers);
+  for (size_t i = 0; i < waits_.size(); ++i) {
+    if (gates_->waits[i].is_captured && waits_[i].state == Wait::kShut) waits_[i].state = Wait::kAsked;
+  }
+  if (gates_->finish.is_captured) relay_finish();
+}
+
+void Round::relay_pushes(const std::set<int64_t>& open_layers) {
+  std::vector<Step> steps;
+  for (size_t i = 0; i < pushes_.size(); ++i) {
+    const int64_t layer = (*layers_)[i];
+    if (open_layers.count(layer) > 0) continue;
+    char* const released = gates_->pushes[i].released.address;
+    for (const auto& task : tasks_) {
+      if (!task->carries(layer)) continue;
+      if (!pushes_[i].is_relayed) {
+        steps.push_back({Step::kWait, released, nullptr, 1});
+        pushes_[i].step = steps.size();
+        steps.push_back({Step::kWrite, released, nullptr, 0});
+        pushes_[i].is_relayed = true;
+      }
+      steps.push_back({Step::kWrite, task->start_gate(layer), nullptr, 1});
+    }
+  }
+  push_relay_->start(std::move(steps));
+}
+
+void Round::relay_waits(const std::vector<std::shared_ptr<Ticket>>& tickets,
+                        const std::set<int64_t>& open_layers) {
+  std::vector<Step> steps;
+  std::vector<WaitRound::Opening> openings;
+  for (size_t i = 0; i < waits_.size(); ++i) {
+    const int64_t layer = (*layers_)[i];
+    if (open_layers.count(layer) > 0) continue;
+    for (const auto& ticket : tickets) {
+      steps.push_back(
+          {Step::kWait, ticket->link().own_flag(ticket->use().slot, layer), nullptr, ticket->use().epoch});
+    }
+    openings.push_back({gates_->waits[i].opened, steps.size()});
+    steps.push_back({Step::kWrite, gates_->waits[i].opened.address, nullptr, 1});
+    waits_[i].state = Wait::kRelayed;
+  }
+  wait_round_->start(std::move(steps), std::move(openings));
+}
+
+// When somebody asks for it: a forward without the op does not hold up the next one until its bytes have
+// left.
+void Round::relay_finish() {
+  if (finish_.state != Wait::kShut || !is_connected_) return;
+  if (tasks_.empty()) {
+    if (gates_->finish.is_captured) finish_.state = Wait::kAsked;
+    return;
+  }
+  std::vector<Step> steps;
+  for (const auto& task : tasks_) steps.push_back({Step::kWait, task->done_gate(), nullptr, 1});
+  steps.push_back({Step::kWrite, gates_->finish.opened.address, nullptr, 1});
+  finish_.state = Wait::kRelayed;
+  finish_relay_->start(std::move(steps));
+}
+
+OpSteps Round::only_status(const OpStream& stream) {
+  was_called_ = was_called_ || !stream.captures;
+  OpSteps steps;
+  steps.status = stream.captures ? gates_->graph_status.address : gates_->status.address;
+  steps.failed = engine_.failed_status();
+  return steps;
+}
+
+OpSteps Round::push(size_t layer, const OpStream& stream) {
+  PushGate& gate = gates_->pushes[layer];
+  if (stream.captures) {
+    if (!gate.is_captured) pushes_[layer].times = times_passed();
+    gate.is_captured = true;
+  } else if (pushes_[layer].is_relayed || gate.is_captured) {
+    pushes_[layer].is_queued = true;
+  } else {
+    return only_status(stream);
+  }
+  OpSteps steps = only_status(stream);
+  if (gates_->belong_to_graphs) steps.must_be_taken = gate.released.address;
+  steps.released = gate.released.address;
+  if (!stream.captures) steps.refused = refused_;
+  return steps;
+}
+
+// A gate that is captured when the round's forward is through is not met in this round.
+void Round::capture(WaitGate& gate, Wait& wait) {
+  if (gate.is_captured) return;
+  wait.times = times_passed();
+  gate.is_captured = true;
+  if (is_connected_ && wait.times == 0 && wait.state == Wait::kShut) wait.state = Wait::kAsked;
+}
+
+int Round::times_passed() const {
+  int times = finish_.times;
+  for (const Push& push : pushes_) times = std::max(times, push.times);
+  for (const Wait& wait : waits_) times = std::max(times, wait.times);
+  return times;
+}
+
+OpSteps Round::wait(size_t layer, const OpStream& stream) {
+  WaitGate& gate = gates_->waits[layer];
+  Wait& wait = waits_[layer];
+  if (stream.captures) capture(gate, wait);
+  return pass(gate, wait, stream, "wait_layer: the layer was waited for");
+}
+
+OpSteps Round::finish(const OpStream& stream) {
+  if (stream.captures && !gates_->finish.is_captured) {
+    gates_->finish.is_captured = true;
+    finish_.times = times_passed();
+  }
+  if (finish_.times == 0) relay_finish();
+  return pass(gates_->finish, finish_, stream, "finish: it was called");
+}
+
+OpSteps Round::pass(const WaitGate& gate, Wait& wait, const OpStream& stream, const char* what) {
+  OpSteps steps = only_status(stream);
+  if (!stream.captures) {
+    if (wait.state == Wait::kShut) return steps;
+    if (wait.is_queued && !gates_->belong_to_graphs) {
+      require(
+          wait.stream == stream.raw, kParamInvalid, what,
+          " before in this forward, on another stream; a gate lets one stream pass. Order the streams with "
+          "an event, or bind again.");
+      return steps;
+    }
+    wait.is_queued = true;
+    wait.stream = stream.raw;
+  }
+  if (gates_->belong_to_graphs) steps.reached = gate.reached.address;
+  steps.opened = gate.opened.address;
+  if (!stream.captures) steps.refused = refused_;
+  return steps;
+}
+
+void Round::require_host_memory(size_t layer, const char* asked) const {
+  for (const auto& task : tasks_) {
+    require(task->moves_host_memory() || !task->carries((*layers_)[layer]), kParamInvalid, asked, ": layer ",
+            (*layers_)[layer], " is sent from npu:", engine_.device(),
+            ", and CPU tensors do not order a push after the kernels there; a "
+            "status and an ordering tensor on npu:",
+            engine_.device(), " were expected");
+  }
+}
+
+void Round::push_from_host(size_t layer) {
+  was_called_ = true;
+  Push& push = pushes_[layer];
+  if (!push.is_relayed) return;
+  push.is_queued = true;
+  push.is_asked = true;
+}
+
+bool Round::wait_on_host(size_t layer) {
+  was_called_ = true;
+  Wait& wait = waits_[layer];
+  if (wait.times > 0 || wait.state == Wait::kShut) return true;
+  wait.is_queued = true;
+  wait.is_for_host = true;
+  return false;
+}
+
+void Round::retire(const std::string& why, bool also_graphs) {
+  is_retired_ = true;
+  if (also_graphs) {
+    is_retired_from_graphs_ = true;
+    if (wait_round_ != nullptr) wait_round_->give_up(why);
+  }
+  for (size_t i = 0; i < pushes_.size(); ++i) {
+    if (!pushes_[i].is_relayed || pushes_[i].is_queued || may_come(gates_->pushes[i].is_captured)) continue;
+    for (const auto& task : tasks_) {
+      if (task->carries((*layers_)[i]))
+        task->cancel(join(why, " before layer ", (*layers_)[i], " was pushed"));
+    }
+  }
+}
+
+// What the words say is judged by what was known at the last look: a relay may have opened a gate and said so
+// while this look was being taken.
+bool Round::tick(const Tick& tick) {
+  int forwards = std::max(look_at_pushes(tick), look_at(gates_->finish, finish_, tick));
+  for (size_t i = 0; i < waits_.size(); ++i)
+    forwards = std::max(forwards, look_at(gates_->waits[i], waits_[i], tick));
+  let_pass(tick, forwards);
+  look_at_relays(tick);
+  if (refused_->load() && !std::exchange(told_refusal_, true)) {
+    for (const auto& task : tasks_) task->cancel("the runtime refused a gate on the caller's stream");
+  }
+  const bool has_suspect = finish_.is_suspect || std::any_of(waits_.begin(), waits_.end(),
+                                                             [](const Wait& w) { return w.is_suspect; });
+  return has_suspect || (forwards > (is_connected_ ? 1 : 0) && !is_over());
+}
+
+int Round::look_at(const WaitGate& gate, Wait& wait, const Tick& tick) {
+  const bool is_open = gate.opened.seen() != 0;
+  const bool is_reached = gate.reached.seen() != 0;
+  if (wait.state == Wait::kOpen && !is_open) {
+    wait.state = Wait::kShut;
+    wait.is_suspect = false;
+    ++wait.times;
+  }
+  if (wait.is_for_host && is_open && wait.times == 0) {
+    tick.write(gate.opened, 0);
+    wait.state = Wait::kShut;
+    ++wait.times;
+  }
+  // A graph's stream stands at a gate that nothing will open: nobody bound its replay. One look may see words
+  // of different moments; what it shows twice is so.
+  const bool is_stuck = is_reached && !is_open && wait.state == Wait::kShut;
+  const bool has_come = is_stuck && wait.is_suspect;
+  wait.is_suspect = is_stuck;
+  return wait.times + (has_come ? 1 : 0);
+}
+
+int Round::look_at_pushes(const Tick& tick) {
+  int forwards = 0;
+  for (size_t i = 0; i < pushes_.size(); ++i) {
+    Push& push = pushes_[i];
+    const PushGate& gate = gates_->pushes[i];
+    if (!push.is_relayed && gate.released.seen() != 0) {
+      tick.write(gate.released, 0);
+      ++push.times;
+    }
+    forwards = std::max(forwards, push.times);
+    if (std::exchange(push.is_asked, false)) tick.write(gate.released, 1);
+    // Nobody will push it any more, so what waits for that goes on; its tasks have ended by then.
+    if (!is_retired_ || !push.is_relayed || push.is_queued || push.is_forced || may_come(gate.is_captured))
+      continue;
+    push.is_forced = std::all_of(tasks_.begin(), tasks_.end(), [&](const auto& task) {
+      return !task->carries((*layers_)[i]) || std::get<0>(task->state());
+    });
+    if (push.is_forced) tick.write(gate.released, 1);
+  }
+  return forwards;
+}
+
+// A replay that nobody bound goes through all gates, with an error, which is there first.
+void Round::let_pass(const Tick& tick, int forwards) {
+  if (forwards > (is_connected_ ? 1 : 0)) status_->set(tick, kParamInvalid);
+  const auto open = [&](const WaitGate& gate, Wait& wait) {
+    const bool is_asked = wait.state == Wait::kAsked;
+    const bool is_stray = gate.is_captured && wait.state == Wait::kShut && wait.times < forwards &&
+                          forwards > (is_connected_ ? 1 : 0);
+    if (!is_asked && !is_stray) return;
+    tick.write(gate.opened, 1);
+    wait.state = Wait::kOpen;
+    wait.is_suspect = false;
+  };
+  open(gates_->finish, finish_);
+  for (size_t i = 0; i < waits_.size(); ++i) open(gates_->waits[i], waits_[i]);
+}
+
+void Round::look_at_relays(const Tick& tick) {
+  if (push_relay_ != nullptr && push_relay_->is_under_way() && push_relay_->tick()) {
+    const auto failure = push_relay_->failure();
+    for (const auto& task : tasks_) {
+      if (failure) task->cancel(join("the binding's stream could not release its layers: ", failure->second));
+    }
+    for (Push& push : pushes_) {
+      if (!push.is_relayed) continue;
+      if (push_relay_->did(push.step)) ++push.times;
+      push.is_relayed = false;
+    }
+  }
+  if (wait_round_ != nullptr && !wait_round_->is_done() && wait_round_->tick(tick)) {
+    for (Wait& wait : waits_) {
+      if (wait.state == Wait::kRelayed) wait.state = Wait::kOpen;
+    }
+  }
+  if (finish_relay_ != nullptr && finish_relay_->is_under_way() && finish_relay_->tick()) {
+    if (const auto failure = finish_relay_->failure()) {
+      status_->set(tick, failure->first);
+      tick.write(gates_->finish.opened, 1);
+    }
+    finish_.state = Wait::kOpen;
+  }
+}
+
+bool Round::is_over() const {
+  const bool counts = !refused_->load();
+  const int times = std::max(times_passed(), is_connected_ ? 1 : 0);
+  const auto has_passed = [&](bool is_captured, const auto& gate) {
+    return gate.times >= (may_come(is_captured) ? times : (gate.is_queued && counts ? 1 : 0));
+  };
+  if (!has_passed(gates_->finish.is_captured, finish_)) return false;
+  for (size_t i = 0; i < waits_.size(); ++i) {
+    if (!has_passed(gates_->waits[i].is_captured, waits_[i])) return false;
+    if (!has_passed(gates_->pushes[i].is_captured, pushes_[i])) return false;
+  }
+  return true;
+}
+
+bool Round::is_gone() const {
+  const auto is_idle = [](const auto& relay) { return relay == nullptr || !relay->is_under_way(); };
+  return is_over() && is_idle(push_relay_) && is_idle(finish_relay_) &&
+         (wait_round_ == nullptr || wait_round_->is_done());
+}
+
+void Round::sweep(const Tick& tick) {
+  const auto shut = [&](const WaitGate& gate) {
+    if (gate.opened.seen() != 0) tick.write(gate.opened, 0);
+  };
+  shut(gates_->finish);
+  for (const WaitGate& gate : gates_->waits) shut(gate);
+  for (const PushGate& gate : gates_->pushes) {
+    if (!gate.is_captured && gate.released.seen() != 0) tick.write(gate.released, 0);
+  }
+}
+
+}  // namespace datadist

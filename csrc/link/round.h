@@ -1,0 +1,141 @@
+// What one `bind` connects: the gates that a forward meets, on one side, and tasks and tickets on the other.
+//
+//   push_layer   the forward writes `released`; a relay takes it and opens the start gates of all tasks
+//   wait_layer   a relay waits for the arrival flags of all tickets and writes `opened`; the forward takes it
+//   finish       a relay waits for the done gates of all tasks and writes `opened`; the forward takes it
+//
+// So a torch stream meets one word per op, however many transfers a batch has, and touches local memory only.
+// Where there is nothing to relay, the watchdog opens and takes the gates that a graph has captured.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "acl/acl_rt.h"
+#include "link/gates.h"
+#include "link/relay.h"
+#include "link/ticket.h"
+#include "link/transfer.h"
+#include "link/wait_round.h"
+
+namespace datadist {
+
+// One layer op's share of the caller's stream, in this order. Empty fields are left out.
+struct OpSteps {
+  char* must_be_taken = nullptr;               // wait until it is 0: the push of an earlier replay
+  char* reached = nullptr;                     // 1 from here on until `opened` was taken
+  char* opened = nullptr;                      // wait for 1; 0 again at the end
+  const char* status = nullptr;                // copied to the caller's
+  const char* failed = nullptr;                // copied in its place when the runtime refused the wait
+  char* released = nullptr;                    // 1
+  std::shared_ptr<std::atomic<bool>> refused;  // the runtime refused a write, so the gates stay as they are
+};
+
+// Who calls an op.
+struct OpStream {
+  aclrtStream raw;
+  bool captures;
+};
+
+class Round {
+ public:
+  using Layers = std::vector<int64_t>;
+
+  Round(Engine& engine, std::shared_ptr<Gates> gates, std::shared_ptr<const Layers> layers);
+
+  // Takes the tasks and tickets, and starts what relays. Throws when one of them is refused; none of them is
+  // bound then.
+  void connect(std::vector<std::shared_ptr<Transfer>> tasks, std::vector<std::shared_ptr<Ticket>> tickets,
+               std::set<int64_t> open_layers, std::chrono::milliseconds timeout);
+  bool is_connected() const { return is_connected_; }
+  const std::shared_ptr<Gates>& gates() const { return gates_; }
+  bool has_tasks() const { return !tasks_.empty(); }
+
+  // The ops; `layer` is an index into the layers.
+  OpSteps push(size_t layer, const OpStream& stream);
+  OpSteps wait(size_t layer, const OpStream& stream);
+  OpSteps finish(const OpStream& stream);
+  // The same for a caller on the host, for whom the watchdog writes and takes.
+  void require_host_memory(size_t layer, const char* asked) const;
+  void push_from_host(size_t layer);
+  bool wait_on_host(size_t layer);  // true: there is nothing to wait for; else until `has_passed`
+  bool has_passed(size_t layer) const { return waits_[layer].times > 0; }
+  const std::vector<std::shared_ptr<Transfer>>& tasks() const { return tasks_; }
+  int64_t code() const { return status_->code(); }
+
+  bool is_untouched() const { return !was_called_; }  // no eager op was called
+  bool was_pushed(size_t layer) const { return pushes_[layer].is_queued; }
+
+  // No forward comes any more that has not been called: what was not pushed is not sent. `also_graphs`: no
+  // replay comes either.
+  void retire(const std::string& why, bool also_graphs);
+
+  // Watchdog. True while a replay that nobody bound is under way.
+  bool tick(const Tick& tick);
+  // The forward, and each replay that nobody bound, has passed all gates that its ops are known to meet.
+  bool is_over() const;
+  bool is_gone() const;  // over, and no stream of ours reads or writes the gates any more
+  void detach_status() { status_->detach(); }
+  // Writes 0 to gates that nobody passed.
+  void sweep(const Tick& tick);
+
+ private:
+  // A forward meets each captured gate once, so it is through when all of them were passed equally often.
+  struct Push {
+    bool is_relayed = false;
+    bool is_queued = false;
+    bool is_asked = false;   // by a host
+    bool is_forced = false;  // nobody pushes it any more
+    int times = 0;           // passed
+    size_t step = 0;         // of the relay, the one that takes it
+  };
+  struct Wait {
+    // kShut: nothing opens it. kAsked: the watchdog will. kRelayed: a relay does. kOpen: it was opened before
+    // the watchdog's last look.
+    enum State : uint8_t { kShut, kAsked, kRelayed, kOpen };
+    State state = kShut;
+    bool is_queued = false;
+    bool is_suspect = false;
+    bool is_for_host = false;
+    int times = 0;
+    aclrtStream stream = nullptr;
+  };
+
+  void relay_pushes(const std::set<int64_t>& open_layers);
+  void relay_waits(const std::vector<std::shared_ptr<Ticket>>& tickets, const std::set<int64_t>& open_layers);
+  void relay_finish();
+  OpSteps pass(const WaitGate& gate, Wait& wait, const OpStream& stream, const char* what);
+  OpSteps only_status(const OpStream& stream);
+  void capture(WaitGate& gate, Wait& wait);
+  int times_passed() const;
+  bool may_come(bool is_captured) const { return is_captured && !is_retired_from_graphs_; }
+  // What the watchdog sees; both return how many forwards have come at least.
+  int look_at(const WaitGate& gate, Wait& wait, const Tick& tick);
+  int look_at_pushes(const Tick& tick);
+  void look_at_relays(const Tick& tick);
+  void let_pass(const Tick& tick, int forwards);
+
+  Engine& engine_;
+  const std::shared_ptr<Gates> gates_;
+  const std::shared_ptr<const Layers> layers_;
+  const std::shared_ptr<Status> status_;
+  const std::shared_ptr<std::atomic<bool>> refused_ = std::make_shared<std::atomic<bool>>(false);
+  std::vector<std::shared_ptr<Transfer>> tasks_;  // kept: a relay writes and reads their words
+  std::vector<Push> pushes_;
+  std::vector<Wait> waits_;
+  Wait finish_;
+  std::shared_ptr<Relay> push_relay_;
+  std::shared_ptr<WaitRound> wait_round_;
+  std::shared_ptr<Relay> finish_relay_;
+  bool is_connected_ = false;
+  bool was_called_ = false;
+  bool is_retired_ = false;
+  bool is_retired_from_graphs_ = false;
+  bool told_refusal_ = false;
+};
+
+}  // namespace datadist
