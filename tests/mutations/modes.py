@@ -115,8 +115,6 @@ MUTANTS = [
         "  if (forked()) return;\n  report_leaks();",
         "  report_leaks();",
         "test_ending.py -k forked_child",
-        equivalent="workers are detached threads, so the child waits for none; what it would change is that a"
-        " child hangs for kPatience when it was forked while a stream ran, which the end of _exit hides",
     ),
     Mutant(
         "a forked child is refused",
