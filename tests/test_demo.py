@@ -139,7 +139,7 @@ def test_demo_is_identical_at_a_block_boundary_and_when_prefill_is_late(
     assert "identical: yes" in demo.output
 
 
-@pytest.mark.parametrize("mode", ["compile"])
+@pytest.mark.parametrize("mode", ["compile", "graph"])
 def test_demo_is_identical_compiled_and_captured(start, tmp_path, mode):
     prompt = prompt_of(40, tmp_path)
     demo = start(*SMALL, "--prompt", prompt, "--mode", mode, "--json", str(tmp_path / "result.json"))
@@ -154,7 +154,7 @@ def test_demo_is_identical_compiled_and_captured(start, tmp_path, mode):
 # Of a compiled or captured forward, `swap` changes nothing.
 SABOTAGES = [
     *[("eager", sabotage) for sabotage in ("flip", "swap", "drop-layer", "no-wait")],
-    *[(mode, sabotage) for mode in ("compile",) for sabotage in ("flip", "drop-layer", "no-wait")],
+    *[(mode, sabotage) for mode in ("compile", "graph") for sabotage in ("flip", "drop-layer", "no-wait")],
 ]
 
 
