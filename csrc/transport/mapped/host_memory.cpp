@@ -206,6 +206,8 @@ std::shared_ptr<const int> open_memory_of(const ProcessId& owner) {
   const int file = open(join("/proc/", owner.pid, "/mem").c_str(), O_RDWR | O_CLOEXEC);
   const int why = errno;
   if (file < 0) require_alive(owner);
+  // A process that is ending has no memory any more before it stops looking alive.
+  require(file >= 0 || (why != ESRCH && why != ENOENT), kNotYetLink, "process ", owner.pid, " has ended");
   require(
       file >= 0, kFeatureNotEnabled, "the host memory of process ", owner.pid,
       " cannot be reached from here: ", std::strerror(why),
