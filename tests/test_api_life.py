@@ -100,6 +100,14 @@ print(t.push(states[0], 2, [0], [0]), flush=True)
 """
 
 
+def test_a_binding_may_be_the_first_that_touches_a_device() -> None:
+    code = "import torch_llm_datadist; print(torch_llm_datadist.Binding(0, [0]).layers)"
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+
+    assert done.stdout == "(0,)\n", done.stderr
+
+
 @pytest.mark.parametrize("end", ["", "sys.exit(0)", "states[1].datadist.finalize()"])
 def test_a_process_that_forgets_to_finalize_exits_cleanly(end: str) -> None:
     from torch_llm_datadist import emulator

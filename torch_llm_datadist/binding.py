@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import weakref
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -93,6 +94,7 @@ class Binding:
             raise TypeError(f"Binding: layers is {layers}, expected the layer indices, say range({layers})")
         self.layers = tuple(layers)
         native = _native.load()
+        importlib.import_module("torch").npu.init()  # a forward may be the first to touch a device
         self.id: int = native.binding_create(device, self.layers, _milliseconds(timeout_s))
         self._close = weakref.finalize(self, native.binding_destroy, self.id)
         self._close.atexit = False
