@@ -47,6 +47,7 @@ def head(machine: dict[str, Any]) -> list[str]:
 
 def blocks(results: dict[str, Any]) -> list[str]:
     lines = ["## Pushes between two processes", "", *head(results["machine"])]
+    lines += [line for note in results.get("notes", []) for line in (note, "")]
     lines += [
         "| case | runs | median µs | p99 µs | GB/s | x memcpy | blocking call, median µs |",
         "|---|--:|--:|--:|--:|--:|--:|",
