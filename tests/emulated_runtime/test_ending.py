@@ -101,10 +101,10 @@ say(acl.export(memory, 2 << 20).decode())
 say(handle_of(acl, event).hex())
 theirs, their_event = acl.import_key(hear().encode()), open_event(acl, bytes.fromhex(hear()))
 acl.aclrtRecordEvent(their_event, stream)
-acl.copy(theirs + 4096, memory + 4096, 4096, stream)
+acl.copy(theirs + 8192, memory + 4096, 4096, stream)
 acl.synchronize(stream)
 acl.aclrtValueWait(memory, 1, c.EQ, waits)  # the other one may end without having written it
-acl.copy(theirs + 4096, memory + 4096, 4096, waits)
+acl.copy(theirs + 12288, memory + 4096, 4096, waits)
 say("runs")
 hear()
 """
