@@ -484,3 +484,93 @@ def distinct_streams(device: int, count: int) -> list[torch.npu.Stream]:
         stream = torch.npu.Stream(device)
         found.setdefault(stream.npu_stream, stream)
     return list(found.values())
+
+
+class SlowSender(Sender):
+    """Each layer's kernel takes long."""
+
+    def forward(self) -> None:
+        for layer in range(self.layers):
+            emulator.delay_stream(0.03)
+            self.state.raw[2 * layer].copy_(self.value + layer)
+            ops.push_layer(self.status, self.state.raw[2 * layer], layer, self.binding.id)
+
+
+@pytest.mark.parametrize("sends", RUNS)
+def test_decode_begins_its_first_layer_while_prefill_computes_its_last(trio: Trio, sends: str) -> None:
+    here, there, _ = trio
+    sender, receiver = SlowSender(here, LAYERS), Receiver(there, range(LAYERS))
+    run = RUNS[sends](0, sender.forward)
+    task = sender.prepare(2, [0], [1])
+    receiver.binding.bind([task.ticket])
+    begun, arrived, computed = (torch.npu.Event(enable_timing=True) for _ in range(3))
+    with torch.npu.device(1):
+        for layer in range(LAYERS):
+            ops.wait_layer(receiver.status, receiver.status, layer, receiver.binding.id)
+            if layer == 0:
+                begun.record()
+                receiver.seen[0].copy_(there.raw[0])
+        arrived.record()
+
+    send(sender, run, 10, [task])
+    with torch.npu.device(0):
+        computed.record()
+    torch.npu.synchronize(0)
+
+    assert receiver.look()[0] == 0
+    assert begun.recorded_time() < computed.recorded_time() < arrived.recorded_time()
+
+
+# A peer that dies is a process of its own.
+
+
+def start_sender(state) -> int:
+    port = instances.start(state, 1, 0)
+    instances.register(state, 1, 2 * LAYERS, BLOCKS, 256)
+    state.sender = Sender(state, LAYERS)
+    state.replay = captured(0, state.sender.forward)
+    return port
+
+
+def start_receiver(state) -> int:
+    port = instances.start(state, 2, 1)
+    instances.register(state, 2, 2 * LAYERS, BLOCKS, 256)
+    return port
+
+
+def replay_to(state, value: int, dst: list[int]) -> int:
+    """Returns the status of a replay that sends block 0."""
+    send(state.sender, state.replay, value, [state.sender.prepare(2, [0], dst)])
+    torch.npu.synchronize(0)
+    return int(state.sender.status.item())
+
+
+def bind_and_hold(state) -> None:
+    """The replay waits behind a slow kernel while the peer dies."""
+    state.sender.binding.bind([state.sender.prepare(2, [0], [1])])
+    torch.npu.set_device(0)
+    emulator.delay_stream(0.3)
+    state.replay()
+
+
+def held_status(state) -> int:
+    torch.npu.synchronize(0)
+    return int(state.sender.status.item())
+
+
+def test_a_graph_goes_on_when_its_peer_died_and_was_linked_anew(peers) -> None:
+    a, b, c = peers(3)
+    a.call(start_sender)
+    assert a.call(instances.link, 2, b.call(start_receiver)) == ["LLM_SUCCESS"]
+    assert a.call(replay_to, 5, [3]) == 0
+    assert torch.equal(b.call(instances.content)[:, 3, 0], written(5))
+    a.call(bind_and_hold)
+    b.kill()
+
+    assert a.call(held_status) == LLMStatusCode.LLM_NOT_YET_LINK
+
+    assert a.call(instances.link, 2, c.call(start_receiver)) == ["LLM_SUCCESS"]
+    assert a.call(replay_to, 9, [4]) == 0
+    content = c.call(instances.content)
+    assert torch.equal(content[:, 4, 0], written(9))
+    assert torch.equal(content[:, 1], instances.pattern(2, 2 * LAYERS, BLOCKS, 256)[:, 1])
