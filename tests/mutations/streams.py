@@ -26,9 +26,9 @@ MUTANTS = [
     ),
     Mutant(
         "a queue takes no more than 2048 tasks",
-        "emulator/stream.h",
-        "kDepth = 2048",
-        "kDepth = 4096",
+        "emulator/stream.cpp",
+        "finished_.load(std::memory_order_acquire) >= kDepth) [[unlikely]] {",
+        "finished_.load(std::memory_order_acquire) >= kDepth + 1) [[unlikely]] {",
         f"{STREAMS} -k submitter_blocks",
     ),
     Mutant(
