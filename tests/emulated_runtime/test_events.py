@@ -225,8 +225,10 @@ def test_record_releases_all_who_wait_by_then_also_when_a_reset_follows_at_once(
     acl.aclrtResetEvent(event, one)  # as its waiter does that is done first
     until_asleep(worker_of(acl, one), worker_of(acl, two))
 
+    gate = Gate(acl, recording)  # so that the reset is there when the record runs
     acl.aclrtRecordEvent(event, recording)
     acl.aclrtResetEvent(event, recording)
+    gate.open()
     acl.synchronize(one)
     acl.synchronize(two)
 
@@ -248,8 +250,10 @@ def test_host_that_waits_is_released_by_a_record_that_is_reset_at_once(acl: Acl)
 
     waiting = in_thread(body)
     until_asleep("waiter")
+    gate = Gate(acl, stream)  # so that the reset is there when the record runs
     acl.aclrtRecordEvent(event, stream)
     acl.aclrtResetEvent(event, stream)
+    gate.open()
     acl.synchronize(stream)
     joined(waiting)
 

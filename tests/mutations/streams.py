@@ -34,8 +34,10 @@ MUTANTS = [
     Mutant(
         "a queue takes 2048 tasks",
         "emulator/stream.cpp",
-        "finished_.load(std::memory_order_acquire) >= kDepth) [[unlikely]] {",
-        "finished_.load(std::memory_order_acquire) >= kDepth - 1) [[unlikely]] {",
+        "  if (number - finished_.load(std::memory_order_acquire) >= kDepth) [[unlikely]] {",
+        "  if (number - finished_.load() >= kDepth - 1)\n"
+        "    progress_.wait([&] { return is_done(number + 2 - kDepth) || closed_.load(); }, std::nullopt);\n"
+        "  if (number - finished_.load(std::memory_order_acquire) >= kDepth) [[unlikely]] {",
         f"{STREAMS} -k submitter_blocks",
     ),
     Mutant(
