@@ -1,12 +1,9 @@
-"""The half of ``CacheManager`` that keeps caches: memory of the caller that is registered, and memory that is
-allocated from the instance's pools.
-"""
+"""The part of ``CacheManager`` that keeps caches, here those in memory of the caller."""
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -20,15 +17,13 @@ from .errors import (
     FeatureNotEnabledError,
     KvCacheNotExistError,
     NotYetLinkError,
-    OutOfMemoryError,
     ParamInvalidError,
 )
-from .key_table import names_of
 from .keys import BlocksCacheKey, CacheKey
 from .link import LinkService
 from .memory_pool import MemoryPool
 from .options import Options
-from .registration import addresses_of, read_desc, read_tensors
+from .registration import addresses_of, read_blocks_key, read_keys, read_tensors
 from .registry import CacheRegistry, HeldCacheInfo, LocalCache, nobody_cares
 from .transfer import MemInfo, Memtype
 
@@ -38,8 +33,6 @@ if TYPE_CHECKING:
     from . import _C
 
 logger = logging.getLogger("torch_llm_datadist")
-
-_POOL_POLL_S = 0.005
 
 
 class CacheStore:
@@ -92,7 +85,7 @@ class CacheStore:
         self._require_open(asked)
         desc = checks.instance(f"{asked}: cache_desc", cache_desc, CacheDesc)
         tensors = read_tensors(asked, self._native, self._options.device, desc, addrs)
-        keys = _read_keys(asked, desc, cache_keys)
+        keys = read_keys(asked, desc, cache_keys)
         is_reachable = self._is_reachable(asked, desc, remote_accessible)
         with self._changing:
             return self._add(desc, tensors, False, None, is_reachable, keys=keys)
@@ -135,7 +128,7 @@ class CacheStore:
         asked = "register_blocks_cache"
         self._require_open(asked)
         desc = checks.instance(f"{asked}: cache_desc", cache_desc, CacheDesc)
-        model_id = _read_blocks_key(asked, blocks_cache_key)
+        model_id = read_blocks_key(asked, blocks_cache_key)
         is_reachable = self._is_reachable(asked, desc, remote_accessible)
         tensors = read_tensors(asked, self._native, self._options.device, desc, addrs)
         with self._changing:
@@ -161,121 +154,6 @@ class CacheStore:
     def held_caches(self) -> list[HeldCacheInfo]:
         """The unregistered caches whose memory is still held, and for whom. Not in the original."""
         return [held.info() for held in self._registry.held()]
-
-    # Memory of the pools.
-
-    def allocate_cache(self, cache_desc: CacheDesc, cache_keys: Sequence[CacheKey] = ()) -> Cache:
-        """Takes a contiguous cache from the pool of its placement; contents undefined.
-
-        The memory goes back to the pool when the cache was deallocated and all its keys are gone. While
-        ``enable_remote_cache_accessible`` is off, a pull by a peer that succeeded removes the key of its
-        entry, once all tensors were pulled; prefix keys stay.
-
-        Args:
-            cache_desc: shape[0] is the batch.
-            cache_keys: list or tuple; key i names batch entry i, a placeholder (``req_id = 2**64-1``) skips
-                one.
-
-        Raises:
-            TypeError: wrong types.
-            LLMException: ``LLM_PARAM_INVALID`` without a pool, for a shape that no tensor has, more keys than
-                entries, or a key that is bound or listed twice; ``LLM_OUT_OF_MEMORY``, also when what was
-                deallocated is not free within ``sync_kv_timeout`` because peers still touch it.
-
-        Source: manual page allocate_cache.
-        """
-        asked = "allocate_cache"
-        self._require_open(asked)
-        desc = checks.instance(f"{asked}: cache_desc", cache_desc, CacheDesc)
-        read_desc(asked, desc)
-        keys = _read_keys(asked, desc, cache_keys)
-        self._registry.keys.check_free(asked, keys)
-        tensors, release = self._take(asked, desc)
-        with self._changing:
-            try:
-                self._registry.keys.check_free(asked, keys)
-                return self._add(desc, tensors, False, None, True, keys=keys, release=release)
-            except BaseException:
-                release()
-                raise
-
-    def allocate_blocks_cache(
-        self, cache_desc: CacheDesc, blocks_cache_key: BlocksCacheKey | None = None
-    ) -> Cache:
-        """Takes a cache of blocks from the pool of its placement; contents undefined.
-
-        Args:
-            cache_desc: shape[0] is the number of blocks.
-            blocks_cache_key: as for ``register_blocks_cache``.
-
-        Raises: as ``allocate_cache``.
-
-        Source: manual page allocate_blocks_cache.
-
-        >>> cache = prefill.cache_manager.allocate_blocks_cache(CacheDesc(2, [4, 64], DataType.DT_FLOAT16))
-        >>> cache.tensors[0].shape
-        torch.Size([4, 64])
-        >>> prefill.cache_manager.deallocate_blocks_cache(cache)
-        """
-        asked = "allocate_blocks_cache"
-        self._require_open(asked)
-        desc = checks.instance(f"{asked}: cache_desc", cache_desc, CacheDesc)
-        model_id = _read_blocks_key(asked, blocks_cache_key)
-        read_desc(asked, desc)
-        tensors, release = self._take(asked, desc)
-        with self._changing:
-            try:
-                return self._add(desc, tensors, True, model_id, True, release=release)
-            except BaseException:
-                release()
-                raise
-
-    def deallocate_cache(self, cache: Cache) -> None:
-        """Gives a contiguous cache up. Peers reach it by its keys until the last of them is gone.
-
-        Deallocating twice is no error, and for a registered cache nothing happens.
-
-        Raises:
-            TypeError: not a ``Cache``.
-            LLMException: ``LLM_PARAM_INVALID`` for a blocks cache, ``LLM_FEATURE_NOT_ENABLED`` without any
-                pool.
-
-        Source: manual page deallocate_cache.
-        """
-        self._deallocate("deallocate_cache", cache, is_blocks=False)
-
-    def deallocate_blocks_cache(self, cache: Cache) -> None:
-        """Gives a blocks cache up, with its key. Its memory is free when no peer touches it any more.
-
-        Raises: as ``deallocate_cache``, the kinds exchanged.
-
-        Source: manual page deallocate_blocks_cache.
-        """
-        self._deallocate("deallocate_blocks_cache", cache, is_blocks=True)
-
-    def remove_cache_key(self, cache_key: CacheKey) -> None:
-        """Removes a key of an allocated cache; an unknown one, or one of a registered cache, is no error.
-
-        Returns when all linked peers know, at the latest after ``sync_kv_timeout``.
-
-        Raises:
-            TypeError: not a ``CacheKey``.
-            LLMException: ``LLM_FEATURE_NOT_ENABLED`` without any pool.
-
-        Source: manual page remove_cache_key.
-        """
-        asked = "remove_cache_key"
-        key = checks.instance(f"{asked}: cache_key", cache_key, CacheKey)
-        self._require_usable(asked)
-        self._require_pools(asked)
-        with self._changing:
-            for name in names_of(key):
-                cache_id = self._registry.keys.cache_of(name)
-                local = self._registry.get(cache_id) if cache_id is not None else None
-                if local is not None and local.is_owned:
-                    self._registry.keys.remove([name])
-                    self._keys_changed(local)
-        self._settle(asked)
 
     def remap_registered_memory(self, mem_infos: MemInfo | list[MemInfo]) -> None:
         """Reserved, as in the original: the arguments are checked, and then it raises.
@@ -332,41 +210,10 @@ class CacheStore:
         if self._is_closed:
             raise ParamInvalidError(f"{asked}: the instance is finalized")
 
-    def _require_pools(self, asked: str) -> None:
-        if not self._pools:
-            raise FeatureNotEnabledError(
-                f"{asked}: the instance has no memory pool; mem_pool_cfg or host_mem_pool_cfg makes one"
-            )
-
     def _is_reachable(self, asked: str, desc: CacheDesc, remote_accessible: bool | None) -> bool:
         if remote_accessible is not None:
             return checks.boolean(f"{asked}: remote_accessible", remote_accessible)
         return desc.placement == Placement.DEVICE or not self._options.remote_accessible
-
-    def _take(self, asked: str, desc: CacheDesc) -> tuple[list[torch.Tensor], Callable[[], None]]:
-        """Tensors from the pool, and what gives them back."""
-        pool = self._pools.get(desc.placement)
-        if pool is None:
-            option = "mem_pool_cfg" if desc.placement == Placement.DEVICE else "host_mem_pool_cfg"
-            raise ParamInvalidError(
-                f"{asked}: the instance has no {desc.placement.name} memory pool; {option} makes one"
-            )
-        wanted = read_desc(asked, desc)
-        deadline = time.monotonic() + self._options.sync_kv_timeout_ms / 1000
-        while True:
-            is_more_to_come = any(held.local.is_owned for held in self._registry.held())
-            try:
-                pieces = pool.allocate([size for _, _, size in wanted])
-                break
-            except OutOfMemoryError as error:
-                # What was deallocated is free once the peers have dropped it.
-                if not is_more_to_come or time.monotonic() > deadline:
-                    raise OutOfMemoryError(f"{asked}: {error}") from None
-                time.sleep(_POOL_POLL_S)
-        tensors = [
-            piece.view(dtype).view(shape) for piece, (shape, dtype, _) in zip(pieces, wanted, strict=True)
-        ]
-        return tensors, lambda: pool.free(pieces)
 
     def _add(
         self,
@@ -402,25 +249,6 @@ class CacheStore:
             self._native.paged_close(held.local.cache.handle)
             self._instance.withdraw_cache(cache_id)
             self._links.withdraw(held)
-
-    def _deallocate(self, asked: str, cache: Cache, *, is_blocks: bool) -> None:
-        found = checks.instance(f"{asked}: cache", cache, Cache)
-        self._require_usable(asked)
-        self._require_pools(asked)
-        if found.is_blocks_cache != is_blocks:
-            raise ParamInvalidError(
-                f"{asked}: cache {found.cache_id} is a {'contiguous' if is_blocks else 'blocks'} cache, "
-                "expected "
-                f"a {'blocks' if is_blocks else 'contiguous'} one"
-            )
-        with self._changing:
-            local = self._registry.find(found)
-            if local is None or not local.is_owned:
-                return
-            local.is_open = False
-            found.close()
-            self._keys_changed(local)
-        self._settle(asked)
 
     def _settle(self, asked: str) -> None:
         if not self._links.settle(self._options.sync_kv_timeout_ms / 1000):
@@ -472,20 +300,3 @@ class CacheStore:
                 )
             )
         return local
-
-
-def _read_keys(asked: str, desc: CacheDesc, cache_keys: object) -> list[CacheKey]:
-    if not isinstance(cache_keys, (list, tuple)):
-        raise TypeError(f"{asked}: cache_keys is {cache_keys!r}, expected a list or tuple of CacheKey")
-    keys = [checks.instance(f"{asked}: cache_keys[{i}]", key, CacheKey) for i, key in enumerate(cache_keys)]
-    if len(keys) > desc.shape[0]:
-        raise ParamInvalidError(
-            f"{asked}: cache_keys has {len(keys)} entries, expected at most the batch size {desc.shape[0]}"
-        )
-    return keys
-
-
-def _read_blocks_key(asked: str, key: object) -> int | None:
-    if key is None:
-        return None
-    return checks.instance(f"{asked}: blocks_cache_key", key, BlocksCacheKey).model_id

@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from . import checks
-from .cluster import LLMClusterInfo, LLMRole, endpoint, parse_endpoint
-from .errors import LLMStatusCode, ParamInvalidError, class_for_code
+from .cluster import LLMClusterInfo, LLMRole, parse_endpoint
+from .cluster_calls import cluster_ids_of, group_failure, overall, read_clusters, read_group
+from .errors import LLMStatusCode, ParamInvalidError
 from .handshake import Target
 from .link_table import LinkInfo
 from .option_checks import text_map as read_text_map
@@ -122,7 +123,7 @@ class LLMDataDist:
         """
         running = self._initialised()
         asked = "link_clusters"
-        entries = _read_clusters(asked, clusters)
+        entries = read_clusters(asked, clusters)
         timeout_ms = checks.timeout_ms(f"{asked}: timeout", timeout)
         for i, entry in enumerate(entries):
             if running.options.needs_local_ip and len(entry.local_ip_info_list) != 1:
@@ -130,7 +131,7 @@ class LLMDataDist:
                     f"{asked}: clusters[{i}] has {len(entry.local_ip_info_list)} local addresses, expected "
                     "one (append_local_ip_info), because local_comm_res is empty or not set"
                 )
-        ids = _cluster_ids(asked, entries)
+        ids = cluster_ids_of(asked, entries)
         is_good = [len(entry.remote_addresses) == 1 for entry in entries]
         targets = [
             Target(cluster_id, *entry.remote_addresses[0])
@@ -138,7 +139,7 @@ class LLMDataDist:
             if good
         ]
         answers = iter(running.links.link(targets, timeout_ms / 1000))
-        return _overall(
+        return overall(
             asked, entries, [next(answers) if good else LLMStatusCode.LLM_PARAM_INVALID for good in is_good]
         )
 
@@ -161,14 +162,14 @@ class LLMDataDist:
         """
         running = self._initialised()
         asked = "unlink_clusters"
-        entries = _read_clusters(asked, clusters)
+        entries = read_clusters(asked, clusters)
         timeout_ms = checks.timeout_ms(f"{asked}: timeout", timeout)
         checks.boolean(f"{asked}: force", force)
-        ids = _cluster_ids(asked, entries)
+        ids = cluster_ids_of(asked, entries)
         is_good = [force or len(entry.remote_addresses) == 1 for entry in entries]
         wanted = [cluster_id for cluster_id, good in zip(ids, is_good, strict=True) if good]
         answers = iter(running.links.unlink(wanted, timeout_ms / 1000, force))
-        return _overall(
+        return overall(
             asked, entries, [next(answers) if good else LLMStatusCode.LLM_PARAM_INVALID for good in is_good]
         )
 
@@ -358,17 +359,8 @@ class LLMDataDist:
         """
         running = self._initialised()
         asked = "link_group"
-        given = checks.instance(f"{asked}: ranks", ranks, dict, what="a dict of cluster_id to address")
+        targets = read_group(asked, ranks)
         timeout_s = checks.timeout_ms(f"{asked}: timeout", timeout) / 1000
-        if not given:
-            raise ParamInvalidError(f"{asked}: ranks is empty, expected at least one")
-        targets = [
-            Target(
-                checks.uint64(f"{asked}: cluster_id", cluster_id),
-                *parse_endpoint(f"{asked}: ranks[{cluster_id}]", address),
-            )
-            for cluster_id, address in given.items()
-        ]
         codes = running.links.link(targets, timeout_s)
         good = (LLMStatusCode.LLM_SUCCESS, LLMStatusCode.LLM_ALREADY_LINK)
         failed = [(target, code) for target, code in zip(targets, codes, strict=True) if code not in good]
@@ -378,13 +370,7 @@ class LLMDataDist:
             t.cluster_id for t, code in zip(targets, codes, strict=True) if code == LLMStatusCode.LLM_SUCCESS
         ]
         running.links.unlink(made, timeout_s, force=True)
-        raise class_for_code(failed[0][1])(
-            f"{asked}: no link to "
-            + ", ".join(
-                f"cluster {t.cluster_id} at {endpoint(t.ip, t.port)} ({code.name})" for t, code in failed
-            )
-            + f"; the {len(made)} other new links were ended again. The log says why."
-        )
+        raise group_failure(asked, failed, len(made))
 
     def wait_linked(self, cluster_ids: Iterable[int], timeout_s: float = 30.0) -> None:
         """Blocks until there is a link to each of the clusters, whoever makes it.
@@ -440,30 +426,3 @@ class LLMDataDist:
             self._finalize(_FINALIZE_AT_EXIT_S)
         except Exception as error:
             logger.warning("finalize at exit failed after %.1f s: %s", time.monotonic() - began, error)
-
-
-def _read_clusters(asked: str, clusters: object) -> list[LLMClusterInfo]:
-    if not isinstance(clusters, (list, tuple)):
-        raise TypeError(f"{asked}: clusters is {clusters!r}, expected a list of LLMClusterInfo")
-    return [
-        checks.instance(f"{asked}: clusters[{i}]", entry, LLMClusterInfo) for i, entry in enumerate(clusters)
-    ]
-
-
-def _cluster_ids(asked: str, entries: Sequence[LLMClusterInfo]) -> list[int]:
-    return [
-        checks.uint64(f"{asked}: clusters[{i}].remote_cluster_id", entry.remote_cluster_id)
-        for i, entry in enumerate(entries)
-    ]
-
-
-def _overall(
-    asked: str, entries: Sequence[LLMClusterInfo], codes: list[LLMStatusCode]
-) -> tuple[LLMStatusCode, list[LLMStatusCode]]:
-    if not entries:
-        return LLMStatusCode.LLM_PARAM_INVALID, []
-    for entry, code in zip(entries, codes, strict=True):
-        if code == LLMStatusCode.LLM_PARAM_INVALID and len(entry.remote_addresses) != 1:
-            logger.warning("%s: %r has not exactly one remote address (append_remote_ip_info)", asked, entry)
-    failed = [code for code in codes if code != LLMStatusCode.LLM_SUCCESS]
-    return (failed[-1] if failed else LLMStatusCode.LLM_SUCCESS), codes

@@ -9,14 +9,14 @@ from __future__ import annotations
 import torch
 
 from . import checks, ops
+from .allocated_caches import AllocatedCaches
 from .cache import Cache
-from .cache_store import CacheStore
 from .data_type import Placement
 from .errors import ParamInvalidError
 from .registration import ON_HOST, tensors_at
 
 
-class LocalCopies(CacheStore):
+class LocalCopies(AllocatedCaches):
     def copy_cache(
         self,
         dst: Cache,

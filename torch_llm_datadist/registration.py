@@ -1,4 +1,6 @@
-"""From what a caller registers, tensors or addresses, to tensors as the ``CacheDesc`` describes them."""
+"""From what a caller registers, tensors or addresses, to tensors as the ``CacheDesc`` describes them; and the
+keys that it gives.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from . import checks
 from .cache import CacheDesc
 from .data_type import Placement, torch_dtype
 from .errors import ParamInvalidError
+from .keys import BlocksCacheKey, CacheKey
 
 ON_HOST = -1  # the device of host memory
 
@@ -107,3 +110,20 @@ def _check_apart(asked: str, tensors: list[torch.Tensor]) -> None:
                 f"{asked}: addrs[{min(i, k)}] and addrs[{max(i, k)}] overlap ({low:#x} and {high:#x}, "
                 f"{tensors[i].nbytes} and {tensors[k].nbytes} bytes)"
             )
+
+
+def read_keys(asked: str, desc: CacheDesc, cache_keys: object) -> list[CacheKey]:
+    if not isinstance(cache_keys, (list, tuple)):
+        raise TypeError(f"{asked}: cache_keys is {cache_keys!r}, expected a list or tuple of CacheKey")
+    keys = [checks.instance(f"{asked}: cache_keys[{i}]", key, CacheKey) for i, key in enumerate(cache_keys)]
+    if len(keys) > desc.shape[0]:
+        raise ParamInvalidError(
+            f"{asked}: cache_keys has {len(keys)} entries, expected at most the batch size {desc.shape[0]}"
+        )
+    return keys
+
+
+def read_blocks_key(asked: str, key: object) -> int | None:
+    if key is None:
+        return None
+    return checks.instance(f"{asked}: blocks_cache_key", key, BlocksCacheKey).model_id
