@@ -214,6 +214,43 @@ def test_constraint_single_process_with_several_devices_is_lifted(pair: Any) -> 
     assert call(here).synchronize(WAIT_MS) == OK
 
 
+def test_constraint_a_host_destination_from_allocate_cache_only_is_lifted(pair: Any) -> None:
+    here = contiguous(pair[0], caches.describe(2 * LAYERS, 3, 600))
+    there = SimpleNamespace(datadist=pair[1].datadist, device=1, cluster_id=2)
+    on_host = caches.describe(2 * LAYERS, 3, 600, Placement.HOST)
+    cache_id = caches.add(there, "registered", 2, on_host, remote_accessible=True)
+    config = TransferWithCacheKeyConfig(CacheKeyByIdAndIndex(2, cache_id, 2), range(LAYERS), range(LAYERS))
+
+    task = pair[0].manager.transfer_cache_async(here.caches["batch"], Always(), [config])
+
+    assert task.synchronize(WAIT_MS) == OK, task.details()
+    expected = caches.rows(caches.bytes_of(2, [1800] * 2 * LAYERS), 3)
+    for tensor, sent in zip(expected, caches.bytes_of(1, [1800] * 2 * LAYERS), strict=True):
+        tensor[2] = sent[:600]
+    assert caches.equal(caches.look(there, "registered"), expected)
+
+
+def test_constraint_the_caller_answers_for_block_indices_is_lifted_they_are_checked(pair: Any) -> None:
+    here, there = pair
+    before = instances.content(there)
+
+    assert call(here, src_block_indices=[0], dst_block_indices=[10**6]).get_results(WAIT_MS) == [INVALID]
+
+    assert torch.equal(instances.content(there), before)
+
+
+def test_constraint_the_caller_answers_for_dst_addrs_is_lifted_they_are_checked() -> None:
+    here, there = (start(each, each - 5, enable_remote_cache_accessible=False) for each in (5, 6))
+    link(here, there)
+    nowhere = TransferConfig(6, [address + 1 for address in there.cache.tensor_addrs])
+    try:
+        assert call(here, transfer_configs=[nowhere]).get_results(WAIT_MS) == [INVALID]
+        assert torch.equal(instances.content(there), pattern(6))
+    finally:
+        here.datadist.finalize()
+        there.datadist.finalize()
+
+
 def test_constraint_remote_accessible_mode_takes_configs_with_keys_only(pair: Any) -> None:
     check_raises(TypeError, lambda: call(pair[0], transfer_configs=[TransferConfig(2, [1, 2])]))
 
