@@ -8,6 +8,7 @@
 #include "acl/queue.h"
 #include "link/binding.h"
 #include "link/instance.h"
+#include "link/ticket.h"
 #include "ops/arguments.h"
 #include "python_error.h"
 
@@ -74,12 +75,22 @@ std::vector<char*> addresses(at::TensorList cache) {
 // Checked, planned and at its link, where it waits for its start. `is_waited_for`: by this thread.
 std::shared_ptr<Transfer> begin(const std::shared_ptr<Link>& link, const TransferRequest& request,
                                 int64_t waiter, bool is_waited_for) {
-  auto transfer = std::make_shared<Transfer>(link, plan_transfer(*link, request), std::nullopt);
+  TransferPlan plan = plan_transfer(*link, request);
+  const auto ticket = plan.ticket;
+  const auto [remote_id, remote] = std::pair(plan.remote->id, plan.remote_layers);
+  auto transfer = std::make_shared<Transfer>(link, std::move(plan), std::nullopt);
   link->engine().watch(transfer);
   if (waiter != 0) attach_waiter(waiter, transfer);
+  bool is_claimed = false;
   try {
+    if (ticket != nullptr) {
+      ticket->claim(transfer->pull_round(), remote_id, remote.first_layer * remote.tensors_per_layer,
+                    remote.layers * remote.tensors_per_layer, request.asked);
+      is_claimed = true;
+    }
     transfer->submit(waiter != 0 || is_waited_for, request.asked);
   } catch (...) {
+    if (is_claimed) ticket->unclaim();
     transfer->cancel("it was refused before it began");
     throw;
   }
@@ -140,7 +151,7 @@ template <Direction direction>
 void move_blocks(const at::Tensor& status, at::TensorList cache, const at::Tensor& src_blocks,
                  const at::Tensor& dst_blocks, int64_t link, int64_t model_id, int64_t src_layer,
                  int64_t dst_layer, int64_t num_layers, int64_t tensors_per_layer, int64_t timeout_ms,
-                 bool hold_stream, int64_t transfer) {
+                 bool hold_stream, int64_t transfer, int64_t ticket) {
   as_python_error([&] {
     const char* asked = direction == Direction::kPush ? "push_blocks" : "pull_blocks";
     auto request =
@@ -152,6 +163,7 @@ void move_blocks(const at::Tensor& status, at::TensorList cache, const at::Tenso
     request.dst_blocks = dst.ids;
     request.dst_length = dst.length;
     request.model_id = static_cast<uint64_t>(model_id);
+    request.ticket = ticket;
     move(std::move(request), status, cache, link, hold_stream, transfer);
   });
 }
@@ -160,7 +172,7 @@ template <Direction direction>
 void move_entry(const at::Tensor& status, at::TensorList cache, const at::Tensor& dst_blocks, int64_t link,
                 int64_t cache_id, int64_t src_batch, int64_t dst_batch, int64_t size, int64_t src_layer,
                 int64_t dst_layer, int64_t num_layers, int64_t tensors_per_layer, int64_t timeout_ms,
-                bool hold_stream, int64_t transfer) {
+                bool hold_stream, int64_t transfer, int64_t ticket) {
   as_python_error([&] {
     const char* asked = direction == Direction::kPush ? "push_cache" : "pull_cache";
     auto request =
@@ -173,8 +185,61 @@ void move_entry(const at::Tensor& status, at::TensorList cache, const at::Tensor
     request.src_entry = src_batch;
     request.dst_entry = dst_batch;
     request.size_bytes = size;
+    request.ticket = ticket;
     move(std::move(request), status, cache, link, hold_stream, transfer);
   });
+}
+
+void push_blocks(const at::Tensor& status, at::TensorList cache, const at::Tensor& src_blocks,
+                 const at::Tensor& dst_blocks, int64_t link, int64_t model_id, int64_t src_layer,
+                 int64_t dst_layer, int64_t num_layers, int64_t tensors_per_layer, int64_t timeout_ms,
+                 bool hold_stream, int64_t transfer) {
+  move_blocks<Direction::kPush>(status, cache, src_blocks, dst_blocks, link, model_id, src_layer, dst_layer,
+                                num_layers, tensors_per_layer, timeout_ms, hold_stream, transfer, 0);
+}
+
+void push_cache(const at::Tensor& status, at::TensorList cache, const at::Tensor& dst_blocks, int64_t link,
+                int64_t cache_id, int64_t src_batch, int64_t dst_batch, int64_t size, int64_t src_layer,
+                int64_t dst_layer, int64_t num_layers, int64_t tensors_per_layer, int64_t timeout_ms,
+                bool hold_stream, int64_t transfer) {
+  move_entry<Direction::kPush>(status, cache, dst_blocks, link, cache_id, src_batch, dst_batch, size,
+                               src_layer, dst_layer, num_layers, tensors_per_layer, timeout_ms, hold_stream,
+                               transfer, 0);
+}
+
+int64_t publish(const at::Tensor& after, int64_t cache_id, int64_t link_handle, int64_t first_tensor,
+                int64_t num_tensors, int64_t timeout_ms) {
+  int64_t task = 0;
+  as_python_error([&] {
+    const char* asked = "publish";
+    const auto link = require_link(link_handle, asked);
+    const int device = link->engine().device();
+    const bool is_host = after.device().is_cpu();
+    require(is_host || after.device().index() == device, kParamInvalid, asked, ": the ordering tensor is on ",
+            after.device().str(), ", the link is on npu:", device, "; it orders nothing there");
+    const StreamInUse stream(device);
+    require_no_capture(stream, asked);
+    TransferPlan plan = plan_publication(*link, cache_id, first_tensor, num_tensors, timeout_ms);
+    const SlotUse slot = link->take_slot(asked);
+    auto transfer = std::make_shared<Transfer>(link, std::move(plan), slot);
+    link->sends(slot, transfer);
+    link->engine().watch(transfer);
+    try {
+      transfer->submit(false, asked);
+    } catch (...) {
+      transfer->cancel("it was refused before it began");
+      throw;
+    }
+    if (is_host) {
+      transfer->start_from_host(0);
+    } else {
+      Gates start;
+      start.writes.push_back(transfer->start_gate_for(0));
+      queue(asked, stream, std::move(start));
+    }
+    task = tasks().add(std::move(transfer));
+  });
+  return task;
 }
 
 // `ask`: for the gates to queue on the caller's stream. `ask_on_host`: does it at once; the code for the
@@ -244,7 +309,8 @@ TORCH_LIBRARY(torch_llm_datadist, m) {
         "Tensor src_blocks, "        // the peer's block ids
         "Tensor dst_blocks, "        // local block ids
         "int link, int model_id, int src_layer, int dst_layer, int num_layers, int tensors_per_layer, int timeout_ms, "
-        "bool hold_stream, int transfer) -> ()");
+        "bool hold_stream, int transfer, "
+        "int ticket=0) -> ()");      // of the peer's `publish`, when the blocks are ready; 0: they are
   m.def("push_cache("
         "Tensor(a!) status, "
         "Tensor(b!)[] cache, "       // the local cache's tensors, contiguous (batch entries)
@@ -265,7 +331,13 @@ TORCH_LIBRARY(torch_llm_datadist, m) {
         "int src_batch, "            // batch index there
         "int dst_batch, "            // batch index here
         "int size, int src_layer, int dst_layer, int num_layers, int tensors_per_layer, int timeout_ms, "
-        "bool hold_stream, int transfer) -> ()");
+        "bool hold_stream, int transfer, int ticket=0) -> ()");
+  m.def("publish("
+        "Tensor after, "             // produced by the last kernel that writes what is published
+        "int cache_id, "             // of the local cache
+        "int link, "                 // to the peer that will pull
+        "int first_tensor, int num_tensors, "
+        "int timeout_ms) -> int");   // from now until the peer has pulled; returns the task
   m.def("copy_cache("
         "Tensor(a!) status, "
         "Tensor(b!)[] dst, "
@@ -317,10 +389,11 @@ TORCH_LIBRARY(torch_llm_datadist, m) {
 }
 
 TORCH_LIBRARY_IMPL(torch_llm_datadist, PrivateUse1, m) {
-  m.impl("push_blocks", &move_blocks<Direction::kPush>);
+  m.impl("push_blocks", &push_blocks);
   m.impl("pull_blocks", &move_blocks<Direction::kPull>);
-  m.impl("push_cache", &move_entry<Direction::kPush>);
+  m.impl("push_cache", &push_cache);
   m.impl("pull_cache", &move_entry<Direction::kPull>);
+  m.impl("publish", &publish);
   m.impl("push_layer", &push_layer);
   m.impl("wait_layer", &wait_layer);
   m.impl("finish", &finish);
@@ -328,10 +401,11 @@ TORCH_LIBRARY_IMPL(torch_llm_datadist, PrivateUse1, m) {
 
 // All tensors in host memory.
 TORCH_LIBRARY_IMPL(torch_llm_datadist, CPU, m) {
-  m.impl("push_blocks", &move_blocks<Direction::kPush>);
+  m.impl("push_blocks", &push_blocks);
   m.impl("pull_blocks", &move_blocks<Direction::kPull>);
-  m.impl("push_cache", &move_entry<Direction::kPush>);
+  m.impl("push_cache", &push_cache);
   m.impl("pull_cache", &move_entry<Direction::kPull>);
+  m.impl("publish", &publish);
   m.impl("push_layer", &push_layer);
   m.impl("wait_layer", &wait_layer);
   m.impl("finish", &finish);

@@ -244,6 +244,10 @@ std::pair<std::vector<State>, std::vector<State>> poll(const std::vector<int64_t
 
 std::pair<int64_t, std::string> task_wait(int64_t task) { return tasks().get(task, "task_wait")->wait(); }
 
+State task_wait_for(int64_t task, int64_t timeout_ms) {
+  return tasks().get(task, "task_wait_for")->wait_until(Clock::now() + std::chrono::milliseconds(timeout_ms));
+}
+
 void task_limit(int64_t task, int64_t timeout_ms) {
   require(timeout_ms > 0, kParamInvalid, "task_limit: timeout_ms = ", timeout_ms);
   tasks().get(task, "task_limit")->limit(std::chrono::milliseconds(timeout_ms));
@@ -252,6 +256,7 @@ void task_limit(int64_t task, int64_t timeout_ms) {
 constexpr auto kConfirmedWithin = std::chrono::seconds(5);
 
 void ticket_discard(int64_t number) {
+  if (was_discarded(number)) return;
   find_ticket(number, "discard", Clock::now() + kConfirmedWithin)->discard();
 }
 
@@ -425,11 +430,15 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       nogil);
   m.def("poll", &poll, py::arg("tasks"), py::arg("tickets"), nogil);
   m.def("task_wait", &task_wait, py::arg("task"), nogil);
+  m.def("task_wait_for", &task_wait_for, py::arg("task"), py::arg("timeout_ms"), nogil);
   m.def("task_limit", &task_limit, py::arg("task"), py::arg("timeout_ms"), nogil);
   m.def(
       "task_cancel",
       [](int64_t task, const std::string& why) { tasks().get(task, "task_cancel")->cancel(why); },
       py::arg("task"), py::arg("why"), nogil);
+  m.def(
+      "task_discard", [](int64_t task) { tasks().get(task, "discard")->discard("discard"); }, py::arg("task"),
+      nogil);
   m.def("task_free", &task_free, py::arg("task"), nogil);
   m.def("ticket_state", &ticket_state, py::arg("ticket"), nogil);
   m.def("ticket_discard", &ticket_discard, py::arg("ticket"), nogil);

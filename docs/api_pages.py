@@ -25,7 +25,7 @@ _INDENT = "    "
 # What the public calls return or raise beside the exported names, and the page on which it is.
 _COMPANIONS = {
     "Binding": [("binding", "TransferState")],
-    "CacheManager": [("registry", "HeldCacheInfo")],
+    "CacheManager": [("registry", "HeldCacheInfo"), ("blocks_in_doubt", "BlocksInDoubt")],
     "LLMDataDist": [("link_table", "LinkInfo")],
     "TransferWatch": [("transfer_watch", "Finished"), ("transfer_watch", "FailedTransfer")],
 }
@@ -38,8 +38,8 @@ _GROUPS = [
     ),
     (
         "Transfers",
-        ["ops", "Binding", "Task", "functions", "TransferWatch", "CacheTask", "LayerSynchronizer",
-         "StreamLayerSynchronizer", "TransferConfig", "TransferWithCacheKeyConfig"],
+        ["ops", "Binding", "Task", "Publication", "functions", "TransferWatch", "CacheTask",
+         "LayerSynchronizer", "StreamLayerSynchronizer", "TransferConfig", "TransferWithCacheKeyConfig"],
     ),
     ("Errors", ["LLMException", "LLMStatusCode", "Status"]),
     ("Without an NPU", ["emulator"]),

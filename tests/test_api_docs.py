@@ -14,7 +14,7 @@ from docs import api_pages
 ENTRIES = api_pages.entries()
 WITH_EXAMPLES = [entry for entry in ENTRIES if ">>>" in entry.doc]
 # What a user of the package never makes or calls: it comes back from a call whose page shows it.
-COMPANIONS = {"TransferState", "HeldCacheInfo", "LinkInfo", "Finished", "FailedTransfer"}
+COMPANIONS = {"BlocksInDoubt", "TransferState", "HeldCacheInfo", "LinkInfo", "Finished", "FailedTransfer"}
 
 
 def test_the_committed_pages_are_what_the_docstrings_give() -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch_llm_datadist.binding import Binding as Binding
+    from torch_llm_datadist.binding import Publication as Publication
     from torch_llm_datadist.binding import Task as Task
     from torch_llm_datadist.binding import discard as discard
     from torch_llm_datadist.binding import ticket_state as ticket_state
@@ -66,6 +67,7 @@ _HOMES = {
     "MemInfo": "transfer",
     "Memtype": "transfer",
     "Placement": "data_type",
+    "Publication": "binding",
     "RegisterMemStatus": "transfer",
     "Status": "errors",
     "StreamLayerSynchronizer": "stream_synchronizer",

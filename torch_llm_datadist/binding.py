@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from torch_llm_datadist import _native
+from torch_llm_datadist.errors import TimeoutExceededError, class_for_code
 
 
 class TransferState(NamedTuple):
@@ -49,6 +50,50 @@ class Task:
 
     def __repr__(self) -> str:
         return f"Task({self.number}, ticket={self.ticket})"
+
+
+class Publication:
+    """The holder's handle of layers that a peer may pull. Made by ``CacheManager.publish``.
+
+    Hand ``ticket`` to the peer's application; it is an integer below 2**53. Dropping the handle leaves the
+    publication as it is.
+
+    >>> publication = prefill.cache_manager.publish(source.tensors[0], source, None, 2)
+    >>> key = BlocksCacheKey(1)
+    >>> decode.cache_manager.pull_blocks(key, target, [0], [5], ticket=publication.ticket)
+    >>> publication.wait_taken(timeout_s=10)
+    >>> publication.state().code
+    0
+    """
+
+    def __init__(self, number: int) -> None:
+        native = _native.load()
+        self.number = number
+        self.ticket: int = native.task_ticket(number)
+        weakref.finalize(self, native.task_free, number).atexit = False
+
+    def state(self) -> TransferState:
+        """Polls; never blocks. ``has_ended``: nothing reads the blocks any more. Code 0: they were pulled."""
+        return TransferState(*_native.load().task_state(self.number))
+
+    def wait_taken(self, timeout_s: float) -> None:
+        """Blocks until the peer has pulled.
+
+        Raises:
+            LLMException: ``LLM_TIMEOUT`` when it has not yet, and may still; wait again, or ``discard`` it.
+                Any other code when it never will; the blocks are free then.
+        """
+        found = TransferState(*_native.load().task_wait_for(self.number, _milliseconds(timeout_s)))
+        if not found.has_ended:
+            raise TimeoutExceededError(
+                f"wait_taken: ticket {self.ticket} has not been pulled within {timeout_s} s"
+                + (f", and the peer may still read: {found.detail}" if found.code else "")
+            )
+        if found.code:
+            raise class_for_code(found.code)(f"wait_taken: ticket {self.ticket}: {found.detail}")
+
+    def __repr__(self) -> str:
+        return f"Publication({self.number}, ticket={self.ticket})"
 
 
 class Binding:
@@ -158,13 +203,27 @@ def ticket_state(ticket: int) -> TransferState:
     return TransferState(*_native.load().ticket_state(_ticket_number(ticket)))
 
 
-def discard(ticket: int) -> None:
-    """Gives a ticket back that nobody will wait for, so that its slot can be used again.
+def discard(transfer: Task | Publication | int) -> None:
+    """Gives a transfer up that is not wanted any more, at either end, so that its slot can be used again.
+
+    Nothing more of it is sent or read, and the other end's waits end with a code. Returns at once: the blocks
+    are free when ``has_ended`` says so. Discarding twice is no error.
 
     >>> task = prefill.cache_manager.prepare_push(BlocksCacheKey(2), source, [0], [5])
     >>> llm_datadist.discard(task.ticket)  # at the receiver, which will not wait after all
+
+    Args:
+        transfer: at the sender, a task that was not bound yet; at the holder, a publication; at the other
+            end of either, the ticket, which nobody waits for or pulls with yet.
+
+    Raises:
+        LLMException: ``LLM_PARAM_INVALID`` for one that is bound to a forward or being pulled with, which
+            ends when its bytes have moved or at its deadline, and for one that has ended otherwise.
     """
-    _native.load().ticket_discard(_ticket_number(ticket))
+    if isinstance(transfer, (Task, Publication)):
+        _native.load().task_discard(transfer.number)
+    else:
+        _native.load().ticket_discard(_ticket_number(transfer))
 
 
 def _ticket_number(ticket: object) -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from types import ModuleType
+from collections.abc import Callable, Mapping
+from types import MappingProxyType, ModuleType
 
 import torch
 
@@ -34,6 +34,7 @@ class BlockingCall:
         transfer: BlockTransfer,
         link: Link,
         model_id: int,
+        ticket: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         """Calls ``ops.push_blocks`` or ``ops.pull_blocks`` and waits, at most for ``sync_kv_timeout``.
 
@@ -41,6 +42,7 @@ class BlockingCall:
             asked: name of the caller's method, for messages.
             cache: the local cache.
             model_id: of the cache at the peer.
+            ticket: ``{"ticket": …}`` for a pull of what its holder published.
 
         Raises:
             LLMException: by the op, before anything was queued, or for how the transfer ended.
@@ -61,11 +63,18 @@ class BlockingCall:
                 timeout_ms=self._options.sync_kv_timeout_ms,
                 hold_stream=False,
                 transfer=handle,
+                **ticket,
             ),
         )
 
     def move_entry(
-        self, asked: str, op: Callable[..., None], cache: Cache, transfer: EntryTransfer, link: Link
+        self,
+        asked: str,
+        op: Callable[..., None],
+        cache: Cache,
+        transfer: EntryTransfer,
+        link: Link,
+        ticket: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         """As ``move_blocks``, with ``ops.push_cache`` or ``ops.pull_cache``."""
         try:
@@ -87,6 +96,7 @@ class BlockingCall:
                     timeout_ms=self._options.sync_kv_timeout_ms,
                     hold_stream=False,
                     transfer=handle,
+                    **ticket,
                 ),
             )
         except LLMException as error:

@@ -39,6 +39,7 @@ from .link_table import Link
 from .local_copies import LocalCopies
 from .memory_pool import MemoryPool
 from .options import Options
+from .publications import Publications
 from .registry import CacheRegistry, LocalCache
 from .tagged import tagged
 from .wire import CacheRecord, Taken
@@ -51,7 +52,7 @@ logger = logging.getLogger("torch_llm_datadist")
 _NO_BLOCKS = torch.empty(0, dtype=torch.int64)
 
 
-class CacheManager(LocalCopies, AsyncTransfers):
+class CacheManager(LocalCopies, Publications, AsyncTransfers):
     """The caches of one ``LLMDataDist``; obtained from ``LLMDataDist.cache_manager``.
 
     Thread-safe. Transfers over different links do not wait for each other.
@@ -188,11 +189,13 @@ class CacheManager(LocalCopies, AsyncTransfers):
         src_layer_range: range | None = None,
         dst_layer_range: range | None = None,
         tensor_num_per_layer: int = 2,
+        ticket: int | None = None,
     ) -> None:
         """Copies a batch entry of a peer's contiguous cache into an entry of a local one, in every tensor.
 
         The copies start when all earlier work of the current stream is done; the call returns when the bytes
-        are here. The caller makes sure that the peer has written them. While
+        are here. With ``ticket`` they also wait until the peer's layers are ready; without it the caller
+        makes sure that the peer has written them. While
         ``enable_remote_cache_accessible`` is off, a pull from a cache that its holder allocated removes the
         key of that entry there.
 
@@ -202,9 +205,9 @@ class CacheManager(LocalCopies, AsyncTransfers):
             cache: a contiguous cache of this instance.
             batch_index: uint32, the entry here.
             size: int64, bytes of each tensor from the start of the entry; -1 is the whole local entry.
-            src_layer_range, dst_layer_range, tensor_num_per_layer: as ``pull_blocks``.
+            src_layer_range, dst_layer_range, tensor_num_per_layer, ticket: as ``pull_blocks``.
 
-        Raises: as ``push_blocks``; ``LLM_KV_CACHE_NOT_EXIST`` also for a key that was pulled before.
+        Raises: as ``pull_blocks``; ``LLM_KV_CACHE_NOT_EXIST`` also for a key that was pulled before.
 
         Source: manual page pull_cache.
 
@@ -225,6 +228,7 @@ class CacheManager(LocalCopies, AsyncTransfers):
         local = self._find_reachable(asked, "cache", cache, is_blocks=False)
         entry = _read_entry(asked, "batch_index", batch_index, local)
         length = _read_size(asked, size, local)
+        published = _read_ticket(asked, ticket)
         src_layers, dst_layers, per_layer = read_pull_layers(
             asked, len(local.tensor_bytes), src_layer_range, dst_layer_range, tensor_num_per_layer
         )
@@ -238,7 +242,8 @@ class CacheManager(LocalCopies, AsyncTransfers):
                 _NO_BLOCKS, remote.cache_id, remote_entry, entry, length,
                 first, dst_layers.start, len(dst_layers), per_layer,
             )  # fmt: skip
-            self._call.move_entry(asked, ops.pull_cache, cache, transfer, link)
+            with self._doubting(link, cache, [entry]):
+                self._call.move_entry(asked, ops.pull_cache, cache, transfer, link, published)
             self._took(link, remote, transfer)
 
     def pull_blocks(
@@ -251,12 +256,15 @@ class CacheManager(LocalCopies, AsyncTransfers):
         src_layer_range: range | None = None,
         dst_layer_range: range | None = None,
         tensor_num_per_layer: int = 2,
+        ticket: int | None = None,
     ) -> None:
         """Copies blocks of a peer's cache into local blocks: ``src_blocks[i]`` to ``dst_blocks[i]``, in every
         tensor.
 
         The copies start when all earlier work of the current stream is done; the call returns when the bytes
-        are here. The caller makes sure that the peer has written them.
+        are here. With ``ticket`` they also wait until the peer's layers are ready, and the peer is told when
+        they have ended, so that it may use its blocks again. Without it the original's contract holds: the
+        caller makes sure that the peer has written the blocks, and leaves them alone until the call returns.
 
         Args:
             src_cache_key: a ``BlocksCacheKey``: the peer's cluster_id and the model_id of its cache. Or a key
@@ -268,8 +276,12 @@ class CacheManager(LocalCopies, AsyncTransfers):
             src_layer_range, dst_layer_range: ranges of layers with step 1, equally long. A range that is not
                 given means all layers of the cache on its side.
             tensor_num_per_layer: tensors that make a layer; only matters with a range.
+            ticket: of the peer's ``publish`` for this instance. Not in the original.
 
-        Raises: as ``push_blocks``.
+        Raises: as ``push_blocks``. ``LLM_PARAM_INVALID`` for a ticket that is used up, or is not for what is
+            pulled; ``LLM_TIMEOUT`` when the peer's layers were not ready within ``sync_kv_timeout``, and
+            ``LLM_LINK_BUSY`` when the link has no stream to wait for them: the ticket is used up by the
+            first and still good after the second.
 
         Source: manual page pull_blocks.
 
@@ -284,6 +296,7 @@ class CacheManager(LocalCopies, AsyncTransfers):
         if src_blocks is None:
             raise TypeError(f"{asked}: src_blocks is None, expected a list or tuple of ints")
         is_entry = not isinstance(src_cache_key, BlocksCacheKey)
+        published = _read_ticket(asked, ticket)
         src, dst = _read_pull_blocks(asked, src_blocks, dst_blocks, local, is_entry)
         src_layers, dst_layers, per_layer = read_pull_layers(
             asked, len(local.tensor_bytes), src_layer_range, dst_layer_range, tensor_num_per_layer
@@ -298,11 +311,15 @@ class CacheManager(LocalCopies, AsyncTransfers):
             if isinstance(src_cache_key, BlocksCacheKey):
                 blocks = BlockTransfer(src, dst, *layers)
                 model_id = src_cache_key.model_id
-                self._call.move_blocks(asked, ops.pull_blocks, dst_cache, blocks, link, model_id)
+                with self._doubting(link, dst_cache, dst.tolist()):
+                    self._call.move_blocks(
+                        asked, ops.pull_blocks, dst_cache, blocks, link, model_id, published
+                    )
                 return
             self._check_layouts(asked, remote, local)
             entry = EntryTransfer(dst, remote.cache_id, remote_entry, 0, -1, *layers)
-            self._call.move_entry(asked, ops.pull_cache, dst_cache, entry, link)
+            with self._doubting(link, dst_cache, dst.tolist()):
+                self._call.move_entry(asked, ops.pull_cache, dst_cache, entry, link, published)
             self._took(link, remote, entry)
 
     def prepare_push(
@@ -426,13 +443,14 @@ class CacheManager(LocalCopies, AsyncTransfers):
     def _timeout_ms(self, timeout_s: Any) -> int:
         if timeout_s is None:
             return 0  # what the binding says
-        if not isinstance(timeout_s, (int, float)) or isinstance(timeout_s, bool):
-            raise TypeError(f"prepare_push: timeout_s is {timeout_s!r}, expected a number of seconds or None")
-        if not 0 < timeout_s <= checks.INT32_MAX / 1000:
-            raise ValueError(
-                f"prepare_push: timeout_s is {timeout_s}, expected more than 0 and at most 2**31 ms"
-            )
-        return max(1, round(timeout_s * 1000))
+        return checks.seconds_as_ms("prepare_push: timeout_s", timeout_s)
+
+
+def _read_ticket(asked: str, ticket: object) -> dict[str, int]:
+    """What the op takes for it: nothing, where there is none."""
+    if ticket is None:
+        return {}
+    return {"ticket": checks.integer(f"{asked}: ticket", ticket, 1, 2**53 - 1)}
 
 
 def _check_one_id(asked: str, key: CacheKey | CacheKeyByIdAndIndex) -> None:

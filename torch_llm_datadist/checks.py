@@ -49,6 +49,15 @@ def int64(name: str, value: object) -> int:
     return integer(name, value, -(2**63), 2**63 - 1)
 
 
+def seconds_as_ms(name: str, value: object) -> int:
+    """A number of seconds above 0, as milliseconds that an int32 holds."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}, expected a number of seconds")
+    if not 0 < value <= INT32_MAX / 1000:
+        raise ValueError(f"{name} is {value}, expected more than 0 and at most 2**31 ms")
+    return max(1, round(value * 1000))
+
+
 def as_int64(number: int) -> int:
     """The same 64 bits with a sign: schemas of ops and the native core have signed integers only."""
     return number - 2**64 if number >= 2**63 else number

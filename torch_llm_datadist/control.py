@@ -51,7 +51,7 @@ class Listener:
 
 
 class Control:
-    """Everything but ``loop`` and ``table`` is for the control thread only."""
+    """Everything but ``loop``, ``table`` and ``lost_peers`` is for the control thread only."""
 
     def __init__(
         self,
@@ -72,6 +72,14 @@ class Control:
         self.loop = ControlLoop(f"llm_datadist-{identity.cluster_id}", self._tick)
         self._handshake = Handshake(self._peers, self._announcements, self.loop)
         self._handshake.why_not_join = self.comms.why_not_join
+
+    def lost_peers(self) -> list[tuple[int, int, str]]:
+        """For any thread: see ``LinkService``."""
+        return [
+            (peer.cluster_id, peer.link, f"{peer} was lost and may still write")
+            for peer in self._peers
+            if peer.state == LinkState.CLOSED and peer.link and not peer.cannot_write()
+        ]
 
     # Requests.
 

@@ -15,7 +15,8 @@ from .registry import CacheRegistry
 _LEAVE_S = 1.0  # that running transfers have to end when the peer unlinks
 _STATUS_POLL_S = 0.1
 _DRAIN_POLL_S = 0.01
-_DEPARTED_S = 10.0  # that a closed link waits for the peer's last word, when no memory is held for it
+_DEPARTED_S = 10.0  # that a closed link looks often for the peer's last word
+_FROZEN_POLL_S = 2.0  # how often from then on: it is frozen, or cut off
 
 
 class Farewell:
@@ -133,13 +134,13 @@ class Farewell:
             self._peers.end(peer, what_happened or "it died", level=logging.WARNING)
 
     def _look_after_departed(self, peer: Peer, now: float) -> float | None:
-        """Forgets a peer whose link has ended, once its last word has come or nobody waits for it."""
-        holds_memory = any(peer in held.waiting_for for held in self._registry.held())
-        left = peer.departed_at + _DEPARTED_S - now
-        if peer.cannot_write() or (left <= 0 and not holds_memory):
+        """Forgets a peer whose link has ended, once its last word has come or its process is gone."""
+        if peer.cannot_write():
             self._peers.forget(peer)
             return None
-        return _STATUS_POLL_S if holds_memory else left
+        holds_memory = any(peer in held.waiting_for for held in self._registry.held())
+        is_new = now < peer.departed_at + _DEPARTED_S
+        return _STATUS_POLL_S if holds_memory or is_new else _FROZEN_POLL_S
 
     # The end of the instance.
 

@@ -139,6 +139,12 @@ class LinkService:
             return False
         return True
 
+    def lost_peers(self) -> list[tuple[int, int, str]]:
+        """(cluster_id, link, why) of links that have ended and whose peer may still write what it had queued:
+        it has not said that its end is closed, and its process is not known to be gone.
+        """
+        return self._control.lost_peers()
+
     def close(self, timeout_s: float) -> None:
         """Unlinks from all peers, waits for held memory, ends the control thread. Idempotent and bounded."""
         deadline = time.monotonic() + timeout_s

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from torch_llm_datadist import _native
+from torch_llm_datadist.errors import FeatureNotEnabledError
 
 _native.load()
 _ops = torch.ops.torch_llm_datadist
@@ -101,17 +102,21 @@ def pull_blocks(
     timeout_ms: int = 0,
     hold_stream: bool = True,
     transfer: int = 0,
+    ticket: int = 0,
 ) -> None:
     """Copies blocks of a peer's cache into blocks of a local one, after what is queued on the current stream.
 
     In plain torch, were the peer's cache here: ``cache[t][dst_blocks] = remote[t][src_blocks]`` for each
     tensor ``t`` of the layers.
 
-    Stream: with ``hold_stream`` later kernels on the current stream see the blocks. Whether the peer's
-    blocks are ready is the caller's to know, as in the original.
+    Stream: with ``hold_stream`` later kernels on the current stream see the blocks. With ``ticket`` a stream
+    of the link waits for the peer's blocks, and the peer learns when they were pulled; without it, whether
+    they are ready is the caller's to know, as in the original.
 
     Args: as ``push_blocks``, with ``src_blocks`` and ``src_layer`` at the peer, ``dst_blocks`` and
-        ``dst_layer`` here.
+        ``dst_layer`` here, and
+        ticket: of the peer's ``publish``; 0 for none. The call blocks only while a ticket that was just
+            issued has not been confirmed by its holder's watchdog.
 
     Raises:
         LLMException: with the code and what is still usable; nothing was queued.
@@ -126,7 +131,7 @@ def pull_blocks(
     """
     _ops.pull_blocks.default(
         status, cache, src_blocks, dst_blocks, link, model_id, src_layer, dst_layer, num_layers,
-        tensors_per_layer, timeout_ms, hold_stream, transfer,
+        tensors_per_layer, timeout_ms, hold_stream, transfer, ticket,
     )  # fmt: skip
 
 
@@ -213,6 +218,7 @@ def pull_cache(
     timeout_ms: int = 0,
     hold_stream: bool = True,
     transfer: int = 0,
+    ticket: int = 0,
 ) -> None:
     """Copies a batch entry of a peer's contiguous cache into an entry, or into blocks, of a local one.
 
@@ -239,13 +245,49 @@ def pull_cache(
     """
     _ops.pull_cache.default(
         status, cache, _NO_BLOCKS if dst_blocks is None else dst_blocks, link, cache_id, src_batch, dst_batch,
-        size, src_layer, dst_layer, num_layers, tensors_per_layer, timeout_ms, hold_stream, transfer,
+        size, src_layer, dst_layer, num_layers, tensors_per_layer, timeout_ms, hold_stream, transfer, ticket,
     )  # fmt: skip
 
 
 @torch.library.register_fake("torch_llm_datadist::pull_cache")
 def _(*args: object) -> None:
     return None
+
+
+def publish(
+    after: Tensor, *, cache_id: int, link: int, first_tensor: int, num_tensors: int, timeout_ms: int
+) -> int:
+    """Lets the peer of a link pull these tensors, once the current stream has got here.
+
+    ``CacheManager.publish`` calls it and gives the handle its life. Outside graphs only.
+
+    >>> task = llm_datadist.ops.publish(
+    ...     source.tensors[0], cache_id=source.cache_id, link=prefill.link_id(2), first_tensor=0,
+    ...     num_tensors=-1, timeout_ms=1000,
+    ... )
+
+    Args:
+        after: any tensor that the last kernel produced which writes them.
+        cache_id: of the local cache.
+        link: ``LLMDataDist.link_id(cluster_id)``.
+        first_tensor, num_tensors: of the cache; -1 for all that follow.
+        timeout_ms: from now until the peer has pulled.
+
+    Returns:
+        The number of a task; ``_C.task_ticket`` has its ticket.
+
+    Raises:
+        LLMException: with the code and what is still usable; nothing was queued.
+    """
+    task: int = _ops.publish.default(after, cache_id, link, first_tensor, num_tensors, timeout_ms)
+    return task
+
+
+@torch.library.register_fake("torch_llm_datadist::publish")
+def _(*args: object) -> int:
+    raise FeatureNotEnabledError(
+        "publish: the ticket of a request cannot be a part of a graph; call it outside, after the graph"
+    )
 
 
 def copy_cache(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from . import _native
-from .binding import Task, TransferState
+from .binding import Publication, Task, TransferState
 from .cache_task import CacheTask
 from .checks import integers, is_integer
 from .errors import LLMStatusCode, status_code_of
@@ -34,8 +34,8 @@ class Finished(Generic[Name]):
     """What has ended since the last poll.
 
     Attributes:
-        sent: tasks whose last byte has left: their source blocks are free.
-        arrived: tickets all of whose layers have arrived and were waited for.
+        sent: tasks whose last byte has left, and publications that were pulled: their source blocks are free.
+        arrived: tickets all of whose layers have arrived and were waited for, or were pulled.
         failed: the others.
     """
 
@@ -58,22 +58,26 @@ class TransferWatch(Generic[Name]):
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._watched: dict[Name, tuple[Task | CacheTask | int, tuple[int, ...]]] = {}
+        self._watched: dict[Name, tuple[Task | Publication | CacheTask | int, tuple[int, ...]]] = {}
 
-    def add(self, name: Name, transfer: Task | CacheTask | int, blocks: Sequence[int] = ()) -> None:
+    def add(
+        self, name: Name, transfer: Task | Publication | CacheTask | int, blocks: Sequence[int] = ()
+    ) -> None:
         """Watches one more transfer.
 
         Args:
             name: hashable; not in use.
-            transfer: a ``Task`` or a ``CacheTask`` that sends, or a ticket (int) that arrives here.
+            transfer: a ``Task`` or a ``CacheTask`` that sends, a ``Publication`` that a peer pulls, or a
+                ticket (int) of something that arrives here.
             blocks: list or tuple of local block ids, handed back if it fails.
 
         Raises:
             TypeError, ValueError: another kind of transfer, a name in use.
         """
-        if not isinstance(transfer, (Task, CacheTask)) and not is_integer(transfer):
+        if not isinstance(transfer, (Task, Publication, CacheTask)) and not is_integer(transfer):
             raise TypeError(
-                f"TransferWatch.add: transfer is {transfer!r}, expected a Task, a CacheTask or a ticket (int)"
+                f"TransferWatch.add: transfer is {transfer!r}, expected a Task, a Publication, a "
+                "CacheTask or a ticket (int)"
             )
         held = tuple(integers("TransferWatch.add: blocks", blocks))
         with self._lock:
@@ -108,7 +112,7 @@ class TransferWatch(Generic[Name]):
 
     def _states(self) -> list[TransferState]:
         transfers = [transfer for transfer, _ in self._watched.values()]
-        tasks = [t.number for t in transfers if isinstance(t, Task)]
+        tasks = [t.number for t in transfers if isinstance(t, (Task, Publication))]
         tickets = [t for t in transfers if isinstance(t, int)]
         of_tasks, of_tickets = _native.load().poll(tasks, tickets) if tasks or tickets else ([], [])
         next_task, next_ticket = iter(of_tasks), iter(of_tickets)
@@ -117,7 +121,7 @@ class TransferWatch(Generic[Name]):
             if isinstance(transfer, CacheTask):
                 states.append(_state_of(transfer))
             else:
-                states.append(TransferState(*next(next_task if isinstance(transfer, Task) else next_ticket)))
+                states.append(TransferState(*next(next_ticket if isinstance(transfer, int) else next_task)))
         return states
 
 

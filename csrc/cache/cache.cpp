@@ -57,6 +57,14 @@ std::shared_ptr<LocalCache> LocalCaches::get(int64_t id, const char* asked) cons
   return found->second;
 }
 
+std::shared_ptr<LocalCache> LocalCaches::find_id(int64_t id, const char* asked) const {
+  std::lock_guard lock(mutex_);
+  const auto found = by_id_.find(id);
+  require(found != by_id_.end() && !found->second->is_withdrawn, kKvCacheNotExist, asked,
+          ": this instance has no cache ", id);
+  return pin(found->second);
+}
+
 std::shared_ptr<LocalCache> LocalCaches::find(const std::vector<char*>& tensors, bool is_blocks,
                                               int64_t num_blocks, const char* asked) const {
   require(!tensors.empty(), kParamInvalid, asked,

@@ -61,6 +61,8 @@ class LocalCaches {
   int64_t add(Geometry geometry, std::vector<Place> tensors, std::vector<uintptr_t> slabs,
               std::vector<std::shared_ptr<void>> storage);
   std::shared_ptr<LocalCache> get(int64_t id, const char* asked) const;
+  // Pinned, and not withdrawn.
+  std::shared_ptr<LocalCache> find_id(int64_t id, const char* asked) const;
   // By the addresses of its tensors, in order. Throws when that is not registered memory. Caches may share
   // memory: of those of the kind that is asked for, the one with `num_blocks` (the size of the tensors'
   // dimension 0) is meant, and of several the last.

@@ -29,6 +29,7 @@ void Binding::check(const std::vector<std::shared_ptr<Transfer>>& tasks,
             ", which is not a layer of binding ", number_);
   }
   for (const auto& ticket : tickets) {
+    ticket->require_push("bind");
     require(&ticket->link().engine() == engine_.get(), kParamInvalid, "bind: the ticket from ",
             ticket->link().peer().name, " arrives on npu:", ticket->link().engine().device(), ", binding ",
             number_, " is on npu:", device());

@@ -35,6 +35,7 @@ struct TransferRequest {
   int64_t num_layers = -1;
   int64_t tensors_per_layer = 2;
   int64_t timeout_ms = 0;
+  int64_t ticket = 0;  // of a pull: its publication; 0: the caller knows that the blocks are ready
 };
 
 class Instance {
@@ -64,5 +65,9 @@ std::shared_ptr<Link> require_link(int64_t handle, const char* asked);
 
 // In link/request.cpp.
 TransferPlan plan_transfer(Link& link, const TransferRequest& request);
+// For the peer of that link: these tensors of a cache of this instance. A negative count means all that
+// follow.
+TransferPlan plan_publication(const Link& link, int64_t cache_id, int64_t first_tensor, int64_t tensors,
+                              int64_t timeout_ms);
 
 }  // namespace datadist

@@ -47,6 +47,7 @@ Link::Link(std::shared_ptr<Engine> engine, std::shared_ptr<LocalCaches> caches, 
                                        transport_.get())),
       sending_(kSlots),
       sent_(kSlots, 0),
+      published_(kSlots, 0),
       outcomes_(kSlots),
       alive_at_(Clock::now()) {}
 
@@ -156,14 +157,18 @@ void Link::announce(SlotUse use, SentWord word) {
   engine_->wake();
 }
 
+void Link::publish(SlotUse use, PublishedWord word) {
+  post(offsetof(Mail, published) + use.slot * sizeof(uint64_t), word.pack());
+}
+
 void Link::slot_drained(SlotUse use, SentWord word) {
   post(offsetof(Mail, sent) + use.slot * sizeof(uint64_t), word.pack());
   slots_.drained(use);
 }
 
-void Link::retire(SlotUse use, int64_t code) {
+void Link::retire(SlotUse use, int64_t code, TakenWord::State state) {
   post(offsetof(Mail, taken) + use.slot * sizeof(uint64_t),
-       TakenWord{use.epoch, short_code(code), TakenWord::kRetired}.pack());
+       TakenWord{use.epoch, short_code(code), state}.pack());
 }
 
 void Link::revoke(SlotUse use, int64_t code) {
@@ -228,6 +233,18 @@ SentWord Link::sent(uint32_t slot) const {
   return SentWord::unpack(sent_[slot]);
 }
 
+bool Link::is_told_of(uint32_t slot) const {
+  std::lock_guard lock(mutex_);
+  const SentWord sent = SentWord::unpack(sent_[slot]);
+  return !sent.is_publication ||
+         PublishedWord::unpack(published_[slot]).epoch_low == (sent.epoch & PublishedWord::kEpochMask);
+}
+
+bool Link::may_be_touched() const {
+  std::lock_guard lock(mutex_);
+  return peer_may_write();
+}
+
 std::pair<std::optional<Link::Outcome>, std::shared_ptr<Ticket>> Link::look_up(uint32_t slot,
                                                                                uint32_t epoch_low) const {
   const auto is_it = [&](uint32_t epoch) {
@@ -259,7 +276,8 @@ std::shared_ptr<Ticket> Link::ticket(uint32_t slot, uint32_t epoch_low, const ch
           int{sent.last_layer});
   // Nobody would tick a ticket of a link that is over, so its waits would never be released.
   if (!is_alive()) throw Error(code_, join(asked, ": the link to ", peer_.name, " is down: ", why_));
-  tickets_.push_back(std::make_shared<Ticket>(shared_from_this(), SlotUse{slot, sent.epoch}, sent));
+  tickets_.push_back(std::make_shared<Ticket>(shared_from_this(), SlotUse{slot, sent.epoch}, sent,
+                                              PublishedWord::unpack(published_[slot])));
   return tickets_.back();
 }
 
@@ -325,25 +343,24 @@ void Link::read_mail(const Tick& tick) {
     alive_at_ = tick.now;
   }
   // Looked at once more at the tick after: one copy brings the sequence and the words, in whatever order.
-  std::vector<std::pair<SlotUse, std::shared_ptr<Transfer>>> revoked;
+  std::vector<std::pair<TakenWord, std::shared_ptr<Transfer>>> told;
   const bool has_news = mail.sequence != seen_sequence_;
   if (has_news || must_reread_) {
     must_reread_ = has_news;
     seen_sequence_ = mail.sequence;
     std::lock_guard lock(mutex_);
     std::copy(mail.sent, mail.sent + kSlots, sent_.begin());
+    std::copy(mail.published, mail.published + kSlots, published_.begin());
     retire_what_failed_unasked();
     for (uint32_t slot = 0; slot < kSlots; ++slot) {
       const TakenWord taken = TakenWord::unpack(mail.taken[slot]);
-      if (taken.state == TakenWord::kRetired) slots_.retired({slot, taken.epoch});
-      if (taken.state == TakenWord::kRevoked)
-        revoked.emplace_back(SlotUse{slot, taken.epoch}, sending_[slot].lock());
+      if (taken.state == TakenWord::kNone) continue;
+      if (taken.state != TakenWord::kRevoked) slots_.retired({slot, taken.epoch});
+      if (auto transfer = sending_[slot].lock()) told.emplace_back(taken, std::move(transfer));
     }
   }
-  for (const auto& [use, transfer] :
-       revoked) {  // without the lock: a transfer takes its own first, then ours
-    if (transfer != nullptr) transfer->revoked(use.epoch);
-  }
+  // Without the lock: a transfer takes its own first, then ours.
+  for (const auto& [taken, transfer] : told) transfer->receiver_said(taken);
   if (mail.state == kEndIsClosed) die(kNotYetLink, "the peer closed it");
 }
 

@@ -66,7 +66,10 @@ class Link : public std::enable_shared_from_this<Link> {
   RemoteCaches& remote_caches() { return remote_caches_; }
   void require_alive(const char* asked) const;
   bool is_alive() const { return state_.load(std::memory_order_acquire) == kAlive; }
-  std::pair<int64_t, std::string> end() const;     // code and cause, bare; (0, "") while it is alive
+  std::pair<int64_t, std::string> end() const;  // code and cause, bare; (0, "") while it is alive
+  // The peer, or a copy that it had queued, may still touch our memory: it neither said that its streams are
+  // drained nor is its process known to be gone.
+  bool may_be_touched() const;
   std::pair<int64_t, std::string> reason() const;  // the same for a message: "the link to X is down: …"
 
   // For transfers.
@@ -74,6 +77,7 @@ class Link : public std::enable_shared_from_this<Link> {
   int64_t ticket_of(SlotUse use) const;
   char* peer_flag(uint32_t slot, int64_t layer) const { return peer_page_ + flag_offset(slot, layer); }
   void announce(SlotUse use, SentWord word);
+  void publish(SlotUse use, PublishedWord word);  // ahead of `announce`
   void sends(SlotUse use, const std::shared_ptr<Transfer>& transfer);
   void slot_drained(SlotUse use, SentWord word);
   std::shared_ptr<Lane> take_lane(bool needs_its_own);
@@ -94,13 +98,14 @@ class Link : public std::enable_shared_from_this<Link> {
     int64_t code = kSuccess;
     std::string why;
   };
-  SentWord sent(uint32_t slot) const;  // as the last mail said
+  SentWord sent(uint32_t slot) const;    // as the last mail said
+  bool is_told_of(uint32_t slot) const;  // all that belongs to that word has come, too
   // How it ended, or the ticket that somebody holds, or neither: one look, since a ticket becomes an outcome
   // at any time.
   std::pair<std::optional<Outcome>, std::shared_ptr<Ticket>> look_up(uint32_t slot, uint32_t epoch_low) const;
   std::shared_ptr<Ticket> ticket(uint32_t slot, uint32_t epoch_low, const char* asked);
   char* own_flag(uint32_t slot, int64_t layer) const { return page_.address + flag_offset(slot, layer); }
-  void retire(SlotUse use, int64_t code);
+  void retire(SlotUse use, int64_t code, TakenWord::State state);
   void revoke(SlotUse use, int64_t code);  // asks the sender to send nothing more of it
 
   // Watchdog.
@@ -158,6 +163,7 @@ class Link : public std::enable_shared_from_this<Link> {
   std::vector<Outgoing> outbox_;
   std::vector<std::weak_ptr<Transfer>> sending_;  // per slot
   std::vector<uint64_t> sent_;                    // copy of the page's words, for callers
+  std::vector<uint64_t> published_;               // likewise
   std::vector<std::shared_ptr<Ticket>> tickets_;
   std::vector<Outcome> outcomes_;  // per slot, of the last ticket that is used up
 

@@ -10,6 +10,7 @@ namespace datadist {
 namespace {
 
 constexpr int64_t kStatusBase = 0x5010B000;
+constexpr uint8_t kPublicationBit = 0x80;
 
 }  // namespace
 
@@ -26,12 +27,23 @@ int64_t long_code(uint8_t code) {
 
 uint64_t SentWord::pack() const {
   return uint64_t{epoch} << 32 | uint64_t{first_layer} << 24 | uint64_t{last_layer} << 16 |
-         uint64_t{code} << 8 | state;
+         uint64_t{code} << 8 | (is_publication ? kPublicationBit : 0) | state;
 }
 
 SentWord SentWord::unpack(uint64_t word) {
   return {static_cast<uint32_t>(word >> 32), static_cast<uint8_t>(word >> 24),
-          static_cast<uint8_t>(word >> 16), static_cast<uint8_t>(word >> 8), static_cast<State>(word & 0xFF)};
+          static_cast<uint8_t>(word >> 16),  static_cast<uint8_t>(word >> 8),
+          static_cast<State>(word & 0x7F),   (word & kPublicationBit) != 0};
+}
+
+uint64_t PublishedWord::pack() const {
+  return uint64_t{cache & kCacheMask} << 40 | uint64_t{first_tensor} << 28 | uint64_t{tensors} << 16 |
+         (epoch_low & kEpochMask);
+}
+
+PublishedWord PublishedWord::unpack(uint64_t word) {
+  return {static_cast<uint32_t>(word >> 40), static_cast<uint32_t>(word >> 28) & kMostTensors,
+          static_cast<uint32_t>(word >> 16) & kMostTensors, static_cast<uint32_t>(word) & kEpochMask};
 }
 
 uint64_t TakenWord::pack() const { return uint64_t{epoch} << 32 | uint64_t{code} << 8 | state; }

@@ -24,8 +24,9 @@ struct Mail {
   uint64_t sequence;   // grows after words below changed
   uint64_t state;      // kEndIsOpen, kEndIsClosed
   uint64_t reserved[5];
-  uint64_t sent[kSlots];   // what the peer sends us, as SentWord
-  uint64_t taken[kSlots];  // what the peer did with what we sent, as TakenWord
+  uint64_t sent[kSlots];       // what the peer sends us, as SentWord
+  uint64_t taken[kSlots];      // what the peer did with what we sent, as TakenWord
+  uint64_t published[kSlots];  // of a publication: what may be pulled with it, as PublishedWord
 };
 
 constexpr uint64_t kEndIsOpen = 1;
@@ -47,14 +48,30 @@ struct SentWord {
   uint8_t last_layer = 0;
   uint8_t code = 0;
   State state = kNone;
+  bool is_publication = false;  // brings no bytes: its one flag says that the peer may pull
   uint64_t pack() const;
   static SentWord unpack(uint64_t word);
 };
 
+// What a publication is about. Written ahead of the SentWord that tells of it; `epoch_low` says that both are
+// of the same.
+struct PublishedWord {
+  uint32_t cache = 0;  // of the sender, the low bits of its id
+  uint32_t first_tensor = 0;
+  uint32_t tensors = 0;
+  uint32_t epoch_low = 0;
+  static constexpr uint32_t kCacheMask = (1u << 24) - 1;
+  static constexpr uint32_t kMostTensors = (1u << 12) - 1;
+  static constexpr uint32_t kEpochMask = (1u << 16) - 1;
+  uint64_t pack() const;
+  static PublishedWord unpack(uint64_t word);
+};
+
 // What a receiver says about a slot.
 struct TakenWord {
-  // kRevoked: nobody waits for it any more, so send nothing more; kRetired: the slot may be used again.
-  enum State : uint8_t { kNone = 0, kRetired = 1, kRevoked = 2 };
+  // kRevoked: nobody waits for it any more, so send nothing more; kRetired: the slot may be used again, and
+  // so it may with kDiscarded, which says that nobody wanted it.
+  enum State : uint8_t { kNone = 0, kRetired = 1, kRevoked = 2, kDiscarded = 3 };
   uint32_t epoch = 0;
   uint8_t code = 0;
   State state = kNone;

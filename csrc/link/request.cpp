@@ -1,6 +1,7 @@
 // Checks a request against both ends and plans it. Nothing is queued here.
 #include "error.h"
 #include "link/instance.h"
+#include "link/ticket.h"
 
 namespace datadist {
 namespace {
@@ -123,6 +124,15 @@ RouteNeeds needs_of(const Link& link, const TransferPlan& plan, bool is_push) {
   return needs;
 }
 
+// The publication that a pull waits for. Its holder's word may still be on its way here.
+std::shared_ptr<Ticket> find_publication(const Link& link, const TransferRequest& request,
+                                         std::chrono::milliseconds timeout) {
+  auto ticket = find_ticket(request.ticket, request.asked, Clock::now() + timeout);
+  require(&ticket->link() == &link, kParamInvalid, request.asked, ": ticket ", request.ticket, " is from ",
+          ticket->link().peer().name, ", and the pull is from ", link.peer().name, kNothingSent);
+  return ticket;
+}
+
 }  // namespace
 
 TransferPlan plan_transfer(Link& link, const TransferRequest& request) {
@@ -158,6 +168,28 @@ TransferPlan plan_transfer(Link& link, const TransferRequest& request) {
           ": timeout_ms = ", request.timeout_ms, ", expected 0 (the default) to ", kLongestTimeoutMs);
   plan.timeout = request.timeout_ms > 0 ? std::chrono::milliseconds(request.timeout_ms)
                                         : link.options().transfer_timeout;
+  if (request.ticket != 0) plan.ticket = find_publication(link, request, plan.timeout);
+  return plan;
+}
+
+TransferPlan plan_publication(const Link& link, int64_t cache_id, int64_t first_tensor, int64_t tensors,
+                              int64_t timeout_ms) {
+  const char* asked = "publish";
+  TransferPlan plan;
+  plan.direction = Direction::kPublish;
+  plan.local = link.caches().find_id(cache_id, asked);
+  const int64_t all = plan.local->geometry.num_tensors();
+  if (tensors < 0) tensors = all - first_tensor;
+  require(first_tensor >= 0 && tensors >= 1 && first_tensor <= all - tensors, kParamInvalid, asked, ": ",
+          tensors, " tensors from ", first_tensor, " on; the cache has ", all);
+  require(first_tensor + tensors <= static_cast<int64_t>(PublishedWord::kMostTensors), kParamInvalid, asked,
+          ": tensor ", first_tensor + tensors - 1, " cannot be published; the first ",
+          uint32_t{PublishedWord::kMostTensors}, " can");
+  require(timeout_ms >= 1 && timeout_ms <= kLongestTimeoutMs, kParamInvalid, asked,
+          ": timeout_ms = ", timeout_ms, ", expected 1 to ", kLongestTimeoutMs);
+  plan.local_layers = {first_tensor, 1, tensors};  // of which the receiver has one flag
+  plan.remote_layers = {0, 1, 1};
+  plan.timeout = std::chrono::milliseconds(timeout_ms);
   return plan;
 }
 

@@ -6,6 +6,11 @@
 #include "link/link.h"
 
 namespace datadist {
+namespace {
+
+constexpr const char* kDiscarded = "discarded";
+
+}  // namespace
 
 std::shared_ptr<Ticket> find_ticket(int64_t number, const char* asked,
                                     std::optional<Clock::time_point> deadline) {
@@ -18,12 +23,22 @@ std::shared_ptr<Ticket> find_ticket(int64_t number, const char* asked,
     const uint32_t ahead = (ticket.epoch_low - link->sent(ticket.slot).epoch) & TicketNumber::kEpochMask;
     require(ahead <= TicketNumber::kEpochMask / 2, kParamInvalid, asked, ": ticket ", number, " from ",
             link->peer().name, " is used up: its slot has been issued again since");
-    if (ahead == 0) return link->ticket(ticket.slot, ticket.epoch_low, asked);
+    if (ahead == 0 && link->is_told_of(ticket.slot))
+      return link->ticket(ticket.slot, ticket.epoch_low, asked);
     link->require_alive(asked);
     if (!deadline) return nullptr;
     require(link->engine().wait_for_tick(*deadline), kTimeout, asked, ": ", link->peer().name,
             " did not confirm ticket ", number, " in time; was it issued on this link?");
   }
+}
+
+bool was_discarded(int64_t number) {
+  require_not_forked("discard");
+  const TicketNumber ticket = TicketNumber::unpack(number);
+  const auto link = number > 0 ? links().find(ticket.link) : nullptr;
+  if (link == nullptr || ticket.slot >= kSlots) return false;
+  const auto outcome = link->look_up(ticket.slot, ticket.epoch_low).first;
+  return outcome && outcome->why == kDiscarded;
 }
 
 std::tuple<bool, int64_t, std::string> ticket_state(int64_t number) {
@@ -55,10 +70,7 @@ std::tuple<bool, int64_t, std::string> Ticket::state() const {
 void Ticket::bind(std::shared_ptr<Status> status, std::shared_ptr<WaitRound> waits,
                   std::chrono::milliseconds timeout, const char* asked) {
   std::lock_guard lock(mutex_);
-  require(!is_discarded_ && !has_ended_, kParamInvalid, asked, ": the ticket of slot ", use_.slot, " from ",
-          link_->peer().name, is_discarded_ ? " was discarded" : " has ended already");
-  require(!is_bound_, kParamInvalid, asked, ": the ticket of slot ", use_.slot, " from ", link_->peer().name,
-          " is bound already; a ticket serves one forward");
+  require_free(asked);
   is_bound_ = true;
   status_ = std::move(status);
   waits_ = std::move(waits);
@@ -72,14 +84,62 @@ void Ticket::unbind() {
   waits_.reset();
 }
 
+std::string Ticket::name() const {
+  return join("the ticket of slot ", use_.slot, " from ", link_->peer().name);
+}
+
+void Ticket::require_push(const char* asked) const {
+  require(!is_publication_, kParamInvalid, asked, ": ", name(),
+          " is a publication, which brings no bytes; give it to pull_blocks or pull_cache (ticket=)");
+}
+
+void Ticket::require_free(const char* asked) const {
+  require(!is_discarded_ && !has_ended_, kParamInvalid, asked, ": ", name(),
+          is_discarded_ ? " was discarded" : " has ended already");
+  require(!is_bound_, kParamInvalid, asked, ": ", name(),
+          pull_ != nullptr ? " is being pulled with already; a ticket serves one pull"
+                           : " is bound already; a ticket serves one forward");
+}
+
+void Ticket::claim(std::shared_ptr<PullRound> pull, int64_t cache, int64_t first_tensor, int64_t tensors,
+                   const char* asked) {
+  std::lock_guard lock(mutex_);
+  require_free(asked);
+  require(is_publication_, kParamInvalid, asked, ": ", name(),
+          " is that of a push; a binding waits for it (Binding.bind). A pull takes one of publish");
+  require((static_cast<uint64_t>(cache) & PublishedWord::kCacheMask) == published_.cache, kParamInvalid,
+          asked, ": ", name(), " says that cache ", published_.cache, " there is ready, and cache ", cache,
+          " was to be pulled. Nothing was sent; the ticket is still good.");
+  require(first_tensor >= published_.first_tensor &&
+              first_tensor + tensors <= int64_t{published_.first_tensor} + published_.tensors,
+          kParamInvalid, asked, ": ", name(), " says that ", published_.tensors, " tensors from ",
+          published_.first_tensor, " on are ready, and ", tensors, " from ", first_tensor,
+          " on were to be pulled. Nothing was sent; the ticket is still good.");
+  is_bound_ = true;
+  pull_ = std::move(pull);
+}
+
+void Ticket::unclaim() {
+  std::lock_guard lock(mutex_);
+  is_bound_ = false;
+  pull_.reset();
+}
+
 void Ticket::discard() {
   std::lock_guard lock(mutex_);
-  require(!is_bound_, kParamInvalid, "discard: the ticket of slot ", use_.slot, " from ", link_->peer().name,
-          " is bound to a forward; it ends when its layers arrived, or at its deadline");
+  require(!is_bound_, kParamInvalid, "discard: ", name(),
+          pull_ != nullptr ? " is being pulled with; it ends with the pull"
+                           : " is bound to a forward; it ends when its layers arrived, or at its deadline");
   is_discarded_ = true;
 }
 
-bool Ticket::waits_have_passed() const { return !is_bound_ || waits_->is_done(); }
+bool Ticket::waits_have_passed() const {
+  return !is_bound_ || (pull_ != nullptr ? pull_->is_finished() : waits_->is_done());
+}
+
+std::optional<std::pair<int64_t, std::string>> Ticket::failure_of_waits() const {
+  return pull_ != nullptr ? pull_->failure() : waits_->failure();
+}
 
 void Ticket::clock_gap(Clock::duration gap) {
   std::lock_guard lock(mutex_);
@@ -91,7 +151,7 @@ bool Ticket::tick(const Tick& tick, SentWord sent, bool link_is_alive) {
   const bool sender_is_done = sent.epoch == use_.epoch && sent.state >= SentWord::kDrained;
   if (!has_ended_) {
     if (is_bound_ && waits_have_passed()) {
-      if (const auto failure = waits_->failure()) {
+      if (const auto failure = failure_of_waits()) {
         fail(tick, failure->first, failure->second);
       } else {
         has_ended_ = true;
@@ -101,11 +161,11 @@ bool Ticket::tick(const Tick& tick, SentWord sent, bool link_is_alive) {
       fail(tick, code, why);
     } else if (sender_is_done && sent.state == SentWord::kFailed) {
       fail(tick, long_code(sent.code), join(link_->peer().name, " gave the transfer up"));
-    } else if (is_bound_ && !sender_is_done && tick.now >= deadline_) {
+    } else if (is_bound_ && pull_ == nullptr && !sender_is_done && tick.now >= deadline_) {
       fail(tick, kTimeout, join("not all layers from ", link_->peer().name, " arrived in time"));
     } else if (is_discarded_) {
       has_ended_ = true;
-      why_ = "discarded";
+      why_ = kDiscarded;
       if (!sender_is_done) link_->revoke(use_, kSuccess);
       must_hear_from_sender_ = true;
     }
@@ -124,7 +184,7 @@ bool Ticket::tick(const Tick& tick, SentWord sent, bool link_is_alive) {
     is_zeroed_ = true;
     return false;  // the zeroes are done at the next tick, which syncs the stream first
   }
-  link_->retire(use_, code_);
+  link_->retire(use_, code_, is_discarded_ ? TakenWord::kDiscarded : TakenWord::kRetired);
   return true;
 }
 
@@ -134,7 +194,9 @@ void Ticket::write_flags(const Tick& tick, uint64_t value) {
 }
 
 void Ticket::fail(const Tick& tick, int64_t code, const std::string& why) {
-  if (is_bound_) {
+  if (pull_ != nullptr) {
+    pull_->give_up(code, why);  // which cuts its own stream off, with the waits on it
+  } else if (is_bound_) {
     // The error first, then the release: a stream that goes on finds the code.
     status_->set(tick, code);
     write_flags(tick, poison_of(use_.epoch));

@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "link/page.h"
+#include "link/pull_round.h"
 #include "link/slots.h"
 #include "link/status.h"
 #include "link/tick.h"
@@ -42,18 +43,27 @@ class Ticket;
 std::shared_ptr<Ticket> find_ticket(int64_t number, const char* asked,
                                     std::optional<Clock::time_point> deadline);
 
+// It was, here, and its slot was not issued again since.
+bool was_discarded(int64_t number);
+
 // (has ended, code, detail) of a ticket, also of one that is used up, as long as its slot was not issued
 // again.
 std::tuple<bool, int64_t, std::string> ticket_state(int64_t number);
 
 class Ticket {
  public:
-  Ticket(std::shared_ptr<Link> link, SlotUse use, SentWord sent)
-      : link_(std::move(link)), use_(use), first_layer_(sent.first_layer), last_layer_(sent.last_layer) {}
+  Ticket(std::shared_ptr<Link> link, SlotUse use, SentWord sent, PublishedWord published)
+      : link_(std::move(link)),
+        use_(use),
+        first_layer_(sent.first_layer),
+        last_layer_(sent.last_layer),
+        is_publication_(sent.is_publication),
+        published_(published) {}
 
   bool carries(int64_t layer) const { return layer >= first_layer_ && layer <= last_layer_; }
   int64_t first_layer() const { return first_layer_; }
   int64_t last_layer() const { return last_layer_; }
+  void require_push(const char* asked) const;  // it brings layers; a publication brings none
   SlotUse use() const { return use_; }
   const Link& link() const { return *link_; }
   // (has ended, code, detail): ended with 0 means that all layers arrived and all waits passed.
@@ -65,6 +75,12 @@ class Ticket {
   void unbind();  // nothing was queued after all
   void discard();
 
+  // The pull that a publication is for: of these tensors of that cache of the peer. `unclaim`: it was
+  // refused.
+  void claim(std::shared_ptr<PullRound> pull, int64_t cache, int64_t first_tensor, int64_t tensors,
+             const char* asked);
+  void unclaim();
+
   // Watchdog; true when both sides are done with the slot and the link may forget the ticket.
   bool tick(const Tick& tick, SentWord sent, bool link_is_alive);
   void clock_gap(Clock::duration gap);
@@ -73,16 +89,22 @@ class Ticket {
   void fail(const Tick& tick, int64_t code, const std::string& why);
   void write_flags(const Tick& tick, uint64_t value);
   bool waits_have_passed() const;
+  std::optional<std::pair<int64_t, std::string>> failure_of_waits() const;
+  void require_free(const char* asked) const;
+  std::string name() const;  // for messages
 
   const std::shared_ptr<Link> link_;  // which forgets us when both sides are done
   const SlotUse use_;
   const int64_t first_layer_;
   const int64_t last_layer_;
+  const bool is_publication_;
+  const PublishedWord published_;
 
   mutable std::mutex mutex_;
   bool is_bound_ = false;
   bool is_discarded_ = false;
   std::shared_ptr<WaitRound> waits_;
+  std::shared_ptr<PullRound> pull_;  // in place of waits, status and deadline
   std::shared_ptr<Status> status_;
   Clock::time_point deadline_{};
   bool has_ended_ = false;

@@ -17,6 +17,7 @@ class TransferProgram : public Program {
         route_(transfer_->staging_, transfer_->host_copies_.get()) {}
 
   void prepare() override {
+    if (plan_.remote == nullptr) return;
     if (plan_.needs.buffers()) transfer_->staging_->prepare(plan_.needs, transfer_->link_->engine().device());
     RemoteCache& remote = *plan_.remote;
     const LayerRange& range = plan_.remote_layers;
@@ -32,9 +33,14 @@ class TransferProgram : public Program {
   bool next(Step* step) override {
     switch (at_) {
       case At::kStart:
-        at_ = At::kCopies;
-        if (!plan_.needs.has_host_end) begin_copies();
+        at_ = plan_.ticket != nullptr ? At::kTicket : At::kCopies;
+        if (plan_.remote != nullptr && !plan_.needs.has_host_end) begin_copies();
         *step = {Step::kWait, transfer_->start_[start_index()].address, nullptr, 1};
+        return true;
+      case At::kTicket:
+        at_ = At::kCopies;
+        *step = {Step::kWait, transfer_->link_->own_flag(plan_.ticket->use().slot, 0), nullptr,
+                 plan_.ticket->use().epoch};
         return true;
       case At::kCopies:
         if (next_copy(step)) return true;
@@ -86,7 +92,7 @@ class TransferProgram : public Program {
   }
 
  private:
-  enum class At { kStart, kCopies, kMark, kConfirmed, kLayerEnd, kDone, kCall, kEnd };
+  enum class At { kStart, kTicket, kCopies, kMark, kConfirmed, kLayerEnd, kDone, kCall, kEnd };
 
   static void device_done(void* transfer) { static_cast<Transfer*>(transfer)->device_done(); }
   size_t start_index() const { return transfer_->is_layered() ? static_cast<size_t>(layer_) : 0; }
@@ -127,6 +133,7 @@ class TransferProgram : public Program {
   }
 
   bool next_copy(Step* step) {
+    if (plan_.remote == nullptr) return false;
     if (plan_.needs.has_host_end) return next_copy_on_route(step);
     Rows rows;
     if (!copies_.next(&rows)) return false;
@@ -193,8 +200,14 @@ Transfer::Transfer(std::shared_ptr<Link> link, TransferPlan plan, std::optional<
         if (const auto found = engine.lock()) found->wake();
       })
                                            : nullptr),
+      pull_round_(plan_.ticket != nullptr ? std::make_shared<PullRound>() : nullptr),
       start_is_queued_(start_.size(), false) {
   link_->transfer_began();
+  if (is_publication()) {
+    const LayerRange& all = plan_.local_layers;
+    link_->publish(*slot_, {static_cast<uint32_t>(plan_.local->id), static_cast<uint32_t>(all.first_layer),
+                            static_cast<uint32_t>(all.tensors_per_layer), slot_->epoch});
+  }
   if (slot_) link_->announce(*slot_, sent_word(SentWord::kOpen, kSuccess));
 }
 
@@ -208,8 +221,8 @@ Transfer::~Transfer() {
 
 void Transfer::submit(bool notify_host, const char* asked) {
   // Whole transfers that need a stop on their way go one after the other, on one stream.
-  const bool shares_staging = plan_.needs.any() && !is_layered();
-  auto lane = shares_staging ? link_->take_staging_lane() : link_->take_lane(is_layered());
+  const bool shares_staging = plan_.needs.any() && !waits_for_others();
+  auto lane = shares_staging ? link_->take_staging_lane() : link_->take_lane(waits_for_others());
   if (lane == nullptr) {
     std::lock_guard lock(mutex_);
     is_claimed_ = false;
@@ -224,9 +237,10 @@ void Transfer::submit(bool notify_host, const char* asked) {
     std::lock_guard lock(mutex_);
     lane_ = lane;
     is_submitted_ = true;
+    owns_lane_ = waits_for_others();
     if (shares_staging) staging_ = link_->staging();
-    if (is_layered() && plan_.needs.buffers()) staging_ = link_->borrow_staging();
-    if (is_layered()) deadline_ = Clock::now() + plan_.timeout;
+    if (owns_lane_ && plan_.needs.buffers()) staging_ = link_->borrow_staging();
+    if (is_layered() || is_publication()) deadline_ = Clock::now() + plan_.timeout;
   }
   link_->feeder().submit(lane, std::make_unique<TransferProgram>(shared_from_this(), notify_host));
 }
@@ -239,6 +253,21 @@ void Transfer::cancel(const std::string& why) {
   link_->engine().wake();
 }
 
+void Transfer::discard(const char* asked) {
+  {
+    std::lock_guard lock(mutex_);
+    if (cancelled_ == "discarded") return;
+    const std::string what =
+        join(asked, is_publication() ? ": what was published for " : ": the task to ", link_->peer().name);
+    require(!has_ended_ && !taken_, kParamInvalid, what, " has ended already", code_ == kSuccess ? "" : ": ",
+            why_);
+    require(is_publication() || !is_claimed_, kParamInvalid, what,
+            " is bound to a forward; it ends when its layers have left, or at its deadline");
+    cancelled_ = "discarded";
+  }
+  link_->engine().wake();
+}
+
 void Transfer::limit(std::chrono::milliseconds timeout) {
   std::lock_guard lock(mutex_);
   limit_ = timeout;
@@ -246,13 +275,22 @@ void Transfer::limit(std::chrono::milliseconds timeout) {
 
 std::pair<int64_t, std::string> Transfer::wait() {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [this] { return has_ended_; });
+  changed_.wait(lock, [this] { return is_over(); });
   return {code_, why_};
+}
+
+std::tuple<bool, int64_t, std::string> Transfer::wait_until(Clock::time_point deadline) {
+  std::unique_lock lock(mutex_);
+  ++waiting_;
+  link_->engine().wake();
+  changed_.wait_until(lock, deadline, [this] { return is_over(); });
+  --waiting_;
+  return {is_over(), code_, why_};
 }
 
 std::tuple<bool, int64_t, std::string> Transfer::state() const {
   std::lock_guard lock(mutex_);
-  return {has_ended_, code_, why_};
+  return {is_over(), code_, why_};
 }
 
 Gate Transfer::start_gate_for(int64_t local_layer) {
@@ -299,8 +337,12 @@ int64_t Transfer::ticket() const { return slot_ ? link_->ticket_of(*slot_) : 0; 
 
 SentWord Transfer::sent_word(SentWord::State state, int64_t code) const {
   const int64_t first = plan_.remote_layers.first_layer;
-  return {slot_->epoch, static_cast<uint8_t>(first),
-          static_cast<uint8_t>(first + plan_.remote_layers.layers - 1), short_code(code), state};
+  return {slot_->epoch,
+          static_cast<uint8_t>(first),
+          static_cast<uint8_t>(first + plan_.remote_layers.layers - 1),
+          short_code(code),
+          state,
+          is_publication()};
 }
 
 void Transfer::submission_ended(uint64_t mark, int64_t code, const std::string& what) {
@@ -318,7 +360,12 @@ void Transfer::submission_ended(uint64_t mark, int64_t code, const std::string& 
 
 void Transfer::device_done() {
   std::lock_guard lock(mutex_);
-  end(kSuccess, "");
+  // What a ticket's holder gave up while it was read is not to be trusted: the watchdog looks.
+  if (pull_round_ == nullptr) {
+    end(kSuccess, "");
+  } else {
+    link_->engine().wake();
+  }
 }
 
 void Transfer::look_at_host_copies(const Tick& tick) {
@@ -359,28 +406,57 @@ void Transfer::clock_gap(Clock::duration gap) {
   if (deadline_) *deadline_ += gap;
 }
 
-void Transfer::revoked(uint32_t epoch) {
+void Transfer::receiver_said(TakenWord taken) {
   std::lock_guard lock(mutex_);
-  if (slot_ && slot_->epoch == epoch && !cancelled_)
+  if (!slot_ || slot_->epoch != taken.epoch) return;
+  if (taken.state != TakenWord::kRevoked) {
+    taken_ = taken;
+  } else if (!cancelled_) {
     cancelled_ = join(link_->peer().name, " waits no longer for it");
+  }
 }
 
 void Transfer::abandon(const std::string& why) {
   std::lock_guard lock(mutex_);
   end(kFailed, why);
+  is_settled_ = true;
+}
+
+std::optional<std::pair<int64_t, std::string>> Transfer::trouble(const Tick& tick) const {
+  using Trouble = std::pair<int64_t, std::string>;
+  const std::string& peer = link_->peer().name;
+  if (!link_->is_alive()) return link_->reason();
+  if (gate_refused_->load()) return Trouble(kFailed, "the runtime refused a gate on the caller's stream");
+  if (refused_) return Trouble(refused_->first, join("the transfer with ", peer, ": ", refused_->second));
+  if (deadline_ && tick.now >= *deadline_) {
+    return Trouble(kTimeout, join(is_publication() ? "what was published for " : "the transfer with ", peer,
+                                  is_publication() ? " was not taken within " : " did not end within ",
+                                  plan_.timeout.count(), " ms"));
+  }
+  if (cancelled_) return Trouble(kFailed, *cancelled_);
+  return std::nullopt;
 }
 
 bool Transfer::tick(const Tick& tick) {
   std::lock_guard lock(mutex_);
   for (const Word& gate : to_open_) tick.write(gate, 1);
   to_open_.clear();
+  if (is_publication()) return tick_publication(tick);
+  if (!has_ended_ && pull_round_ != nullptr) look_at_holder(tick);
   if (!has_ended_ && host_copies_ != nullptr) look_at_host_copies(tick);
   if (!has_ended_) judge(tick);
   if (!has_ended_) return false;
-  const bool drained =
-      !is_submitted_ || (submission_has_ended_ && lane_->has_passed(mark_)) || (lane_ && lane_->is_dropped());
-  if (drained && !is_drained_) this->drained();
+  if (!is_drained_ && has_left_its_stream()) drained();
   return is_drained_ && streams_have_passed();
+}
+
+void Transfer::look_at_holder(const Tick& tick) {
+  if (const auto given_up = pull_round_->given_up()) {
+    fail(tick, given_up->first, given_up->second);
+  } else if (!link_->is_alive()) {
+    const auto [code, why] = link_->reason();
+    fail(tick, code, why);
+  }
 }
 
 void Transfer::judge(const Tick& tick) {
@@ -393,20 +469,41 @@ void Transfer::judge(const Tick& tick) {
   }
   if (done_.seen() != 0) {
     end(kSuccess, "");
-  } else if (!link_->is_alive()) {
-    const auto [code, why] = link_->reason();
-    fail(tick, code, why);
-  } else if (gate_refused_->load()) {
-    fail(tick, kFailed, "the runtime refused a gate on the caller's stream");
-  } else if (refused_) {
-    fail(tick, refused_->first, join("the transfer with ", link_->peer().name, ": ", refused_->second));
-  } else if (deadline_ && tick.now >= *deadline_) {
-    fail(
-        tick, kTimeout,
-        join("the transfer with ", link_->peer().name, " did not end within ", plan_.timeout.count(), " ms"));
-  } else if (cancelled_) {
-    fail(tick, kFailed, *cancelled_);
+  } else if (const auto found = trouble(tick)) {
+    fail(tick, found->first, found->second);
   }
+}
+
+bool Transfer::tick_publication(const Tick& tick) {
+  if (!has_ended_ && !taken_) {
+    if (const auto found = trouble(tick)) fail(tick, found->first, found->second);
+  }
+  const bool is_out = has_ended_ || done_.seen() != 0;
+  if (is_out && !is_drained_ && has_left_its_stream()) drained();
+  if (!is_settled_ && is_drained_ && (taken_ || (has_ended_ && !link_->may_be_touched()))) settle();
+  // A holder that only polls learns of it at the watchdog's slow pace.
+  return is_drained_ && streams_have_passed() && waiting_ == 0;
+}
+
+// Nothing of the receiver reads the blocks any more.
+void Transfer::settle() {
+  if (taken_ && taken_->state == TakenWord::kRetired && taken_->code == 0) {
+    code_ = kSuccess;  // also when it was given up here, just too late
+    why_.clear();
+  } else if (taken_ && taken_->state == TakenWord::kDiscarded) {
+    code_ = kFailed;
+    why_ = join(link_->peer().name, " discarded it");
+  } else if (taken_ && !has_ended_) {
+    code_ = long_code(taken_->code);
+    why_ = join("the pull of ", link_->peer().name, " failed");
+  }
+  has_ended_ = true;
+  is_settled_ = true;
+  changed_.notify_all();
+}
+
+bool Transfer::has_left_its_stream() const {
+  return !is_submitted_ || (submission_has_ended_ && lane_->has_passed(mark_)) || lane_->is_dropped();
 }
 
 void Transfer::drained() {
@@ -414,12 +511,14 @@ void Transfer::drained() {
   if (slot_)
     link_->slot_drained(*slot_, sent_word(code_ == kSuccess ? SentWord::kDrained : SentWord::kFailed, code_));
   if (host_copies_ != nullptr) host_copies_->close();
-  if (is_layered() && staging_ != nullptr) link_->give_back_staging(staging_);
+  if (owns_lane_ && staging_ != nullptr) link_->give_back_staging(staging_);
   if (lane_) link_->give_back_lane(lane_);
   acl::ContextScope restore;  // unmapping through torch's allocator changes the thread's
   plan_.local.reset();
   plan_.remote.reset();
   link_->transfer_retired();
+  owns_lane_ = false;
+  if (pull_round_ != nullptr) pull_round_->finish(code_, why_);
 }
 
 void Transfer::fail(const Tick& tick, int64_t code, const std::string& why) {
@@ -428,13 +527,15 @@ void Transfer::fail(const Tick& tick, int64_t code, const std::string& why) {
   tick.write(done_, 1);
   // What waits on a stream of its own is cut off there: none of its copies lands later.
   const bool never_starts = gate_refused_->load();
-  if ((is_layered() || never_starts) && lane_ && !lane_->is_dropped()) link_->feeder().drop_lane(lane_);
+  if ((owns_lane_ || never_starts) && lane_ && !is_drained_ && !lane_->is_dropped())
+    link_->feeder().drop_lane(lane_);
+  if (is_publication() && is_drained_) link_->announce(*slot_, sent_word(SentWord::kFailed, code));
   end(code, why);
 }
 
 bool Transfer::is_retired() const {
   std::lock_guard lock(mutex_);
-  return is_drained_ && streams_have_passed();
+  return is_drained_ && streams_have_passed() && is_over();
 }
 
 HandleTable<Transfer>& tasks() {

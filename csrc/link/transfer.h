@@ -4,6 +4,10 @@
 // A whole transfer has one start gate, written by the caller's stream. A layered one (a task) has one per
 // layer, and a slot at the receiver whose flags tell of each layer. Both end with a done gate, written by the
 // link's stream or, when something failed, by the watchdog after the error.
+//
+// A publication is a push without bytes: one start gate, a slot, one flag. It has not ended when that flag is
+// written, but when the receiver said that it has pulled, or when nothing of the receiver can read any more.
+// A pull with a ticket waits for that flag on a stream of its own.
 #pragma once
 
 #include <atomic>
@@ -19,6 +23,7 @@
 #include "cache/cache.h"
 #include "link/lane.h"
 #include "link/link.h"
+#include "link/pull_round.h"
 #include "link/route.h"
 #include "link/status.h"
 #include "plan/plan.h"
@@ -26,20 +31,21 @@
 
 namespace datadist {
 
-enum class Direction { kPush, kPull };
+enum class Direction { kPush, kPull, kPublish };
 
 // Checked, planned, and not yet known to any stream.
 struct TransferPlan {
   Direction direction = Direction::kPush;
   std::shared_ptr<LocalCache> local;
-  std::shared_ptr<RemoteCache> remote;
+  std::shared_ptr<RemoteCache> remote;  // nullptr: a publication
   LayerRange local_layers;
   LayerRange remote_layers;
   Shape shape;
   std::vector<Run> runs;  // in the direction in which the bytes flow
   RouteNeeds needs;
   std::chrono::milliseconds timeout{0};
-  bool by_layers = false;  // released one by one; nobody at the receiver need wait for them
+  std::shared_ptr<Ticket> ticket;  // of a pull: it waits until the peer's blocks are ready
+  bool by_layers = false;          // released one by one; nobody at the receiver need wait for them
 };
 
 // A word that a caller's stream writes 1 to, and where its handler says that the runtime refused.
@@ -60,10 +66,15 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   void submit(bool notify_host, const char* asked);
   // Ends it early; what it queued on a stream of its own is cut off.
   void cancel(const std::string& why);
+  // Likewise, when its initiator does not want it any more: LLM_PARAM_INVALID once it is bound, or has ended
+  // in another way. A publication never counts as bound.
+  void discard(const char* asked);
   // Of a layered transfer: it ends at the latest so long after its last layer was released.
   void limit(std::chrono::milliseconds timeout);
   // Blocks until it ended; (code, detail).
   std::pair<int64_t, std::string> wait();
+  // The state at the end or at the deadline.
+  std::tuple<bool, int64_t, std::string> wait_until(Clock::time_point deadline);
   std::tuple<bool, int64_t, std::string> state() const;
 
   // --- what a caller's stream needs; each call says that the stream will write the word
@@ -78,7 +89,10 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   void bind(std::shared_ptr<Status> status, std::chrono::milliseconds timeout,
             const std::set<int64_t>& open_layers, const char* asked);
   const std::shared_ptr<Status>& status() const { return status_; }
-  bool is_layered() const { return slot_.has_value() || plan_.by_layers; }
+  bool is_publication() const { return plan_.direction == Direction::kPublish; }
+  bool is_layered() const { return (slot_.has_value() && !is_publication()) || plan_.by_layers; }
+  // Needs a stream of its own, so that it holds up no other while it waits for a forward here or there.
+  bool waits_for_others() const { return is_layered() || is_publication() || plan_.ticket != nullptr; }
   bool is_bound() const;
   bool is_retired() const;  // watchdog: ended, drained, and no stream reads its words any more
   int64_t layers() const { return plan_.local_layers.layers; }
@@ -88,11 +102,12 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   }
   int64_t ticket() const;
   bool moves_host_memory() const { return moves_host_memory_; }  // on this side
+  const std::shared_ptr<PullRound>& pull_round() const { return pull_round_; }
   Link& link() const { return *link_; }
 
-  // --- the watchdog; true when nothing of it is in use any more
-  void revoked(uint32_t epoch);  // the receiver waits no longer: what has not left stays here
-  bool tick(const Tick& tick);
+  // --- the watchdog
+  void receiver_said(TakenWord taken);
+  bool tick(const Tick& tick);  // true when it needs no look soon
   void clock_gap(Clock::duration gap);
   void abandon(const std::string& why);  // there is no watchdog any more
 
@@ -100,14 +115,21 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   friend class TransferProgram;
   void submission_ended(uint64_t mark, int64_t code, const std::string& what);
   void device_done();
+  bool tick_publication(const Tick& tick);
+  void settle();
+  // Why it cannot go on, whatever it is.
+  std::optional<std::pair<int64_t, std::string>> trouble(const Tick& tick) const;
   void fail(const Tick& tick, int64_t code, const std::string& why);
   void end(int64_t code, const std::string& why);
   bool has_started() const;
   bool is_released() const { return start_.back().seen() != 0; }
   bool streams_have_passed() const;
+  bool has_left_its_stream() const;
+  bool is_over() const { return is_publication() ? is_settled_ : has_ended_; }
   SentWord sent_word(SentWord::State state, int64_t code) const;
   void drained();
   void look_at_host_copies(const Tick& tick);
+  void look_at_holder(const Tick& tick);
   void judge(const Tick& tick);  // has it ended, and how?
   // Of a layered transfer with host functions: a layer's flag waits until the watchdog saw none fail.
   bool confirms_layers() const { return host_copies_ != nullptr && slot_.has_value(); }
@@ -125,11 +147,13 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   std::shared_ptr<Status> status_;
   const bool moves_host_memory_;
   const std::shared_ptr<HostCopies> host_copies_;  // nullptr: every byte moves by copies of the stream
+  const std::shared_ptr<PullRound> pull_round_;    // with a ticket
 
   // progress
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::shared_ptr<Lane> lane_;
+  bool owns_lane_ = false;  // until drained; when it fails it may be cut off there
   bool is_claimed_ = false;
   bool is_submitted_ = false;
   const std::shared_ptr<std::atomic<bool>> gate_refused_ = std::make_shared<std::atomic<bool>>(false);
@@ -150,6 +174,10 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   int64_t code_ = kSuccess;
   std::string why_;
   bool is_drained_ = false;
+  // Of a publication.
+  std::optional<TakenWord> taken_;
+  bool is_settled_ = false;
+  int waiting_ = 0;
 };
 
 HandleTable<Transfer>& tasks();
