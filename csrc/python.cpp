@@ -99,7 +99,7 @@ int64_t register_cache(Instance& instance, const std::vector<at::Tensor>& tensor
   for (const at::Tensor& tensor : tensors)
     storage.push_back(std::make_shared<c10::Storage>(tensor.storage()));
   std::vector<uintptr_t> slabs(places.size(), 0);
-  if (places.front().reach == Reach::kDevice) slabs = mapped::segments_of(instance.device(), places);
+  if (places.front().reach == Reach::kDevice) slabs = mapped::slabs_of(instance.device(), places);
   return instance.caches().add(std::move(geometry), std::move(places), std::move(slabs), std::move(storage));
 }
 

@@ -79,6 +79,13 @@ def register(
     state.cache = state.datadist.cache_manager.register_blocks_cache(desc, tensors, key)
 
 
+def register_raw(state: SimpleNamespace) -> None:
+    """Registers ``state.raw``, uint8[num_blocks, block_bytes] each, as a blocks cache."""
+    desc = datadist.CacheDesc(len(state.raw), list(state.raw[0].shape), DataType.DT_UINT8)
+    key = datadist.BlocksCacheKey(state.cluster_id, 0)
+    state.cache = state.datadist.cache_manager.register_blocks_cache(desc, state.raw, key)
+
+
 def _alone(tensor: torch.Tensor) -> torch.Tensor:
     """A copy in an allocation of its own: the allocator divides smaller ones between tensors."""
     whole = torch.empty(11 << 20, dtype=torch.uint8, device=tensor.device)

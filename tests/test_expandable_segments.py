@@ -67,3 +67,49 @@ def test_push_blocks_is_bit_exact(peers: Callable[[int], list[Peer]], block_byte
     before_a = instances.pattern(10, 4, blocks, block_bytes)
     before_b = instances.pattern(20, 4, blocks, block_bytes)
     assert torch.equal(b.call(instances.content), reference(before_a, before_b, src, dst, range(4), range(4)))
+
+
+def register_around_a_hole(state: SimpleNamespace, seed: int) -> list[int]:
+    """A cache of two tensors with unmapped memory between them since its registration.
+
+    Returns how many segments the tensors lie in, before and after what is between them was given back.
+    """
+    sizes = (20 * MIB, 40 * MIB, 20 * MIB)  # whole mappings
+    before, between, after = (torch.empty(n, dtype=torch.uint8, device=f"npu:{state.device}") for n in sizes)
+    raw = instances.pattern(seed, 2, BLOCKS, 4096)
+    state.raw = [
+        tensor[: raw[0].numel()].view(raw[0].shape).copy_(content)
+        for tensor, content in zip((before, after), raw, strict=True)
+    ]
+    instances.register_raw(state)
+    counts = [len(segments_are_expandable(state))]
+    del between
+    torch.npu.empty_cache()
+    return [*counts, len(segments_are_expandable(state))]
+
+
+def register_a_slab(state: SimpleNamespace, seed: int) -> None:
+    state.raw = list(instances.pattern(seed, 2, BLOCKS, 4096).to(f"npu:{state.device}"))
+    instances.register_raw(state)
+
+
+def test_no_copy_crosses_memory_that_the_allocator_gave_back(peers: Callable[[int], list[Peer]]) -> None:
+    """Whichever side moves: a copy of rows over both tensors would touch what is between them."""
+    a, b = peers(2)
+    a.call(instances.start, 1, 0)
+    port = b.call(instances.start, 2, 1)
+    assert a.call(register_around_a_hole, 10) == [1, 2]
+    b.call(register_a_slab, 20)
+    assert a.call(instances.link, 2, port) == ["LLM_SUCCESS"]
+    b.call(instances.wait_linked, 1)
+
+    a.call(instances.push_blocks, 2, [0], [1])
+    a.call(instances.pull_blocks, 2, [2], [3])
+    b.call(instances.push_blocks, 1, [4], [5])
+    b.call(instances.pull_blocks, 1, [6], [7])
+
+    before_a, before_b = instances.pattern(10, 2, BLOCKS, 4096), instances.pattern(20, 2, BLOCKS, 4096)
+    both = range(2)
+    after_a = reference(before_b, before_a, [2, 4], [3, 5], both, both)
+    assert torch.equal(a.call(instances.content), after_a)
+    assert torch.equal(b.call(instances.content), reference(before_a, before_b, [0, 6], [1, 7], both, both))

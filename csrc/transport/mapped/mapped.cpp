@@ -52,6 +52,18 @@ char* allocated_block_of(const Segments& segments, int device, const char* addre
   return nullptr;
 }
 
+// What an address has around it for as long as its tensor lives. Of a segment that is one allocation that is
+// all of it; an expandable one loses what is free, so that between two blocks of it a hole may open later.
+uintptr_t slab_of(const Segments& segments, int device, const char* address) {
+  for (const auto& segment : segments) {
+    const char* const begin = reinterpret_cast<const char*>(segment.address);
+    if (segment.device != device || address < begin || address >= begin + segment.total_size) continue;
+    return reinterpret_cast<uintptr_t>(segment.is_expandable ? allocated_block_of(segments, device, address)
+                                                             : begin);
+  }
+  return 0;
+}
+
 // Whether torch's work on the device ends, some time.
 bool is_working(int device) {
   try {
@@ -169,21 +181,13 @@ std::vector<Exported> export_addresses(int device, const std::vector<char*>& add
   return exported;
 }
 
-std::vector<uintptr_t> segments_of(int device, const std::vector<Place>& places) {
+std::vector<uintptr_t> slabs_of(int device, const std::vector<Place>& places) {
   AllocatorScope scope(device);
-  std::map<uintptr_t, size_t> sizes;
-  for (const auto& segment : c10_npu::NPUCachingAllocator::snapshot().segments) {
-    if (segment.device == device) sizes[static_cast<uintptr_t>(segment.address)] = segment.total_size;
-  }
-  std::vector<uintptr_t> segments;
-  for (const Place& place : places) {
-    const auto address = reinterpret_cast<uintptr_t>(place.address);
-    const auto after = sizes.upper_bound(address);
-    const auto found = after == sizes.begin() ? sizes.end() : std::prev(after);
-    const bool is_inside = found != sizes.end() && address < found->first + found->second;
-    segments.push_back(is_inside ? found->first : 0);
-  }
-  return segments;
+  const Segments segments = c10_npu::NPUCachingAllocator::snapshot().segments;
+  std::vector<uintptr_t> slabs;
+  slabs.reserve(places.size());
+  for (const Place& place : places) slabs.push_back(slab_of(segments, device, place.address));
+  return slabs;
 }
 
 std::unique_ptr<Transport> make_transport(int device, PeerProcess peer) {

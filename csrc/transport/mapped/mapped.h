@@ -18,8 +18,9 @@ DeviceMemory allocate(int device, size_t bytes);
 // exported. One look at the allocator serves them all: it lists each of its blocks.
 std::vector<Exported> export_addresses(int device, const std::vector<char*>& addresses);
 
-// The address of the allocator's segment that each lies in; 0: not its memory.
-std::vector<uintptr_t> segments_of(int device, const std::vector<Place>& places);
+// The address of the memory around each that stays mapped as long as its tensor lives: of the allocator's
+// segment, of an expandable one the tensor's own block. 0: not its memory.
+std::vector<uintptr_t> slabs_of(int device, const std::vector<Place>& places);
 
 struct PeerProcess {
   int device = 0;
