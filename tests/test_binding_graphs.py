@@ -370,6 +370,35 @@ def test_bind_gives_up_on_a_replay_that_never_comes_and_unbind_helps(trio: Trio)
     assert torch.equal(seen[:, 3, 0], written(20))
 
 
+def test_what_a_replay_did_not_push_is_not_sent_and_does_not_hold_up_the_next_bind(trio: Trio) -> None:
+    """The graph pushes the first layer only, its task carries all of them."""
+    here, there, _ = trio
+    sender = Sender(here, LAYERS)
+    expected = transfers.restore(there)
+
+    def first_layer() -> None:
+        for tensor in here.raw[:2]:
+            tensor.copy_(sender.value)
+        ops.push_layer(sender.status, here.raw[1], 0, sender.binding.id)
+
+    replay = captured(0, first_layer)
+    for value in range(40, 43):
+        task = sender.prepare(2, [0], [3])
+        send(sender, replay, value, [task])
+        torch.npu.synchronize(0)
+
+        sender.binding.bind(())
+
+        until_ended(task)
+        assert task.state().code == LLMStatusCode.LLM_FAILED
+        assert "its binding was bound again before layer" in task.state().detail
+        replay()
+        torch.npu.synchronize(0)
+        assert sender.status.item() == 0
+    torch.npu.synchronize(1)
+    assert torch.equal(torch.stack([raw.cpu() for raw in there.raw[2:]]), expected[2:])
+
+
 def test_a_refused_bind_leaves_graph_and_tickets_usable(trio: Trio) -> None:
     here, there, _ = trio
     sender, receiver = Sender(here, LAYERS), Receiver(there, range(LAYERS))

@@ -93,6 +93,7 @@ void Binding::bind(std::vector<std::shared_ptr<Transfer>> tasks, const std::vect
 void Binding::wait_for_last_replay(Clock::time_point deadline) {
   {
     std::lock_guard lock(mutex_);
+    round_->retire("its binding was bound again", false);
     wants_gates_ = true;
     are_cleared_ = has_gates_ = false;
   }
