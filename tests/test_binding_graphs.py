@@ -382,7 +382,7 @@ def test_what_a_replay_did_not_push_is_not_sent_and_does_not_hold_up_the_next_bi
         ops.push_layer(sender.status, here.raw[1], 0, sender.binding.id)
 
     replay = captured(0, first_layer)
-    for value in range(40, 43):
+    for value in range(40, 50):
         task = sender.prepare(2, [0], [3])
         send(sender, replay, value, [task])
         torch.npu.synchronize(0)

@@ -269,14 +269,17 @@ int Round::look_at_pushes(const Tick& tick) {
       ++push.times;
     }
     forwards = std::max(forwards, push.times);
-    if (std::exchange(push.is_asked, false)) tick.write(gate.released, 1);
-    // Nobody will push it any more, so what waits for that goes on; its tasks have ended by then.
+    if (push.is_asked) tick.write(gate.released, 1);
+    push.is_asked = false;
+    // Nobody will push it any more, so what waits for that goes on, once its tasks have left their streams:
+    // what they had queued behind the gate would go out else.
     if (!is_retired_ || !push.is_relayed || push.is_queued || push.is_forced || may_come(gate.is_captured))
       continue;
-    push.is_forced = std::all_of(tasks_.begin(), tasks_.end(), [&](const auto& task) {
-      return !task->carries((*layers_)[i]) || std::get<0>(task->state());
+    const bool must_force = std::all_of(tasks_.begin(), tasks_.end(), [&](const auto& task) {
+      return !task->carries((*layers_)[i]) || task->is_drained();
     });
-    if (push.is_forced) tick.write(gate.released, 1);
+    if (must_force) tick.write(gate.released, 1);
+    push.is_forced = must_force;
   }
   return forwards;
 }

@@ -533,6 +533,11 @@ void Transfer::fail(const Tick& tick, int64_t code, const std::string& why) {
   end(code, why);
 }
 
+bool Transfer::is_drained() const {
+  std::lock_guard lock(mutex_);
+  return is_drained_;
+}
+
 bool Transfer::is_retired() const {
   std::lock_guard lock(mutex_);
   return is_drained_ && streams_have_passed() && is_over();

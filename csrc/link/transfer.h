@@ -94,6 +94,7 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   // Needs a stream of its own, so that it holds up no other while it waits for a forward here or there.
   bool waits_for_others() const { return is_layered() || is_publication() || plan_.ticket != nullptr; }
   bool is_bound() const;
+  bool is_drained() const;  // ended, and nothing of it is queued on a stream of ours any more
   bool is_retired() const;  // watchdog: ended, drained, and no stream reads its words any more
   int64_t layers() const { return plan_.local_layers.layers; }
   int64_t first_layer() const { return plan_.local_layers.first_layer; }
