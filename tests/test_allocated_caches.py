@@ -197,6 +197,41 @@ def test_what_was_deallocated_can_be_allocated_at_once(pair: Pair, placement: Pl
         there.manager.deallocate_blocks_cache(cache)
 
 
+@pytest.mark.parametrize("fails", ["add", "bind", "announce"])
+@pytest.mark.parametrize("is_blocks", [True, False], ids=["blocks", "contiguous"])
+def test_a_cache_that_could_not_be_added_leaves_nothing(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, fails: str, is_blocks: bool
+) -> None:
+    """Its memory is in the pool once, and no handle writes it."""
+    _, there = pair
+    manager = there.manager
+    whole = CacheDesc(POOL_PAGES, [PAGE], DataType.DT_INT8)
+    allocate = manager.allocate_blocks_cache if is_blocks else manager.allocate_cache
+    opened, closed = [], []
+    native = SimpleNamespace(**vars(manager._native))
+    native.paged_open = lambda tensors: opened.append(manager_native.paged_open(tensors)) or opened[-1]
+    native.paged_close = lambda handle: closed.append(handle) or manager_native.paged_close(handle)
+    manager_native = manager._native
+    held_by = {"add": manager._registry, "bind": manager._registry.keys, "announce": manager._links}[fails]
+
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manager, "_native", native)
+        patch.setattr(held_by, fails, fail)
+        with pytest.raises(MemoryError, match="no room"):
+            allocate(whole)
+
+    assert len(opened) == is_blocks
+    assert set(opened) <= set(closed)
+    wait_until(lambda: not manager.held_caches())
+    cache = allocate(whole)
+    check_raises(OUT_OF_MEMORY, lambda: allocate(whole))  # given back once
+    manager.unregister_cache(cache.cache_id)
+    wait_until(lambda: not manager.held_caches())
+
+
 def test_deallocating_is_idempotent_and_strict_about_kinds(pair: Pair) -> None:
     """2.6, 3.2 row 21."""
     here, there = pair

@@ -52,10 +52,10 @@ class AllocatedCaches(CacheStore):
         with self._changing:
             try:
                 self._registry.keys.check_free(asked, keys)
-                return self._add(desc, tensors, False, None, True, keys=keys, release=release)
             except BaseException:
                 release()
                 raise
+            return self._add(desc, tensors, False, None, True, keys=keys, release=release)
 
     def allocate_blocks_cache(
         self, cache_desc: CacheDesc, blocks_cache_key: BlocksCacheKey | None = None
@@ -82,11 +82,7 @@ class AllocatedCaches(CacheStore):
         read_desc(asked, desc)
         tensors, release = self._take(asked, desc)
         with self._changing:
-            try:
-                return self._add(desc, tensors, True, model_id, True, release=release)
-            except BaseException:
-                release()
-                raise
+            return self._add(desc, tensors, True, model_id, True, release=release)
 
     def deallocate_cache(self, cache: Cache) -> None:
         """Gives a contiguous cache up. Peers reach it by its keys until the last of them is gone.

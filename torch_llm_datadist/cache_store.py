@@ -226,21 +226,39 @@ class CacheStore:
         keys: Sequence[CacheKey] = (),
         release: Callable[[], None] | None = None,
     ) -> Cache:
-        cache_id = self._instance.register_cache(tensors, desc.shape[0], is_blocks)
-        cache = Cache(
-            cache_id,
-            desc,
-            addresses_of(tensors),
-            is_blocks,
-            tensors=tensors,
-            remote_accessible=is_reachable,
-            handle=self._native.paged_open(tensors) if is_blocks else 0,
-        )
-        local = LocalCache(cache, model_id, tuple(tensor.nbytes for tensor in tensors), release)
-        self._registry.add(local)
-        self._registry.keys.bind(cache_id, keys, is_owned=local.is_owned)
-        self._links.announce(local)
+        cache_id = handle = 0
+        try:
+            cache_id = self._instance.register_cache(tensors, desc.shape[0], is_blocks)
+            handle = self._native.paged_open(tensors) if is_blocks else 0
+            cache = Cache(
+                cache_id,
+                desc,
+                addresses_of(tensors),
+                is_blocks,
+                tensors=tensors,
+                remote_accessible=is_reachable,
+                handle=handle,
+            )
+            local = LocalCache(cache, model_id, tuple(tensor.nbytes for tensor in tensors), release)
+            self._registry.add(local)
+            self._registry.keys.bind(cache_id, keys, is_owned=local.is_owned)
+            self._links.announce(local)
+        except BaseException:
+            self._take_back(cache_id, handle, release)
+            raise
         return cache
+
+    def _take_back(self, cache_id: int, handle: int, release: Callable[[], None] | None) -> None:
+        """What ``_add`` did before it failed. A peer that is joining may know the cache: its memory waits."""
+        self._native.paged_close(handle)
+        if self._registry.get(cache_id) is not None:
+            self._withdraw(cache_id)
+            return
+        if cache_id:
+            self._instance.withdraw_cache(cache_id)
+            self._instance.release_cache(cache_id)
+        if release is not None:
+            release()
 
     def _withdraw(self, cache_id: int) -> None:
         held = self._registry.withdraw(cache_id)
