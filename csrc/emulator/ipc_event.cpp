@@ -214,8 +214,13 @@ void IpcEvent::take_back_from_dead() const {
     // Of several processes that look at the same time one goes on from here.
     if (known->second || !page_->recorders[slot].compare_exchange_strong(recorder, 0)) continue;
     page_->lost[slot].store(generation_of(seen) + 1);
-    if (page_->slots[slot].compare_exchange_strong(seen, seen & ~(Page::kState | Page::kRetired)))
+    // Retired in between by another process, it still has no recorder: later looks would pass it by.
+    const uint32_t generation = generation_of(seen);
+    while (generation_of(seen) == generation && state_of(seen) == Page::kPending) {
+      if (!page_->slots[slot].compare_exchange_weak(seen, seen & ~(Page::kState | Page::kRetired))) continue;
       futex_wake_all(&page_->slots[slot]);
+      break;
+    }
   }
 }
 
