@@ -193,7 +193,7 @@ def test_scattered_blocks_of_a_slab_are_one_copy_each_over_all_layers() -> None:
 
 
 def test_a_hundred_thousand_blocks_are_planned_in_milliseconds() -> None:
-    """10 ms on a quiet machine; the bound leaves room for a busy one."""
+    """10 ms on a quiet machine, in processor time; the bound leaves room for a busy one."""
     count = 100_000
     chooser = random.Random(7)
     ids = [torch.tensor(chooser.sample(range(count), count), dtype=torch.int64) for _ in range(2)]
@@ -202,10 +202,10 @@ def test_a_hundred_thousand_blocks_are_planned_in_milliseconds() -> None:
     tensors = tensors_of("apart", 1, count, BLOCK)
 
     def seconds() -> float:
-        began = time.perf_counter()
+        began = time.thread_time()
         with pytest.raises(LLMException, match="twice"):
             _native.load().plan_copies(tensors, *ids, count, count)
-        return time.perf_counter() - began
+        return time.thread_time() - began
 
     assert min(seconds() for _ in range(5)) < 0.1
 

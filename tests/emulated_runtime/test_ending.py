@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -90,7 +91,11 @@ def test_what_a_process_holds_goes_with_it() -> None:
         for held in (first, second):
             assert not Path(f"/proc/{held.process.pid}").exists()
             left = [*os.listdir("/dev/shm"), *os.listdir(tempfile.gettempdir())]
-            assert not [name for name in left if "emulated" in name and str(held.process.pid) in name]
+            assert not [
+                name
+                for name in left
+                if "emulated" in name and re.search(rf"(?<!\d){held.process.pid}(?!\d)", name)
+            ]
 
 
 SHARES = """

@@ -17,7 +17,7 @@ TASKS = 1000
 ROUNDS = 7
 # What a task may cost, in items that go through Python's own queue, which takes some 0.05 microseconds. A
 # task takes 1 to 5 of them; a wake-up, a hand-over or a search for each task takes it far beyond.
-COST_LIMIT = 15
+COST_LIMIT = 30
 
 
 class Stats(ctypes.Structure):
