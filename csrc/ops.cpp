@@ -61,6 +61,7 @@ void queue(const char* name, aclrtStream stream, OpSteps steps, void* status) {
     if (steps.reached != nullptr) code = acl::queue_write(steps.reached, 0, stream);
     if (steps.opened != nullptr && has_waited) code |= acl::queue_write(steps.opened, 0, stream);
     if (steps.released != nullptr) code |= acl::queue_write(steps.released, 1, stream);
+    if (steps.mark != nullptr) code |= acl::queue_write(steps.mark, steps.mark_number, stream);
     if ((code != 0 || !has_waited) && steps.refused != nullptr) steps.refused->store(true);
     return 0;
   });

@@ -490,21 +490,6 @@ def test_the_entry_and_copy_ops_have_schemas_and_fakes_that_hold(peers: Any) -> 
     a.call(schema_and_fake_hold)
 
 
-@pytest.mark.parametrize("name", ["push_cache", "pull_cache", "copy_cache", "copy_blocks", "swap_blocks"])
-def test_an_op_whose_tensors_are_all_on_the_cpu_refuses_by_name(name: str) -> None:
-    status, ids = torch.zeros(1, dtype=torch.int32), torch.tensor([0])
-    tensors = [torch.zeros(2, 4)]
-    calls = {
-        "push_cache": lambda: datadist.ops.push_cache(status, tensors, link=1, cache_id=1),
-        "pull_cache": lambda: datadist.ops.pull_cache(status, tensors, link=1, cache_id=1),
-        "copy_cache": lambda: datadist.ops.copy_cache(status, tensors, tensors),
-        "copy_blocks": lambda: datadist.ops.copy_blocks(status, tensors, ids, ids),
-        "swap_blocks": lambda: datadist.ops.swap_blocks(status, tensors, tensors, ids, ids),
-    }
-    message = check_raises(LLMStatusCode.LLM_FEATURE_NOT_ENABLED, calls[name])
-    assert f"::{name}: all tensors are on the CPU" in message
-
-
 # Tensors of different shape (MLA).
 
 MLA = [64, 8]  # bytes of a block of the two tensors of a layer

@@ -114,6 +114,37 @@ def fail_then_bind_again(state, ticket):
     return state.status.item(), second.item()
 
 
+def wait_again_behind_a_kernel(state, ticket):
+    """Ops that meet no gate, since their layer was waited for, and run long after the next bind."""
+    torch.npu.set_device(state.device)
+    binding = datadist.Binding(state.device, range(LAYERS))
+    late = torch.zeros(2, dtype=torch.int32).npu()
+    binding.bind([ticket], timeout_s=0.1)
+    ops.wait_layer(state.status, state.status, 0, binding.id)
+    assert until_ended_here(ticket, 5.0)
+    for layer in range(1, LAYERS):
+        ops.wait_layer(state.status, state.status, layer, binding.id)
+    torch.npu.synchronize()
+    side = torch.npu.Stream()
+    emulator.delay_stream(0.5)
+    emulator.delay_stream(0.5, side)
+    ops.wait_layer(late[:1], late[:1], 0, binding.id)
+    with torch.npu.stream(side):
+        ops.wait_layer(late[1:], late[1:], 0, binding.id)
+    for _ in range(20):
+        binding.bind(())
+    torch.npu.synchronize()
+    return late.tolist()
+
+
+def test_an_op_that_met_no_gate_reads_the_status_of_its_own_forward_however_late(pair):
+    a, b = pair
+
+    codes = b.call(wait_again_behind_a_kernel, a.call(prepare))
+
+    assert codes == [datadist.LLMStatusCode.LLM_TIMEOUT] * 2
+
+
 def until_ended_here(ticket, within_s):
     from torch_llm_datadist.binding import ticket_state
 

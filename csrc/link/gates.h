@@ -24,11 +24,12 @@ struct WaitGate {
 // set that a graph has captured stays with its binding for good.
 struct Gates {
   Gates(WordPool* words, size_t layers) : pool(words) {
-    auto taken = words->take(3 * layers + 4);
+    auto taken = words->take(3 * layers + 5);
     auto next = taken.begin();
     status = *next++;
     graph_status = *next++;
     finish = {*next++, *next++};
+    marks.push_back(*next++);
     for (size_t i = 0; i < layers; ++i) {
       pushes.push_back({*next++});
       waits.push_back({*next++, *next++});
@@ -37,6 +38,7 @@ struct Gates {
   // No stream reads or writes them any more.
   ~Gates() {
     for (const Word& word : {status, graph_status, finish.opened, finish.reached}) pool->give_back(word);
+    for (const Word& mark : marks) pool->give_back(mark);
     for (const PushGate& gate : pushes) pool->give_back(gate.released);
     for (const WaitGate& gate : waits) {
       pool->give_back(gate.opened);
@@ -62,8 +64,9 @@ struct Gates {
   std::vector<PushGate> pushes;  // per layer of the binding, in its order
   std::vector<WaitGate> waits;
   WaitGate finish;
-  Word status;        // what eager ops copy to their status tensor
-  Word graph_status;  // what captured ones copy; between two rounds it says that nothing is bound
+  Word status;              // what eager ops copy to their status tensor
+  std::vector<Word> marks;  // one per stream of eager ops that meet no gate: how far it has come
+  Word graph_status;        // what captured ones copy; between two rounds it says that nothing is bound
 };
 
 }  // namespace datadist

@@ -112,6 +112,28 @@ OpSteps Round::only_status(const OpStream& stream) {
   return steps;
 }
 
+OpSteps Round::without_gate(const OpStream& stream) {
+  OpSteps steps = only_status(stream);
+  if (stream.captures || gates_->belong_to_graphs) return steps;  // their words stay with the binding
+  const auto is_its = [&](const Mark& mark) { return mark.stream == stream.raw; };
+  auto mark = std::find_if(marks_.begin(), marks_.end(), is_its);
+  if (mark == marks_.end()) {
+    if (gates_->marks.size() == marks_.size()) gates_->marks.push_back(gates_->pool->take(1).front());
+    mark = marks_.insert(mark, {stream.raw});
+  }
+  steps.mark = gates_->marks[mark - marks_.begin()].address;
+  steps.mark_number = ++mark->last;
+  steps.refused = refused_;
+  return steps;
+}
+
+bool Round::marks_are_passed() const {
+  for (size_t i = 0; i < marks_.size(); ++i) {
+    if (gates_->marks[i].seen() < marks_[i].last) return refused_->load();
+  }
+  return true;
+}
+
 OpSteps Round::push(size_t layer, const OpStream& stream) {
   PushGate& gate = gates_->pushes[layer];
   if (stream.captures) {
@@ -120,7 +142,7 @@ OpSteps Round::push(size_t layer, const OpStream& stream) {
   } else if (pushes_[layer].is_relayed || gate.is_captured) {
     pushes_[layer].is_queued = true;
   } else {
-    return only_status(stream);
+    return without_gate(stream);
   }
   OpSteps steps = only_status(stream);
   if (gates_->belong_to_graphs) steps.must_be_taken = gate.released.address;
@@ -161,19 +183,19 @@ OpSteps Round::finish(const OpStream& stream) {
 }
 
 OpSteps Round::pass(const WaitGate& gate, Wait& wait, const OpStream& stream, const char* what) {
-  OpSteps steps = only_status(stream);
   if (!stream.captures) {
-    if (wait.state == Wait::kShut) return steps;
+    if (wait.state == Wait::kShut) return without_gate(stream);
     if (wait.is_queued && !gates_->belong_to_graphs) {
       require(
           wait.stream == stream.raw, kParamInvalid, what,
           " before in this forward, on another stream; a gate lets one stream pass. Order the streams with "
           "an event, or bind again.");
-      return steps;
+      return without_gate(stream);
     }
     wait.is_queued = true;
     wait.stream = stream.raw;
   }
+  OpSteps steps = only_status(stream);
   if (gates_->belong_to_graphs) steps.reached = gate.reached.address;
   steps.opened = gate.opened.address;
   if (!stream.captures) steps.refused = refused_;
@@ -342,7 +364,7 @@ bool Round::is_over() const {
 
 bool Round::is_gone() const {
   const auto is_idle = [](const auto& relay) { return relay == nullptr || !relay->is_under_way(); };
-  return is_over() && is_idle(push_relay_) && is_idle(finish_relay_) &&
+  return is_over() && marks_are_passed() && is_idle(push_relay_) && is_idle(finish_relay_) &&
          (wait_round_ == nullptr || wait_round_->is_done());
 }
 

@@ -26,12 +26,14 @@ namespace datadist {
 
 // One layer op's share of the caller's stream, in this order. Empty fields are left out.
 struct OpSteps {
-  char* must_be_taken = nullptr;               // wait until it is 0: the push of an earlier replay
-  char* reached = nullptr;                     // 1 from here on until `opened` was taken
-  char* opened = nullptr;                      // wait for 1; 0 again at the end
-  const char* status = nullptr;                // copied to the caller's
-  const char* failed = nullptr;                // copied in its place when the runtime refused the wait
-  char* released = nullptr;                    // 1
+  char* must_be_taken = nullptr;  // wait until it is 0: the push of an earlier replay
+  char* reached = nullptr;        // 1 from here on until `opened` was taken
+  char* opened = nullptr;         // wait for 1; 0 again at the end
+  const char* status = nullptr;   // copied to the caller's
+  const char* failed = nullptr;   // copied in its place when the runtime refused the wait
+  char* released = nullptr;       // 1
+  char* mark = nullptr;           // `mark_number`: an op without a gate has passed
+  uint64_t mark_number = 0;
   std::shared_ptr<std::atomic<bool>> refused;  // the runtime refused a write, so the gates stay as they are
 };
 
@@ -105,11 +107,19 @@ class Round {
     aclrtStream stream = nullptr;
   };
 
+  // How far a stream has come that called ops which met no gate: they read the status all the same.
+  struct Mark {
+    aclrtStream stream;
+    uint64_t last = 0;
+  };
+
   void relay_pushes(const std::set<int64_t>& open_layers);
   void relay_waits(const std::vector<std::shared_ptr<Ticket>>& tickets, const std::set<int64_t>& open_layers);
   void relay_finish();
   OpSteps pass(const WaitGate& gate, Wait& wait, const OpStream& stream, const char* what);
   OpSteps only_status(const OpStream& stream);
+  OpSteps without_gate(const OpStream& stream);
+  bool marks_are_passed() const;
   void capture(WaitGate& gate, Wait& wait);
   int times_passed() const;
   bool may_come(bool is_captured) const { return is_captured && !is_retired_from_graphs_; }
@@ -128,6 +138,7 @@ class Round {
   std::vector<Push> pushes_;
   std::vector<Wait> waits_;
   Wait finish_;
+  std::vector<Mark> marks_;  // as many as the gates have words for them, or fewer
   std::shared_ptr<Relay> push_relay_;
   std::shared_ptr<WaitRound> wait_round_;
   std::shared_ptr<Relay> finish_relay_;
