@@ -16,7 +16,7 @@ import torch_llm_datadist as datadist
 from tests.peers import Peer
 from tests.test_ordering import LAYERS, NEW, prepare
 from tests.test_push_blocks import linked_pair
-from torch_llm_datadist import ops
+from torch_llm_datadist import emulator, ops
 from torch_llm_datadist.emulator import libraries
 from torch_llm_datadist.emulator.race_checker import Checker, Race
 from torch_llm_datadist.emulator.trace_tail import TraceTail
@@ -115,6 +115,7 @@ def send(
     state.side = torch.npu.Stream()
     binding = datadist.Binding(state.device, ALL)
     binding.bind([state.task])
+    emulator.delay_stream(0.1)  # all is queued before anything runs: what the host sees ended is in order
     for layer in ALL:
         each(state, layer, binding)
     if finish_first:
