@@ -520,7 +520,7 @@ class SlowSender(Sender):
 
     def forward(self) -> None:
         for layer in range(self.layers):
-            emulator.delay_stream(0.6 if layer == self.layers - 1 else 0.03)
+            emulator.delay_stream(3 if layer == self.layers - 1 else 0.03)
             self.state.raw[2 * layer].copy_(self.value + layer)
             ops.push_layer(self.status, self.state.raw[2 * layer], layer, self.binding.id)
 
