@@ -20,7 +20,7 @@ from tests.nodes import (
 from tests.recording_core import Node
 from torch_llm_datadist import wire
 from torch_llm_datadist.errors import LLMStatusCode
-from torch_llm_datadist.identity import host_id, start_time_of
+from torch_llm_datadist.identity import PROTOCOL_VERSION, host_id, start_time_of
 
 
 class RawPeer:
@@ -93,7 +93,7 @@ def test_a_greeting_of_another_protocol_version_is_refused_by_name(node: Callabl
 
     assert isinstance(answer, wire.Refused)
     assert answer.code == LLMStatusCode.LLM_LINK_FAILED
-    assert "version 2 at one end and 7 at the other" in answer.reason
+    assert f"version {PROTOCOL_VERSION} at one end and 7 at the other" in answer.reason
 
 
 def test_messages_out_of_order_are_dropped(node: Callable[..., Node]) -> None:
