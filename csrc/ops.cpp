@@ -389,7 +389,8 @@ TORCH_LIBRARY(torch_llm_datadist, m) {
   // clang-format on
 }
 
-TORCH_LIBRARY_IMPL(torch_llm_datadist, PrivateUse1, m) {
+// The bodies ask where the tensors are.
+static void implement(torch::Library& m) {
   m.impl("push_blocks", &push_blocks);
   m.impl("pull_blocks", &move_blocks<Direction::kPull>);
   m.impl("push_cache", &push_cache);
@@ -400,16 +401,7 @@ TORCH_LIBRARY_IMPL(torch_llm_datadist, PrivateUse1, m) {
   m.impl("finish", &finish);
 }
 
-// All tensors in host memory.
-TORCH_LIBRARY_IMPL(torch_llm_datadist, CPU, m) {
-  m.impl("push_blocks", &push_blocks);
-  m.impl("pull_blocks", &move_blocks<Direction::kPull>);
-  m.impl("push_cache", &push_cache);
-  m.impl("pull_cache", &move_entry<Direction::kPull>);
-  m.impl("publish", &publish);
-  m.impl("push_layer", &push_layer);
-  m.impl("wait_layer", &wait_layer);
-  m.impl("finish", &finish);
-}
+TORCH_LIBRARY_IMPL(torch_llm_datadist, PrivateUse1, m) { implement(m); }
+TORCH_LIBRARY_IMPL(torch_llm_datadist, CPU, m) { implement(m); }
 
 }  // namespace datadist
