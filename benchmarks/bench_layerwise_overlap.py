@@ -1,6 +1,6 @@
 """A prefill forward that pushes each layer once it is computed, beside one that pushes after the forward.
 
-    python -m torch_llm_datadist run benchmarks/bench_layerwise_overlap.py [--mode eager,replayed]
+    python -m torch_llm_datadist run -m benchmarks.bench_layerwise_overlap [--mode eager,replayed]
         [--layers N] [--compute-ms D] [--transfer-ms T] [--json FILE] [--picture FILE.png]
 
 Both times are emulated: a kernel that takes D per layer, and a link whose bandwidth makes a layer take T. The
@@ -25,6 +25,8 @@ import torch_llm_datadist.emulator as emulator
 from torch_llm_datadist import ops
 from torch_llm_datadist.emulator import faults
 
+from . import instance
+
 BLOCKS, BLOCK_BYTES, TENSORS_PER_LAYER = 4, 64 << 10, 2
 LAYER_BYTES = BLOCKS * BLOCK_BYTES * TENSORS_PER_LAYER
 SLACK_MS = 5.0
@@ -36,14 +38,8 @@ class Side:
 
     def __init__(self, cluster_id: int, device: int, layers: int) -> None:
         torch.npu.set_device(device)
-        config = datadist.LLMConfig()
-        config.device_id = device
-        config.enable_cache_manager = True
-        config.enable_remote_cache_accessible = True
-        config.listen_ip_info = "127.0.0.1:0"
         self.cluster_id, self.device, self.layers = cluster_id, device, layers
-        self.instance = datadist.LLMDataDist(datadist.LLMRole.MIX, cluster_id)
-        self.instance.init(config.generate_options())
+        self.instance = instance.start(cluster_id, device)
         shape = (BLOCKS, BLOCK_BYTES)
         tensors = TENSORS_PER_LAYER * layers
         self.raw = [torch.zeros(shape, dtype=torch.uint8, device=f"npu:{device}") for _ in range(tensors)]
@@ -58,16 +54,6 @@ class Side:
         torch.npu.synchronize(self.device)
         if self.status.item():
             raise SystemExit(f"a transfer failed: {datadist.LLMStatusCode(int(self.status.item())).name}")
-
-
-def link(sender: Side, receiver: Side) -> None:
-    info = datadist.LLMClusterInfo()
-    info.remote_cluster_id = receiver.cluster_id
-    info.append_local_ip_info("127.0.0.1", 0)
-    info.append_remote_ip_info("127.0.0.1", receiver.instance.listen_port)
-    status, _ = sender.instance.link_clusters([info], timeout=30_000)
-    if status != datadist.LLMStatusCode.LLM_SUCCESS:
-        raise SystemExit(f"linking failed: {status.name}")
 
 
 def events(count: int) -> list[Any]:
@@ -154,7 +140,7 @@ def once(mode: str, sender: Side, receiver: Side, compute_s: float, forward: For
 
 def measure(mode: str, arguments: argparse.Namespace) -> dict[str, Any]:
     sender, receiver = Side(1, 0, arguments.layers), Side(2, 1, arguments.layers)
-    link(sender, receiver)
+    instance.link(sender.instance, receiver.cluster_id, receiver.instance.listen_port)
     compute_s, transfer_s = arguments.compute_ms / 1e3, arguments.transfer_ms / 1e3
     faults.set_bandwidth("peer", LAYER_BYTES / transfer_s)
     try:

@@ -19,7 +19,7 @@ import torch
 import torch_llm_datadist as datadist
 from torch_llm_datadist import _native, ops
 
-from . import report
+from . import instance, report
 
 RUNS = 200
 
@@ -32,14 +32,7 @@ def resident_kib() -> int:
 class Instance:
     def __init__(self, cluster_id: int, device: int) -> None:
         self.cluster_id, self.device = cluster_id, device
-        config = datadist.LLMConfig()
-        config.device_id = device
-        config.enable_cache_manager = True
-        config.enable_remote_cache_accessible = True
-        config.listen_ip_info = "127.0.0.1:0"
-        config.sync_kv_timeout = 60_000
-        self.datadist = datadist.LLMDataDist(datadist.LLMRole.MIX, cluster_id)
-        self.datadist.init(config.generate_options())
+        self.datadist = instance.start(cluster_id, device)
 
     def register(self, tensors: int, model_id: int) -> Any:
         raw = [torch.zeros(16, 4096, dtype=torch.uint8, device=f"npu:{self.device}") for _ in range(tensors)]
@@ -48,13 +41,7 @@ class Instance:
         return self.datadist.cache_manager.register_blocks_cache(desc, raw, key)
 
     def link(self, other: Instance) -> None:
-        info = datadist.LLMClusterInfo()
-        info.remote_cluster_id = other.cluster_id
-        info.append_local_ip_info("127.0.0.1", 0)
-        info.append_remote_ip_info("127.0.0.1", other.datadist.listen_port)
-        status, _ = self.datadist.link_clusters([info], timeout=30_000)
-        if status != datadist.LLMStatusCode.LLM_SUCCESS:
-            raise SystemExit(f"linking with {other.cluster_id} failed: {status.name}")
+        instance.link(self.datadist, other.cluster_id, other.datadist.listen_port)
 
 
 def op_cost(sender: Instance, cache: Any, receiver: int) -> dict[str, float]:
@@ -96,8 +83,8 @@ def links(counts: list[int]) -> list[dict[str, Any]]:
                 "kib_each": (resident_kib() - before) / made,
             }
         )
-    for instance in [*receivers, sender]:
-        instance.datadist.finalize()
+    for end in [*receivers, sender]:
+        end.datadist.finalize()
     return rows
 
 
@@ -120,8 +107,8 @@ def tensors(counts: list[int]) -> list[dict[str, Any]]:
                 "set_up_ms_each": seconds / max(1, made - had) * 1e3,
             }
         )
-    for instance in (sender, receiver):
-        instance.datadist.finalize()
+    for end in (sender, receiver):
+        end.datadist.finalize()
     return rows
 
 

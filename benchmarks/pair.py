@@ -12,7 +12,7 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
-from . import native
+from . import instance, native
 from .cases import Case
 
 SENDER, RECEIVER = 1, 2
@@ -30,14 +30,7 @@ class End:
         self.case = case
         self.device = cluster_id - 1
         torch.npu.set_device(self.device)
-        config = datadist.LLMConfig()
-        config.device_id = self.device
-        config.enable_cache_manager = True
-        config.enable_remote_cache_accessible = True
-        config.listen_ip_info = "127.0.0.1:0"
-        config.sync_kv_timeout = 60_000
-        self.datadist = datadist.LLMDataDist(datadist.LLMRole.MIX, cluster_id)
-        self.datadist.init(config.generate_options())
+        self.datadist = instance.start(cluster_id, self.device)
         shape = (2 * case.blocks, case.block_bytes)
         where = f"npu:{self.device}"
         self.tensors = [torch.zeros(shape, dtype=torch.uint8, device=where) for _ in range(case.tensors)]
@@ -110,13 +103,7 @@ class Pair:
         for tensor, bytes_ in zip(self.end.tensors, self.content, strict=True):
             tensor.copy_(bytes_)
         torch.npu.synchronize()
-        info = datadist.LLMClusterInfo()
-        info.remote_cluster_id = RECEIVER
-        info.append_local_ip_info("127.0.0.1", 0)
-        info.append_remote_ip_info("127.0.0.1", self._pipe.recv())
-        status, _ = self.end.datadist.link_clusters([info], timeout=30_000)
-        if status != datadist.LLMStatusCode.LLM_SUCCESS:
-            raise SystemExit(f"linking failed: {status.name}")
+        instance.link(self.end.datadist, RECEIVER, self._pipe.recv())
         self.key = datadist.BlocksCacheKey(RECEIVER, 0)
         self._chooser = random.Random(0)
 

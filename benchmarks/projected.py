@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import report
+from . import instance, report
 
 TOTAL_BYTES = 128 << 20
 SIZES = [16 << 10, 64 << 10, 128 << 10, 256 << 10, 1 << 20, 2 << 20]
@@ -43,15 +43,7 @@ def child() -> None:
     ends = []
     for cluster_id, device in ((1, 0), (2, 1)):
         torch.npu.set_device(device)
-        config = datadist.LLMConfig()
-        config.device_id = device
-        config.enable_cache_manager = True
-        config.enable_remote_cache_accessible = True
-        config.listen_ip_info = "127.0.0.1:0"
-        config.sync_kv_timeout = 60_000
-        end = datadist.LLMDataDist(datadist.LLMRole.MIX, cluster_id)
-        end.init(config.generate_options())
-        ends.append(end)
+        ends.append(instance.start(cluster_id, device))
     raw = [torch.empty(TOTAL_BYTES, dtype=torch.uint8, device=f"npu:{device}") for device in (0, 1)]
     raw[0].copy_(torch.randint(0, 256, (TOTAL_BYTES,), dtype=torch.uint8))
     caches = {}
@@ -61,13 +53,7 @@ def child() -> None:
             desc = datadist.CacheDesc(1, shape, datadist.DataType.DT_UINT8)
             key = datadist.BlocksCacheKey(cluster_id, model_id)
             caches[size, cluster_id] = end.cache_manager.register_blocks_cache(desc, [whole.view(shape)], key)
-    info = datadist.LLMClusterInfo()
-    info.remote_cluster_id = 2
-    info.append_local_ip_info("127.0.0.1", 0)
-    info.append_remote_ip_info("127.0.0.1", ends[1].listen_port)
-    status, _ = ends[0].link_clusters([info], timeout=30_000)
-    if status != datadist.LLMStatusCode.LLM_SUCCESS:
-        raise SystemExit(f"linking failed: {status.name}")
+    instance.link(ends[0], 2, ends[1].listen_port)
     torch.npu.set_device(0)
     link = ends[0].link_id(2)
     status_word = torch.zeros(1, dtype=torch.int32, device="npu:0")

@@ -1,0 +1,28 @@
+"""Instances of the benchmarks: how they are started, and linked on this host."""
+
+from __future__ import annotations
+
+import torch_llm_datadist as datadist
+
+
+def start(cluster_id: int, device: int) -> datadist.LLMDataDist:
+    """An instance that listens on a free port of its own."""
+    config = datadist.LLMConfig()
+    config.device_id = device
+    config.enable_cache_manager = True
+    config.enable_remote_cache_accessible = True
+    config.listen_ip_info = "127.0.0.1:0"
+    config.sync_kv_timeout = 60_000
+    instance = datadist.LLMDataDist(datadist.LLMRole.MIX, cluster_id)
+    instance.init(config.generate_options())
+    return instance
+
+
+def link(instance: datadist.LLMDataDist, remote_cluster_id: int, port: int) -> None:
+    info = datadist.LLMClusterInfo()
+    info.remote_cluster_id = remote_cluster_id
+    info.append_local_ip_info("127.0.0.1", 0)
+    info.append_remote_ip_info("127.0.0.1", port)
+    status, _ = instance.link_clusters([info], timeout=30_000)
+    if status != datadist.LLMStatusCode.LLM_SUCCESS:
+        raise SystemExit(f"linking with {remote_cluster_id} failed: {status.name}")
