@@ -14,7 +14,17 @@ from torch_llm_datadist.emulator.faults import Faults
 
 from . import acl_calls as c
 from .acl_calls import Acl, AclError
-from .acl_harness import FEW_MS, MIB, Gate, HostFunction, code_of, in_thread, joined
+from .acl_harness import (
+    FEW_MS,
+    MIB,
+    Gate,
+    HostFunction,
+    code_of,
+    in_thread,
+    joined,
+    until_asleep,
+    worker_of,
+)
 
 HEARTBEAT, DRIVER, HOST_LINK = 507010, 507899, 507901
 
@@ -52,6 +62,18 @@ def test_call_fails_for_ever_until_disarmed(acl: Acl, faults: Faults) -> None:
     fault.disarm()
 
     acl.stream()
+
+
+def test_call_that_names_memory_counts_once_for_a_rule_that_names_none(acl: Acl, faults: Faults) -> None:
+    near, far, stream = acl.malloc(64), acl.malloc(64), acl.stream()
+    fault = faults.fail_next("aclrtMemcpyAsync", nth=2, code=c.COPY_ENGINE)
+    assert fault is not None
+
+    acl.copy(far, near, 64, stream)
+    assert code_of(lambda: acl.copy(far, near, 64, stream)) == c.COPY_ENGINE
+
+    assert (fault.hits, fault.fired) == (2, 1)
+    acl.synchronize(stream)
 
 
 def test_call_fails_only_for_its_size(acl: Acl, faults: Faults) -> None:
@@ -153,7 +175,10 @@ def test_refused_call_returns_late_too(acl: Acl, faults: Faults) -> None:
 # Tasks and copies.
 
 
-@pytest.mark.parametrize("code", [c.COPY_ENGINE, c.LINK_ERROR, c.REMOTE_ERROR])
+# Task time-outs (107020) and faults of the device's memory strike only when they are asked for.
+@pytest.mark.parametrize(
+    "code", [c.COPY_ENGINE, c.LINK_ERROR, c.REMOTE_ERROR, 107020, 507053, 507054, 507055]
+)
 def test_failing_task_stops_all_streams_of_its_context(acl: Acl, faults: Faults, code: int) -> None:
     near, far = acl.malloc(64), acl.malloc(64)
     stream, other = acl.stream(stop_on_failure=True), acl.stream(stop_on_failure=True)
@@ -388,13 +413,11 @@ def test_flag_does_not_overtake_other_tasks(acl: Acl, faults: Faults) -> None:
 # Frozen queues.
 
 
-def test_frozen_stream_neither_starts_nor_finishes_a_task(acl: Acl, faults: Faults) -> None:
+def test_frozen_stream_starts_no_task(acl: Acl, faults: Faults) -> None:
     memory, frozen, free = acl.malloc(64), acl.stream(), acl.stream()
-    gate = Gate(acl, frozen)
-    acl.aclrtValueWrite(memory, 1, 0, frozen)
 
     faults.freeze_stream(frozen)
-    gate.open()
+    acl.aclrtValueWrite(memory, 1, 0, frozen)
     acl.aclrtValueWrite(memory + 8, 1, 0, free)
     acl.synchronize(free)
 
@@ -403,6 +426,19 @@ def test_frozen_stream_neither_starts_nor_finishes_a_task(acl: Acl, faults: Faul
     faults.thaw_stream(frozen)
     acl.synchronize(frozen)
     assert acl.read_word(memory) == 1
+
+
+def test_frozen_stream_finishes_no_task(acl: Acl, faults: Faults) -> None:
+    frozen = acl.stream()
+    gate = Gate(acl, frozen)
+    until_asleep(worker_of(acl, frozen))
+
+    faults.freeze_stream(frozen)
+    gate.open()
+
+    assert acl.code.aclrtSynchronizeStreamWithTimeout(frozen, FEW_MS) == c.STREAM_TIMEOUT
+    faults.thaw_stream(frozen)
+    acl.synchronize(frozen)
 
 
 def test_frozen_device_holds_its_streams_and_blocking_copies_and_no_other_device(

@@ -87,6 +87,28 @@ def test_a_large_copy_is_seen_half_done_and_ends_whole(rows: int) -> None:
     assert answers(program, "3") == ["True"]
 
 
+@pytest.mark.races_on_purpose("looks at bytes of a copy that is under way")
+def test_a_copy_stands_still_between_its_pieces() -> None:
+    # 32 KiB move in microseconds: what is seen half done twice was held between its two pieces.
+    program = """
+    import time
+    size, held = 32 << 10, False
+    for round in range(1, 256):
+        acl.aclrtMemset(memory + size, size, round, size)
+        acl.copy(memory, memory + size, size, one)
+        looks = 0
+        while not acl.is_idle(one) and not held:
+            begin, end = acl.read(memory, 1)[0], acl.read(memory + size - 1, 1)[0]
+            looks = looks + 1 if begin == round and end == round - 1 else 0
+            held = looks >= 3
+        acl.synchronize(one)
+        if held: break
+    say(held)
+    """
+
+    assert answers(program, "3") == ["True"]
+
+
 def test_order_inside_a_stream_stays() -> None:
     program = """
     for value in range(1500):

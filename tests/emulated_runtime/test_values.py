@@ -9,7 +9,7 @@ import pytest
 
 from . import acl_calls as c
 from .acl_calls import Acl
-from .acl_harness import DEADLINE_S, FEW_MS, MIB, Gate, HostFunction, joined
+from .acl_harness import DEADLINE_S, FEW_MS, MIB, Gate, HostFunction, joined, until_asleep, worker_of
 
 # --- value write and value wait ---
 
@@ -75,10 +75,12 @@ def test_value_operations_check_their_arguments(acl: Acl) -> None:
 def test_memory_freed_under_a_value_wait_is_a_task_error(acl: Acl) -> None:
     stream = acl.stream()
     gate = Gate(acl, stream)
+    until_asleep(worker_of(acl, stream))
 
     acl.aclrtFree(gate.word)
 
     assert acl.code.aclrtSynchronizeStreamWithTimeout(stream, DEADLINE_S * 1000) == c.COPY_ENGINE
+    assert "was freed while the stream waited for it" in acl.message()
 
 
 # --- host functions ---

@@ -40,7 +40,7 @@ MUTANTS = [
         "emulator/faults.cpp",
         "  if (subject.by_memory && rule.address == 0 && rule.bytes == 0) return false;\n",
         "",
-        f"{FAULTS} -k nth_call",
+        f"{FAULTS} -k counts_once",
     ),
     Mutant(
         "tasks are told apart by stream",
@@ -119,14 +119,14 @@ MUTANTS = [
         "emulator/faults.cpp",
         "  hold_while_frozen(stream);\n  if (task.is_copy()",
         "  if (task.is_copy()",
-        f"{FAULTS} -k frozen_stream_neither",
+        f"{FAULTS} -k frozen_stream_starts",
     ),
     Mutant(
         "a frozen stream finishes no task",
         "emulator/stream.cpp",
         "    runtime.faults->hold_while_frozen(*this);\n",
         "    (void)0;\n",
-        f"{FAULTS} -k frozen_stream_neither",
+        f"{FAULTS} -k frozen_stream_finishes",
     ),
     Mutant(
         "a flag overtakes the bytes before it",
@@ -231,6 +231,6 @@ MUTANTS = [
         "emulator/host_function.cpp",
         '"acl-host-func"',
         '"npu-host-func"',
-        f"{OTHERS} -k frozen_host_stands",
+        f"{OTHERS} -k idle_host_is_frozen",
     ),
 ]

@@ -181,7 +181,7 @@ MUTANTS = [
         "emulator/memory_calls.cpp",
         "    } else if (block != nullptr || Runtime::get().host_memory->contains(address, 1)) {",
         "    } else if (block != nullptr) {",
-        "test_host_memory.py -k registered_memory",
+        f"{MEMORY} -k pointer_attributes",
     ),
     Mutant(
         "memory tells the size of its pages",

@@ -63,7 +63,7 @@ MUTANTS = [
         "emulator/interleaving.cpp",
         "  if (bytes < 2 * kLeastPiece) return 1;\n",
         "  return 1;\n",
-        "test_interleaving.py -k half_done",
+        "test_interleaving.py -k stands_still",
     ),
     # --- leaks ---
     Mutant(
@@ -84,8 +84,15 @@ MUTANTS = [
         "streams that are left are told",
         "emulator/leaks.cpp",
         "      if (!stream.is_default() && !stream.is_owned()) report.add(",
-        "      if (stream.is_default() && !stream.is_owned()) report.add(",
-        "test_leaks.py",
+        "      if (stream.is_default() && stream.is_owned()) report.add(",
+        "test_leaks.py -k 'left or alone'",
+    ),
+    Mutant(
+        "the default stream is its context's, and no leak of its own",
+        "emulator/leaks.cpp",
+        "      if (!stream.is_default() && !stream.is_owned()) report.add(",
+        "      if (!stream.is_owned()) report.add(",
+        "test_leaks.py -k 'left or alone'",
     ),
     Mutant(
         "nothing is said of a clean program",
