@@ -10,6 +10,7 @@
 #include "link/instance.h"
 #include "link/ticket.h"
 #include "ops/arguments.h"
+#include "python/waiters.h"
 #include "python_error.h"
 
 namespace datadist {

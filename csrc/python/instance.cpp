@@ -1,0 +1,185 @@
+// Instance and what its methods take: caches, their exports, links.
+#include "link/instance.h"
+
+#include "cache/paged.h"
+#include "python/module.h"
+#include "transport/mapped/host_memory.h"
+#include "transport/mapped/mapped.h"
+
+namespace datadist {
+namespace {
+
+bool is_at(const at::Tensor& tensor, int device) {
+  return device < 0 ? tensor.device().is_cpu()
+                    : tensor.device().is_privateuseone() && tensor.device().index() == device;
+}
+
+// What lies where, and how large a block of each tensor is. All on the instance's device, or all on the CPU.
+std::vector<Place> check_cache_tensors(const std::vector<at::Tensor>& tensors, int device,
+                                       Geometry* geometry) {
+  require(!tensors.empty() && geometry->num_blocks >= 1, kParamInvalid, "register_cache: ", tensors.size(),
+          " tensors of ", geometry->num_blocks, " blocks");
+  const int where = tensors[0].device().is_cpu() ? -1 : device;
+  std::vector<Place> places;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const at::Tensor& tensor = tensors[i];
+    require(is_at(tensor, where), kParamInvalid, "register_cache: tensor ", i, " is on ",
+            tensor.device().str(), "; npu:", device, ", or the CPU for all, was expected");
+    require(tensor.is_contiguous(), kParamInvalid, "register_cache: tensor ", i, " is not contiguous");
+    const auto bytes = static_cast<int64_t>(tensor.nbytes());
+    require(bytes >= geometry->num_blocks && bytes % geometry->num_blocks == 0, kParamInvalid,
+            "register_cache: the ", bytes, " bytes of tensor ", i, " are not ", geometry->num_blocks,
+            " equal parts");
+    geometry->strides.push_back(bytes / geometry->num_blocks);
+    char* const address = static_cast<char*>(tensor.data_ptr());
+    const bool is_pinned =
+        where < 0 && acl::is_page_locked(address) && acl::is_page_locked(address + bytes - 1);
+    places.push_back(
+        {address, where >= 0 ? Reach::kDevice : (is_pinned ? Reach::kPinned : Reach::kPageable)});
+  }
+  return places;
+}
+
+int64_t register_cache(Instance& instance, const std::vector<at::Tensor>& tensors, int64_t num_blocks,
+                       bool is_blocks) {
+  Geometry geometry{num_blocks, is_blocks, {}};
+  auto places = check_cache_tensors(tensors, instance.device(), &geometry);
+  std::vector<std::shared_ptr<void>> storage;
+  for (const at::Tensor& tensor : tensors)
+    storage.push_back(std::make_shared<c10::Storage>(tensor.storage()));
+  std::vector<uintptr_t> slabs(places.size(), 0);
+  if (places.front().reach == Reach::kDevice) slabs = mapped::slabs_of(instance.device(), places);
+  return instance.caches().add(std::move(geometry), std::move(places), std::move(slabs), std::move(storage));
+}
+
+std::vector<Exported> export_cache(Instance& instance, int64_t cache_id) {
+  const auto cache = instance.caches().get(cache_id, "export_cache");
+  // Of one kind: on the device, or all on the host.
+  if (cache->tensors.front().reach == Reach::kDevice) {
+    std::vector<char*> addresses;
+    for (const Place& place : cache->tensors) addresses.push_back(place.address);
+    return mapped::export_addresses(instance.device(), addresses);
+  }
+  std::vector<Exported> exported;
+  for (const Place& place : cache->tensors) exported.push_back(mapped::export_host(place.address));
+  return exported;
+}
+
+void add_remote_cache(Instance& instance, int64_t handle, int64_t cache_id, std::optional<uint64_t> model_id,
+                      bool is_blocks, int64_t num_blocks, const std::vector<int64_t>& tensor_bytes,
+                      const std::vector<Exported>& segments) {
+  const auto link = instance.link(handle, "add_remote_cache");
+  require(!segments.empty() && tensor_bytes.size() == segments.size() && num_blocks >= 1, kParamInvalid,
+          "add_remote_cache: ", link->peer().name, " announced ", segments.size(), " tensors with ",
+          tensor_bytes.size(), " sizes in ", num_blocks, " blocks");
+  auto cache = std::make_shared<RemoteCache>();
+  cache->id = cache_id;
+  cache->model_id = model_id;
+  cache->geometry = {num_blocks, is_blocks, {}};
+  for (size_t i = 0; i < segments.size(); ++i) {
+    const int64_t bytes = tensor_bytes[i];
+    require(bytes >= num_blocks && bytes % num_blocks == 0 && segments[i].kind == segments[0].kind,
+            kParamInvalid, "add_remote_cache: ", link->peer().name, " announced a tensor of ", bytes,
+            " bytes in ", num_blocks, " blocks, or tensors in memory of different kinds");
+    cache->geometry.strides.push_back(bytes / num_blocks);
+  }
+  cache->exports = segments;
+  link->remote_caches().add(std::move(cache));
+}
+
+LinkOptions link_options(int64_t keep_alive_ms, int64_t transfer_timeout_ms, int64_t max_in_flight,
+                         int64_t streams_per_link) {
+  require(keep_alive_ms >= 100 && transfer_timeout_ms >= 1, kParamInvalid, "keep_alive_ms = ", keep_alive_ms,
+          " (at least 100), transfer_timeout_ms = ", transfer_timeout_ms, " (at least 1)");
+  return {std::chrono::milliseconds(keep_alive_ms), std::chrono::milliseconds(transfer_timeout_ms),
+          static_cast<size_t>(max_in_flight), static_cast<size_t>(streams_per_link)};
+}
+
+}  // namespace
+
+void define_instance(py::module_& m) {
+  const auto nogil = py::call_guard<py::gil_scoped_release>();
+  py::class_<Exported>(m, "Segment")
+      .def(py::init([](const py::bytes& handle, int64_t offset, uint64_t address, int kind) {
+             require(kind >= 0 && kind <= 2, kParamInvalid, "Segment: kind ", kind, ", expected 0 to 2");
+             return Exported{std::string(handle), offset, address, static_cast<MemoryKind>(kind)};
+           }),
+           py::arg("handle"), py::arg("offset"), py::arg("address"), py::arg("kind") = 0)
+      .def_property_readonly("handle", [](const Exported& segment) { return py::bytes(segment.handle); })
+      .def_readonly("offset", &Exported::offset)
+      .def_readonly("address", &Exported::address)
+      .def_property_readonly("kind", [](const Exported& segment) { return static_cast<int>(segment.kind); });
+
+  py::class_<Instance>(m, "Instance")
+      .def(py::init([](int device, int64_t cluster_id, int64_t keep_alive_ms, int64_t transfer_timeout_ms,
+                       int64_t max_in_flight, int64_t streams_per_link) {
+             return std::make_unique<Instance>(
+                 device, cluster_id,
+                 link_options(keep_alive_ms, transfer_timeout_ms, max_in_flight, streams_per_link));
+           }),
+           py::arg("device"), py::arg("cluster_id"), py::kw_only(), py::arg("keep_alive_ms") = 3000,
+           py::arg("transfer_timeout_ms") = 1000, py::arg("max_in_flight") = 256,
+           py::arg("streams_per_link") = 64, nogil)
+      .def("close", &Instance::close, nogil)
+      .def("register_cache", &register_cache, py::arg("tensors"), py::arg("num_blocks"),
+           py::arg("is_blocks") = true, nogil)
+      .def("export_cache", &export_cache, py::arg("cache_id"), nogil)
+      .def(
+          "withdraw_cache", [](Instance& self, int64_t id) { self.caches().withdraw(id); },
+          py::arg("cache_id"), nogil)
+      .def(
+          "is_cache_in_use",
+          [](Instance& self, int64_t id) {
+            return self.caches().get(id, "is_cache_in_use")->transfers->load() > 0;
+          },
+          py::arg("cache_id"), nogil)
+      .def(
+          "release_cache", [](Instance& self, int64_t id) { self.caches().release(id); }, py::arg("cache_id"))
+      .def(
+          "open_link",
+          [](Instance& self, int64_t cluster_id, std::string name, int device, int pid, int64_t start_time,
+             bool in_this_process) {
+            const auto link =
+                self.open_link({cluster_id, std::move(name), device, pid, start_time, in_this_process});
+            try {
+              return std::make_pair(link->handle(),
+                                    mapped::export_addresses(self.device(), {link->page().address}).front());
+            } catch (...) {
+              self.close_link(link->handle());
+              throw;
+            }
+          },
+          py::arg("peer_cluster_id"), py::arg("peer_name"), py::arg("peer_device"), py::arg("peer_pid"),
+          py::arg("peer_start_time"), py::arg("in_this_process"), nogil)
+      .def(
+          "connect_link",
+          [](Instance& self, int64_t link, int64_t peer_link, const Exported& page) {
+            self.link(link, "connect_link")->connect(peer_link, page);
+          },
+          py::arg("link"), py::arg("peer_link"), py::arg("peer_page"), nogil)
+      .def("add_remote_cache", &add_remote_cache, py::arg("link"), py::arg("cache_id"), py::arg("model_id"),
+           py::arg("is_blocks"), py::arg("num_blocks"), py::arg("tensor_bytes"), py::arg("segments"), nogil)
+      .def(
+          "drop_remote_cache",
+          [](Instance& self, int64_t link, int64_t id) {
+            self.link(link, "drop_remote_cache")->remote_caches().drop(id);
+          },
+          py::arg("link"), py::arg("cache_id"), nogil)
+      .def(
+          "is_remote_cache_in_use",
+          [](Instance& self, int64_t link, int64_t id) {
+            return self.link(link, "is_remote_cache_in_use")->remote_caches().is_in_use(id);
+          },
+          py::arg("link"), py::arg("cache_id"), nogil)
+      .def(
+          "link_status",
+          [](Instance& self, int64_t handle) {
+            const auto link = self.link(handle, "link_status");
+            const auto [code, why] = link->end();
+            return std::make_tuple(link->is_alive(), code, why);
+          },
+          py::arg("link"), nogil)
+      .def("close_link", &Instance::close_link, py::arg("link"), nogil);
+}
+
+}  // namespace datadist
