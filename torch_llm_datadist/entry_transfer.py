@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
-from .errors import KvCacheNotExistError
+from . import checks
+from .errors import KvCacheNotExistError, ParamInvalidError
 from .key_table import KeyName, only_name_of
 from .keys import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 from .link_table import Link
+from .registry import LocalCache
 from .wire import CacheRecord
 
 
@@ -36,6 +38,17 @@ class EntryTransfer:
 
 
 Key = CacheKey | CacheKeyByIdAndIndex | BlocksCacheKey
+
+
+def read_entry(asked: str, name: str, value: object, local: LocalCache) -> int:
+    """A batch entry of the local cache."""
+    entry = checks.uint32(f"{asked}: {name}", value)
+    if entry >= local.cache.num_entries:
+        raise ParamInvalidError(
+            f"{asked}: {name} is {entry}, the local cache has {local.cache.num_entries} batch entries. "
+            "Nothing was sent; the link is still usable."
+        )
+    return entry
 
 
 def find_remote(asked: str, link: Link, key: Key) -> tuple[CacheRecord, int] | None:

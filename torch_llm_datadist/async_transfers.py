@@ -2,55 +2,56 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from functools import partial
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-from . import checks, stream_synchronizer, transfer_request
-from .arrivals import Tag, read_tag
+from . import stream_synchronizer, transfer_request
 from .binding import Task
 from .cache import Cache
 from .cache_task import CacheTask
-from .entry_transfer import Key
+from .data_type import Placement
 from .errors import ParamInvalidError
 from .layer_push import LayerPush
 from .layer_transfer import LayerSend, LayerTransfers, Pieces
 from .link import LinkService
-from .link_table import Link
+from .memory_pool import MemoryPool
 from .options import Options
-from .registry import LocalCache
+from .peer_caches import PeerCaches
+from .registry import CacheRegistry
 from .stream_synchronizer import StreamLayerSynchronizer
 from .transfer import LayerSynchronizer, TransferConfig, TransferWithCacheKeyConfig
 from .transfer_request import TransferRequest, read_transfer
-from .wire import CacheRecord
 
-logger = logging.getLogger("torch_llm_datadist")
-
-
-def layer_transfers(native: ModuleType, links: LinkService, options: Options) -> LayerTransfers:
-    return LayerTransfers(
-        native,
-        options.device,
-        options.sync_kv_timeout_ms,
-        f"llm_datadist-{links.identity.cluster_id}-transfer",
-        options.transfer_workers,
-    )
+if TYPE_CHECKING:
+    from . import _C
 
 
-class AsyncTransfers:
-    """A part of ``CacheManager``, which has the rest."""
+class AsyncTransfers(PeerCaches):
+    def __init__(
+        self,
+        native: ModuleType,
+        instance: _C.Instance,
+        links: LinkService,
+        registry: CacheRegistry,
+        options: Options,
+        pools: dict[Placement, MemoryPool],
+    ) -> None:
+        super().__init__(native, instance, links, registry, options, pools)
+        self._layer_transfers = LayerTransfers(
+            native,
+            options.device,
+            options.sync_kv_timeout_ms,
+            f"llm_datadist-{links.identity.cluster_id}-transfer",
+            options.transfer_workers,
+        )
 
-    _native: ModuleType
-    _links: LinkService
-    _options: Options
-    _layer_transfers: LayerTransfers
-
-    def _find_reachable(self, asked: str, name: str, cache: object, *, is_blocks: bool) -> LocalCache:
-        raise NotImplementedError
-
-    def _remote(self, asked: str, link: Link, key: Key) -> tuple[CacheRecord, int]:
-        raise NotImplementedError
+    def close(self, timeout_s: float = 0.0) -> None:
+        """Ends layer transfers, withdraws every cache; calls fail from here on. For ``finalize``."""
+        self._is_closed = True
+        self._layer_transfers.close(timeout_s)
+        super().close()
 
     def transfer_cache_async(
         self,
@@ -112,31 +113,6 @@ class AsyncTransfers:
                 request.synchronizer, [each.name for each in wanted], [each.prepare for each in wanted]
             )
         return self._layer_transfers.begin(request.synchronizer, wanted)
-
-    def wait_arrival(self, cluster_id: int, tag: Tag, timeout: int = 3000) -> None:
-        """Blocks until a push with that tag has landed here; its bytes are there for every stream.
-
-        A tag is taken by the wait that returns, or raises what the push ended with, so it can be used again.
-        It may have arrived before the call. Not in the original, whose receivers are not told.
-
-        Args:
-            cluster_id: uint64, the peer that pushes.
-            tag: str of 1 to 256 characters or uint64, as given to ``push_blocks`` or ``push_cache``.
-            timeout: int32, > 0, in milliseconds.
-
-        Raises:
-            TypeError, ValueError: wrong types.
-            LLMException: ``LLM_TIMEOUT`` when it has not come in time, and may still; ``LLM_NOT_YET_LINK``
-                when it has not come and there is no link by which it could; the code of a push that failed.
-
-        >>> prefill.cache_manager.push_blocks(BlocksCacheKey(2), source, [0], [1], tag="request 7")
-        >>> decode.cache_manager.wait_arrival(1, "request 7", timeout=10_000)  # at the receiver
-        """
-        asked = "wait_arrival"
-        cluster = checks.uint64(f"{asked}: cluster_id", cluster_id)
-        wanted = read_tag(asked, tag)
-        timeout_ms = checks.timeout_ms(f"{asked}: timeout", timeout)
-        self._links.arrivals.wait(cluster, wanted, timeout_ms / 1000)
 
     def _layer_send(self, request: TransferRequest, index: int) -> LayerSend:
         config = request.configs[index]
