@@ -13,6 +13,7 @@ from torch_llm_datadist.data_type import DataType
 from torch_llm_datadist.errors import LLMStatusCode
 from torch_llm_datadist.identity import Identity, own_identity
 from torch_llm_datadist.link import LinkService
+from torch_llm_datadist.link_keys import LinkKeys
 from torch_llm_datadist.registry import CacheRegistry, LocalCache
 
 _handles = itertools.count(1)
@@ -47,8 +48,10 @@ class RecordingInstance:
         self.in_use: set[int] = set()
         self.fail_next_open: Exception | None = None
         self.has_released = threading.Event()
+        self.exports = 0
 
     def export_cache(self, cache_id: int) -> list[Segment]:
+        self.exports += 1
         return [Segment(b"cache", 64 * i, 4096 + i) for i in range(2)]
 
     def withdraw_cache(self, cache_id: int) -> None:
@@ -117,12 +120,14 @@ class RecordingInstance:
 class Node:
     """An instance without a device: its control plane is real, its native core is not."""
 
-    def __init__(self, cluster_id: int, *, listens: bool = False, **identity: object) -> None:
+    def __init__(
+        self, cluster_id: int, *, listens: bool = False, keys: LinkKeys | None = None, **identity: object
+    ) -> None:
         self.native = RecordingInstance()
         self.registry = CacheRegistry()
-        own = own_identity(cluster_id, 0, remote_accessible=True, cann="test")
+        own = own_identity(cluster_id, 0, remote_accessible=True, cann="test", authenticated=keys is not None)
         self.identity = Identity(**{**{f: getattr(own, f) for f in own.__struct_fields__}, **identity})
-        self.links = LinkService(self.native, Segment, self.identity, self.registry)  # type: ignore[arg-type]
+        self.links = LinkService(self.native, Segment, self.identity, self.registry, keys)  # type: ignore[arg-type]
         self.port = self.links.listen("127.0.0.1", 0) if listens else 0
 
     def register(
@@ -139,6 +144,11 @@ class Node:
         held = self.registry.withdraw(cache_id)
         assert held is not None
         self.links.withdraw(held)
+
+    def only_silent(self) -> dict[int, None]:
+        """Connections to its only listener that no message came from."""
+        (door,) = self.links._control._gatekeeper._doors.values()
+        return door.silent
 
     def only_link(self) -> RecordingLink:
         (end,) = self.native.open_links()

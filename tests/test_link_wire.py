@@ -39,7 +39,7 @@ class RawPeer:
         self.context.destroy(linger=0)
 
     def send(self, *frames: bytes) -> None:
-        self.socket.send_multipart(frames)
+        self.socket.send_multipart([part for frame in frames for part in wire.split(frame)])
 
     def ask(self, message: wire.Message | bytes) -> wire.Message:
         self.send(message if isinstance(message, bytes) else wire.encode(message))
@@ -80,6 +80,7 @@ def test_a_server_drops_messages_that_are_too_long(node: Callable[..., Node]) ->
     server = node(1, listens=True)
 
     with RawPeer(server) as raw:
+        raw.socket.send(b"x" * (wire.MAX_FRAME_BYTES_ON_THE_WAY + 1))
         raw.send(b"x" * (wire.MAX_MESSAGE_BYTES + 1))
 
         assert link(node(3), server) == OK
@@ -144,6 +145,25 @@ def test_every_message_survives_the_wire() -> None:
         wire.Bye("x"),
     ):
         assert wire.decode(wire.encode(message)) == message
+
+
+def test_a_long_message_travels_in_frames(node: Callable[..., Node]) -> None:
+    server, client = node(1, listens=True), node(2)
+    segment = wire.SegmentRecord(b"h" * 4096, 0, 0)
+    caches = [
+        wire.CacheRecord(cache_id=i, model_id=0, num_blocks=1, tensor_bytes=[1], segments=[segment])
+        for i in range(1, 101)
+    ]
+    message = wire.encode(wire.Join(NO_LINK, segment, caches))
+
+    with RawPeer(server) as raw:
+        raw.ask(wire.Hello(wanted_cluster_id=1, identity=client.identity))
+        assert isinstance(raw.ask(message), wire.Joined)
+
+    assert len(message) > 4 * wire.MAX_FRAME_BYTES
+    assert b"".join(wire.split(message)) == message
+    assert max(map(len, wire.split(message))) == wire.MAX_FRAME_BYTES
+    assert len(server.only_link().remote_caches) == 100
 
 
 def test_start_time_tells_a_dead_process_from_a_live_one() -> None:

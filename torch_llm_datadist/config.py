@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar, overload
 
 from . import checks
 from . import option_checks as accept
+from .link_secret import checked_secret
 
 T = TypeVar("T")
 OWN_PREFIX = "torch_llm_datadist."
@@ -203,6 +204,16 @@ class LLMConfig:
         16,
         accept.positive,
         doc="Calls of ``transfer_cache_async`` that run at one time, each on a thread; more wait their turn.",
+    )
+
+    link_secret: Option[str | None] = Option(
+        OWN_PREFIX + "LinkSecret",
+        None,
+        checked_secret,
+        spell=lambda secret: secret,  # as it is: it does not show itself in the dictionary's repr
+        doc="What all instances that may link to each other share, 16 to 1024 characters: links are "
+        "authenticated and encrypted, and nobody else gets one. Not set: the environment variable "
+        "``TORCH_LLM_DATADIST_LINK_SECRET``, else links need no secret. It is not shown by ``repr``.",
     )
 
     def __init__(self) -> None:

@@ -26,8 +26,10 @@ from .errors import (
     LLMStatusCode,
 )
 from .farewell import Farewell
+from .gatekeeper import Gatekeeper
 from .handshake import Handshake, Target
 from .identity import Identity, why_not_protocol
+from .link_keys import LinkKeys
 from .link_table import LinkTable
 from .loop import LINGER_MS, ControlLoop
 from .peer import LinkState, Peer, RouterChannel
@@ -59,6 +61,7 @@ class Control:
         make_segment: Callable[[bytes, int, int, int], _C.Segment],
         identity: Identity,
         registry: CacheRegistry,
+        keys: LinkKeys | None,
     ) -> None:
         self.arrivals = Arrivals()
         self.table = LinkTable(self.arrivals)
@@ -70,7 +73,8 @@ class Control:
         self._serials = itertools.count(1)
         self.comms = Comms(self._peers, self.begin_link, self._listen_for_members)
         self.loop = ControlLoop(f"llm_datadist-{identity.cluster_id}", self._tick)
-        self._handshake = Handshake(self._peers, self._announcements, self.loop)
+        self._gatekeeper = Gatekeeper(self.loop, keys)
+        self._handshake = Handshake(self._peers, self._announcements, self.loop, keys)
         self._handshake.why_not_join = self.comms.why_not_join
 
     def lost_peers(self) -> list[tuple[int, int, str]]:
@@ -99,6 +103,7 @@ class Control:
     def stop_listening(self) -> None:
         listener, self._listener = self._listener, None
         if listener is not None:
+            self._gatekeeper.close(listener.socket)
             self.loop.close_socket(listener.socket, LINGER_MS)
 
     def switch_role(self, listen: tuple[str, int] | None) -> int | None:
@@ -129,11 +134,13 @@ class Control:
         router = self.loop.socket(zmq.ROUTER)
         router.setsockopt(zmq.IPV6, ":" in ip)
         router.setsockopt(zmq.LINGER, 0)
-        router.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
+        router.setsockopt(zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES_ON_THE_WAY)
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._gatekeeper.protect(router)
         try:
             _bind(router, f"tcp://{endpoint(ip, port)}", patience_s)
         except zmq.ZMQError as error:
+            self._gatekeeper.close(router)
             self.loop.close_socket(router)
             raise EngineFailedError(
                 f"init: cannot listen at {endpoint(ip, port)} ({setting}): {error.strerror}"
@@ -141,7 +148,9 @@ class Control:
         self.loop.on_message(router, partial(self._on_router_message, router))
         bound = router.getsockopt(zmq.LAST_ENDPOINT)
         assert isinstance(bound, bytes)
-        return Listener(router, ip, int(bound.rstrip(b"\0").rpartition(b":")[2]))
+        listener = Listener(router, ip, int(bound.rstrip(b"\0").rpartition(b":")[2]))
+        self._gatekeeper.open(router, ip, listener.port)
+        return listener
 
     def begin_link(self, target: Target, deadline: float, answer: Future[LLMStatusCode]) -> None:
         self._farewell.look_for_death(target.cluster_id)
@@ -208,22 +217,23 @@ class Control:
         if peer.is_open:
             self._farewell.on_deadline(peer)
         elif peer.state == LinkState.CONNECTING and peer.is_client_end:
-            why = "no answer in time; is an instance listening there (listen_ip_info)?"
-            self._peers.fail(peer, LLMStatusCode.LLM_LINK_FAILED, why)
+            self._peers.fail(peer, LLMStatusCode.LLM_LINK_FAILED, self._handshake.why_no_answer(peer))
         else:
             self._peers.fail(peer, LLMStatusCode.LLM_TIMEOUT, "the handshake did not end in time")
 
     # Messages.
 
     def _on_router_message(self, router: zmq.Socket[bytes], frames: list[zmq.Frame]) -> None:
-        if len(frames) != 2:
-            self._peers.log_odd("an unknown sender", f"a message of {len(frames)} frames")
+        route, *parts = frames
+        if not parts:
+            self._peers.log_odd("an unknown sender", "a message without a frame")
             return
-        channel = RouterChannel(router, frames[0].bytes)
+        self._gatekeeper.on_message(router, parts[0])
+        channel = RouterChannel(router, route.bytes)
         peer = self._peers.by_route.get(channel.key)
-        address = _address_of(frames[1])
+        address = _address_of(parts[0])
         try:
-            message = wire.decode(frames[1].bytes)
+            message = wire.decode(wire.join(parts))
         except wire.MalformedMessageError as error:
             self._peers.log_odd(peer or address, f"a malformed message ({error})")
         except wire.OtherProtocolError as error:
@@ -254,7 +264,7 @@ class Control:
 
     def _on_dealer_message(self, peer: Peer, frames: list[zmq.Frame]) -> None:
         try:
-            message = wire.decode(b"".join(frame.bytes for frame in frames))
+            message = wire.decode(wire.join(frames))
         except wire.MalformedMessageError as error:
             self._peers.log_odd(peer, f"a malformed message ({error})")
         except wire.OtherProtocolError as error:

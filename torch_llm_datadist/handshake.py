@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
 import zmq
 
@@ -16,6 +17,8 @@ from .checks import as_int64
 from .cluster import endpoint
 from .errors import LLMException, LLMStatusCode
 from .identity import Identity, Refusal, different_versions, why_not_link
+from .link_keys import LinkKeys
+from .link_secret import SECRET_VARIABLE
 from .link_table import Link
 from .loop import ControlLoop
 from .peer import Channel, DealerChannel, LinkState, Peer
@@ -25,6 +28,7 @@ logger = logging.getLogger("torch_llm_datadist")
 
 MAX_LINKS = 512
 _MAX_HANDSHAKES = 256  # that a server has under way at one time
+_MAX_CLOSINGS = 3  # of one connection in the handshake of ZeroMQ, one after the other
 _HANDSHAKE_S = 5.0  # that a server gives a client between HELLO and JOIN
 
 
@@ -43,12 +47,15 @@ def _nobody_joins(comm: wire.CommRecord, cluster_id: int) -> tuple[LLMStatusCode
 
 
 class Handshake:
-    def __init__(self, peers: Peers, announcements: Announcements, loop: ControlLoop) -> None:
+    def __init__(
+        self, peers: Peers, announcements: Announcements, loop: ControlLoop, keys: LinkKeys | None
+    ) -> None:
         self._peers = peers
         self._own = peers.identity
         self._native = peers.native
         self._announcements = announcements
         self._loop = loop
+        self._keys = keys
         self.is_refusing = False
         # Whether a member of a two-sided link is expected; set by ``Control``.
         self.why_not_join: Callable[[wire.CommRecord, int], tuple[LLMStatusCode, str] | None] = _nobody_joins
@@ -66,16 +73,47 @@ class Handshake:
             return None
         address = endpoint(target.ip, target.port)
         try:
-            channel = DealerChannel(self._loop, target.ip, target.port)
+            channel = DealerChannel(self._loop, target.ip, target.port, self._keys)
         except zmq.ZMQError as error:
             logger.warning("link_clusters: cluster %d at %s: %s", target.cluster_id, address, error.strerror)
             answer.set_result(LLMStatusCode.LLM_LINK_FAILED)
             return None
         peer = Peer(target.cluster_id, address, channel, LinkState.CONNECTING, deadline, True, attempt=answer)
+        channel.on_event = partial(self._on_connection_failed, peer)
         peer.comm = target.comm.name if target.comm else ""
         self._peers.add(peer)
         peer.send(wire.Hello(wanted_cluster_id=target.cluster_id, identity=self._own, comm=target.comm))
         return peer
+
+    def _on_connection_failed(self, peer: Peer, kind: int, value: int) -> None:
+        """ZeroMQ's own handshake failed. One that has another secret is not told so: the connection is just
+        closed, as it is by a listener that is ending; so it is tried a few times.
+        """
+        if peer.state != LinkState.CONNECTING:
+            return
+        peer.closings += 1
+        is_named = value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
+        if is_named and kind == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+            has, lacks = "this instance", "the peer"
+            if self._keys is None:
+                has, lacks = lacks, has
+            why = f"{has} has a link_secret and {lacks} has none; both need the same"
+            self._peers.fail(peer, LLMStatusCode.LLM_LINK_FAILED, why)
+        elif peer.closings >= _MAX_CLOSINGS or kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            self._peers.fail(peer, LLMStatusCode.LLM_LINK_FAILED, self.why_no_answer(peer))
+
+    def why_no_answer(self, peer: Peer) -> str:
+        if not peer.closings:
+            return "no answer in time; is an instance listening there (listen_ip_info)?"
+        if self._keys is None:
+            return (
+                f"it closed the connection {peer.closings} times without a word: it needs a link_secret, or "
+                "is no instance"
+            )
+        return (
+            f"it refused the link_secret: it closed the connection {peer.closings} times in the handshake; "
+            f"both ends need the same (LLMConfig.link_secret, or {SECRET_VARIABLE})"
+        )
 
     def _why_not_begin(self, target: Target) -> Refusal | None:
         if self.is_refusing:

@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from .errors import LLMStatusCode
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 HOST_ID_VARIABLE = "TORCH_LLM_DATADIST_HOST_ID"
 _START_TIME_FIELD = 22  # of /proc/<pid>/stat, counted from 1
 
@@ -58,12 +58,14 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
         return self.host == host_id() and start_time_of(self.pid) != self.start_time
 
 
-def own_identity(cluster_id: int, device: int, *, remote_accessible: bool, cann: str) -> Identity:
+def own_identity(
+    cluster_id: int, device: int, *, remote_accessible: bool, cann: str, authenticated: bool = False
+) -> Identity:
     return Identity(
         cluster_id=cluster_id,
         instance=secrets.randbits(63),
         remote_accessible=remote_accessible,
-        authenticated=False,
+        authenticated=authenticated,
         host=host_id(),
         pid=os.getpid(),
         start_time=start_time_of(os.getpid()) or 0,

@@ -19,6 +19,7 @@ from .control import Control
 from .errors import LLMStatusCode
 from .handshake import Target
 from .identity import Identity
+from .link_keys import LinkKeys
 from .rank_table import CommRequest
 from .registry import CacheRegistry, HeldCache, LocalCache
 from .transfer import RegisterMemStatus
@@ -38,6 +39,7 @@ class LinkService:
         make_segment: ``_C.Segment``.
         identity: who this instance is.
         registry: its caches.
+        keys: of the secret that its links need; None for links without one.
     """
 
     def __init__(
@@ -46,8 +48,9 @@ class LinkService:
         make_segment: Callable[[bytes, int, int, int], _C.Segment],
         identity: Identity,
         registry: CacheRegistry,
+        keys: LinkKeys | None = None,
     ) -> None:
-        self._control = Control(native, make_segment, identity, registry)
+        self._control = Control(native, make_segment, identity, registry, keys)
         self._loop = self._control.loop
         self._name = f"the control thread of cluster {identity.cluster_id}"
         self.identity = identity

@@ -5,6 +5,7 @@ comes.
 from __future__ import annotations
 
 import collections
+import itertools
 import logging
 import os
 import threading
@@ -19,6 +20,8 @@ logger = logging.getLogger("torch_llm_datadist")
 
 LINGER_MS = 200  # how long a closed socket may take to hand over its last messages
 _MESSAGES_PER_TURN = 64  # so that one busy peer does not starve the others
+_MAX_EVENTS = 10_000
+_MAX_SOCKETS = 8192  # of libzmq's: per link one, and two more while it is being made
 
 
 class ControlLoop:
@@ -32,9 +35,12 @@ class ControlLoop:
         self._commands: collections.deque[Callable[[], object]] = collections.deque()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._context = zmq.Context()
+        self._context.set(zmq.MAX_SOCKETS, _MAX_SOCKETS)
         self._poller = zmq.Poller()
         self._poller.register(self._wake_fd, zmq.POLLIN)
         self._readers: dict[zmq.Socket[bytes], Callable[[list[zmq.Frame]], None]] = {}
+        self._monitors: dict[zmq.Socket[bytes], zmq.Socket[bytes]] = {}
+        self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -86,7 +92,38 @@ class ControlLoop:
         self._readers[socket] = reader
         self._poller.register(socket, zmq.POLLIN)
 
+    def watch(
+        self, socket: zmq.Socket[bytes], events: int, reader: Callable[[list[zmq.Frame]], None]
+    ) -> None:
+        """Reads what happens to the connections of a socket, before it has any. See ``zmq_socket_monitor``.
+
+        libzmq's own thread waits where its queue of events, 1000 long, is full: it takes no more connections.
+        """
+        address = f"inproc://events-{next(self._numbers)}"
+        socket.monitor(address, events)
+        monitor = self._monitors[socket] = self._context.socket(zmq.PAIR)
+        monitor.setsockopt(zmq.RCVHWM, 1)
+        monitor.connect(address)
+        self.on_message(monitor, reader)
+
+    def read_events(self, socket: zmq.Socket[bytes]) -> None:
+        """Reads what has happened up to now."""
+        monitor = self._monitors.get(socket)
+        if monitor is not None:
+            self._read(monitor, _MAX_EVENTS)
+
+    def unwatch(self, socket: zmq.Socket[bytes]) -> None:
+        monitor = self._monitors.pop(socket, None)
+        if monitor is None:
+            return
+        # First this, so that libzmq's thread never waits for room that nobody would make.
+        while monitor.poll(0):
+            monitor.recv_multipart(copy=False)
+        socket.disable_monitor()
+        self.close_socket(monitor)
+
     def close_socket(self, socket: zmq.Socket[bytes], linger_ms: int = 0) -> None:
+        self.unwatch(socket)
         if self._readers.pop(socket, None) is not None:
             self._poller.unregister(socket)
         socket.close(linger=linger_ms)
@@ -106,7 +143,7 @@ class ControlLoop:
         finally:
             with self._lock:
                 self._is_stopping = True
-            for socket in list(self._readers):
+            for socket in [*self._monitors, *self._readers]:
                 self.close_socket(socket, LINGER_MS)
             self._context.term()
             with self._lock:
@@ -122,8 +159,8 @@ class ControlLoop:
                 self._read(source)
         self.run_commands()
 
-    def _read(self, socket: zmq.Socket[bytes]) -> None:
-        for _ in range(_MESSAGES_PER_TURN):
+    def _read(self, socket: zmq.Socket[bytes], limit: int = _MESSAGES_PER_TURN) -> None:
+        for _ in range(limit):
             reader = self._readers.get(socket)
             if reader is None:  # closed by what the last message did
                 return

@@ -10,11 +10,13 @@ from . import checks
 from .cluster import parse_endpoint
 from .config import OWN_PREFIX
 from .errors import ParamInvalidError
+from .link_secret import SECRET_VARIABLE, SecretText, checked_secret
 from .memory_pool import DEFAULT_PAGE_SHIFT, PoolConfig, read_pool_config
 
 DEFAULT_SYNC_KV_TIMEOUT_MS = 1000
 DEFAULT_LINK_TOTAL_TIME_S = 120
 FLOW_GRAPH_MEMORY = "ge.flowGraphMemMaxSize"
+LINK_SECRET = OWN_PREFIX + "LinkSecret"
 LINK_TIME_VARIABLE = "HCCL_CONNECT_TIMEOUT"
 
 
@@ -32,6 +34,7 @@ class Options:
         link_total_time_s: limit of a two-sided link.
         is_older_api: ``kv_cache_manager`` in place of ``cache_manager``.
         enable_switch_role: of the older API, which needs it.
+        link_secret: what peers must know to link; None lets everyone link.
         link_port: base of the ports at which members of two-sided links meet; None: the environment says.
     """
 
@@ -47,6 +50,7 @@ class Options:
     transfer_workers: int
     link_total_time_s: float
     link_port: int | None
+    link_secret: SecretText | None
     is_older_api: bool
     enable_switch_role: bool
 
@@ -56,6 +60,8 @@ def read_options(options: object) -> Options:
     given = checks.instance("init: options", options, dict, what="a dict of str to str")
     _check_flow_graph_memory(given)
     for key, value in given.items():
+        if key == LINK_SECRET:
+            checked_secret("init: link_secret", value)
         if not isinstance(key, str) or not isinstance(value, str):
             raise TypeError(
                 f"init: option {key!r} is {value!r}, expected a str (LLMConfig spells True as '1')"
@@ -87,6 +93,7 @@ def read_options(options: object) -> Options:
         transfer_workers=_number(given, "transfer_workers", OWN_PREFIX + "TransferWorkers", 16, low=1),
         link_total_time_s=_link_total_time(given),
         link_port=_number(given, "link_port", OWN_PREFIX + "LinkPort", 0, low=1, high=65535) or None,
+        link_secret=_link_secret(given),
         is_older_api=is_older_api,
         enable_switch_role=given.get("llm.EnableSwitchRole") == "1",
     )
@@ -112,6 +119,13 @@ def _device(given: Mapping[str, str]) -> int:
     if ";" in given.get(key, ""):
         raise ParamInvalidError(f"init: device_id is {given[key]!r}, expected one device per instance")
     return _number(given, "device_id", key, 0, low=0)
+
+
+def _link_secret(given: Mapping[str, str]) -> SecretText | None:
+    if LINK_SECRET in given:
+        return checked_secret("init: link_secret", given[LINK_SECRET])
+    text = os.environ.get(SECRET_VARIABLE)
+    return checked_secret(SECRET_VARIABLE, text) if text else None
 
 
 def _link_total_time(given: Mapping[str, str]) -> int:

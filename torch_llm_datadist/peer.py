@@ -4,17 +4,20 @@ it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
 import zmq
+from zmq.utils.monitor import parse_monitor_message
 
 from . import wire
 from .cluster import endpoint
 from .errors import LLMStatusCode
 from .identity import Identity
+from .link_keys import LinkKeys
 from .loop import LINGER_MS, ControlLoop
 
 
@@ -36,23 +39,46 @@ class Channel(Protocol):
     def close(self) -> None: ...
 
 
-class DealerChannel:
-    """The client's end: a socket of its own."""
+_EVENTS = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
 
-    def __init__(self, loop: ControlLoop, ip: str, port: int) -> None:
+
+class DealerChannel:
+    """The client's end: a socket of its own.
+
+    Attributes:
+        on_event: called with (kind, value) when ZeroMQ's own handshake fails; it is tried again.
+    """
+
+    def __init__(self, loop: ControlLoop, ip: str, port: int, keys: LinkKeys | None) -> None:
         self._loop = loop
+        self.on_event: Callable[[int, int], None] = lambda kind, value: None
         self.socket = loop.socket(zmq.DEALER)
         try:
+            if keys is not None:
+                keys.protect_client(self.socket)
             self.socket.setsockopt(zmq.IPV6, ":" in ip)
             self.socket.setsockopt(zmq.LINGER, 0)
-            self.socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
+            self.socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES_ON_THE_WAY)
+            loop.watch(self.socket, _EVENTS, self._on_event)
             self.socket.connect(f"tcp://{endpoint(ip, port)}")
         except zmq.ZMQError:
             loop.close_socket(self.socket)
             raise
 
+    def _on_event(self, frames: list[zmq.Frame]) -> None:
+        event = parse_monitor_message([frame.bytes for frame in frames])
+        if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._loop.unwatch(self.socket)
+        else:
+            self.on_event(event["event"], event["value"])
+
     def send(self, data: bytes) -> bool:
-        return _send(self.socket, [data])
+        return _send(self.socket, wire.split(data))
 
     def close(self) -> None:
         self._loop.close_socket(self.socket, LINGER_MS)
@@ -71,7 +97,7 @@ class RouterChannel:
         return id(self.socket), self.route
 
     def send(self, data: bytes) -> bool:
-        return _send(self.socket, [self.route, data])
+        return _send(self.socket, [self.route, *wire.split(data)])
 
     def close(self) -> None:
         pass
@@ -93,6 +119,7 @@ class Peer:
         link: handle of the native link; 0 before there is one.
         announced: caches of this instance that were announced to it.
         remote_caches: caches that it announced, by its cache id.
+        closings: how often the connection was closed before the keys of both ends were known.
         deadline: by when the current state must have ended; 0 for a state that may last.
         comm: name of the two-sided link that it is a member of, or "".
         attempt: result of ``link_clusters`` for it, in the states before LINKED.
@@ -120,6 +147,7 @@ class Peer:
     is_unreachable: bool = False
     is_drained: bool = False
     departed_at: float = 0.0
+    closings: int = 0
 
     def __str__(self) -> str:
         pid = f", pid {self.identity.pid}" if self.identity else ""

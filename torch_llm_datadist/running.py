@@ -13,6 +13,7 @@ from .data_type import Placement
 from .errors import OutOfMemoryError, ParamInvalidError
 from .identity import own_identity
 from .link import LinkService
+from .link_keys import derive_keys
 from .memory_pool import MemoryPool
 from .options import Options, read_options
 from .registry import CacheRegistry, leave_over, left_over_caches
@@ -50,10 +51,16 @@ class Running:
             transfer_timeout_ms=self.options.sync_kv_timeout_ms,
             max_in_flight=self.options.max_in_flight,
         )
+        secret = self.options.link_secret
         identity = own_identity(
-            cluster_id, device, remote_accessible=self.options.remote_accessible, cann=_cann_version(native)
+            cluster_id,
+            device,
+            remote_accessible=self.options.remote_accessible,
+            cann=_cann_version(native),
+            authenticated=secret is not None,
         )
-        self.links = LinkService(self.instance, native.Segment, identity, self.registry)
+        keys = derive_keys(secret) if secret is not None else None
+        self.links = LinkService(self.instance, native.Segment, identity, self.registry, keys)
         self.cache_manager = CacheManager(
             native, self.instance, self.links, self.registry, self.options, pools
         )

@@ -1,4 +1,4 @@
-"""The control messages between two instances: msgpack, one frame each, at most 1 MiB.
+"""The control messages between two instances: msgpack, at most 1 MiB, in frames of at most 64 KiB.
 
     client                     server
     HELLO(identity)      ->
@@ -21,14 +21,18 @@ and then, either way, in any order:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, TypeAlias
 
 import msgspec
+import zmq
 from msgspec import Meta
 
 from .identity import PROTOCOL_VERSION, Identity, Natural
 
 MAX_MESSAGE_BYTES = 2**20
+MAX_FRAME_BYTES = 2**16  # what a connection can make its other end hold before it has shown its key
+MAX_FRAME_BYTES_ON_THE_WAY = MAX_FRAME_BYTES + 256  # encryption adds to it
 
 Positive: TypeAlias = Annotated[int, Meta(ge=1)]
 Text: TypeAlias = Annotated[str, Meta(max_length=4096)]
@@ -223,6 +227,19 @@ def encode(message: Message) -> bytes:
             "register fewer tensors per instance"
         )
     return data
+
+
+def split(data: bytes) -> list[bytes]:
+    """The frames of a message."""
+    return [data[at : at + MAX_FRAME_BYTES] for at in range(0, len(data), MAX_FRAME_BYTES)] or [data]
+
+
+def join(frames: Sequence[zmq.Frame]) -> bytes:
+    """The message of some frames. ``MalformedMessageError`` where it is too long."""
+    length = sum(map(len, frames))
+    if length > MAX_MESSAGE_BYTES:
+        raise MalformedMessageError(f"{length} bytes, expected at most {MAX_MESSAGE_BYTES}")
+    return b"".join(frame.bytes for frame in frames)
 
 
 def decode(data: bytes) -> Message:
