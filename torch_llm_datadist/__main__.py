@@ -1,4 +1,4 @@
-"""``python -m torch_llm_datadist run|demo``."""
+"""``python -m torch_llm_datadist run|demo|doctor``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ USAGE = """\
   run [--emulate | --no-emulate] [--as-llm-datadist] script.py [args…]
   run [--emulate | --no-emulate] [--as-llm-datadist] -m module [args…]
   run [--emulate | --no-emulate] [--as-llm-datadist] command [args…]   as installed: pytest, torchrun …
-  demo [options]            `demo --help` lists them"""
+  demo [options]            `demo --help` lists them
+  doctor [options]          what this machine lacks for transfers, and what to do about it"""
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m torch_llm_datadist", usage=f"%(prog)s <command> …\n\n{USAGE}", add_help=True
     )
-    parser.add_argument("command", choices=("run", "demo"), metavar="command")
+    parser.add_argument("command", choices=("run", "demo", "doctor"), metavar="command")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
 
@@ -78,9 +79,15 @@ def demo(argv: list[str]) -> int:
     return demo_main(argv)
 
 
+def doctor(argv: list[str]) -> int:
+    from torch_llm_datadist.doctor import main as doctor_main
+
+    return doctor_main(argv)
+
+
 def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
-    return {"run": run, "demo": demo}[options.command](options.rest)
+    return {"run": run, "demo": demo, "doctor": doctor}[options.command](options.rest)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from importlib import metadata
 from types import ModuleType
 
 
-def _check_torch_npu() -> None:
+def check_torch_npu() -> None:
+    """Raises ImportError unless the core is built, for the torch_npu that is installed; loads neither."""
     try:
         built_for = importlib.import_module("torch_llm_datadist._built_for").TORCH_NPU
     except ModuleNotFoundError as error:
@@ -35,7 +36,7 @@ def load() -> ModuleType:
 
     Raises ImportError when the core is not built, or built for another torch_npu (naming both versions).
     """
-    _check_torch_npu()
+    check_torch_npu()
     importlib.import_module("torch")
     importlib.import_module("torch_npu")
     core = importlib.import_module("torch_llm_datadist._C")

@@ -1,0 +1,191 @@
+"""``python -m torch_llm_datadist doctor``: what is missing is found, named, and comes with advice."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import torch_llm_datadist as datadist
+from torch_llm_datadist import doctor, emulator
+from torch_llm_datadist.doctor import device, machine, packages, peer
+from torch_llm_datadist.doctor.finding import Finding, State
+
+DOCTOR = [sys.executable, "-m", "torch_llm_datadist", "doctor", "--emulate"]
+
+
+def only(findings: Iterator[Finding], name: str) -> Finding:
+    (found,) = (finding for finding in findings if finding.name == name)
+    return found
+
+
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*DOCTOR, *arguments], env={**os.environ, **variables}, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_machine_that_passes_this_suite_is_healthy():
+    told = run("--json", "--listen", "127.0.0.1:0")
+    assert told.returncode == 0, told.stdout
+    findings = {each["name"]: each for each in json.loads(told.stdout)}
+    assert {each["state"] for each in findings.values()} <= {"ok", "note"}
+    assert findings["a transfer"]["state"] == "ok"
+    assert "1024 KiB from npu:0" in findings["a transfer"]["found"]
+    assert findings["torch_npu"]["found"] == "2.13.0"
+
+
+def test_wrong_bytes_are_noticed():
+    told = run(TORCH_LLM_DATADIST_EMULATE_FAULTS="flip_byte direction=d2d; flip_byte direction=peer")
+    assert told.returncode == 1
+    assert "broken  a transfer" in told.stdout
+    assert "a push arrived with wrong bytes" in told.stdout
+
+
+def test_device_that_hangs_is_told_in_time(monkeypatch):
+    monkeypatch.setattr(device, "_COMMAND", (sys.executable, "-c", "import time; time.sleep(60)"))
+    found = only(device.examine(0.2), "a transfer")
+    assert (found.state, found.found) == (State.BROKEN, "nothing after 0.2 s")
+
+
+@pytest.mark.parametrize("name", ["torch_npu", "msgspec"])
+def test_missing_package_is_named_with_its_version(monkeypatch, name):
+    really = packages.metadata.version
+
+    def version(asked: str) -> str:
+        if asked == name:
+            raise packages.metadata.PackageNotFoundError(name)
+        return really(asked)
+
+    monkeypatch.setattr(packages.metadata, "version", version)
+    found = only(packages.examine(), name)
+    assert (found.state, found.found) == (State.BROKEN, "not installed")
+    assert found.advice.startswith(f"pip install {name}")
+
+
+def test_core_for_another_torch_npu_is_told(monkeypatch):
+    monkeypatch.setattr("torch_llm_datadist._built_for.TORCH_NPU", "2.12.0")
+    found = only(packages.examine(), "native core")
+    assert found.state is State.BROKEN
+    assert "built for torch_npu 2.12.0, and torch_npu 2.13.0 is installed" in found.found
+
+
+@pytest.fixture
+def real_npu(monkeypatch, tmp_path) -> Path:
+    """A machine with a driver and two devices, as far as its files say."""
+    monkeypatch.setattr(emulator, "is_enabled", lambda: False)
+    for index in range(2):
+        (tmp_path / f"davinci{index}").touch()
+    (tmp_path / "version.info").write_text("Version=25.5.0\n")
+    (tmp_path / "hccn.conf").write_text("address_0=29.1.0.1\nnetmask_0=255.0.0.0\naddress_1=29.1.0.2\n")
+    monkeypatch.setattr(machine, "DEVICES", str(tmp_path / "davinci[0-9]*"))
+    monkeypatch.setattr(machine, "DRIVER_VERSION", tmp_path / "version.info")
+    monkeypatch.setattr(machine, "NETWORK_CONFIG", tmp_path / "hccn.conf")
+    return tmp_path
+
+
+def test_driver_and_device_network_are_read(real_npu):
+    assert only(machine.examine(None), "driver").found == "25.5.0; 2 devices"
+    assert only(machine.examine(None), "device network").found == "npu 0 29.1.0.1, npu 1 29.1.0.2"
+
+
+def test_device_without_access_is_named(real_npu, monkeypatch):
+    monkeypatch.setattr(machine.os, "access", lambda path, mode: not path.endswith("davinci1"))
+    found = only(machine.examine(None), "driver")
+    assert (found.state, found.found) == (State.BROKEN, f"no access to {real_npu}/davinci1")
+
+
+def test_machine_without_driver_or_network_file_is_told(real_npu):
+    for file in real_npu.iterdir():
+        file.unlink()
+    assert only(machine.examine(None), "driver").state is State.BROKEN
+    assert only(machine.examine(None), "device network").state is State.NOTE
+
+
+@pytest.mark.parametrize(("given", "state"), [("32768 60999", State.OK), ("1024 65535", State.NOTE)])
+def test_ports_that_the_kernel_gives_away_are_told(monkeypatch, tmp_path, given, state):
+    (tmp_path / "range").write_text(given)
+    monkeypatch.setattr(machine, "EPHEMERAL_PORTS", tmp_path / "range")
+    assert only(machine.examine(None), "ports of two-sided links").state is state
+
+
+def test_port_that_is_taken_is_told():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        found = only(machine.examine(("127.0.0.1", port)), "listening")
+    assert (found.state, found.found) == (State.BROKEN, f"127.0.0.1:{port}: Address already in use")
+
+
+@pytest.mark.parametrize(("soft", "state"), [(1024, State.NOTE), (2048, State.OK)])
+def test_few_open_files_are_told(monkeypatch, soft, state):
+    limits = {resource.RLIMIT_NOFILE: (soft, 4096), resource.RLIMIT_MEMLOCK: (1 << 20, 1 << 20)}
+    monkeypatch.setattr(machine.resource, "getrlimit", limits.get)
+    assert only(machine.examine(None), "open files").state is state
+
+
+def test_forbidden_tracing_is_told(monkeypatch, tmp_path):
+    (tmp_path / "scope").write_text("1\n")
+    monkeypatch.setattr(machine, "PTRACE_SCOPE", tmp_path / "scope")
+    found = only(machine.examine(None), "host tensors as caches")
+    assert found.state is State.NOTE
+    assert "ptrace_scope is 1" in found.found
+
+
+def test_listener_of_an_instance_is_recognised():
+    config = datadist.LLMConfig()
+    config.device_id = 0
+    config.enable_cache_manager = True
+    config.listen_ip_info = "127.0.0.1:0"
+    instance = datadist.LLMDataDist(datadist.LLMRole.MIX, 4)
+    instance.init(config.generate_options())
+    try:
+        found = list(peer.examine("127.0.0.1", instance.listen_port))
+    finally:
+        instance.finalize()
+    assert [each.state for each in found] == [State.OK, State.OK]
+    assert "mechanism NULL: links need no secret" in found[1].found
+
+
+def test_address_where_nobody_listens_is_broken():
+    with socket.create_server(("127.0.0.1", 0)) as once:
+        port = once.getsockname()[1]
+    (found,) = peer.examine("127.0.0.1", port)
+    assert (found.state, found.found) == (State.BROKEN, f"127.0.0.1:{port}: Connection refused")
+
+
+def test_other_program_at_that_port_is_told():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def serve() -> None:
+            connection, _ = other.accept()
+            with connection:
+                connection.recv(1)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        found = list(peer.examine("127.0.0.1", other.getsockname()[1]))
+        thread.join()
+    assert found[-1].state is State.BROKEN
+    assert "is no instance's listener" in found[-1].found
+
+
+def test_broken_machine_is_not_tried_at_work(monkeypatch):
+    monkeypatch.setattr(device, "examine", lambda timeout_s: pytest.fail("a transfer was tried"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        findings = doctor.examine(listen=taken.getsockname())
+    assert findings[-1].state is not State.OK or any(f.state is State.BROKEN for f in findings)
+
+
+def test_address_is_checked():
+    told = run("--peer", "nowhere")
+    assert told.returncode == 2
+    assert "'nowhere'" in told.stderr
