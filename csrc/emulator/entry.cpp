@@ -79,6 +79,8 @@ void begin(Entry entry, Thread& self) {
     fail(ACL_ERROR_INTERNAL_ERROR,
          "this process was forked after its parent used a device; start it with spawn, or fork before");
   }
+  if (is_armed(bit(Fault::HoldHost)) && !self.is_device) [[unlikely]]
+    runtime.faults->hold_host();
   if (is_armed(bit(Fault::BadText))) [[unlikely]]
     runtime.faults->refuse_bad_text();
   if (kTable[static_cast<size_t>(entry)].needs == Needs::Refused) refuse(name_of(entry), state, self);

@@ -25,6 +25,7 @@ enum class Fault : uint32_t {
   ExportPage,    // exports must fit pages of `amount` bytes
   SpoilCapture,  // a capture is invalid after its nth task
   BadText,       // the environment variable could not be read: no call works
+  HoldHost,      // host threads begin no call while process `amount`, which is to stop them, lives
 };
 
 constexpr uint32_t bit(Fault fault) { return 1U << static_cast<uint32_t>(fault); }

@@ -1,5 +1,6 @@
 #include "emulator/faults.h"
 
+#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -157,6 +158,14 @@ void Faults::give_back(const char* resource, uint64_t count) {
 }
 
 void Faults::refuse_bad_text() const { fail(ACL_ERROR_INVALID_PARAM, "%s", problem_.c_str()); }
+
+void Faults::hold_host() const {
+  auto is_held = [&] {
+    const auto rule = standing(Fault::HoldHost, {});
+    return rule && kill(static_cast<pid_t>(rule->amount), 0) == 0;
+  };
+  wait_while(is_held, nullptr);
+}
 
 void Faults::begin_call(Entry entry, Thread& self) {
   const Subject subject{.name = name_of(entry)};

@@ -63,6 +63,8 @@ class Faults {
   void give_back(const char* resource, uint64_t count);
 
   [[noreturn]] void refuse_bad_text() const;
+  // Who freezes the host waits for calls to end, as they hold locks, and none may begin meanwhile.
+  void hold_host() const;
   // Starts a call: throws the code that it is to fail with, notes how late it is to return.
   void begin_call(Entry entry, Thread& self);
   // The same for rules that tell calls by address or size. `second` is 0 where there is one address only.

@@ -43,6 +43,7 @@ void start_thread(const std::string& name, std::function<void()> body) {
     std::thread([name, body = std::move(body), &births] {
       pthread_setname_np(pthread_self(), name.substr(0, 15).c_str());
       births.fetch_sub(1);
+      Thread::self().is_device = name.starts_with("npu-");
       body();
     }).detach();
   } catch (...) {

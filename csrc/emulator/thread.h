@@ -15,6 +15,7 @@ class Stream;
 // What the runtime knows about the calling thread. Threads do not inherit anything from each other.
 struct Thread {
   std::shared_ptr<Context> context;
+  bool is_device = false;  // a thread of the device's, and none of the program's
   bool in_host_function = false;
   aclError host_function_result = ACL_SUCCESS;  // what the running host function's task ends with
   aclError last_error = ACL_SUCCESS;

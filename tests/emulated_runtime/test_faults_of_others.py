@@ -409,6 +409,43 @@ def test_first_host_function_of_a_process_waits_while_its_idle_host_is_frozen(ac
         acl.aclrtIpcMemClose(key)
 
 
+# Threads that are nearly always inside of the runtime, where they hold locks that streams need, too.
+INSIDE_OF_LOCKS = """
+acl.aclrtSetDevice(0)
+context = acl.out("aclrtGetCurrentContext")
+memory, stream = acl.malloc(2 << 20), acl.stream()
+say(acl.export(memory, 2 << 20).hex())
+def allocates():
+    acl.aclrtSetCurrentContext(context)
+    while True:
+        acl.aclrtFree(acl.out("aclrtMalloc", 8 << 30, 0))
+for _ in range(4):
+    threading.Thread(target=allocates, daemon=True).start()
+for round in range(1, 501):
+    acl.aclrtValueWait(memory, round, c.GEQ, stream)
+    acl.copy(memory + 4096, memory + 8192, 4096, stream)
+    acl.aclrtValueWrite(memory + 8, round, 0, stream)
+say("queued")
+hear()
+"""
+
+
+def test_frozen_host_holds_no_lock_that_its_device_needs(acl: Acl) -> None:
+    with peer(INSIDE_OF_LOCKS) as other:
+        memory, stream = acl.import_key(key := bytes.fromhex(other.hear())), acl.stream()
+        assert other.hear() == "queued"
+        theirs = faults.of(other.process.pid)
+        for round in range(1, 21):
+            theirs.freeze_host()
+
+            acl.aclrtValueWrite(memory, round, 0, stream)
+            acl.aclrtValueWait(memory + 8, round, c.GEQ, stream)
+
+            assert acl.code.aclrtSynchronizeStreamWithTimeout(stream, DEADLINE_S * 1000) == 0
+            theirs.thaw_host()
+        acl.aclrtIpcMemClose(key)
+
+
 def test_frozen_host_can_be_killed_and_frees_the_freezer(acl: Acl) -> None:
     with peer(BUSY_HOST) as other:
         other.hear()

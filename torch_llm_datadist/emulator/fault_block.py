@@ -43,6 +43,7 @@ class Kind(enum.IntEnum):
     EXPORT_PAGE = 15
     SPOIL_CAPTURE = 16
     BAD_TEXT = 17
+    HOLD_HOST = 18
 
 
 # They are over after the last match that counts.

@@ -43,12 +43,13 @@ starts with a copy of its parent's rules; a process that ends takes its rules al
 armed costs one load per call and task.
 
 **What stops what.** A frozen stream or device starts no task, finishes none and, between the pieces of a
-split or slow copy, moves no bytes; a kernel that runs goes on to its end. Host threads that wait for it wait
-on. Frozen *hosts* (``of(pid).freeze_host()``) are the other half: the process's threads stop where they are,
-its queues go on, emulated compute included. Host functions (``aclrtLaunchHostFunc``) are the host's. A thread
-whose name begins with "npu-" counts as the device's; do not call your own threads so. The freeze ends with
-``thaw_host()`` or with the freezing process, and a frozen process can be killed. It takes the kernel's
-ptrace: the same user, and no debugger there already.
+split or slow copy, moves no bytes; a kernel that runs goes on to its end. Host threads that wait for it
+wait on. Frozen *hosts* (``of(pid).freeze_host()``) are the other half: the process's threads stop where
+they are, its queues go on, emulated compute included. (A thread inside of the emulated runtime, or of the
+heap, which the queues need, too, stops when it has come out of it.) Host functions
+(``aclrtLaunchHostFunc``) are the host's. A thread whose name begins with "npu-" counts as the device's;
+do not call your own threads so. The freeze ends with ``thaw_host()`` or with the freezing process, and a
+frozen process can be killed. It takes the kernel's ptrace: the same user, and no debugger there already.
 """
 
 from __future__ import annotations

@@ -2,10 +2,12 @@
 real.
 
 A thread of this process traces (ptrace) each host thread of the other one and stops it where it is: in a
-system call, holding the GIL, with whatever signals blocked. The threads that are the device carry names that
-begin with "npu-", and so do those that they start, OpenMP's among them. The kernel lets a tracer's threads go
-when the tracer ends, so a controller that dies leaves nobody frozen; and what is stopped this way can be
-killed.
+system call, holding the GIL, with whatever signals blocked. Only inside of what the emulated device
+shares with it (this runtime, the heap) it is not stopped, as it may hold a lock there, and a real device
+needs none of the host's. Such a thread goes on for a moment and is stopped a little later. The threads
+that are the device carry names that begin with "npu-", and so do those that they start, OpenMP's among
+them. The kernel lets a tracer's threads go when the tracer ends, so a controller that dies leaves nobody
+frozen; and what is stopped this way can be killed.
 """
 
 from __future__ import annotations
@@ -14,16 +16,35 @@ import contextlib
 import ctypes
 import errno
 import os
+import platform
 import threading
 import time
+from dataclasses import dataclass
 
-from torch_llm_datadist.emulator.fault_block import Block
+from torch_llm_datadist.emulator.fault_block import Block, Kind, Rule
 
 DEVICE_THREADS = "npu-"
 
-_SEIZE, _INTERRUPT, _DETACH = 0x4206, 0x4207, 17
+_SEIZE, _INTERRUPT, _CONTINUE, _DETACH = 0x4206, 0x4207, 7, 17
 _WALL = 0x40000000  # threads that are no children, too
 _LOOK_EVERY_S = 0.005
+
+# Code in which a thread may hold a lock that threads of the device take, too.
+_SHARED_CODE = (
+    "libascendcl.so",
+    "_aten.so",
+    "libc.so",
+    "libc-",
+    "libstdc++.so",
+    "ld-linux",
+    "libgomp",
+    "[vdso]",
+)
+# A thread that never leaves it (a copy of many gigabytes) holds no lock for that long.
+_PATIENCE_S = 2.0
+_FIRST_STEP_S, _LONGEST_STEP_S = 0.0002, 0.005  # how long such a thread goes on before the next look
+_FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine())
+_PRIVATE, _WAITS = 0x80, (0, 9)  # FUTEX_WAIT and FUTEX_WAIT_BITSET; the runtime's own sleeps are not private
 
 
 def _libc() -> ctypes.CDLL:
@@ -37,6 +58,21 @@ class _Gone(Exception):
     """The thread, or the whole process, ended meanwhile."""
 
 
+@dataclass
+class _Traced:
+    """A host thread that was told to stop."""
+
+    signal: int | None = None  # None until it stopped, then the signal that arrived with it, or 0
+    was_in: str = ""  # the system call in which it slept when it was told
+    is_settled: bool = False  # it may stay where it is
+    goes_on: bool = False  # let go for a moment, to be told again
+    waits: bool = False  # for a lock, it may be
+    waited_in: str = ""  # the call in which it did so when all others had settled
+    patient_until: float = 0.0
+    step_s: float = _FIRST_STEP_S
+    next_at: float = 0.0
+
+
 class HostFreeze:
     """The frozen host threads of one process, until ``thaw`` or the end of the process that froze them."""
 
@@ -46,8 +82,9 @@ class HostFreeze:
         self._block = block
         self._libc = _libc()
         self._give_up_at = time.monotonic() + within_s
-        # Threads that were told to stop; None until they did, then the signal that arrived with it, or 0.
-        self._traced: dict[int, int | None] = {}
+        self._patience_s = min(_PATIENCE_S, within_s / 2)
+        self._traced: dict[int, _Traced] = {}
+        self._shared_code: list[tuple[int, int]] = []
         self._thaw = threading.Event()
         self._settled = threading.Event()
         self._error: Exception | None = None
@@ -76,12 +113,22 @@ class HostFreeze:
         while not self._thaw.wait(_LOOK_EVERY_S) and not self._is_over():
             with contextlib.suppress(Exception):  # it ended: the next look tells
                 self._stop_new()
+                self._go_on_settling()
         self._let_go()
 
     def _stop_all(self) -> None:
+        # What is in a call comes out of it, and no other one begins.
+        self._block.arm(Rule(Kind.HOLD_HOST, amount=os.getpid()))
+        try:
+            self._stop_all_outside_of_calls()
+        finally:
+            self._block.disarm(lambda rule: rule.kind == Kind.HOLD_HOST)
+
+    def _stop_all_outside_of_calls(self) -> None:
         while True:
             # In this order: what has stopped starts no thread that the list then lacks.
-            while not self._all_stopped() or self._stop_new():
+            while not (self._all_stopped() and self._all_settled()) or self._stop_new():
+                self._go_on_settling()
                 time.sleep(0)
             if self._block.births() == 0:
                 return
@@ -106,14 +153,14 @@ class HostFreeze:
                 continue
             with contextlib.suppress(_Gone):
                 self._ptrace(_SEIZE, thread)
-                self._traced[thread] = None
-                self._ptrace(_INTERRUPT, thread)
+                self._traced[thread] = _Traced(patient_until=time.monotonic() + self._patience_s)
+                self._interrupt(thread)
                 found = True
         return found
 
     def _all_stopped(self) -> bool:
         self._hear()
-        late = [thread for thread, signal in self._traced.items() if signal is None]
+        late = [thread for thread, traced in self._traced.items() if traced.signal is None]
         if late:
             self._check_time(f"thread {late[0]} did not stop")
         return not late
@@ -137,7 +184,74 @@ class HostFreeze:
             else:
                 # Above the signal stands an event; 0: it was on the way to the signal's handler, and is told
                 # of it again later.
-                self._traced[thread] = 0 if report.si_status >> 8 else report.si_status
+                self._traced[thread].signal = 0 if report.si_status >> 8 else report.si_status
+
+    def _all_settled(self) -> bool:
+        return all(traced.is_settled for traced in self._traced.values())
+
+    def _go_on_settling(self) -> None:
+        """Sends on who stopped where it may hold a lock that the device needs, and stops it again."""
+        for thread, traced in self._traced.items():
+            with contextlib.suppress(_Gone):
+                if traced.goes_on and time.monotonic() >= traced.next_at:
+                    traced.goes_on = False
+                    self._interrupt(thread)
+                elif traced.signal is not None and not (traced.is_settled or traced.waits):
+                    self._settle(thread, traced)
+        # Who waits for a lock may hold another one, or be handed this one while it stands still. It gets it
+        # from the host threads that had it, as those settle after they gave it back; what it still waits for
+        # after that is none of the device's.
+        if all(traced.is_settled or traced.waits for traced in self._traced.values()):
+            for thread, traced in self._traced.items():
+                if traced.waits and traced.waited_in == traced.was_in:
+                    traced.waits, traced.is_settled = False, True
+                elif traced.waits:
+                    traced.waited_in = traced.was_in
+                    with contextlib.suppress(_Gone):
+                        self._go_on(thread, traced)
+
+    def _settle(self, thread: int, traced: _Traced) -> None:
+        call = self._call_of(thread)
+        number, *rest = call.split() or ["", "0"]
+        if time.monotonic() > traced.patient_until or not call:  # a kernel that does not tell
+            traced.is_settled = True
+        elif traced.was_in == call:  # it slept
+            operation = int(rest[1], 16) if number == str(_FUTEX) else 0
+            traced.waits = operation & _PRIVATE != 0 and operation & (_PRIVATE - 1) in _WAITS
+            traced.is_settled = not traced.waits
+        elif any(begin <= int(rest[-1], 16) < end for begin, end in self._code_that_is_shared()):
+            self._go_on(thread, traced)
+        else:
+            traced.is_settled = True
+
+    def _code_that_is_shared(self) -> list[tuple[int, int]]:
+        if not self._shared_code:
+            with open(f"/proc/{self._block.pid}/maps") as maps:
+                for line in maps:
+                    span, access, *_, name = line.split()
+                    if "x" in access and os.path.basename(name).startswith(_SHARED_CODE):
+                        begin, end = span.split("-")
+                        self._shared_code.append((int(begin, 16), int(end, 16)))
+        return self._shared_code
+
+    def _call_of(self, thread: int) -> str:
+        """A sleeping or stopped thread's system call and its arguments, its stack, its place in code."""
+        try:
+            with open(f"/proc/{self._block.pid}/task/{thread}/syscall") as call:
+                return call.read().strip()
+        except OSError:
+            return ""
+
+    def _interrupt(self, thread: int) -> None:
+        self._traced[thread].was_in = self._call_of(thread)
+        self._ptrace(_INTERRUPT, thread)
+
+    def _go_on(self, thread: int, traced: _Traced) -> None:
+        signal, traced.signal = traced.signal, None
+        traced.goes_on, traced.waits = True, False
+        traced.next_at = time.monotonic() + traced.step_s
+        traced.step_s = min(traced.step_s * 1.5, _LONGEST_STEP_S)
+        self._ptrace(_CONTINUE, thread, signal or 0)
 
     def _is_device(self, thread: int) -> bool:
         try:
@@ -167,7 +281,7 @@ class HostFreeze:
 
     def _let_go(self) -> None:
         """What has not stopped yet is let go when this thread ends, as the kernel does it."""
-        for thread, signal in self._traced.items():
+        for thread, traced in self._traced.items():
             with contextlib.suppress(_Gone):
-                self._ptrace(_DETACH, thread, signal or 0)
+                self._ptrace(_DETACH, thread, traced.signal or 0)
         self._traced.clear()
