@@ -152,6 +152,7 @@ def test_register_blocks_cache_refuses(pair: Any, expected: Any, call: Callable[
 
 
 def test_register_blocks_cache_returns_a_handle(pair: Any) -> None:
+    """Lifted: the original takes addresses only."""
     manager = pair[0].manager
     held = tensors(4, 2, 4)
 
@@ -257,6 +258,7 @@ BLOCK_ERRORS: list[tuple[str, Any, dict[str, Any]]] = [
     ("expected", "given"), [e[1:] for e in BLOCK_ERRORS], ids=[e[0] for e in BLOCK_ERRORS]
 )
 def test_blocks_transfers_refuse(pair: Any, name: str, expected: Any, given: dict[str, Any]) -> None:
+    """Mended: a destination twice, and blocks of different size, pass in the original."""
     here, there = pair
     before = restore(here, 1), restore(there, 2)
     arguments = {"src": [0, 1], "dst": [2, 3], "key": KEY, "cache": here.cache, **given}

@@ -30,6 +30,7 @@ from tests.peers import PeerError
 
 
 def test_several_instances_live_in_one_process(peers: Peers) -> None:
+    """Lifted: the original has one per process, and no port 0."""
     one, two = peers(2)
 
     assert one.call(several_in_one_process) == ["LLM_SUCCESS"] * 3
@@ -75,6 +76,7 @@ def test_remote_access_must_be_the_same_at_both_ends(peers: Peers) -> None:
 
 
 def test_finalize_tells_the_peers_and_init_starts_anew(peers: Peers) -> None:
+    """Mended: in the original peers are not told."""
     client, server, _ = linked_pair(peers)
 
     server.call(finalize)
@@ -129,6 +131,7 @@ def test_a_process_that_forgets_to_finalize_exits_cleanly(end: str) -> None:
 
 
 def test_cluster_calls_refuse_bad_arguments(peers: Peers) -> None:
+    """Mended: force=None is False in the original."""
     (one,) = peers(1)
     one.call(start, 1, 0, {})
 

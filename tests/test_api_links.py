@@ -80,6 +80,7 @@ def push_from_threads(state: SimpleNamespace, cluster_ids: list[int], times: int
 
 
 def test_links_over_ipv6(peers: Peers) -> None:
+    """Lifted: the original knows IPv4 only."""
     client, server = peers(2)
     client.call(start, 1, 0, {})
     port = server.call(start, 2, 1, {"listen_ip_info": "[::1]:0"})

@@ -30,6 +30,7 @@ from tests.links import (
 
 
 def test_a_killed_server_fails_pushes_and_can_be_replaced_at_its_address(peers: Peers) -> None:
+    """Lifted: in the original the client has to unlink by force first."""
     client, server, port = linked_pair(peers)
     pid = server.pid
 
@@ -114,6 +115,7 @@ def wait_released(state: SimpleNamespace, within_s: float) -> list[Any]:
 
 
 def test_a_cache_unregistered_under_a_link_is_released_when_the_peer_has_confirmed(peers: Peers) -> None:
+    """Lifted: in the original only when all links are down."""
     client, server, _ = linked_pair(peers)
     assert client.call(push, 2, [0], [0]) == "LLM_SUCCESS"  # the peer's memory is mapped
 

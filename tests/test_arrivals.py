@@ -43,6 +43,7 @@ def pair(both: tuple[SimpleNamespace, SimpleNamespace]) -> tuple[SimpleNamespace
 
 @pytest.mark.parametrize("tag", ["request 7", 0, 2**64 - 1, "x" * 256])
 def test_wait_arrival_returns_when_the_bytes_of_a_tagged_push_are_there(pair: Any, tag: Any) -> None:
+    """Lifted: in the original a receiver is not told."""
     here, there = pair
     waiting = threading.Thread(target=instances.push_blocks, args=(here, 2, [1], [3]), kwargs={"tag": tag})
     waiting.start()

@@ -219,6 +219,7 @@ def test_pull_cache_of_more_tensors_needs_a_range(pair: Pair) -> None:
 
 
 def test_entry_transfers_wait_for_earlier_work_of_the_current_stream(ra_pair: Pair) -> None:
+    """Mended: in the original nothing is ordered with torch streams."""
     here, there = ra_pair
     restore(there, "batch")
     with torch.npu.stream(torch.npu.Stream(device=0)):
@@ -572,7 +573,7 @@ def test_a_description_of_different_tensors_names_what_is_wrong() -> None:
 def test_remap_registered_memory_checks_its_arguments_and_is_reserved(
     ra_pair: Pair, expected: Any, infos: Any
 ) -> None:
-    """2.6: also in the original it is not supported at present."""
+    """2.6: also in the original it is not supported at present. Mended: here it says so, with a code."""
     here, _ = ra_pair
     check_raises(expected, lambda: here.datadist.cache_manager.remap_registered_memory(infos))
 

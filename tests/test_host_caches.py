@@ -243,7 +243,7 @@ def try_pull(state: SimpleNamespace, model_id: int) -> str:
 
 
 def test_the_default_of_remote_accessible_for_host_memory(peers: Any, mode: str) -> None:
-    """1.8: False while remote access is on; 1.7: without it there is no such check."""
+    """1.8: False while remote access is on. Lifted: True without it, where nothing checks it (1.7)."""
     a, b = linked(peers, mode)
 
     assert b.call(register_host, 70, None) == (mode == "non-RA")

@@ -18,6 +18,7 @@ from tests.recording_core import Node
 
 
 def test_a_cache_registered_after_linking_is_announced(node: Callable[..., Node]) -> None:
+    """Mended: in the original links never learn of it."""
     server, client = node(1, listens=True), node(2)
     link(client, server)
 

@@ -93,6 +93,7 @@ def test_unlink_that_is_not_answered_fails_and_leaves_the_link(node: Callable[..
 
 
 def test_unlink_with_force_closes_this_end_and_the_peer_notices(node: Callable[..., Node]) -> None:
+    """Mended: in the original the peer has to unlink, too."""
     server, client = node(1, listens=True), node(2)
     link(client, server)
 

@@ -94,6 +94,7 @@ def test_link_reports_link_failed_when_nobody_listens(
 
 
 def test_link_waits_for_a_server_that_listens_later(node: Callable[..., Node]) -> None:
+    """Lifted: in the original it fails at once."""
     server, client = node(1), node(2)
     port = unused_port()
     answers: list[list[LLMStatusCode]] = []
@@ -149,6 +150,7 @@ def test_link_warns_once_of_other_versions(
 
 
 def test_link_is_refused_when_another_cluster_listens_there(node: Callable[..., Node]) -> None:
+    """Mended: in the original it is linked, and not found later."""
     server, client = node(1, listens=True), node(2)
 
     assert client.links.link([Target(5, "127.0.0.1", server.port)], DEADLINE_S) == [
@@ -171,7 +173,10 @@ def test_link_twice_is_already_linked_from_either_end(node: Callable[..., Node])
 
 
 def test_link_of_both_to_each_other_makes_one_link(node: Callable[..., Node]) -> None:
-    """Whoever comes second is told so; in any interleaving there is one link in the end."""
+    """Whoever comes second is told so; in any interleaving there is one link in the end.
+
+    Mended: the original does not say what happens.
+    """
     one, two = node(1, listens=True), node(2, listens=True)
     codes: list[LLMStatusCode] = []
     threads = [

@@ -55,6 +55,7 @@ def test_a_pool_config_has_a_size_and_a_page_shift(text: str | None, expected: P
     ],
 )
 def test_a_bad_pool_config_is_refused(text: str) -> None:
+    """Mended: the original does not say what happens to unknown fields."""
     message = check_raises(INVALID, lambda: read_pool_config("init: mem_pool_cfg", text))
     assert message.startswith("init: mem_pool_cfg")
 

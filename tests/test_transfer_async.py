@@ -77,6 +77,7 @@ def content(state: SimpleNamespace) -> torch.Tensor:
 def test_layer_src_start_plus_k_goes_to_layer_dst_start_plus_k(
     three: list[SimpleNamespace], sender: SimpleNamespace, src: range, dst: range
 ) -> None:
+    """Mended: in the original only when the source range starts at 0."""
     task = send(sender, Always(), [to(2, src, dst)], [1, 2, 5], [4, 0, 3])
 
     assert task.synchronize(WAIT_MS) == OK
@@ -155,6 +156,7 @@ def test_an_exception_in_the_synchronizer_fails_the_configs_of_that_layer(
 def test_a_falsy_answer_ends_the_configs_that_carry_the_layer(
     three: list[SimpleNamespace], sender: SimpleNamespace, falsy: object
 ) -> None:
+    """Mended: in the original the whole task stops."""
     asked: list[int] = []
 
     def answer(layer: int) -> object:
@@ -181,6 +183,7 @@ def test_nobody_is_asked_when_every_destination_has_failed(sender: SimpleNamespa
 def test_a_layer_leaves_when_it_is_ready_and_no_earlier(
     three: list[SimpleNamespace], sender: SimpleNamespace
 ) -> None:
+    """Lifted: in the original layers follow one another, each with a deadline of its own."""
     gates = Gates()
     task = send(sender, gates, [to(2)], [0], [0])
     whole = moved(pattern(2), pattern(1), range(LAYERS), range(LAYERS), [0], [0])
@@ -272,7 +275,10 @@ def test_event_wait_in_a_synchronizer_orders_the_layer_as_event_synchronize_does
     three: list[SimpleNamespace], sender: SimpleNamespace
 ) -> None:
     """The manual's own example calls ``event.wait()``, which blocks no host; 5.6 warns of it. Here the
-    worker's stream is current in the synchronizer, and the layer leaves behind what is queued on it."""
+    worker's stream is current in the synchronizer, and the layer leaves behind what is queued on it.
+
+    Mended: in the original it orders nothing.
+    """
     done = [torch.npu.Event() for _ in range(LAYERS)]
     layers = [torch.full_like(raw, 7) for raw in sender.raw[:2]]
     model = torch.npu.Stream(0)
@@ -295,6 +301,7 @@ def test_event_wait_in_a_synchronizer_orders_the_layer_as_event_synchronize_does
 
 
 def test_transfers_share_a_bounded_number_of_threads(sender: SimpleNamespace) -> None:
+    """Mended: in the original each has a thread of its own."""
     synchronizer = Always()
     for _ in range(40):
         task = send(sender, synchronizer, [to(2), to(3)], [0], [0])
@@ -323,6 +330,7 @@ def test_many_transfers_at_once_all_end(three: list[SimpleNamespace], sender: Si
 
 
 def test_a_config_can_be_used_again_and_is_not_changed(sender: SimpleNamespace) -> None:
+    """Mended: the original writes the range into it."""
     config = to(2, range(1, 2), range(3, 4))
     for _ in range(2):
         assert send(sender, Always(), [config], [0], [0]).synchronize(WAIT_MS) == OK
@@ -344,6 +352,7 @@ def test_a_config_can_be_used_again_and_is_not_changed(sender: SimpleNamespace) 
 def test_what_does_not_fit_the_destination_is_in_the_results(
     three: list[SimpleNamespace], sender: SimpleNamespace, configs: list[object], blocks: object, words: str
 ) -> None:
+    """Mended: in the original it is undefined."""
     task = send(sender, Always(), configs, *blocks)  # type: ignore[misc]
 
     assert task.get_results(WAIT_MS) == [INVALID]
@@ -354,7 +363,7 @@ def test_what_does_not_fit_the_destination_is_in_the_results(
 def test_a_paged_source_without_block_lists_sends_block_0_and_says_so(
     three: list[SimpleNamespace], sender: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """2.8: the shipped sample does that."""
+    """2.8: the shipped sample does that. Mended: the original does it without a word."""
     task = send(sender, Always(), [to(2, range(1))])
 
     assert task.synchronize(WAIT_MS) == OK
@@ -368,6 +377,7 @@ def test_zero_bytes_per_block_is_as_left_out(three: list[SimpleNamespace], sende
 
 
 def test_finalize_answers_a_transfer_whose_synchronizer_does_not_return() -> None:
+    """Mended: in the original it is undefined."""
     here, there = start(11, 0), start(12, 1)
     link(here, there)
     gates = Gates()

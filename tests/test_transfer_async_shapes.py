@@ -209,6 +209,7 @@ def by_id(there: SimpleNamespace, name: str, entry: int = 0) -> CacheKeyByIdAndI
 def test_what_does_not_fit_is_refused_in_the_results(
     by_key: Pair, source: str, key: Any, batch_index: int, blocks: Any, code: LLMStatusCode
 ) -> None:
+    """Mended: the original overwrites the next entry."""
     here, there = by_key
     names = ("batch", "blocks", "narrow")
     before = {name: caches.look(there, name) for name in names}
@@ -334,7 +335,10 @@ def test_layers_in_any_order(by_address: Pair) -> None:
     ids=["nowhere", "behind the cache", "in the middle of an entry", "zeros"],
 )
 def test_an_address_of_no_cache_is_refused(by_address: Pair, change: Any, words: str) -> None:
-    """Seed 001: the caller answers for ``dst_addrs``; here the sender looks, too."""
+    """Seed 001: the caller answers for ``dst_addrs``; here the sender looks, too.
+
+    Mended: the original writes anywhere.
+    """
     here, there = by_address
     before = caches.look(there, "batch")
     given = change(addresses(there, "batch", range(3), ENTRY))

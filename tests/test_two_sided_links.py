@@ -100,6 +100,7 @@ def test_link_is_preparing_until_the_other_member_calls_it(node: Callable[..., N
 def test_link_fails_when_its_time_is_over(
     node: Callable[..., Node], caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Mended: in the original link blocks, and raises."""
     alone = node(2)
 
     comm_id = begin(alone, {1: 0, 2: 1}, free_base(), timeout_s=0.2)
@@ -183,6 +184,7 @@ def test_unlink_ends_a_link_that_is_still_being_made(node: Callable[..., Node]) 
 def test_members_that_disagree_about_the_members_are_refused(
     node: Callable[..., Node], caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Mended: the original does not say what happens."""
     one, two = node(1), node(2)
     port = free_base()
     begin(one, {1: 0, 2: 1, 3: 2}, port)
@@ -202,6 +204,7 @@ def test_members_with_different_modes_are_refused(node: Callable[..., Node]) -> 
 
 
 def test_a_member_that_is_linked_already_is_refused(node: Callable[..., Node]) -> None:
+    """Mended: the original does not say what happens."""
     server, client = node(1, listens=True), node(2)
     link(client, server)
 
@@ -297,6 +300,7 @@ def test_bad_arguments_are_refused(expected: Any, arguments: tuple[Any, ...]) ->
 
 
 def test_rank_0_waits_at_host_ip_or_server_id_and_port_61000_plus_its_device() -> None:
+    """Mended: in the original HCCL chooses."""
     here = read_comm(1, "x", PAIR, rank_table([3, 1]), port_of(None))
     there = read_comm(2, "x", PAIR, rank_table([3, 1], host_ip="10.0.0.7"), port_of(None))
     named = read_comm(2, "x", PAIR, rank_table([3, 1], server_id="node0", host_ip="::1"), port_of(None))
@@ -376,6 +380,7 @@ def test_bytes_move_between_any_two_of_three_processes(peers: Callable[[int], li
 
 
 def test_a_cache_registered_after_link_is_reachable(peers: Callable[[int], list[Peer]]) -> None:
+    """Mended: refused for good in the original."""
     processes, _, _ = all_linked(peers, 2)
 
     processes[1].call(register_another, 7)
@@ -391,6 +396,7 @@ def register_another(state: SimpleNamespace, model_id: int) -> None:
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_killed_member_is_replaced(peers: Callable[[int], list[Peer]], which: int) -> None:
+    """Mended: in the original the status stays OK."""
     processes, members, table = all_linked(peers, 2)
     left = processes[1 - which]
     port = left.call(base_port)

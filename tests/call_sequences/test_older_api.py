@@ -74,6 +74,7 @@ def pull(state: SimpleNamespace, request: int) -> list[torch.Tensor]:
 
 
 def test_connectors_of_the_older_api(peers: Peers) -> None:
+    """Lifted: the original needs a package of its own for it."""
     prompt, decoder = peers(2)
     port = prompt.call(start, "PROMPT", PROMPT, 0)
     decoder.call(start, "DECODER", DECODER, 1)
@@ -141,6 +142,7 @@ def check_switch_role(state: SimpleNamespace) -> None:
 
 
 def test_a_cache_of_the_older_api_lives_until_it_is_deallocated(peers: Peers) -> None:
+    """Mended: in the original its destructor frees what keys still name."""
     (one,) = peers(1)
 
     one.call(start, "PROMPT", PROMPT, 0)

@@ -65,6 +65,7 @@ CLUSTER_ERRORS = [
 
 @pytest.mark.parametrize(("expected", "call"), CLUSTER_ERRORS)
 def test_bad_cluster_infos_are_refused(expected: Any, call: Callable[[LLMClusterInfo], object]) -> None:
+    """Mended: what is no address is a plain RuntimeError in the original."""
     check_raises(expected, lambda: call(LLMClusterInfo()))
 
 
@@ -86,4 +87,5 @@ def test_endpoints_are_read(text: str, found: tuple[str, int]) -> None:
     ],
 )  # fmt: skip
 def test_bad_endpoints_are_refused(text: Any, expected: Any) -> None:
+    """Mended: braces are a KeyError in the original."""
     check_raises(expected, lambda: parse_endpoint("listen_ip_info", text))

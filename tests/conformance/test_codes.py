@@ -62,6 +62,7 @@ def test_other_numbers_are_failures(code: int) -> None:
 
 
 def test_no_exception_carries_success() -> None:
+    """Mended: without a code it is LLM_SUCCESS in the original."""
     assert LLMException().status_code == LLMStatusCode.LLM_FAILED
     assert LLMException("x", status_code=LLMStatusCode.LLM_SUCCESS).code == LLMStatusCode.LLM_FAILED
     assert LLMException("x", status_code=LLMStatusCode.LLM_TIMEOUT).code == LLMStatusCode.LLM_TIMEOUT

@@ -90,6 +90,7 @@ def test_named_options_win_over_ge_options() -> None:
 
 
 def test_options_are_one_object_without_what_was_unset() -> None:
+    """Mended: what was unset stays in the original."""
     config = LLMConfig()
     config.listen_ip_info = "1.2.3.4:5"
     options = config.generate_options()
@@ -131,6 +132,7 @@ OPTION_ERRORS: list[tuple[str, Any, Any]] = [
     ("name", "value", "expected"), OPTION_ERRORS, ids=[f"2.2 {o[0]} = {o[1]!r}" for o in OPTION_ERRORS]
 )
 def test_bad_options_are_refused(name: str, value: Any, expected: Any) -> None:
+    """Mended: the original takes misspelt names, and finds bad JSON and an empty device_id later."""
     check_raises(expected, lambda: setattr(LLMConfig(), name, value))
 
 
@@ -153,6 +155,7 @@ INIT_ERRORS: list[tuple[Any, Any]] = [
     ("options", "expected"), INIT_ERRORS, ids=[f"2.4 init({o[0]!r})" for o in INIT_ERRORS]
 )
 def test_bad_init_options_are_refused(options: Any, expected: Any) -> None:
+    """Mended: an option that is no string is silently off in the original."""
     check_raises(expected, lambda: read_options(options))
 
 

@@ -75,6 +75,7 @@ def test_bad_keys_are_refused(expected: Any, make: Callable[[], object]) -> None
 
 
 def test_keys_with_equal_numbers_are_equal() -> None:
+    """Mended: in the original they are different objects."""
     assert BlocksCacheKey(1, 2) == BlocksCacheKey(cluster_id=1, model_id=2)
     assert len({BlocksCacheKey(1, 2), BlocksCacheKey(1, 2), BlocksCacheKey(1, 3)}) == 2
     assert CacheKey(1, 2) == CacheKey(1, 2, 0, 2**64 - 1) != CacheKey(1, 2, 3)
@@ -155,6 +156,7 @@ DESC_ERRORS = [
 
 @pytest.mark.parametrize(("expected", "call"), DESC_ERRORS)
 def test_bad_descriptions_are_refused(expected: Any, call: Callable[[], object]) -> None:
+    """Mended: the original takes None, and a bool for an integer."""
     check_raises(expected, call)
 
 
