@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -69,6 +70,35 @@ def test_blocks_stay_in_doubt_until_a_lost_sender_has_confirmed_or_is_gone(
     assert receiver.call(until_there_are, 2) == [([2, 3], ticket), (EVERYTHING, None)]
     getattr(sender, how_it_ends)()
     assert receiver.call(until_there_are, 0) == []
+
+
+def hold_control_thread(state: SimpleNamespace) -> None:
+    state.go_on = threading.Event()
+    state.datadist._running.links._loop.post(lambda: state.go_on.wait(WITHIN_S))
+
+
+def doubts_at_the_end_of(state: SimpleNamespace, ticket: int) -> list[tuple[list[int], int | None]]:
+    """What an application sees that looks at once."""
+    deadline = time.monotonic() + WITHIN_S
+    while not datadist.ticket_state(ticket).has_ended:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    found = doubts(state)
+    state.go_on.set()
+    return found
+
+
+def test_blocks_are_in_doubt_from_when_their_ticket_fails_not_from_when_python_learns_of_the_link(
+    pair: tuple[Peer, Peer],
+) -> None:
+    sender, receiver = pair
+    ticket = sender.call(prepare)
+    receiver.call(expect, ticket, [2, 3], 60.0)
+    receiver.call(hold_control_thread)
+
+    sender.freeze()
+
+    assert ([2, 3], ticket) in receiver.call(doubts_at_the_end_of, ticket)
 
 
 def test_a_ticket_that_arrived_leaves_nothing_in_doubt(pair: tuple[Peer, Peer]) -> None:

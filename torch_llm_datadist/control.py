@@ -65,6 +65,7 @@ class Control:
     ) -> None:
         self.arrivals = Arrivals()
         self.table = LinkTable(self.arrivals)
+        self._native = native
         self._peers = Peers(native, identity, self.table)
         self._announcements = Announcements(native, make_segment, registry)
         self._farewell = Farewell(self._peers, registry)
@@ -82,8 +83,17 @@ class Control:
         return [
             (peer.cluster_id, peer.link, f"{peer} was lost and may still write")
             for peer in self._peers
-            if peer.state == LinkState.CLOSED and peer.link and not peer.cannot_write()
+            if peer.link and self._is_over(peer) and not peer.cannot_write()
         ]
+
+    def _is_over(self, peer: Peer) -> bool:
+        """A link that died is over before the control thread has had a look at it."""
+        if peer.state == LinkState.CLOSED:
+            return True
+        try:
+            return peer.is_open and not self._native.link_status(peer.link)[0]
+        except LLMException:  # it has just been closed
+            return True
 
     # Requests.
 
