@@ -78,6 +78,12 @@ bench-emulator: build
 mutations: build
 	TORCH_DEVICE_BACKEND_AUTOLOAD=1 $(BIN)/python -m tests.mutations $(ARGS)
 
+# Transfers and faults at random, every byte checked; a seed says what happens.
+.PHONY: soak
+soak: build
+	TORCH_DEVICE_BACKEND_AUTOLOAD=1 $(BIN)/python -m tests.soak --seconds $(or $(SECONDS),60) \
+		--seed $(or $(SEED),1) --procs $(or $(PROCS),6) $(ARGS)
+
 lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

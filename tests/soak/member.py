@@ -1,0 +1,205 @@
+"""A member as the conductor sees it: a process, and one life after the other in it or in its successors."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+from tests.peers import _context
+from tests.soak import worker
+from tests.soak.blocks import Blocks
+from tests.soak.findings import Findings
+
+HANGS_AFTER_S = 60.0  # no command takes nearly as long, on a machine that is not overloaded beyond reason
+DEVICES = 8
+KEEP_ALIVE_S = 2.0
+
+
+class OverError(Exception):
+    """The life that was asked has ended."""
+
+
+class RefusedError(Exception):
+    """The library refused, or the transfer failed."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(f"{code}: {text}")
+        self.code = code
+
+
+class Process:
+    """Answers come by a thread of their own, since one that is frozen may stop in the middle of an answer."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._connection, theirs = _context.Pipe()
+        self._process = _context.Process(target=worker.serve, args=(theirs,), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._loop = loop
+        self._numbers = itertools.count()
+        self._open: dict[int, asyncio.Future[tuple[str, Any]]] = {}
+        self.is_dead = False
+        self.is_frozen = False
+        self.thawed_at = 0.0
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def send(self, name: str, args: tuple[Any, ...]) -> asyncio.Future[tuple[str, Any]]:
+        answer: asyncio.Future[tuple[str, Any]] = self._loop.create_future()
+        if self.is_dead:
+            answer.set_result(("over", None))
+            return answer
+        number = next(self._numbers)
+        self._open[number] = answer
+        try:
+            self._connection.send((number, name, args))
+        except OSError:
+            self._die()
+        return answer
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        self._die()
+
+    def freeze(self) -> None:
+        self.is_frozen = True
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        if not self.is_dead:
+            os.kill(self.pid, signal.SIGCONT)
+        self.mark_thawed()
+
+    def mark_thawed(self) -> None:
+        self.is_frozen = False
+        self.thawed_at = time.monotonic()
+
+    def show_stacks(self) -> None:
+        os.kill(self.pid, signal.SIGUSR1)
+
+    def join(self) -> None:
+        self._process.join(20)
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                self._loop.call_soon_threadsafe(self._answered, *self._connection.recv())
+        except (EOFError, OSError):
+            pass
+        except RuntimeError:
+            return  # the loop is closed: the run is over
+        try:
+            self._loop.call_soon_threadsafe(self._die)
+        except RuntimeError:
+            return
+
+    def _answered(self, number: int, kind: str, value: Any) -> None:
+        answer = self._open.pop(number, None)
+        if answer is not None and not answer.done():
+            answer.set_result((kind, value))
+
+    def _die(self) -> None:
+        self.is_dead = True
+        for answer in self._open.values():
+            if not answer.done():
+                answer.set_result(("over", None))
+        self._open.clear()
+
+
+class Life:
+    """From a start of the instance to its end."""
+
+    def __init__(self, cluster_id: int, generation: int, process: Process, findings: Findings) -> None:
+        self.cluster_id, self.generation, self.process = cluster_id, generation, process
+        self.blocks = Blocks(cluster_id, generation)
+        self.port = 0
+        self.is_over = False
+        self._findings = findings
+
+    def __str__(self) -> str:
+        return f"member {self.cluster_id} in life {self.generation} (pid {self.process.pid})"
+
+    async def start(self) -> None:
+        stamps = self.blocks.stamps(range(len(self.blocks)))
+        self.port = await self.ask(
+            "start", self.cluster_id, (self.cluster_id - 1) % DEVICES, stamps, KEEP_ALIVE_S
+        )
+
+    async def ask(self, name: str, *args: Any) -> Any:
+        """Raises OverError once the life is over, RefusedError when the library refused."""
+        if self.is_over:
+            raise OverError
+        kind, value = await self._answer(name, args)
+        if self.is_over:
+            raise OverError
+        return self._read(name, kind, value)
+
+    async def stop(self) -> None:
+        """Finalizes the instance, whatever is under way. The life is over for everybody else."""
+        self.is_over = True
+        self._read("stop", *await self._answer("stop", ()))
+
+    async def _answer(self, name: str, args: tuple[Any, ...]) -> tuple[str, Any]:
+        answer = self.process.send(name, args)
+        while not answer.done():
+            await asyncio.wait({answer}, timeout=HANGS_AFTER_S)
+            if not answer.done() and not self._was_frozen():
+                self._hangs(name)
+        return answer.result()
+
+    def _read(self, name: str, kind: str, value: Any) -> Any:
+        if kind == "over":
+            self.is_over = True
+            raise OverError
+        if kind == "done":
+            return value
+        code, text = value if kind == "refused" else ("BROKEN", value)
+        if kind == "broken":
+            self._findings.add(self._findings.broken, f"{self}: {name}: {text}")
+        self._findings.refused[code] += 1
+        raise RefusedError(code, text)
+
+    def _was_frozen(self) -> bool:
+        return self.process.is_frozen or time.monotonic() - self.process.thawed_at < HANGS_AFTER_S
+
+    def _hangs(self, name: str) -> None:
+        self._findings.add(
+            self._findings.hangs,
+            f"{self} has not answered {name} within {HANGS_AFTER_S} s; its stacks follow",
+        )
+        self.process.show_stacks()
+        time.sleep(1)
+        self.process.kill()
+
+
+class Member:
+    """One after the other: lives that bear the same cluster id."""
+
+    def __init__(self, index: int, findings: Findings) -> None:
+        self.index, self.cluster_id = index, index + 1
+        self._findings = findings
+        self._generations = itertools.count(1)
+        self.life: Life | None = None  # None while it is on its way up or down
+
+    async def revive(self, process: Process | None = None) -> None:
+        """In a process of its own, unless one is given."""
+        process = process or Process(asyncio.get_running_loop())
+        life = Life(self.cluster_id, next(self._generations), process, self._findings)
+        await life.start()
+        self.life = life
+
+    def end(self) -> Life | None:
+        """The life that ends now, if there is one."""
+        life, self.life = self.life, None
+        if life is not None:
+            life.is_over = True
+        return life
