@@ -7,6 +7,7 @@
 
 #include "acl/queue.h"
 #include "link/binding.h"
+#include "link/destination.h"
 #include "link/instance.h"
 #include "link/ticket.h"
 #include "ops/arguments.h"
@@ -78,6 +79,7 @@ std::vector<char*> addresses(at::TensorList cache) {
 std::shared_ptr<Transfer> begin(const std::shared_ptr<Link>& link, const TransferRequest& request,
                                 int64_t waiter, bool is_waited_for) {
   TransferPlan plan = plan_transfer(*link, request);
+  wait_until_settled(*link, plan, request.asked);
   const auto ticket = plan.ticket;
   const auto [remote_id, remote] = std::pair(plan.remote->id, plan.remote_layers);
   auto transfer = std::make_shared<Transfer>(link, std::move(plan), std::nullopt);

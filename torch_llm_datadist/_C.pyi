@@ -110,6 +110,9 @@ def transfer_free(transfer: int) -> None:
 def transfer_wait(transfer: int) -> tuple[int, str]:
     """Blocks until it ended (the watchdog sees to that) and frees the handle. Returns (code, detail)."""
 
+def transfer_outcome(transfer: int) -> tuple[int, str, int]:
+    """As ``transfer_wait``, and the number of a task while it failed and may still write, else 0."""
+
 def prepare_push(
     link: int,
     model_id: int,
@@ -148,13 +151,21 @@ def task_wait(task: int) -> tuple[int, str]:
 def task_wait_for(task: int, timeout_ms: int) -> tuple[bool, int, str]:
     """Blocks until it ended, or so long; its state then."""
 
+def task_wait_drained(task: int, timeout_ms: int) -> bool:
+    """Blocks until it ended and nothing of it is queued any more; False after so long."""
+
 def task_limit(task: int, timeout_ms: int) -> None:
     """It ends at the latest so long after its last layer was released, in place of its first deadline."""
 
-def task_cancel(task: int, why: str) -> None: ...
+def task_cancel(task: int, why: str) -> None:
+    """Ends one that has not ended yet; the first reason is the one that counts."""
+
 def task_discard(task: int) -> None: ...
 def task_free(task: int) -> None: ...
 def ticket_state(ticket: int) -> tuple[bool, int, str]: ...
+def ticket_cancel(ticket: int, timeout_ms: int) -> tuple[bool, int, str]:
+    """Gives it up, bound or not; its state once nothing of it is written any more, or after so long."""
+
 def ticket_discard(ticket: int) -> None: ...
 def binding_create(device: int, layers: Sequence[int], timeout_ms: int) -> int: ...
 def binding_bind(

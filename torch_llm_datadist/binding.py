@@ -5,18 +5,23 @@ from __future__ import annotations
 import importlib
 import weakref
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch_llm_datadist import _native
 from torch_llm_datadist.errors import TimeoutExceededError, class_for_code
+
+if TYPE_CHECKING:
+    from torch_llm_datadist.blocks_in_doubt import BlocksInDoubt
 
 
 class TransferState(NamedTuple):
     """``has_ended`` with code 0 means that every byte has left (task) or arrived (ticket).
 
-    With another code nothing more of it will be written, so its blocks may be used again. The exception is a
-    link that died (``LLM_NOT_YET_LINK``): a frozen peer may still write what it had queued. The host learns
-    of an end a few milliseconds after the streams do.
+    ``has_ended`` with another code means that it failed and nothing more of it is read or written: its blocks
+    may be used again. A code while ``has_ended`` is False means that it failed and its blocks are in doubt:
+    the sender has neither confirmed that what it had queued is done, nor is its process known to be gone.
+    ``CacheManager.blocks_in_doubt`` lists such blocks. The host learns of an end a few milliseconds after the
+    streams do.
     """
 
     has_ended: bool
@@ -38,9 +43,10 @@ class Task:
     False
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, writes: BlocksInDoubt | None = None) -> None:
         native = _native.load()
         self.number = number
+        self.writes = writes  # what is in doubt when it fails
         self.ticket: int = native.task_ticket(number)
         weakref.finalize(self, native.task_free, number).atexit = False
 
@@ -66,9 +72,10 @@ class Publication:
     0
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, is_read: BlocksInDoubt | None = None) -> None:
         native = _native.load()
         self.number = number
+        self.is_read = is_read  # what the peer may still read when it is given up
         self.ticket: int = native.task_ticket(number)
         weakref.finalize(self, native.task_free, number).atexit = False
 
@@ -207,7 +214,8 @@ def discard(transfer: Task | Publication | int) -> None:
     """Gives a transfer up that is not wanted any more, at either end, so that its slot can be used again.
 
     Nothing more of it is sent or read, and the other end's waits end with a code. Returns at once: the blocks
-    are free when ``has_ended`` says so. Discarding twice is no error.
+    are free when ``has_ended`` says so. Discarding twice is no error. ``CacheManager.cancel`` also ends what
+    is bound, and waits until the blocks are free.
 
     >>> task = prefill.cache_manager.prepare_push(BlocksCacheKey(2), source, [0], [5])
     >>> llm_datadist.discard(task.ticket)  # at the receiver, which will not wait after all

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from types import MappingProxyType, ModuleType
+from typing import TypeAlias
 
 import torch
 
@@ -16,6 +17,9 @@ from .entry_transfer import EntryTransfer
 from .errors import EngineFailedError, LLMException, LLMStatusCode, class_for_code
 from .link_table import Link
 from .options import Options
+
+# A transfer that failed and may still write: takes its task, which it frees, and completes the error.
+Unfinished: TypeAlias = Callable[[int, LLMException], LLMException]
 
 
 class BlockingCall:
@@ -34,6 +38,7 @@ class BlockingCall:
         transfer: BlockTransfer,
         link: Link,
         model_id: int,
+        unfinished: Unfinished,
         ticket: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         """Calls ``ops.push_blocks`` or ``ops.pull_blocks`` and waits, at most for ``sync_kv_timeout``.
@@ -42,6 +47,7 @@ class BlockingCall:
             asked: name of the caller's method, for messages.
             cache: the local cache.
             model_id: of the cache at the peer.
+            unfinished: what to do when it fails and may still write.
             ticket: ``{"ticket": …}`` for a pull of what its holder published.
 
         Raises:
@@ -65,6 +71,7 @@ class BlockingCall:
                 transfer=handle,
                 **ticket,
             ),
+            unfinished,
         )
 
     def move_entry(
@@ -74,6 +81,7 @@ class BlockingCall:
         cache: Cache,
         transfer: EntryTransfer,
         link: Link,
+        unfinished: Unfinished,
         ticket: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         """As ``move_blocks``, with ``ops.push_cache`` or ``ops.pull_cache``."""
@@ -98,13 +106,16 @@ class BlockingCall:
                     transfer=handle,
                     **ticket,
                 ),
+                unfinished,
             )
         except LLMException as error:
             name = "push_cache: " if op is ops.push_cache else "pull_cache: "
             if asked == name[:-2] or not str(error).startswith(name):
                 raise
             message = f"{asked}: {str(error).removeprefix(name)}"
-            raise type(error)(message, status_code=error.status_code) from None
+            renamed = type(error)(message, status_code=error.status_code)
+            renamed.blocks_in_doubt = error.blocks_in_doubt
+            raise renamed from None
 
     def copy(self, asked: str, call: Callable[[torch.Tensor], None]) -> None:
         """Calls an op that copies on the current stream, and waits until that has got there."""
@@ -116,16 +127,17 @@ class BlockingCall:
                 f"{asked}: the runtime refused a copy; some of the bytes may have been copied"
             )
 
-    def _run(self, asked: str, call: Callable[[torch.Tensor, int], None]) -> None:
+    def _run(self, asked: str, call: Callable[[torch.Tensor, int], None], unfinished: Unfinished) -> None:
         handle = self._native.transfer_create()
         try:
             call(self._status(), handle)
         except BaseException:
             self._native.transfer_free(handle)
             raise
-        code, detail = self._native.transfer_wait(handle)
+        code, detail, task = self._native.transfer_outcome(handle)
         if code != LLMStatusCode.LLM_SUCCESS:
-            raise class_for_code(code)(detail if detail.startswith(asked) else f"{asked}: {detail}")
+            error = class_for_code(code)(detail if detail.startswith(asked) else f"{asked}: {detail}")
+            raise unfinished(task, error) if task else error
 
     def _status(self) -> torch.Tensor:
         """The op's status tensor, one per thread; the code that counts is the one of ``transfer_wait``."""

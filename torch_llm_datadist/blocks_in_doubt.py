@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple
 
-from .binding import ticket_state
+from .binding import TransferState, ticket_state
 from .errors import LLMException
 from .link import LinkService
 from .registry import CacheRegistry
@@ -23,13 +24,14 @@ class BlocksInDoubt:
     """Blocks of one local cache that are not to be handed out again yet.
 
     Attributes:
-        cache_id: of the local cache.
+        cache_id: of the local cache, or of the peer's where ``is_at_peer``.
         blocks: block ids, or batch entries of a contiguous cache. All of them where a peer is lost and may
             have had pushes under way that nobody here was told of.
         cluster_id: the peer.
         link: handle of the link.
         ticket: of the transfer; None where there is none.
         why: what happened.
+        is_at_peer: they are the peer's, and a push of this instance that failed may still write them.
     """
 
     cache_id: int
@@ -38,78 +40,104 @@ class BlocksInDoubt:
     link: int
     ticket: int | None
     why: str
+    is_at_peer: bool = False
+
+
+class _Assigned(NamedTuple):
+    cache_id: int
+    blocks: tuple[int, ...]
+    cluster_id: int
+
+
+class _Unfinished(NamedTuple):
+    """A transfer of this instance that failed and has something queued."""
+
+    task: int
+    owner: object  # who frees the task's number; None: nobody but us
+    found: BlocksInDoubt
 
 
 class Doubts:
     """Thread-safe."""
 
-    def __init__(self, instance: _C.Instance, links: LinkService, registry: CacheRegistry) -> None:
+    def __init__(
+        self, native: ModuleType, instance: _C.Instance, links: LinkService, registry: CacheRegistry
+    ) -> None:
+        self._native = native
         self._instance = instance
         self._links = links
         self._registry = registry
         self._lock = threading.Lock()
-        self._assigned: dict[int, tuple[int, tuple[int, ...]]] = {}
+        self._assigned: dict[int, _Assigned] = {}
         self._sweep_at = _SWEEP_AT
-        self._pulls: list[BlocksInDoubt] = []
+        self._unfinished: list[_Unfinished] = []
 
     def assign(self, ticket: int, cache_id: int, blocks: tuple[int, ...]) -> None:
+        cluster_id = self._cluster_of(ticket >> 32)
         with self._lock:
-            self._assigned[ticket] = (cache_id, blocks)
+            self._assigned[ticket] = _Assigned(cache_id, blocks, cluster_id)
             if len(self._assigned) >= self._sweep_at:
                 self._sweep()
                 self._sweep_at = max(_SWEEP_AT, 2 * len(self._assigned))
 
-    def pull_failed(self, found: BlocksInDoubt) -> None:
+    def failed(self, task: int, found: BlocksInDoubt, owner: object = None) -> None:
         """What it had queued may still run, on a stream of this instance."""
         with self._lock:
-            self._pulls = [pull for pull in self._pulls if self._is_in_use(pull.cache_id)] + [found]
+            self._forget_finished()
+            self._unfinished.append(_Unfinished(task, owner, found))
+
+    def of_ticket(self, ticket: int, why: str) -> list[BlocksInDoubt]:
+        """What the transfer behind a ticket may write; anything, where ``assign`` was not told."""
+        link = ticket >> 32
+        with self._lock:
+            known = self._assigned.get(ticket)
+        if known is not None:
+            return [BlocksInDoubt(known.cache_id, known.blocks, known.cluster_id, link, ticket, why)]
+        return self._everything(self._cluster_of(link), link, ticket, why)
 
     def all(self) -> list[BlocksInDoubt]:
-        lost = {link: (cluster_id, why) for cluster_id, link, why in self._links.lost_peers()}
         with self._lock:
             self._sweep()
-            self._pulls = [pull for pull in self._pulls if self._is_in_use(pull.cache_id)]
-            found = list(self._pulls)
+            self._forget_finished()
+            found = [unfinished.found for unfinished in self._unfinished]
             assigned = dict(self._assigned)
-        clusters = {info.link: info.cluster_id for info in self._links.table.infos()}
-        for ticket, (cache_id, blocks) in assigned.items():
-            link = ticket >> 32
-            code, why = _failure_of(ticket)
-            if code and (link in lost or link in clusters):
-                cluster_id = lost[link][0] if link in lost else clusters[link]
-                found.append(BlocksInDoubt(cache_id, blocks, cluster_id, link, ticket, why))
-        for link, (cluster_id, why) in lost.items():
-            for local in self._registry.reachable():
-                everything = range(local.cache.num_entries)
-                found.append(BlocksInDoubt(local.cache.cache_id, everything, cluster_id, link, None, why))
+        for ticket, (cache_id, blocks, cluster_id) in assigned.items():
+            has_ended, code, why = _state_of(ticket)
+            if code and not has_ended:
+                found.append(BlocksInDoubt(cache_id, blocks, cluster_id, ticket >> 32, ticket, why))
+        for cluster_id, link, why in self._links.lost_peers():
+            found += self._everything(cluster_id, link, None, why)
         return found
+
+    def _everything(self, cluster_id: int, link: int, ticket: int | None, why: str) -> list[BlocksInDoubt]:
+        return [
+            BlocksInDoubt(local.cache.cache_id, range(local.cache.num_entries), cluster_id, link, ticket, why)
+            for local in self._registry.reachable()
+        ]
+
+    def _cluster_of(self, link: int) -> int:
+        known = {info.link: info.cluster_id for info in self._links.table.infos()}
+        known |= {lost: cluster_id for cluster_id, lost, _ in self._links.lost_peers()}
+        return known.get(link, 0)
 
     def _sweep(self) -> None:
         """Forgets tickets whose blocks nobody writes any more."""
-        lost = {link for _, link, _ in self._links.lost_peers()}
         for ticket in list(self._assigned):
-            has_ended, code = _end_of(ticket)
-            if has_ended and not (code and ticket >> 32 in lost):
+            if _state_of(ticket).has_ended:
                 del self._assigned[ticket]
 
-    def _is_in_use(self, cache_id: int) -> bool:
-        try:
-            return self._instance.is_cache_in_use(cache_id)
-        except LLMException:
-            return False
+    def _forget_finished(self) -> None:
+        running = []
+        for unfinished in self._unfinished:
+            if not self._native.task_wait_drained(unfinished.task, 0):
+                running.append(unfinished)
+            elif unfinished.owner is None:
+                self._native.task_free(unfinished.task)
+        self._unfinished = running
 
 
-def _end_of(ticket: int) -> tuple[bool, int]:
+def _state_of(ticket: int) -> TransferState:
     try:
-        state = ticket_state(ticket)
-    except LLMException as error:  # its link is gone, or its slot serves another: it has ended
-        return True, int(error.status_code)
-    return state.has_ended, state.code
-
-
-def _failure_of(ticket: int) -> tuple[int, str]:
-    try:
-        state = ticket_state(ticket)
-    except LLMException as error:
-        return int(error.status_code), str(error)
-    return state.code, state.detail
+        return ticket_state(ticket)
+    except LLMException as error:  # its link is gone for good, or its slot serves another: it has ended
+        return TransferState(True, int(error.status_code), str(error))

@@ -6,8 +6,12 @@ with a look at ``.status_code`` works as it does with the original. No exception
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from .blocks_in_doubt import BlocksInDoubt
 
 _BASE = 0x5010B000
 
@@ -90,7 +94,9 @@ class LLMException(RuntimeError):
     """What a call raises when a value is bad or the engine fails.
 
     ``status_code`` (and ``code``, the same) is never ``LLM_SUCCESS``: an exception that is given no code, or
-    that one, carries the code of its class. Source: manual page LLMException.
+    that one, carries the code of its class. ``blocks_in_doubt``, not in the original, lists what the transfer
+    that failed may still write; empty where nothing of it was queued, or all of it is done. Source: manual
+    page LLMException.
 
     >>> try:
     ...     prefill.cache_manager.push_blocks(BlocksCacheKey(99), source, [0], [0])
@@ -100,6 +106,7 @@ class LLMException(RuntimeError):
     """
 
     default_code: ClassVar[LLMStatusCode] = LLMStatusCode.LLM_FAILED
+    blocks_in_doubt: Sequence[BlocksInDoubt] = ()
 
     def __init__(self, *args: object, status_code: LLMStatusCode | None = None) -> None:
         super().__init__(*args)

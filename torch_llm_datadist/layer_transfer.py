@@ -90,8 +90,8 @@ class _Send:
                 return self._failure
             tasks, is_complete = list(self._tasks), self._is_complete
         states = [task.state() for task in tasks]
-        for has_ended, code, detail in states:
-            if has_ended and code:
+        for _, code, detail in states:
+            if code:
                 return status_code_of(code), f"{self.name}: {detail}"
         is_done = is_complete and all(state.has_ended for state in states)
         return (LLMStatusCode.LLM_SUCCESS if is_done else None), ""
@@ -149,7 +149,7 @@ class _Send:
                 running = next((t for t in self._tasks if not t.state().has_ended), None)
                 if running is None:
                     raise
-                self._native.task_wait(running.number)
+                self._native.task_wait_drained(running.number, 1000)
         self._bindings.append(binding)
         with self._lock:
             self._tasks.append(task)

@@ -1,33 +1,21 @@
-"""The part of ``CacheManager`` that knows whose blocks are: published to a peer, or in doubt."""
+"""The part of ``CacheManager`` that lets peers pull what will be ready."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cached_property
 
 import torch
 
 from . import checks, ops
 from .binding import Publication
 from .block_transfer import read_layer_range, read_tensors_per_layer, whole_layers
-from .blocks_in_doubt import BlocksInDoubt, Doubts
+from .blocks_in_doubt import BlocksInDoubt
 from .cache import Cache
-from .cache_store import CacheStore
-from .errors import LLMException, LLMStatusCode, ParamInvalidError
-from .link_table import Link
+from .doubtful_blocks import DoubtfulBlocks
+from .errors import ParamInvalidError
 
 PUBLISHED_FOR_S = 300.0
-# What a call raises before anything moves.
-_NOTHING_QUEUED = (
-    LLMStatusCode.LLM_PARAM_INVALID,
-    LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
-    LLMStatusCode.LLM_LINK_BUSY,
-    LLMStatusCode.LLM_FEATURE_NOT_ENABLED,
-)
 
 
-class Publications(CacheStore):
+class Publications(DoubtfulBlocks):
     def publish(
         self,
         after: torch.Tensor,
@@ -86,74 +74,8 @@ class Publications(CacheStore):
                 num_tensors=len(wanted) * per_layer,
                 timeout_ms=timeout_ms,
             )
-        return Publication(number)
-
-    def assign_blocks(self, ticket: int, cache: Cache, blocks: Sequence[int]) -> None:
-        """Says which local blocks the transfer behind a ticket writes, so that ``blocks_in_doubt`` can name
-        them. Only the two applications know that.
-
-        Args:
-            ticket: of a task that a peer prepared for this instance.
-            cache: a cache of this instance.
-            blocks: list or tuple of its blocks, or batch entries.
-
-        Raises:
-            TypeError, ValueError: wrong types.
-            LLMException: ``LLM_KV_CACHE_NOT_EXIST`` for a cache that is not there, ``LLM_PARAM_INVALID`` for
-                a block outside of it.
-        """
-        asked = "assign_blocks"
-        number = checks.integer(f"{asked}: ticket", ticket, 1, 2**53 - 1)
-        found = checks.instance(f"{asked}: cache", cache, Cache)
-        local = self._find(asked, "cache", found, is_blocks=found.is_blocks_cache)
-        given = checks.integers(f"{asked}: blocks", blocks)
-        for i, block in enumerate(given):
-            if block >= local.cache.num_entries:
-                raise ParamInvalidError(
-                    f"{asked}: blocks[{i}] = {block} is outside the cache, which has "
-                    f"{local.cache.num_entries}"
-                )
-        self._doubts.assign(number, found.cache_id, tuple(given))
-
-    def blocks_in_doubt(self, link: int | None = None) -> list[BlocksInDoubt]:
-        """The local blocks that a transfer which failed or was given up may still write: do not hand them out
-        again before they have left this list.
-
-        They leave it when the sender has confirmed that the streams of its link are drained, or when its
-        process is known to be gone. The list holds
-
-        * the blocks of failed tickets, where ``assign_blocks`` has told them;
-        * the destination blocks of pulls that failed, until what they had queued is done;
-        * all blocks of all caches that a lost peer could reach, one entry per cache: a frozen peer may have
-          had pushes under way that nobody here was told of. Blocks that were never given to that peer are
-          safe all the same.
-
-        Args:
-            link: ``LLMDataDist.link_id(cluster_id)``, taken while there was a link; None: of all links, also
-                those that have ended.
-
-        Raises:
-            TypeError, ValueError: wrong types.
-
-        Not in the original.
-        """
-        self._require_usable("blocks_in_doubt")
-        wanted = None if link is None else checks.int64("blocks_in_doubt: link", link)
-        return [doubt for doubt in self._doubts.all() if wanted is None or doubt.link == wanted]
-
-    @contextmanager
-    def _doubting(self, link: Link, cache: Cache, blocks: Sequence[int]) -> Iterator[None]:
-        """Around a blocking pull: when it fails, what it had queued may still run."""
-        try:
-            yield
-        except LLMException as error:
-            if error.status_code not in _NOTHING_QUEUED:
-                why = f"a pull failed: {error}"
-                self._doubts.pull_failed(
-                    BlocksInDoubt(cache.cache_id, tuple(blocks), link.cluster_id, link.handle, None, why)
-                )
-            raise
-
-    @cached_property
-    def _doubts(self) -> Doubts:
-        return Doubts(self._instance, self._links, self._registry)
+            everything_of_it = range(local.cache.num_entries)
+            is_read = BlocksInDoubt(
+                found.cache_id, everything_of_it, cluster_id, link.handle, None, "it was published"
+            )
+        return Publication(number, is_read)

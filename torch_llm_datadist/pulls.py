@@ -97,8 +97,8 @@ class Pulls(Publications, PeerCaches):
                 _NO_BLOCKS, remote.cache_id, remote_entry, entry, length,
                 first, dst_layers.start, len(dst_layers), per_layer,
             )  # fmt: skip
-            with self._doubting(link, cache, [entry]):
-                self._call.move_entry(asked, ops.pull_cache, cache, transfer, link, published)
+            doubt = self._unfinished(link, cache.cache_id, [entry], is_at_peer=False)
+            self._call.move_entry(asked, ops.pull_cache, cache, transfer, link, doubt, published)
             self._took(link, remote, transfer)
 
     def pull_blocks(
@@ -163,18 +163,17 @@ class Pulls(Publications, PeerCaches):
                 check_remote_count(asked, link, len(remote.segments), dst_layers, per_layer)
             first = src_layers.start if src_layers is not None else 0
             layers = (first, dst_layers.start, len(dst_layers), per_layer)
+            doubt = self._unfinished(link, dst_cache.cache_id, dst, is_at_peer=False)
             if isinstance(src_cache_key, BlocksCacheKey):
                 blocks = BlockTransfer(src, dst, *layers)
                 model_id = src_cache_key.model_id
-                with self._doubting(link, dst_cache, dst.tolist()):
-                    self._call.move_blocks(
-                        asked, ops.pull_blocks, dst_cache, blocks, link, model_id, published
-                    )
+                self._call.move_blocks(
+                    asked, ops.pull_blocks, dst_cache, blocks, link, model_id, doubt, published
+                )
                 return
             self._check_layouts(asked, remote, local)
             entry = EntryTransfer(dst, remote.cache_id, remote_entry, 0, -1, *layers)
-            with self._doubting(link, dst_cache, dst.tolist()):
-                self._call.move_entry(asked, ops.pull_cache, dst_cache, entry, link, published)
+            self._call.move_entry(asked, ops.pull_cache, dst_cache, entry, link, doubt, published)
             self._took(link, remote, entry)
 
     def _check_layouts(self, asked: str, remote: CacheRecord, local: LocalCache) -> None:

@@ -10,8 +10,10 @@ from . import checks, ops
 from .arrivals import Tag, read_tag
 from .binding import Task
 from .block_transfer import BlockTransfer, read_blocks, read_push_layers
+from .blocks_in_doubt import BlocksInDoubt
 from .cache import Cache
 from .checks import as_int64
+from .doubtful_blocks import DoubtfulBlocks
 from .entry_transfer import EntryTransfer, read_entry
 from .errors import ParamInvalidError
 from .keys import BlocksCacheKey, CacheKeyByIdAndIndex
@@ -21,7 +23,7 @@ from .tagged import tagged
 _NO_BLOCKS = torch.empty(0, dtype=torch.int64)
 
 
-class Pushes(PeerCaches):
+class Pushes(DoubtfulBlocks, PeerCaches):
     def push_blocks(
         self,
         dst_cache_key: BlocksCacheKey,
@@ -55,7 +57,11 @@ class Pushes(PeerCaches):
             LLMException: ``LLM_PARAM_INVALID`` for values that do not fit the caches, ``LLM_NOT_YET_LINK``
                 without a link, ``LLM_KV_CACHE_NOT_EXIST`` for a cache that is not there: nothing was sent.
                 ``LLM_TIMEOUT`` when ``sync_kv_timeout`` has passed: some of the destination blocks may have
-                been written, or still be; the link and its other transfers go on.
+                been written, or still be (``blocks_in_doubt`` of the exception names them; the next transfer
+                into one of them, by whatever call, waits until what this one had queued is done, or raises
+                ``LLM_TIMEOUT`` in its turn). The link and its other transfers go on. Where transfers share a
+                stream, since the link has no more, those behind a late one wait for it, are not cut, and
+                have their own deadline.
 
         Source: seed 003 push_blocks.
         """
@@ -66,8 +72,9 @@ class Pushes(PeerCaches):
             tensor_num_per_layer,
         )  # fmt: skip
         with self._links.table.using(key.cluster_id, asked) as link, tagged(self._links, key.cluster_id, tag):
-            self._remote(asked, link, key)
-            self._call.move_blocks(asked, ops.push_blocks, src_cache, transfer, link, key.model_id)
+            remote, _ = self._remote(asked, link, key)
+            doubt = self._unfinished(link, remote.cache_id, transfer.dst_blocks, is_at_peer=True)
+            self._call.move_blocks(asked, ops.push_blocks, src_cache, transfer, link, key.model_id, doubt)
 
     def push_cache(
         self,
@@ -117,7 +124,8 @@ class Pushes(PeerCaches):
         )  # fmt: skip
         with self._links.table.using(key.cluster_id, asked) as link, tagged(self._links, key.cluster_id, tag):
             self._remote(asked, link, key)
-            self._call.move_entry(asked, ops.push_cache, src_cache, transfer, link)
+            doubt = self._unfinished(link, key.cache_id, [key.batch_index], is_at_peer=True)
+            self._call.move_entry(asked, ops.push_cache, src_cache, transfer, link, doubt)
 
     def prepare_push(
         self,
@@ -152,7 +160,7 @@ class Pushes(PeerCaches):
         # 0: what the binding says
         timeout_ms = 0 if timeout_s is None else checks.seconds_as_ms(f"{asked}: timeout_s", timeout_s)
         with self._links.table.using(key.cluster_id, asked) as link:
-            self._remote(asked, link, key)
+            remote, _ = self._remote(asked, link, key)
             task = self._native.prepare_push(
                 link.handle,
                 as_int64(key.model_id),
@@ -165,7 +173,10 @@ class Pushes(PeerCaches):
                 transfer.tensors_per_layer,
                 timeout_ms,
             )
-        return Task(task)
+            writes = BlocksInDoubt(
+                remote.cache_id, tuple(dst_blocks), link.cluster_id, link.handle, None, "cancelled", True
+            )
+        return Task(task, writes)
 
     def wait_arrival(self, cluster_id: int, tag: Tag, timeout: int = 3000) -> None:
         """Blocks until a push with that tag has landed here; its bytes are there for every stream.

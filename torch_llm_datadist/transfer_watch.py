@@ -36,12 +36,16 @@ class Finished(Generic[Name]):
     Attributes:
         sent: tasks whose last byte has left, and publications that were pulled: their source blocks are free.
         arrived: tickets all of whose layers have arrived and were waited for, or were pulled.
-        failed: the others.
+        failed: the others: nothing of them is read or written any more.
+        in_doubt: they failed just now, and something may still be read or written: their results are not to
+            be trusted, and their blocks are not to be used yet. They stay watched and come again in
+            ``failed``.
     """
 
     sent: set[Name] = field(default_factory=set)
     arrived: set[Name] = field(default_factory=set)
     failed: dict[Name, FailedTransfer] = field(default_factory=dict)
+    in_doubt: dict[Name, FailedTransfer] = field(default_factory=dict)
 
 
 class TransferWatch(Generic[Name]):
@@ -51,14 +55,15 @@ class TransferWatch(Generic[Name]):
     >>> task = prefill.cache_manager.prepare_push(BlocksCacheKey(2), source, [0], [1])
     >>> watch.add("request 7", task, blocks=[0])
     >>> watch.poll()  # once per step of the scheduler
-    Finished(sent=set(), arrived=set(), failed={})
+    Finished(sent=set(), arrived=set(), failed={}, in_doubt={})
 
-    Thread-safe. Each name is reported once and then forgotten.
+    Thread-safe. Each name is reported once and then forgotten; one that is in doubt is reported twice.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._watched: dict[Name, tuple[Task | Publication | CacheTask | int, tuple[int, ...]]] = {}
+        self._doubted: set[Name] = set()
 
     def add(
         self, name: Name, transfer: Task | Publication | CacheTask | int, blocks: Sequence[int] = ()
@@ -89,6 +94,7 @@ class TransferWatch(Generic[Name]):
         """Watches it no longer; the transfer itself goes on."""
         with self._lock:
             self._watched.pop(name, None)
+            self._doubted.discard(name)
 
     def __len__(self) -> int:
         return len(self._watched)
@@ -99,11 +105,14 @@ class TransferWatch(Generic[Name]):
         with self._lock:
             for name, state in zip(list(self._watched), self._states(), strict=True):
                 if not state.has_ended:
+                    if state.code and name not in self._doubted:
+                        self._doubted.add(name)
+                        finished.in_doubt[name] = _failed(state, self._watched[name][1])
                     continue
+                self._doubted.discard(name)
                 transfer, blocks = self._watched.pop(name)
                 if state.code != LLMStatusCode.LLM_SUCCESS:
-                    code = status_code_of(state.code)
-                    finished.failed[name] = FailedTransfer(code, state.detail, blocks)
+                    finished.failed[name] = _failed(state, blocks)
                 elif isinstance(transfer, int):
                     finished.arrived.add(name)
                 else:
@@ -123,6 +132,10 @@ class TransferWatch(Generic[Name]):
             else:
                 states.append(TransferState(*next(next_ticket if isinstance(transfer, int) else next_task)))
         return states
+
+
+def _failed(state: TransferState, blocks: tuple[int, ...]) -> FailedTransfer:
+    return FailedTransfer(status_code_of(state.code), state.detail, blocks)
 
 
 def _state_of(task: CacheTask) -> TransferState:

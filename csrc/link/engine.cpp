@@ -99,6 +99,7 @@ void Engine::stop() {
   for (const auto& binding : bindings_) binding->abandon();
   transfers_.clear();
   bindings_.clear();
+  for (const auto& link : links_) datadist::links().release(link->handle());
   links_.clear();  // they hold this engine, too
 }
 
@@ -129,6 +130,11 @@ void Engine::watch(std::shared_ptr<Binding> binding) {
   std::lock_guard lock(mutex_);
   require(!must_stop_, kFailed, "device ", device_, " is shut down in this process");
   bindings_.push_back(std::move(binding));
+}
+
+std::vector<std::shared_ptr<Transfer>> Engine::transfers() {
+  std::lock_guard lock(mutex_);
+  return transfers_;
 }
 
 void Engine::wake() {
@@ -259,7 +265,10 @@ bool Engine::tick(const Tick& tick) {
                 [](const auto& transfer) { return transfer.use_count() == 1 && transfer->is_retired(); });
   std::erase_if(bindings_, [](const auto& binding) { return binding->is_gone(); });
   std::erase_if(links_, [&](const auto& link) {
-    return std::find(gone.begin(), gone.end(), link.get()) != gone.end();
+    const bool is_gone = std::find(gone.begin(), gone.end(), link.get()) != gone.end();
+    // A ticket names its link by this handle: not before nothing of the old one is written any more.
+    if (is_gone) datadist::links().release(link->handle());
+    return is_gone;
   });
   return is_busy;
 }

@@ -42,6 +42,12 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void watch(std::shared_ptr<Transfer> transfer);
   void watch(std::shared_ptr<Binding> binding);
 
+  // Transfers that failed and still have something queued: counted, so that nobody looks for none.
+  void doubt_begins() { ++doubts_; }
+  void doubt_ends() { --doubts_; }
+  bool has_doubts() const { return doubts_ > 0; }
+  std::vector<std::shared_ptr<Transfer>> transfers();
+
   // Makes the watchdog look at once instead of at its next tick.
   void wake();
   // Makes it look within a busy tick, without a thread's wake-up in the caller's way.
@@ -72,6 +78,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   int wake_fd_;
   int timer_fd_;
   std::atomic<bool> timer_is_set_{false};
+  std::atomic<int> doubts_{0};
 
   std::mutex mutex_;
   std::condition_variable ticked_;

@@ -44,8 +44,7 @@ void Instance::close_link(int64_t handle) {
     link = found->second;
     links_.erase(found);
   }
-  link->close();
-  links().release(handle);
+  link->close();  // the engine releases the handle when nothing of it is in use any more
 }
 
 void Instance::close() {

@@ -329,7 +329,7 @@ void Link::tick(const Tick& tick) {
     if (!ticket->tick(tick, sent(ticket->use().slot), alive)) continue;
     std::lock_guard lock(mutex_);
     const auto [_, code, why] = ticket->state();
-    outcomes_[ticket->use().slot] = {ticket->use().epoch, code, why};
+    outcomes_[ticket->use().slot] = {ticket->use().epoch, code, why, ticket->awaits_sender()};
     std::erase(tickets_, ticket);
   }
   if (is_over()) feeder_->request_stop();

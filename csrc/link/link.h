@@ -61,6 +61,7 @@ class Link : public std::enable_shared_from_this<Link> {
   const Peer& peer() const { return peer_; }
   const LinkOptions& options() const { return options_; }
   Engine& engine() const { return *engine_; }
+  uint64_t beats() const { return seen_heartbeat_; }  // watchdog: of the peer
   Transport& transport() const { return *transport_; }
   const LocalCaches& caches() const { return *caches_; }  // of this end
   RemoteCaches& remote_caches() { return remote_caches_; }
@@ -97,6 +98,7 @@ class Link : public std::enable_shared_from_this<Link> {
     uint32_t epoch = 0;  // 0: none yet
     int64_t code = kSuccess;
     std::string why;
+    bool awaits_sender = false;  // who may still write, and has not said otherwise before the link died
   };
   SentWord sent(uint32_t slot) const;    // as the last mail said
   bool is_told_of(uint32_t slot) const;  // all that belongs to that word has come, too

@@ -48,16 +48,32 @@ std::tuple<bool, int64_t, std::string> ticket_state(int64_t number) {
   require(link != nullptr && ticket.slot < kSlots, kParamInvalid, "ticket_state: ", number,
           " is no ticket of a link of this process; was the link closed, or made anew since?");
   const auto [outcome, held] = link->look_up(ticket.slot, ticket.epoch_low);
-  if (outcome) return {true, outcome->code, outcome->why};
+  if (outcome) return {!outcome->awaits_sender || !link->may_be_touched(), outcome->code, outcome->why};
   if (held != nullptr) return held->state();
   const uint32_t ahead = (ticket.epoch_low - link->sent(ticket.slot).epoch) & TicketNumber::kEpochMask;
   require(ahead <= TicketNumber::kEpochMask / 2, kParamInvalid, "ticket_state: ticket ", number, " from ",
           link->peer().name, " is used up: its slot has been issued again since");
   if (!link->is_alive()) {
     const auto [code, why] = link->reason();
-    return {true, code, why};
+    return {!link->may_be_touched(), code, why};
   }
   return {false, kSuccess, ahead == 0 ? "nobody waits for it yet" : "not confirmed by its sender yet"};
+}
+
+std::tuple<bool, int64_t, std::string> cancel_ticket(int64_t number, Clock::time_point deadline) {
+  auto state = ticket_state(number);
+  if (!std::get<0>(state) && std::get<1>(state) == kSuccess) {
+    try {
+      find_ticket(number, "cancel", deadline)->cancel("cancelled by its receiver");
+    } catch (const Error&) {
+      // Its sender has not confirmed it, or its link died just now: the state says so.
+    }
+  }
+  const auto link = links().find(TicketNumber::unpack(number).link);
+  while (true) {
+    state = ticket_state(number);
+    if (std::get<0>(state) || !link->engine().wait_for_tick(deadline)) return state;
+  }
 }
 
 std::tuple<bool, int64_t, std::string> Ticket::state() const {
@@ -133,6 +149,21 @@ void Ticket::discard() {
   is_discarded_ = true;
 }
 
+void Ticket::cancel(const std::string& why) {
+  std::lock_guard lock(mutex_);
+  if (has_ended_ || is_discarded_ || cancelled_) return;
+  if (is_bound_) {
+    cancelled_ = why;
+  } else {
+    is_discarded_ = true;
+  }
+}
+
+bool Ticket::awaits_sender() const {
+  std::lock_guard lock(mutex_);
+  return must_hear_from_sender_ && !sender_is_done_;
+}
+
 bool Ticket::waits_have_passed() const {
   return !is_bound_ || (pull_ != nullptr ? pull_->is_finished() : waits_->is_done());
 }
@@ -149,6 +180,7 @@ void Ticket::clock_gap(Clock::duration gap) {
 bool Ticket::tick(const Tick& tick, SentWord sent, bool link_is_alive) {
   std::lock_guard lock(mutex_);
   const bool sender_is_done = sent.epoch == use_.epoch && sent.state >= SentWord::kDrained;
+  sender_is_done_ = sender_is_done;
   if (!has_ended_) {
     if (is_bound_ && waits_have_passed()) {
       if (const auto failure = failure_of_waits()) {
@@ -163,6 +195,8 @@ bool Ticket::tick(const Tick& tick, SentWord sent, bool link_is_alive) {
       fail(tick, long_code(sent.code), join(link_->peer().name, " gave the transfer up"));
     } else if (is_bound_ && pull_ == nullptr && !sender_is_done && tick.now >= deadline_) {
       fail(tick, kTimeout, join("not all layers from ", link_->peer().name, " arrived in time"));
+    } else if (cancelled_) {
+      fail(tick, kFailed, *cancelled_);
     } else if (is_discarded_) {
       has_ended_ = true;
       why_ = kDiscarded;

@@ -50,6 +50,10 @@ bool was_discarded(int64_t number);
 // again.
 std::tuple<bool, int64_t, std::string> ticket_state(int64_t number);
 
+// Gives it up, also one that a forward waits for or that is being pulled with; its state once nothing of it
+// is written any more, or at the deadline.
+std::tuple<bool, int64_t, std::string> cancel_ticket(int64_t number, Clock::time_point deadline);
+
 class Ticket {
  public:
   Ticket(std::shared_ptr<Link> link, SlotUse use, SentWord sent, PublishedWord published)
@@ -66,7 +70,8 @@ class Ticket {
   void require_push(const char* asked) const;  // it brings layers; a publication brings none
   SlotUse use() const { return use_; }
   const Link& link() const { return *link_; }
-  // (has ended, code, detail): ended with 0 means that all layers arrived and all waits passed.
+  // (has ended, code, detail): ended with 0 means that all layers arrived and all waits passed; with another
+  // code that nothing of it is written any more.
   std::tuple<bool, int64_t, std::string> state() const;
 
   // Binding. From here on the deadline runs; an error is written to `status` before the flags are released.
@@ -74,6 +79,10 @@ class Ticket {
             std::chrono::milliseconds timeout, const char* asked);
   void unbind();  // nothing was queued after all
   void discard();
+  // Bound or not: it fails at the watchdog's next look, and its sender is asked to send nothing more.
+  void cancel(const std::string& why);
+  // The sender has not said yet that nothing more of it is written.
+  bool awaits_sender() const;
 
   // The pull that a publication is for: of these tensors of that cache of the peer. `unclaim`: it was
   // refused.
@@ -111,6 +120,8 @@ class Ticket {
   int64_t code_ = 0;
   std::string why_;
   bool must_hear_from_sender_ = false;  // that nothing more of it is written
+  bool sender_is_done_ = false;
+  std::optional<std::string> cancelled_;
   bool is_poisoned_ = false;
   bool is_zeroed_ = false;
 };

@@ -1,6 +1,7 @@
 #include "link/transfer.h"
 
 #include "error.h"
+#include "link/destination.h"
 #include "link/engine.h"
 #include "link/ticket.h"
 #include "plan/copies.h"
@@ -25,7 +26,12 @@ class TransferProgram : public Program {
     for (int64_t t = first; t < first + range.layers * range.tensors_per_layer; ++t) {
       if (remote.tensors[t].address != nullptr) continue;
       const auto bytes = static_cast<size_t>(remote.geometry.num_blocks * remote.geometry.strides[t]);
-      remote.tensors[t] = transfer_->link_->transport().map(remote.exports[t], bytes);
+      try {
+        remote.tensors[t] = transfer_->link_->transport().map(remote.exports[t], bytes);
+      } catch (const Error&) {
+        transfer_->peers_memory_is_refused_ = true;
+        throw;
+      }
     }
     if (!plan_.needs.has_host_end) pair_tensors();
   }
@@ -248,6 +254,7 @@ void Transfer::submit(bool notify_host, const char* asked) {
 void Transfer::cancel(const std::string& why) {
   {
     std::lock_guard lock(mutex_);
+    if (has_ended_ || cancelled_) return;  // the first reason is the one that counts
     cancelled_ = why;
   }
   link_->engine().wake();
@@ -290,7 +297,22 @@ std::tuple<bool, int64_t, std::string> Transfer::wait_until(Clock::time_point de
 
 std::tuple<bool, int64_t, std::string> Transfer::state() const {
   std::lock_guard lock(mutex_);
-  return {is_over(), code_, why_};
+  // What failed has ended when nothing of it is queued any more.
+  return {is_over() && (is_publication() || code_ == kSuccess || is_drained_), code_, why_};
+}
+
+std::optional<std::string> Transfer::why_in_doubt(const Destination& destination) const {
+  std::lock_guard lock(mutex_);
+  if (!is_in_doubt_ || !Destination(*link_, plan_).overlaps(destination)) return std::nullopt;
+  return why_;
+}
+
+bool Transfer::wait_drained(Clock::time_point deadline) {
+  std::unique_lock lock(mutex_);
+  link_->engine().wake();
+  const auto is_through = [this] { return is_drained_ && is_over(); };
+  changed_.wait_until(lock, deadline, [&] { return is_through() || is_abandoned_; });
+  return is_through();
 }
 
 Gate Transfer::start_gate_for(int64_t local_layer) {
@@ -420,6 +442,8 @@ void Transfer::abandon(const std::string& why) {
   std::lock_guard lock(mutex_);
   end(kFailed, why);
   is_settled_ = true;
+  is_abandoned_ = true;
+  changed_.notify_all();
 }
 
 std::optional<std::pair<int64_t, std::string>> Transfer::trouble(const Tick& tick) const {
@@ -462,6 +486,7 @@ void Transfer::look_at_holder(const Tick& tick) {
 void Transfer::judge(const Tick& tick) {
   // A blocking call's deadline starts when the earlier work of the caller's stream is done.
   if (!is_layered() && !deadline_ && has_started()) deadline_ = tick.now + plan_.timeout;
+  if (may_be_a_death()) return;
   if (limit_ && is_released()) {
     plan_.timeout = *limit_;
     deadline_ = tick.now + *limit_;
@@ -472,6 +497,15 @@ void Transfer::judge(const Tick& tick) {
   } else if (const auto found = trouble(tick)) {
     fail(tick, found->first, found->second);
   }
+}
+
+// A process that dies loses its memory before it counts as dead. So while a peer whose memory cannot be
+// mapped gives no sign of life, the reason waits for the verdict on the link: one beat may have been on its
+// way, the second is of a peer that lives.
+bool Transfer::may_be_a_death() {
+  if (!refused_ || !peers_memory_is_refused_ || !link_->is_alive()) return false;
+  if (!beats_at_refusal_) beats_at_refusal_ = link_->beats();
+  return link_->beats() < *beats_at_refusal_ + 2;
 }
 
 bool Transfer::tick_publication(const Tick& tick) {
@@ -508,6 +542,8 @@ bool Transfer::has_left_its_stream() const {
 
 void Transfer::drained() {
   is_drained_ = true;
+  if (std::exchange(is_in_doubt_, false)) link_->engine().doubt_ends();
+  changed_.notify_all();
   if (slot_)
     link_->slot_drained(*slot_, sent_word(code_ == kSuccess ? SentWord::kDrained : SentWord::kFailed, code_));
   if (host_copies_ != nullptr) host_copies_->close();
@@ -530,6 +566,10 @@ void Transfer::fail(const Tick& tick, int64_t code, const std::string& why) {
   if ((owns_lane_ || never_starts) && lane_ && !is_drained_ && !lane_->is_dropped())
     link_->feeder().drop_lane(lane_);
   if (is_publication() && is_drained_) link_->announce(*slot_, sent_word(SentWord::kFailed, code));
+  if (is_submitted_ && !is_drained_ && !is_publication()) {
+    is_in_doubt_ = true;
+    link_->engine().doubt_begins();
+  }
   end(code, why);
 }
 

@@ -33,6 +33,8 @@ namespace datadist {
 
 enum class Direction { kPush, kPull, kPublish };
 
+struct Destination;
+
 // Checked, planned, and not yet known to any stream.
 struct TransferPlan {
   Direction direction = Direction::kPush;
@@ -75,7 +77,12 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   std::pair<int64_t, std::string> wait();
   // The state at the end or at the deadline.
   std::tuple<bool, int64_t, std::string> wait_until(Clock::time_point deadline);
+  // Ended, and with an error: nothing of it is queued any more either.
   std::tuple<bool, int64_t, std::string> state() const;
+  // Blocks until it ended and nothing of it is queued any more; false at the deadline, or without a watchdog.
+  bool wait_drained(Clock::time_point deadline);
+  // Why it failed, while it may still write there.
+  std::optional<std::string> why_in_doubt(const Destination& destination) const;
 
   // --- what a caller's stream needs; each call says that the stream will write the word
   Gate start_gate_for(int64_t layer);
@@ -120,6 +127,7 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   void settle();
   // Why it cannot go on, whatever it is.
   std::optional<std::pair<int64_t, std::string>> trouble(const Tick& tick) const;
+  bool may_be_a_death();
   void fail(const Tick& tick, int64_t code, const std::string& why);
   void end(int64_t code, const std::string& why);
   bool has_started() const;
@@ -169,12 +177,16 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   Staging* staging_ = nullptr;  // borrowed, or the link's
   uint64_t mark_ = 0;
   std::optional<std::pair<int64_t, std::string>> refused_;
+  std::atomic<bool> peers_memory_is_refused_{false};
+  std::optional<uint64_t> beats_at_refusal_;
 
   // result
   bool has_ended_ = false;
   int64_t code_ = kSuccess;
   std::string why_;
   bool is_drained_ = false;
+  bool is_abandoned_ = false;
+  bool is_in_doubt_ = false;
   // Of a publication.
   std::optional<TakenWord> taken_;
   bool is_settled_ = false;

@@ -1,4 +1,5 @@
 // Tasks and tickets: prepared pushes, their states, what ends them.
+#include "link/destination.h"
 #include "link/instance.h"
 #include "link/ticket.h"
 #include "link/transfer.h"
@@ -39,6 +40,7 @@ int64_t prepare_push(int64_t handle, uint64_t model_id, const std::vector<at::Te
   request.timeout_ms = timeout_ms;
   const auto link = require_link(handle, asked);
   TransferPlan plan = plan_transfer(*link, request);
+  wait_until_settled(*link, plan, asked);
   plan.timeout = std::chrono::milliseconds(timeout_ms);  // 0: what the binding says
   if (!has_ticket) {
     plan.by_layers = true;
@@ -90,6 +92,11 @@ State task_wait_for(int64_t task, int64_t timeout_ms) {
   return tasks().get(task, "task_wait_for")->wait_until(Clock::now() + std::chrono::milliseconds(timeout_ms));
 }
 
+bool task_wait_drained(int64_t task, int64_t timeout_ms) {
+  const auto transfer = tasks().get(task, "task_wait_drained");
+  return transfer->wait_drained(Clock::now() + std::chrono::milliseconds(timeout_ms));
+}
+
 void task_limit(int64_t task, int64_t timeout_ms) {
   require(timeout_ms > 0, kParamInvalid, "task_limit: timeout_ms = ", timeout_ms);
   tasks().get(task, "task_limit")->limit(std::chrono::milliseconds(timeout_ms));
@@ -100,6 +107,10 @@ constexpr auto kConfirmedWithin = std::chrono::seconds(5);
 void ticket_discard(int64_t number) {
   if (was_discarded(number)) return;
   find_ticket(number, "discard", Clock::now() + kConfirmedWithin)->discard();
+}
+
+State ticket_cancel(int64_t number, int64_t timeout_ms) {
+  return cancel_ticket(number, Clock::now() + std::chrono::milliseconds(timeout_ms));
 }
 
 }  // namespace
@@ -120,6 +131,7 @@ void define_tasks(py::module_& m) {
   m.def("poll", &poll, py::arg("tasks"), py::arg("tickets"), nogil);
   m.def("task_wait", &task_wait, py::arg("task"), nogil);
   m.def("task_wait_for", &task_wait_for, py::arg("task"), py::arg("timeout_ms"), nogil);
+  m.def("task_wait_drained", &task_wait_drained, py::arg("task"), py::arg("timeout_ms"), nogil);
   m.def("task_limit", &task_limit, py::arg("task"), py::arg("timeout_ms"), nogil);
   m.def(
       "task_cancel",
@@ -130,6 +142,7 @@ void define_tasks(py::module_& m) {
       nogil);
   m.def("task_free", &task_free, py::arg("task"), nogil);
   m.def("ticket_state", &ticket_state, py::arg("ticket"), nogil);
+  m.def("ticket_cancel", &ticket_cancel, py::arg("ticket"), py::arg("timeout_ms"), nogil);
   m.def("ticket_discard", &ticket_discard, py::arg("ticket"), nogil);
 }
 

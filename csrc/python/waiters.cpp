@@ -20,7 +20,7 @@ HandleTable<Waiter>& waiters() {
   return *table;
 }
 
-std::pair<int64_t, std::string> transfer_wait(int64_t handle) {
+std::shared_ptr<Transfer> take_transfer(int64_t handle) {
   const auto waiter = waiters().get(handle, "transfer_wait");
   waiters().remove(handle);
   std::shared_ptr<Transfer> transfer;
@@ -29,7 +29,17 @@ std::pair<int64_t, std::string> transfer_wait(int64_t handle) {
     transfer.swap(waiter->transfer);
   }
   require(transfer != nullptr, kParamInvalid, "transfer_wait: no op was called with transfer=", handle);
-  return transfer->wait();
+  return transfer;
+}
+
+std::pair<int64_t, std::string> transfer_wait(int64_t handle) { return take_transfer(handle)->wait(); }
+
+// What failed and may still write is kept as a task.
+std::tuple<int64_t, std::string, int64_t> transfer_outcome(int64_t handle) {
+  auto transfer = take_transfer(handle);
+  auto [code, why] = transfer->wait();
+  const bool is_in_doubt = code != kSuccess && !transfer->is_drained();
+  return {code, std::move(why), is_in_doubt ? tasks().add(std::move(transfer)) : 0};
 }
 
 }  // namespace
@@ -45,6 +55,7 @@ void define_waiters(py::module_& m) {
   m.def("transfer_create", [] { return waiters().add(std::make_shared<Waiter>()); });
   m.def("transfer_free", [](int64_t transfer) { waiters().remove(transfer); }, py::arg("transfer"));
   m.def("transfer_wait", &transfer_wait, py::arg("transfer"), nogil);
+  m.def("transfer_outcome", &transfer_outcome, py::arg("transfer"), nogil);
 }
 
 }  // namespace datadist
