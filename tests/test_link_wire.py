@@ -5,6 +5,7 @@ devices are tested in ``test_api_links.py``.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 
 import msgspec
@@ -18,9 +19,17 @@ from tests.nodes import (
     link,
 )
 from tests.recording_core import Node
-from torch_llm_datadist import wire
+from torch_llm_datadist import process_token, wire
 from torch_llm_datadist.errors import LLMStatusCode
+from torch_llm_datadist.handshake import Target
 from torch_llm_datadist.identity import PROTOCOL_VERSION, host_id, start_time_of
+
+
+def greeting(client: Node, **changed: object) -> wire.Hello:
+    """Of an instance of this process to cluster 1, as it would be sent."""
+    token = process_token.of_hello(client.identity.instance, 1)
+    fields: dict[str, object] = {"wanted_cluster_id": 1, "identity": client.identity, "token": token}
+    return wire.Hello(**(fields | changed))  # type: ignore[arg-type]
 
 
 class RawPeer:
@@ -51,7 +60,7 @@ def test_a_server_survives_malformed_messages(
     node: Callable[..., Node], caplog: pytest.LogCaptureFixture
 ) -> None:
     server, client = node(1, listens=True), node(2)
-    good = wire.encode(wire.Hello(wanted_cluster_id=1, identity=client.identity))
+    good = wire.encode(greeting(client))
     hostile = [
         b"",
         b"\x00",
@@ -74,6 +83,60 @@ def test_a_server_survives_malformed_messages(
     assert link(node(3), server) == OK
     assert "malformed" in caplog.text
     assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
+
+
+def test_a_peer_that_claims_to_be_in_this_process_shows_what_only_this_process_knows(
+    node: Callable[..., Node],
+) -> None:
+    """Pid and start time are no secret: whoever was greeted by an instance of this process knows them."""
+    server, client, other = node(1, listens=True), node(2), node(4)
+    of_another = process_token.of_hello(other.identity.instance, 1)
+    for_another = process_token.of_hello(client.identity.instance, 3)
+
+    with RawPeer(server) as raw:
+        for token in (b"", b"x" * 32, of_another, for_another):
+            answer = raw.ask(greeting(client, token=token))
+            assert isinstance(answer, wire.Refused)
+            assert answer.code == LLMStatusCode.LLM_LINK_FAILED
+            assert "cannot show what only that process knows" in answer.reason
+        assert isinstance(raw.ask(greeting(client)), wire.Welcome)
+    assert server.native.links == {}
+
+
+def test_a_server_that_claims_to_be_in_this_process_gets_nothing(node: Callable[..., Node]) -> None:
+    client, impostor = node(2), node(1)
+    own = process_token.of_welcome(impostor.identity.instance, 99)  # what it was shown for somebody else
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
+        socket.setsockopt(zmq.LINGER, 0)
+        port = socket.bind_to_random_port("tcp://127.0.0.1")
+        asked = threading.Thread(target=_welcome_once, args=(socket, impostor, own))
+        asked.start()
+
+        code = client.links.link([Target(1, "127.0.0.1", port)], DEADLINE_S)[0]
+
+        asked.join(DEADLINE_S)
+    assert code == LLMStatusCode.LLM_LINK_FAILED
+    assert client.native.links == {}
+
+
+def _welcome_once(socket: zmq.Socket[bytes], impostor: Node, token: bytes) -> None:
+    assert socket.poll(int(DEADLINE_S * 1000))
+    route, _ = socket.recv_multipart()
+    socket.send_multipart([route, wire.encode(wire.Welcome(identity=impostor.identity, token=token))])
+
+
+def test_a_peer_of_another_process_needs_no_token_and_is_shown_no_address(node: Callable[..., Node]) -> None:
+    server, client = node(1, listens=True), node(2)
+    server.register(1)
+    elsewhere = msgspec.structs.replace(client.identity, pid=client.identity.pid + 1)
+
+    with RawPeer(server) as raw:
+        welcome = raw.ask(greeting(client, identity=elsewhere, token=b""))
+        assert isinstance(welcome, wire.Welcome)
+        assert welcome.token == b""
+        joined = raw.ask(wire.Join(NO_LINK, wire.SegmentRecord(b"page", 0, 0), []))
+    assert isinstance(joined, wire.Joined)
+    assert {segment.address for cache in joined.caches for segment in cache.segments} == {0}
 
 
 def test_a_server_drops_messages_that_are_too_long(node: Callable[..., Node]) -> None:
@@ -102,7 +165,7 @@ def test_messages_out_of_order_are_dropped(node: Callable[..., Node]) -> None:
     record = wire.SegmentRecord(b"page", 0, 0)
 
     with RawPeer(server) as raw:
-        hello = wire.Hello(wanted_cluster_id=1, identity=client.identity)
+        hello = greeting(client)
         assert isinstance(raw.ask(hello), wire.Welcome)
         for message in (
             hello,
@@ -123,7 +186,7 @@ def test_a_cache_announced_twice_ends_the_link(node: Callable[..., Node]) -> Non
     cache = wire.CacheRecord(cache_id=1, model_id=0, num_blocks=1, tensor_bytes=[1], segments=[segment])
 
     with RawPeer(server) as raw:
-        raw.ask(wire.Hello(wanted_cluster_id=1, identity=client.identity))
+        raw.ask(greeting(client))
         raw.ask(wire.Join(NO_LINK, segment, [cache]))
         answer = raw.ask(wire.Announce(cache))
 

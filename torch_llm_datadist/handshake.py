@@ -11,7 +11,7 @@ from functools import partial
 
 import zmq
 
-from . import wire
+from . import process_token, wire
 from .announcements import Announcements, segment_record
 from .checks import as_int64
 from .cluster import endpoint
@@ -44,6 +44,18 @@ class Target:
 
 def _nobody_joins(comm: wire.CommRecord, cluster_id: int) -> tuple[LLMStatusCode, str] | None:
     return LLMStatusCode.LLM_LINK_FAILED, "no two-sided link is made here"
+
+
+def _why_not_this_process(own: Identity, identity: Identity, shown: bytes, expected: bytes) -> Refusal | None:
+    """Its addresses would be used as they are, and it would be told ours."""
+    claims_it = own.is_in_this_process() and identity.is_in_this_process()
+    if not claims_it or process_token.is_right(shown, expected):
+        return None
+    return Refusal(
+        LLMStatusCode.LLM_LINK_FAILED,
+        f"cluster {identity.cluster_id} says that it is in process {identity.pid}, as this instance is, and "
+        "cannot show what only that process knows",
+    )
 
 
 class Handshake:
@@ -82,7 +94,10 @@ class Handshake:
         channel.on_event = partial(self._on_connection_failed, peer)
         peer.comm = target.comm.name if target.comm else ""
         self._peers.add(peer)
-        peer.send(wire.Hello(wanted_cluster_id=target.cluster_id, identity=self._own, comm=target.comm))
+        token = process_token.of_hello(self._own.instance, target.cluster_id)
+        peer.send(
+            wire.Hello(wanted_cluster_id=target.cluster_id, identity=self._own, comm=target.comm, token=token)
+        )
         return peer
 
     def _on_connection_failed(self, peer: Peer, kind: int, value: int) -> None:
@@ -143,7 +158,10 @@ class Handshake:
                 f"the instance there is cluster {message.identity.cluster_id}",
             )
             return
-        refusal = why_not_link(self._own, message.identity)
+        expected = process_token.of_welcome(message.identity.instance, self._own.instance)
+        refusal = why_not_link(self._own, message.identity) or _why_not_this_process(
+            self._own, message.identity, message.token, expected
+        )
         if refusal is not None:
             self._peers.fail(peer, refusal.code, refusal.reason)
             return
@@ -186,7 +204,10 @@ class Handshake:
         )
         peer.comm = message.comm.name if message.comm else ""
         self._peers.add(peer)
-        peer.send(wire.Welcome(identity=self._own))
+        token = b""
+        if client.is_in_this_process():
+            token = process_token.of_welcome(self._own.instance, client.instance)
+        peer.send(wire.Welcome(identity=self._own, token=token))
 
     def _why_refuse(self, message: wire.Hello) -> Refusal | None:
         client = message.identity
@@ -205,7 +226,13 @@ class Handshake:
                 return Refusal(*refused)
         if sum(peer.is_handshaking and not peer.is_client_end for peer in self._peers) >= _MAX_HANDSHAKES:
             return Refusal(LLMStatusCode.LLM_LINK_BUSY, f"{_MAX_HANDSHAKES} links are being made already")
-        return why_not_link(self._own, client) or self._why_full() or self._why_crossing(client)
+        expected = process_token.of_hello(client.instance, self._own.cluster_id)
+        return (
+            why_not_link(self._own, client)
+            or _why_not_this_process(self._own, client, message.token, expected)
+            or self._why_full()
+            or self._why_crossing(client)
+        )
 
     def _why_crossing(self, client: Identity) -> Refusal | None:
         """Two instances that link to each other at the same time: the attempt of the lower cluster_id goes

@@ -99,16 +99,22 @@ class CommRecord(msgspec.Struct, frozen=True):
     members: Annotated[list[tuple[Natural, Natural]], Meta(min_length=2, max_length=4)]
 
 
+# Of ``process_token``; empty: not shown.
+Token: TypeAlias = Annotated[bytes, Meta(max_length=32)]
+
+
 class Hello(_Message, frozen=True, kw_only=True):
     protocol: int = PROTOCOL_VERSION
     wanted_cluster_id: Natural
     identity: Identity
     comm: CommRecord | None = None
+    token: Token = b""
 
 
 class Welcome(_Message, frozen=True, kw_only=True):
     protocol: int = PROTOCOL_VERSION
     identity: Identity
+    token: Token = b""
 
 
 class Refused(_Message, frozen=True):
