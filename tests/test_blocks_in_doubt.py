@@ -77,10 +77,10 @@ def hold_control_thread(state: SimpleNamespace) -> None:
     state.datadist._running.links._loop.post(lambda: state.go_on.wait(WITHIN_S))
 
 
-def doubts_at_the_end_of(state: SimpleNamespace, ticket: int) -> list[tuple[list[int], int | None]]:
+def doubts_at_the_failure_of(state: SimpleNamespace, ticket: int) -> list[tuple[list[int], int | None]]:
     """What an application sees that looks at once."""
     deadline = time.monotonic() + WITHIN_S
-    while not datadist.ticket_state(ticket).has_ended:
+    while not datadist.ticket_state(ticket).code:
         assert time.monotonic() < deadline
         time.sleep(0.005)
     found = doubts(state)
@@ -98,7 +98,7 @@ def test_blocks_are_in_doubt_from_when_their_ticket_fails_not_from_when_python_l
 
     sender.freeze()
 
-    assert ([2, 3], ticket) in receiver.call(doubts_at_the_end_of, ticket)
+    assert ([2, 3], ticket) in receiver.call(doubts_at_the_failure_of, ticket)
 
 
 def test_a_ticket_that_arrived_leaves_nothing_in_doubt(pair: tuple[Peer, Peer]) -> None:

@@ -220,7 +220,7 @@ def test_a_long_message_travels_in_frames(node: Callable[..., Node]) -> None:
     message = wire.encode(wire.Join(NO_LINK, segment, caches))
 
     with RawPeer(server) as raw:
-        raw.ask(wire.Hello(wanted_cluster_id=1, identity=client.identity))
+        raw.ask(greeting(client))
         assert isinstance(raw.ask(message), wire.Joined)
 
     assert len(message) > 4 * wire.MAX_FRAME_BYTES
