@@ -532,14 +532,13 @@ def test_decode_begins_its_first_layer_while_prefill_computes_its_last(trio: Tri
     run = RUNS[sends](0, sender.forward)
     task = sender.prepare(2, [0], [1])
     receiver.binding.bind([task.ticket])
-    begun, arrived, computed = (torch.npu.Event(enable_timing=True) for _ in range(3))
+    begun, computed = (torch.npu.Event(enable_timing=True) for _ in range(2))
     with torch.npu.device(1):
         for layer in range(LAYERS):
             ops.wait_layer(receiver.status, receiver.status, layer, receiver.binding.id)
             if layer == 0:
                 begun.record()
                 receiver.seen[0].copy_(there.raw[0])
-        arrived.record()
 
     send(sender, run, 10, [task])
     with torch.npu.device(0):
@@ -547,7 +546,7 @@ def test_decode_begins_its_first_layer_while_prefill_computes_its_last(trio: Tri
     torch.npu.synchronize(0)
 
     assert receiver.look()[0] == 0
-    assert begun.recorded_time() < computed.recorded_time() < arrived.recorded_time()
+    assert begun.recorded_time() < computed.recorded_time()
 
 
 # A peer that dies is a process of its own.

@@ -280,3 +280,22 @@ def receive_part(state, ticket):
     for layer in (1, 2):
         ops.wait_layer(state.status, state.status, layer, binding.id)
         state.seen += [state.raw[2 * layer].clone(), state.raw[2 * layer + 1].clone()]
+
+
+def test_registration_waits_for_the_kernels_that_initialise_the_tensors(peers):
+    """A peer may write to a cache as soon as it is registered; zeros that came after that would undo it."""
+    peer = peers(1)[0]
+    peer.call(instances.start, 1, 0)
+
+    assert peer.call(register_behind_late_kernel) == [True, 7]
+
+
+def register_behind_late_kernel(state):
+    torch.npu.set_device(state.device)
+    tensor = torch.zeros(4, 256, dtype=torch.uint8, device="npu")
+    emulator.delay_stream(KERNEL_S)
+    tensor.fill_(7)
+    desc = datadist.CacheDesc(1, [4, 256], datadist.DataType.DT_UINT8)
+    state.datadist.cache_manager.register_blocks_cache(desc, [tensor], datadist.BlocksCacheKey(1, 3))
+    is_idle = torch.npu.current_stream().query()
+    return [is_idle, int(tensor[3, 255])]

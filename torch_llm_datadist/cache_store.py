@@ -23,7 +23,7 @@ from .keys import BlocksCacheKey, CacheKey
 from .link import LinkService
 from .memory_pool import MemoryPool
 from .options import Options
-from .registration import addresses_of, read_blocks_key, read_keys, read_tensors
+from .registration import addresses_of, await_kernels, read_blocks_key, read_keys, read_tensors
 from .registry import CacheRegistry, HeldCacheInfo, LocalCache, nobody_cares
 from .transfer import MemInfo, Memtype
 
@@ -87,6 +87,7 @@ class CacheStore:
         tensors = read_tensors(asked, self._native, self._options.device, desc, addrs)
         keys = read_keys(asked, desc, cache_keys)
         is_reachable = self._is_reachable(asked, desc, remote_accessible)
+        await_kernels(tensors)
         with self._changing:
             return self._add(desc, tensors, False, None, is_reachable, keys=keys)
 
@@ -100,7 +101,8 @@ class CacheStore:
         """Makes tensors of the caller known as a cache of blocks, here and to all linked peers.
 
         Tensors are kept alive until the cache is unregistered and nobody can touch them any more; with
-        addresses that is the caller's duty.
+        addresses that is the caller's duty. The call waits for what the current stream has queued, outside of
+        captures: peers write from then on, and a kernel that only then zeroed the tensors would undo it.
 
         Args:
             cache_desc: shape[0] is the number of blocks; a block is the rest of the shape.
@@ -131,6 +133,7 @@ class CacheStore:
         model_id = read_blocks_key(asked, blocks_cache_key)
         is_reachable = self._is_reachable(asked, desc, remote_accessible)
         tensors = read_tensors(asked, self._native, self._options.device, desc, addrs)
+        await_kernels(tensors)
         with self._changing:
             return self._add(desc, tensors, True, model_id, is_reachable)
 

@@ -48,6 +48,15 @@ def read_tensors(
     return tensors
 
 
+def await_kernels(tensors: Sequence[torch.Tensor]) -> None:
+    """Peers write to registered memory at any time: a kernel that still is to zero it would undo that."""
+    for device in {tensor.device for tensor in tensors if tensor.device.type == "npu"}:
+        npu = torch.get_device_module(device)
+        with npu.device(device):
+            if not npu.is_current_stream_capturing():
+                npu.current_stream().synchronize()
+
+
 def read_desc(asked: str, desc: CacheDesc) -> list[tuple[list[int], torch.dtype, int]]:
     """Shape, dtype and bytes of each tensor; raises where there can be no such tensors."""
     if desc.num_tensors == 0:

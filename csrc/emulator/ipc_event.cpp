@@ -24,12 +24,12 @@ namespace {
 
 using Page = IpcEventPage;
 
+constexpr auto generation_of = Page::generation_of;
+constexpr auto state_of = Page::state_of;
+
 constexpr auto kNap = std::chrono::milliseconds(5);
 constexpr auto kHostNap = std::chrono::milliseconds(50);  // a recorder that dies is noticed this late
 constexpr uint64_t kHandleMagic = 0x746E'6576'4575'6D65;
-
-uint32_t generation_of(uint32_t word) { return word / Page::kOne; }
-uint32_t state_of(uint32_t word) { return word & Page::kState; }
 
 std::shared_ptr<Page> map_page(int fd) {
   void* at = mmap(nullptr, sizeof(Page), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
@@ -214,13 +214,7 @@ void IpcEvent::take_back_from_dead() const {
     // Of several processes that look at the same time one goes on from here.
     if (known->second || !page_->recorders[slot].compare_exchange_strong(recorder, 0)) continue;
     page_->lost[slot].store(generation_of(seen) + 1);
-    // Retired in between by another process, it still has no recorder: later looks would pass it by.
-    const uint32_t generation = generation_of(seen);
-    while (generation_of(seen) == generation && state_of(seen) == Page::kPending) {
-      if (!page_->slots[slot].compare_exchange_weak(seen, seen & ~(Page::kState | Page::kRetired))) continue;
-      futex_wake_all(&page_->slots[slot]);
-      break;
-    }
+    if (Page::free_pending(page_->slots[slot], seen)) futex_wake_all(&page_->slots[slot]);
   }
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import os
 import signal
 import subprocess
@@ -38,6 +39,14 @@ class Gate:
 
 
 HostFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+def torch_npu_headers() -> Path:
+    """The directory that holds the public headers of the runtime, as the wheel brings them."""
+    found = importlib.util.find_spec("torch_npu")  # and not imported: these tests are without torch
+    assert found is not None
+    assert found.submodule_search_locations is not None
+    return Path(found.submodule_search_locations[0]) / "include"
 
 
 def code_of(call: Callable[[], object]) -> int:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shlex
 import signal
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from . import acl_calls as c
 from .acl_calls import Acl, AclError
-from .acl_harness import FEW_MS, Gate, Peer, peer
+from .acl_harness import FEW_MS, ROOT, Gate, Peer, peer
 
 EVENT_IPC = 0x40
 NO_EVENT = 207007
@@ -321,6 +324,36 @@ def test_slots_of_a_dead_recorder_are_used_again(acl: Acl) -> None:
         gate.open()
         acl.synchronize(stream)
         acl.aclrtSynchronizeEvent(event)
+
+
+# Between a look at a slot and the change of it other processes go on; here they do so in between for sure.
+MOVES_ON = """
+#include "emulator/ipc_event_page.h"
+using Page = emu::IpcEventPage;
+int main() {
+  const uint32_t seen = 7 * Page::kOne | Page::kPending;
+  const auto freed = [&](uint32_t now, uint32_t then, bool is_freed) {
+    std::atomic<uint32_t> slot{now};
+    return Page::free_pending(slot, seen) == is_freed && slot.load() == then;
+  };
+  const uint32_t retired = seen | Page::kRetired, done = 7 * Page::kOne | Page::kDone;
+  const uint32_t used_again = 8 * Page::kOne | Page::kPending;
+  if (!freed(seen, 7 * Page::kOne, true)) return 1;
+  if (!freed(retired, 7 * Page::kOne, true)) return 2;
+  if (!freed(done, done, false)) return 3;
+  if (!freed(used_again, used_again, false)) return 4;
+}
+"""
+
+
+def test_slot_of_a_dead_recorder_is_free_also_when_its_event_moves_on_meanwhile(tmp_path: Path) -> None:
+    program, source = tmp_path / "moves_on", tmp_path / "moves_on.cpp"
+    source.write_text(MOVES_ON)
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    command = [*compiler, "-std=c++20", f"-I{ROOT / 'csrc'}", source, "-o", program]
+    subprocess.run(command, check=True)
+
+    assert subprocess.run([program]).returncode == 0
 
 
 def test_host_that_waits_hears_that_the_recorder_died_before_anybody_buried_it(acl: Acl) -> None:

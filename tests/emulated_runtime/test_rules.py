@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
-from pathlib import Path
 
 from tests.mutations.__main__ import ALL
 
-from .acl_harness import ROOT
+from .acl_harness import ROOT, torch_npu_headers
 
 PAGE = ROOT / "docs" / "emulator_rules.md"
 
@@ -31,24 +29,10 @@ def test_each_row_names_tests_that_exist() -> None:
         assert [name for name in named if name not in there] == [], rule
 
 
-def headers() -> Path:
-    found = importlib.util.find_spec("torch_npu")
-    assert found is not None
-    assert found.submodule_search_locations is not None
-    return Path(found.submodule_search_locations[0]) / "include" / "third_party" / "acl" / "inc" / "acl"
-
-
-# Codes of the runtime that its public headers do not have.
-UNNAMED = {
-    "1": "a query that is not complete",
-    "507899": "ACL_ERROR_RT_DRV_INTERNAL_ERROR",
-}
-
-
 def test_codes_are_codes_of_the_runtime() -> None:
     defined = {
         code: name
-        for header in headers().rglob("*.h")
+        for header in (torch_npu_headers() / "third_party" / "acl").rglob("*.h")
         for name, code in re.findall(r"(ACL_\w+)\s*=?\s+(\d{6})\b", header.read_text(errors="replace"))
     }
     told = "".join(source.read_text() for source in (ROOT / "csrc" / "emulator").rglob("*.cpp"))

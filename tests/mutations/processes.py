@@ -154,10 +154,17 @@ MUTANTS = [
     ),
     Mutant(
         "8192 records may be open",
-        "emulator/ipc_event.h",
+        "emulator/ipc_event_page.h",
         "kSlots = 8192",
         "kSlots = 8193",
         f"{IPC_EVENTS} -k 8192",
+    ),
+    Mutant(
+        "a dead recorder's slot is free, also when its event moves on meanwhile",
+        "emulator/ipc_event_page.h",
+        "    while (generation_of(seen) == generation && state_of(seen) == kPending) {\n",
+        "    if (generation_of(seen) == generation && state_of(seen) == kPending) {\n",
+        f"{IPC_EVENTS} -k moves_on_meanwhile",
     ),
     Mutant(
         "a record that is replaced gives its slot back",
