@@ -186,5 +186,27 @@ def allocate_shared_host(device: int, bytes: int) -> Tensor:
 def require_not_forked(asked: str) -> None:
     """Raises ``LLM_FAILED`` in the child of a fork that came after the first instance."""
 
+def choose_way(
+    soc_name: str,
+    strides: Sequence[int],
+    src_blocks: Tensor,
+    dst_blocks: Tensor,
+    num_blocks: int,
+    layers: int,
+    staging_bytes: int,
+) -> tuple[bool, float, float, int, int, int]:
+    """What the planner makes of a push that could be packed; touches no memory. For tests and benchmarks.
+
+    Args:
+        soc_name: as the runtime names the chip.
+        strides: bytes of a block in each tensor of a layer.
+
+    Returns: (packs, microseconds direct, microseconds packed, copies direct, copies packed, kernels at
+    either end of a packed one).
+    """
+
+def product_costs(soc_name: str) -> dict[str, float]:
+    """The constants of the cost model, by the names of the emulator's table where it has them."""
+
 def stop_all() -> None:
     """Ends the watchdogs of all devices; before torch_npu shuts down. Instances are closed first."""

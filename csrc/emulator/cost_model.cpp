@@ -11,6 +11,7 @@ namespace {
 // t(block) = task + block / rate through the smallest and the largest block. Assumed: no public figure that
 // we know of; a nominal value, to be replaced by a measurement.
 constexpr const char* kSubmit = "published: 16 KiB blocks submitted by the host move 2.87 GB/s";
+constexpr const char* kTwoCalls = "assumed: a call that prepares and one that launches";
 constexpr const char* kNominalLink = "assumed: PCIe 4.0 x16, nominal";
 
 constexpr CostModel kA2{"A2",
@@ -22,7 +23,8 @@ constexpr CostModel kA2{"A2",
                          {"host_to_device_GBs", 31.5, kNominalLink},
                          {"device_to_host_GBs", 31.5, kNominalLink},
                          {"peer_write_GBs", 20.3, "published: HCCS, one machine, writes of 2 MiB"},
-                         {"peer_read_GBs", 26.8, "published: HCCS, one machine, reads of 2 MiB"}}};
+                         {"peer_read_GBs", 26.8, "published: HCCS, one machine, reads of 2 MiB"},
+                         {"submit_kernel_us", 10.0, kTwoCalls}}};
 
 constexpr CostModel kA3{"A3",
                         {{"submit_copy_us", 5.7, kSubmit},
@@ -33,7 +35,8 @@ constexpr CostModel kA3{"A3",
                          {"host_to_device_GBs", 31.5, kNominalLink},
                          {"device_to_host_GBs", 31.5, kNominalLink},
                          {"peer_write_GBs", 165.0, "published: HCCS, one machine, 2 MiB"},
-                         {"peer_read_GBs", 165.0, "published: HCCS, one machine, 2 MiB"}}};
+                         {"peer_read_GBs", 165.0, "published: HCCS, one machine, 2 MiB"},
+                         {"submit_kernel_us", 10.0, kTwoCalls}}};
 
 uint64_t ns(double us) { return static_cast<uint64_t>(us * 1000.0 + 0.5); }
 
@@ -54,6 +57,7 @@ const CostModel& CostModel::of(const Profile& profile) {
 }
 
 uint64_t CostModel::submit_ns(const TaskFacts& facts) const {
+  if (facts.kind == TaskKind::Compute) return ns((*this)[kSubmitKernelUs]);
   const bool copies = facts.kind == TaskKind::Copy || facts.kind == TaskKind::Fill;
   return ns((*this)[copies ? kSubmitCopyUs : kSubmitOtherUs]);
 }

@@ -26,6 +26,7 @@ struct CostModel {
     kDeviceToHostGBs,
     kPeerWriteGBs,
     kPeerReadGBs,
+    kSubmitKernelUs,  // host time of what queues a kernel
     kCount
   };
 

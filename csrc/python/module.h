@@ -17,6 +17,7 @@ void define_plan(py::module_& m);
 void define_waiters(py::module_& m);
 void define_tasks(py::module_& m);
 void define_bindings(py::module_& m);
+void define_packed(py::module_& m);
 void define_memory(py::module_& m);
 
 }  // namespace datadist

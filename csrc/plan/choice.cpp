@@ -1,0 +1,50 @@
+#include "plan/choice.h"
+
+#include <algorithm>
+
+#include "plan/copies.h"
+#include "plan/packing.h"
+
+namespace datadist {
+namespace {
+
+// The copies of one layer; where its tensors lie nobody knows yet, so none is taken to share any.
+int64_t copies_of_a_layer(const std::vector<int64_t>& strides, const std::vector<Run>& runs) {
+  constexpr int kApartBits = 40;
+  std::vector<TensorPair> tensors;
+  for (size_t i = 0; i < strides.size(); ++i) {
+    auto* const at = reinterpret_cast<char*>((i + 1) << kApartBits);
+    tensors.push_back({at, at, strides[i], strides[i], strides[i]});
+  }
+  Copies copies;
+  copies.begin(tensors.data(), tensors.size(), runs.data(), runs.size(), {});
+  int64_t count = 0;
+  for (Rows rows; copies.next(&rows);) ++count;
+  return count;
+}
+
+}  // namespace
+
+Choice choose(const ProductCosts& costs, const std::vector<int64_t>& strides, const std::vector<Run>& runs,
+              int64_t layers, size_t chunk_bytes) {
+  int64_t blocks = 0;
+  for (const Run& run : runs) blocks += run.blocks;
+  int64_t block_bytes = 0;
+  for (const int64_t stride : strides) block_bytes += stride;
+  Choice choice;
+  choice.fits = !strides.empty() &&
+                static_cast<size_t>(*std::max_element(strides.begin(), strides.end())) <= chunk_bytes;
+  choice.size.bytes = layers * blocks * block_bytes;
+  choice.size.layers = layers;
+  choice.size.copies = layers * copies_of_a_layer(strides, runs);
+  choice.direct_us = direct_us(costs, choice.size);
+  if (!choice.fits) return choice;
+  const PackedSize packed =
+      packed_size(strides.data(), static_cast<int64_t>(strides.size()), blocks, chunk_bytes);
+  choice.size.chunks = layers * packed.chunks;
+  choice.size.pieces = layers * packed.pieces;
+  choice.packed_us = packed_us(costs, choice.size);
+  return choice;
+}
+
+}  // namespace datadist
