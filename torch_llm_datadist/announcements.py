@@ -35,6 +35,15 @@ def segment_record(segment: _C.Segment, peer: Peer) -> wire.SegmentRecord:
     )
 
 
+def _check_keys(peer: Peer, record: wire.CacheRecord, keys: Iterable[wire.KeyRecord]) -> None:
+    for key in keys:
+        if key.batch_index >= record.num_blocks:
+            raise ValueError(
+                f"{peer} announced a key of batch entry {key.batch_index} of cache {record.cache_id}, "
+                f"which has {record.num_blocks} entries"
+            )
+
+
 class Announcements:
     """
     Args:
@@ -126,8 +135,17 @@ class Announcements:
     def _keys(self, cache_id: int) -> list[wire.KeyRecord]:
         return [wire.KeyRecord(*name, index) for name, index in self._registry.keys.of_cache(cache_id)]
 
-    def on_taken(self, message: wire.Taken) -> None:
+    def on_taken(self, peer: Peer, message: wire.Taken) -> None:
+        local = self._registry.get(message.cache_id)
+        if local is None or message.cache_id not in peer.announced:
+            return  # withdrawn meanwhile
         tensors = range(message.first_tensor, message.first_tensor + message.num_tensors)
+        if message.batch_index >= local.cache.num_entries or tensors.stop > len(local.tensor_bytes):
+            raise ValueError(
+                f"{peer} says that it took tensors {tensors.start} to {tensors.stop - 1} of batch entry "
+                f"{message.batch_index} of cache {message.cache_id}, which has "
+                f"{len(local.tensor_bytes)} tensors and {local.cache.num_entries} entries"
+            )
         self._registry.on_taken(message.cache_id, message.batch_index, tensors)
 
     # A peer's, to us.
@@ -135,6 +153,13 @@ class Announcements:
     def learn(self, peer: Peer, record: wire.CacheRecord) -> None:
         if record.cache_id in peer.remote_caches:
             raise ValueError(f"{peer} announced cache {record.cache_id} twice")
+        tensors, sizes, addresses = len(record.segments), len(record.tensor_bytes), len(record.addresses)
+        if tensors != sizes or addresses not in (0, tensors):
+            raise ValueError(
+                f"{peer} announced cache {record.cache_id} with {tensors} segments, {sizes} sizes and "
+                f"{addresses} addresses; one of each per tensor was expected, or no address"
+            )
+        _check_keys(peer, record, record.keys)
         for size in record.tensor_bytes:
             if size % record.num_blocks:
                 raise ValueError(
@@ -155,6 +180,7 @@ class Announcements:
     def learn_keys(self, peer: Peer, message: wire.Keys) -> None:
         record = peer.remote_caches.get(message.cache_id)
         if record is not None:
+            _check_keys(peer, record, message.keys)
             peer.remote_caches[message.cache_id] = msgspec.structs.replace(record, keys=message.keys)
 
     def on_withdraw(self, peer: Peer, cache_id: int) -> None:

@@ -318,7 +318,7 @@ class Control:
             case wire.Keys(), _ if is_open:
                 self._announcements.learn_keys(peer, message)
             case wire.Taken(), _ if is_open:
-                self._announcements.on_taken(message)
+                self._announcements.on_taken(peer, message)
             case wire.Sync(), _ if is_open:
                 # What was registered before the question was asked is announced before the answer.
                 self.loop.run_commands()

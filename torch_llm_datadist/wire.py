@@ -34,7 +34,9 @@ MAX_MESSAGE_BYTES = 2**20
 MAX_FRAME_BYTES = 2**16  # what a connection can make its other end hold before it has shown its key
 MAX_FRAME_BYTES_ON_THE_WAY = MAX_FRAME_BYTES + 256  # encryption adds to it
 
-Positive: TypeAlias = Annotated[int, Meta(ge=1)]
+Positive: TypeAlias = Annotated[int, Meta(ge=1, le=2**63 - 1)]
+Signed: TypeAlias = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+LinkNumber: TypeAlias = Annotated[int, Meta(ge=1, le=2**31 - 1)]  # the upper half of a ticket
 Text: TypeAlias = Annotated[str, Meta(max_length=4096)]
 
 
@@ -47,7 +49,7 @@ class SegmentRecord(msgspec.Struct, array_like=True, frozen=True):
     """
 
     handle: Annotated[bytes, Meta(max_length=4096)]
-    offset: Natural
+    offset: Signed
     address: Natural
     kind: Annotated[int, Meta(ge=0, le=2)] = 0
 
@@ -123,13 +125,13 @@ class Refused(_Message, frozen=True):
 
 
 class Join(_Message, frozen=True):
-    link: Natural
+    link: LinkNumber
     page: SegmentRecord
     caches: Annotated[list[CacheRecord], Meta(max_length=65536)]
 
 
 class Joined(_Message, frozen=True):
-    link: Natural
+    link: LinkNumber
     page: SegmentRecord
     caches: Annotated[list[CacheRecord], Meta(max_length=65536)]
 
