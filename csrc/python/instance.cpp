@@ -2,7 +2,7 @@
 #include "link/instance.h"
 
 #include "cache/paged.h"
-#include "python/module.h"
+#include "python/tensors.h"
 #include "transport/mapped/host_memory.h"
 #include "transport/mapped/mapped.h"
 

@@ -3,7 +3,7 @@
 #include <torch_npu/csrc/core/npu/NPUFunctions.h>
 
 #include "cache/paged.h"
-#include "python/module.h"
+#include "python/tensors.h"
 #include "transport/mapped/host_memory.h"
 
 namespace datadist {

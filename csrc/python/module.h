@@ -4,8 +4,6 @@
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
-#include <torch/csrc/utils/pybind.h>
-#include <torch/extension.h>
 
 namespace py = pybind11;
 

@@ -2,7 +2,7 @@
 #include "error.h"
 #include "plan/choice.h"
 #include "plan/packing.h"
-#include "python/module.h"
+#include "python/tensors.h"
 
 namespace datadist {
 namespace {

@@ -1,6 +1,6 @@
 // What a transfer of blocks would queue, for tests and benchmarks.
 #include "plan/copies.h"
-#include "python/module.h"
+#include "python/tensors.h"
 
 namespace datadist {
 namespace {

@@ -3,7 +3,7 @@
 #include "link/instance.h"
 #include "link/ticket.h"
 #include "link/transfer.h"
-#include "python/module.h"
+#include "python/tensors.h"
 
 namespace datadist {
 namespace {
