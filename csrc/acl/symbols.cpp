@@ -21,6 +21,10 @@ Symbols resolve() {
   if (found.name == nullptr) missing += std::string(" " #name " (CANN ") + cann + ")";
   DATADIST_ACL_SYMBOLS(DATADIST_RESOLVE)
 #undef DATADIST_RESOLVE
+#define DATADIST_LOOK_UP(name, cann) \
+  found.name = reinterpret_cast<decltype(found.name)>(dlsym(library, #name));
+  DATADIST_OPTIONAL_ACL_SYMBOLS(DATADIST_LOOK_UP)
+#undef DATADIST_LOOK_UP
   require(missing.empty(), kFeatureNotEnabled, "the installed CANN lacks", missing, "; install a later one");
   return found;
 }

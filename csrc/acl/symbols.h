@@ -24,9 +24,13 @@
 
 namespace datadist::acl {
 
+// Where one of these is missing it is a null pointer, and what needs it is left out.
+#define DATADIST_OPTIONAL_ACL_SYMBOLS(X) X(aclrtMemGetAddressRange, "9.0")
+
 struct Symbols {
 #define DATADIST_DECLARE(name, cann) decltype(&::name) name;
   DATADIST_ACL_SYMBOLS(DATADIST_DECLARE)
+  DATADIST_OPTIONAL_ACL_SYMBOLS(DATADIST_DECLARE)
 #undef DATADIST_DECLARE
 };
 

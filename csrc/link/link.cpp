@@ -59,8 +59,12 @@ Link::~Link() {
 }
 
 void Link::connect(int64_t peer_link, const Exported& peer_page) {
-  require(state_ == kOpening && peer_page.offset >= 0, kLinkFailed, "connect_link: the link to ", peer_.name,
-          " is connected already or closed, or the peer's page has a bad offset (", peer_page.offset, ")");
+  require(state_ == kOpening && peer_page.offset >= 0 && peer_page.kind == MemoryKind::kDevice, kLinkFailed,
+          "connect_link: the link to ", peer_.name,
+          " is connected already or closed, or the peer's page has a bad offset (", peer_page.offset,
+          ") or is not device memory");
+  require(peer_link >= 1 && peer_link <= INT32_MAX, kLinkFailed, "connect_link: ", peer_.name,
+          " calls its end link ", peer_link, ", expected 1 to ", INT32_MAX);
   Mapped mapping = transport_->map(peer_page, kPageBytes);
   std::lock_guard lock(mutex_);
   require(state_ == kOpening, kLinkFailed, "connect_link: the link to ", peer_.name, " was closed meanwhile");

@@ -6,6 +6,7 @@
 
 #include <map>
 
+#include "acl/address_range.h"
 #include "acl/check.h"
 #include "acl/peer_words.h"
 #include "acl/queue.h"
@@ -106,6 +107,7 @@ class MappedTransport : public Transport {
     AllocatorScope scope(device_);
     std::shared_ptr<void> segment = c10_npu::NPUCachingAllocator::getIpcDevPtr(memory.handle);
     char* address = static_cast<char*>(segment.get()) + memory.offset;
+    require_mapped(static_cast<char*>(segment.get()), memory.offset, bytes);
     return {{address, Reach::kImported}, unmapped_only_while_working(device_, std::move(segment))};
   }
 
@@ -129,6 +131,17 @@ class MappedTransport : public Transport {
   }
 
  private:
+  // What the peer says of its memory is the peer's word: no copy of ours leaves what it has really exported.
+  void require_mapped(char* segment, int64_t offset, size_t bytes) const {
+    const auto begin = static_cast<size_t>(offset);
+    const size_t end = begin + bytes;
+    const size_t there = offset < 0 || end < begin ? 0 : acl::mapped_bytes(segment, end).value_or(end);
+    require(offset >= 0 && end >= begin && there == end, kLinkFailed, "process ", peer_.pid,
+            " announced a tensor of ", bytes, " bytes at offset ", offset,
+            " of an exported segment, of which ", there,
+            " bytes are mapped here. Nothing was sent; the link is still usable.");
+  }
+
   void enable_peer_access() {
     if (has_peer_access_ || peer_.device == device_) return;
     AllocatorScope scope(device_);

@@ -1,0 +1,115 @@
+"""Peers that announce memory which they did not export: nothing of ours leaves what is really there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+
+from tests import instances
+from tests.links import BLOCK_BYTES, BLOCKS, pattern, push, start, status_of
+from tests.peers import Peer
+from torch_llm_datadist import announcements, handshake, wire
+from torch_llm_datadist.announcements import Announcements
+
+FAR = 1 << 40
+
+
+def lie(state: SimpleNamespace, changes: dict[str, int]) -> None:
+    """From now on this process announces segments with these values."""
+    tell_truth = announcements.segment_record
+
+    def record(segment: object, peer: object) -> wire.SegmentRecord:
+        return msgspec.structs.replace(tell_truth(segment, peer), **changes)  # type: ignore[arg-type]
+
+    announcements.segment_record = record  # type: ignore[assignment]
+
+
+def lie_about_size(state: SimpleNamespace, factor: int) -> None:
+    tell_truth = Announcements._export
+
+    def export(self: Announcements, local: object, peer: object) -> wire.CacheRecord | None:
+        record = tell_truth(self, local, peer)  # type: ignore[arg-type]
+        if record is None:
+            return None
+        sizes = [size * factor for size in record.tensor_bytes]
+        return msgspec.structs.replace(record, tensor_bytes=sizes, num_blocks=record.num_blocks * factor)
+
+    Announcements._export = export  # type: ignore[method-assign]
+
+
+def lie_about_page(state: SimpleNamespace, changes: dict[str, int]) -> None:
+    tell_truth = handshake.segment_record
+
+    def record(segment: object, peer: object) -> wire.SegmentRecord:
+        return msgspec.structs.replace(tell_truth(segment, peer), **changes)  # type: ignore[arg-type]
+
+    handshake.segment_record = record  # type: ignore[assignment]
+
+
+def pull(state: SimpleNamespace, cluster_id: int, src: list[int], dst: list[int]) -> str:
+    return status_of(lambda: instances.pull_blocks(state, cluster_id, src, dst))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"offset": FAR}, f"a tensor of {BLOCKS * BLOCK_BYTES} bytes at offset {FAR} of an exported segment"),
+        ({"offset": 2**63 - 1}, f"at offset {2**63 - 1} of an exported segment"),
+    ],
+)
+def test_memory_outside_the_exported_segment_is_never_touched(
+    peers: Callable[[int], list[Peer]], changes: dict[str, int], words: str
+) -> None:
+    liar, honest = peers(2)
+    (other,) = peers(1)
+    liar.call(lie, changes)
+    liar.call(start, 1, 0, {})
+    port = honest.call(start, 2, 1, {})
+    other.call(start, 3, 0, {})
+    assert liar.call(instances.link, 2, port) == ["LLM_SUCCESS"]
+    assert other.call(instances.link, 2, port) == ["LLM_SUCCESS"]
+
+    for transfer in (push, pull):
+        said = honest.call(transfer, 1, [0, 1], [2, 3])
+        assert said.startswith("LLM_LINK_FAILED")
+        assert words in said
+
+    assert honest.call(push, 3, [0, 1], [2, 3]) == "LLM_SUCCESS"
+    assert other.call(push, 2, [5], [6]) == "LLM_SUCCESS"
+    assert liar.call(push, 2, [0, 1], [6, 7]) == "LLM_SUCCESS"  # what is told of ours is true
+
+
+def test_a_cache_larger_than_its_segment_is_never_touched(peers: Callable[[int], list[Peer]]) -> None:
+    factor = 1 << 20
+    liar, honest = peers(2)
+    liar.call(lie_about_size, factor)
+    liar.call(start, 1, 0, {})
+    port = honest.call(start, 2, 1, {})
+    assert liar.call(instances.link, 2, port) == ["LLM_SUCCESS"]
+
+    said = honest.call(push, 1, [0], [BLOCKS * factor - 1])
+
+    assert said.startswith("LLM_LINK_FAILED")
+    assert f"announced a tensor of {BLOCKS * BLOCK_BYTES * factor} bytes" in said
+    assert "Nothing was sent; the link is still usable" in said
+    assert liar.call(push, 2, [3], [4]) == "LLM_SUCCESS"
+    assert honest.call(instances.content)[:, 4].equal(pattern(1)[:, 3])
+
+
+@pytest.mark.parametrize("changes", [{"offset": FAR}, {"kind": 1}, {"kind": 2, "address": 4096}])
+def test_a_page_outside_the_exported_segment_makes_no_link(
+    peers: Callable[[int], list[Peer]], changes: dict[str, int]
+) -> None:
+    liar, honest, other = peers(3)
+    liar.call(lie_about_page, changes)
+    liar.call(start, 1, 0, {})
+    port = honest.call(start, 2, 1, {})
+    other.call(start, 3, 0, {})
+
+    assert liar.call(instances.link, 2, port) == ["LLM_LINK_FAILED"]
+
+    assert other.call(instances.link, 2, port) == ["LLM_SUCCESS"]
+    assert other.call(push, 2, [0], [1]) == "LLM_SUCCESS"
