@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +17,7 @@ from tests import instances, transfers
 from tests.forwards import Forward, Receiver, Sender, captured, eager
 from tests.transfers import BLOCKS, LAYERS
 from torch_llm_datadist import LLMStatusCode, emulator, ops
+from torch_llm_datadist.emulator import faults
 
 UNBOUND = LLMStatusCode.LLM_PARAM_INVALID
 TASKS = 64
@@ -202,6 +205,17 @@ def test_a_replay_waits_for_several_tickets_of_one_bind(trio: Trio) -> None:
     assert torch.equal(seen, expected)
 
 
+def until_passed(device: torch.device, else_: str) -> None:
+    """As ``torch.npu.synchronize``, which has no limit."""
+    with torch.npu.device(device):
+        passed = torch.npu.Event()
+        passed.record()
+    deadline = time.monotonic() + 20
+    while not passed.query():
+        assert time.monotonic() < deadline, else_
+        time.sleep(0.001)
+
+
 @pytest.mark.parametrize("kind", ["push", "wait", "both"])
 def test_a_replay_that_nobody_bound_goes_on_with_an_error_and_the_next_one_is_served(
     trio: Trio, kind: str
@@ -216,7 +230,7 @@ def test_a_replay_that_nobody_bound_goes_on_with_an_error_and_the_next_one_is_se
         status.zero_()
         torch.npu.synchronize()
         forwards()
-        torch.npu.synchronize(status.device)  # it ends
+        until_passed(status.device, "the replay waits for who binds it")
         assert status.item() == UNBOUND
     expected = transfers.restore(there)
 
@@ -287,6 +301,7 @@ def test_a_ticket_that_runs_into_its_deadline_lets_the_replay_go_on(trio: Trio) 
     sender, receiver = Sender(here, LAYERS), Receiver(there, range(LAYERS))
     receives = captured(1, receiver.forward)
     task = sender.prepare(2, [0], [2])
+    transfers.until_announced(task.ticket)
     receiver.binding.bind([task.ticket], timeout_s=0.5)
 
     receives()
@@ -324,18 +339,40 @@ def until_ended(task: datadist.Task) -> None:
         time.sleep(0.001)
 
 
+@contextmanager
+def binding_elsewhere(
+    binding: datadist.Binding, transfers_: list[datadist.Task | int]
+) -> Iterator[threading.Event]:
+    """Binds in another thread; set when that has returned."""
+    is_bound = threading.Event()
+
+    def bind() -> None:
+        binding.bind(transfers_)
+        is_bound.set()
+
+    thread = threading.Thread(target=bind, daemon=True)
+    thread.start()
+    yield is_bound
+    thread.join(20)
+
+
 def test_bind_waits_for_the_last_replay_and_never_hands_it_the_next_request(trio: Trio) -> None:
-    """The first replay is held up by a slow kernel when the second request is bound."""
+    """The first replay stands behind another transfer when the second request is bound."""
     here, there, _ = trio
     sender, receiver = Sender(here, LAYERS), Receiver(there, range(LAYERS))
     receives = captured(1, receiver.forward)
+    ahead, behind = Sender(here, LAYERS), Receiver(there, range(LAYERS))
+    first = ahead.prepare(2, [0], [5])
+    behind.binding.bind([first.ticket])
+    eager(1, behind.forward)()
     receiver.binding.bind(())
-    with torch.npu.device(1):
-        emulator.delay_stream(0.1)
     receives()
 
     task = sender.prepare(2, [0], [2])
-    receiver.binding.bind([task.ticket])
+    with binding_elsewhere(receiver.binding, [task.ticket]) as is_bound:
+        assert not is_bound.wait(0.05)
+        send(ahead, eager(0, ahead.forward), 10, [first])
+        assert is_bound.wait(20)
     assert receiver.look()[0] == 0
     receives()
 
@@ -397,6 +434,79 @@ def test_what_a_replay_did_not_push_is_not_sent_and_does_not_hold_up_the_next_bi
         assert sender.status.item() == 0
     torch.npu.synchronize(1)
     assert torch.equal(torch.stack([raw.cpu() for raw in there.raw[2:]]), expected[2:])
+
+
+@pytest.mark.parametrize("kth", range(1, 9))
+def test_the_end_of_a_refused_relay_survives_a_refused_write(trio: Trio, kth: int) -> None:
+    """The runtime refuses all waits of the binding's streams, and the k-th write that tells of it."""
+    here, _, _ = trio
+    sender = Sender(here, LAYERS)
+    replay = captured(0, sender.forward)
+    task = sender.prepare(2, [0], [2])
+    waits = faults.fail_next("aclrtValueWait", 1, 207005, times=0)
+    write = faults.fail_next("aclrtValueWrite", kth, 207005)
+    try:
+        sender.binding.bind([task])
+        until_ended(task)
+    finally:
+        waits.disarm()
+    replay()
+    until_passed(torch.device("npu:0"), "the replay stands at a gate that nobody opens")
+    write.disarm()
+    assert sender.status.item() == -1  # LLM_FAILED
+
+
+def test_nothing_is_captured_while_another_thread_binds(trio: Trio) -> None:
+    """What it connects would miss the gate. Here it waits for a replay; its first act ends an older task."""
+    here, _, _ = trio
+    sender = Sender(here, LAYERS)
+
+    def first_layer() -> None:
+        ops.push_layer(sender.status, here.raw[1], 0, sender.binding.id)
+
+    replay = captured(0, first_layer)
+    task = sender.prepare(2, [0], [2])
+    sender.binding.bind([task])
+    with binding_elsewhere(sender.binding, []) as is_bound:
+        until_ended(task)
+        for call in (
+            lambda: ops.push_layer(sender.status, sender.status, 1, sender.binding.id),
+            lambda: ops.wait_layer(sender.status, sender.status, 1, sender.binding.id),
+            lambda: ops.finish(sender.status, sender.status, sender.binding.id),
+        ):
+            with pytest.raises(datadist.LLMException, match="another thread binds"):
+                captured(0, call)
+        replay()
+        assert is_bound.wait(20)
+
+
+def ticks_in(seconds: float) -> int:
+    before = faults.calls("aclrtSynchronizeStreamWithTimeout")
+    time.sleep(seconds)
+    return faults.calls("aclrtSynchronizeStreamWithTimeout") - before
+
+
+def test_a_task_that_ended_before_its_forward_leaves_the_watchdog_in_peace(trio: Trio) -> None:
+    """Its binding is neither bound again nor called, or called late."""
+    here, there, _ = trio
+    sender = Sender(here, LAYERS)
+    before = transfers.restore(there)
+    task = sender.prepare(2, [0], [2])
+    sender.binding.bind([task], timeout_s=0.05)
+    until_ended(task)
+
+    deadline = time.monotonic() + 30
+    while ticks_in(0.2) > 3 * 0.2 / 0.05 + 5:  # three devices, a look every 50 ms
+        assert time.monotonic() < deadline, "the watchdog looks at once what nobody waits for"
+
+    eager(0, sender.forward)()
+    torch.npu.synchronize(0)
+    assert sender.status.item() == LLMStatusCode.LLM_TIMEOUT
+    assert torch.equal(torch.stack([raw.cpu() for raw in there.raw]), before)
+    send(sender, eager(0, sender.forward), 30, [sender.prepare(2, [0], [2])])
+    torch.npu.synchronize(0)
+    assert sender.status.item() == 0
+    assert torch.equal(there.raw[0][2].cpu(), torch.full_like(before[0][2], 30))
 
 
 def test_a_refused_bind_leaves_graph_and_tickets_usable(trio: Trio) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+import torch_llm_datadist as datadist
 from tests import instances
 from torch_llm_datadist import BlocksCacheKey, LayerSynchronizer, LLMStatusCode, TransferWithCacheKeyConfig
 
@@ -40,6 +42,14 @@ def restore(state: SimpleNamespace) -> torch.Tensor:
 
 def link(one: SimpleNamespace, two: SimpleNamespace) -> None:
     assert instances.link(one, two.cluster_id, two.port) == ["LLM_SUCCESS"]
+
+
+def until_announced(ticket: int) -> None:
+    """A bind's own limit then counts for the transfer alone, not for its sender's watchdog."""
+    deadline = time.monotonic() + 20
+    while datadist.ticket_state(ticket).detail == "not confirmed by its sender yet":
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 class Always(LayerSynchronizer):

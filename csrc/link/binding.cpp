@@ -154,13 +154,16 @@ size_t Binding::index_of(int64_t layer, const char* asked) const {
 // From the first op that is captured on, the gates are those of graphs. A graph needs no round yet: the first
 // bind after the capture connects it. But what was bound before the capture, and met no op so far, serves the
 // first replay, since compilers capture and replay in one call.
-void Binding::begin_capture(const char* asked) {
+//
+// The lock is held until the op is captured: a bind that connects a round meanwhile would miss its gate.
+std::unique_lock<std::mutex> Binding::begin_capture(const char* asked, const OpStream& stream) {
+  if (!stream.captures) return {};
+  std::unique_lock alone(bind_mutex_, std::try_to_lock);
+  require(alone.owns_lock(), kParamInvalid, asked, ": another thread binds or captures binding ", number_,
+          " while this one captures; do one after the other");
   {
     std::lock_guard lock(mutex_);
-    if (graph_gates_ != nullptr) return;
-    const std::unique_lock alone(bind_mutex_, std::try_to_lock);
-    require(alone.owns_lock(), kParamInvalid, asked, ": another thread binds binding ", number_,
-            " while this one captures");
+    if (graph_gates_ != nullptr) return alone;
     if (round_ == nullptr || !round_->is_untouched())
       replace_round(std::make_shared<Round>(*engine_, next_gates_, layers_));
     graph_gates_ = round_->gates();
@@ -170,6 +173,7 @@ void Binding::begin_capture(const char* asked) {
   const auto patience = Clock::now() + std::chrono::seconds(1);
   for (int looks = 0; looks < 2 && engine_->wait_for_tick(patience); ++looks) {
   }
+  return alone;
 }
 
 Round& Binding::round_for_op(const char* asked, const OpStream& stream) const {
@@ -181,7 +185,7 @@ Round& Binding::round_for_op(const char* asked, const OpStream& stream) const {
 }
 
 OpSteps Binding::push_layer(int64_t layer, const OpStream& stream) {
-  if (stream.captures) begin_capture("push_layer");
+  const auto alone = begin_capture("push_layer", stream);
   std::lock_guard lock(mutex_);
   Round& round = round_for_op("push_layer", stream);
   const size_t index = index_of(layer, "push_layer");
@@ -196,14 +200,14 @@ void Binding::require_first_push(const Round& round, size_t index) const {
 }
 
 OpSteps Binding::wait_layer(int64_t layer, const OpStream& stream) {
-  if (stream.captures) begin_capture("wait_layer");
+  const auto alone = begin_capture("wait_layer", stream);
   std::lock_guard lock(mutex_);
   Round& round = round_for_op("wait_layer", stream);
   return round.wait(index_of(layer, "wait_layer"), stream);
 }
 
 OpSteps Binding::finish(const OpStream& stream) {
-  if (stream.captures) begin_capture("finish");
+  const auto alone = begin_capture("finish", stream);
   std::lock_guard lock(mutex_);
   return round_for_op("finish", stream).finish(stream);
 }

@@ -55,7 +55,7 @@ class Binding {
   bool is_gone() const;  // closed, and no stream or graph uses its words
 
  private:
-  void begin_capture(const char* asked);
+  std::unique_lock<std::mutex> begin_capture(const char* asked, const OpStream& stream);
   Round& round_for_op(const char* asked, const OpStream& stream) const;
   void require_first_push(const Round& round, size_t index) const;
   size_t index_of(int64_t layer, const char* asked) const;

@@ -67,9 +67,9 @@ bool Relay::is_done() const {
   return is_done_;
 }
 
-bool Relay::is_under_way() const {
+bool Relay::has_started() const {
   std::lock_guard lock(mutex_);
-  return has_started_ && !is_done_;
+  return has_started_;
 }
 
 std::optional<std::pair<int64_t, std::string>> Relay::failure() const {

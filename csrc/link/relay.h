@@ -24,7 +24,7 @@ class Relay : public std::enable_shared_from_this<Relay> {
   // Watchdog, once per tick; true when nothing of it is on the lane any more, and from then on.
   bool tick();
   bool is_done() const;
-  bool is_under_way() const;  // started, and not done
+  bool has_started() const;
   // (code, why) of one that is done but did not get to its end.
   std::optional<std::pair<int64_t, std::string>> failure() const;
   // Of one that is done: whether that step ran.

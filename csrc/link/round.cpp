@@ -139,7 +139,7 @@ OpSteps Round::push(size_t layer, const OpStream& stream) {
   if (stream.captures) {
     if (!gate.is_captured) pushes_[layer].times = times_passed();
     gate.is_captured = true;
-  } else if (pushes_[layer].is_relayed || gate.is_captured) {
+  } else if ((pushes_[layer].is_relayed && !pushes_[layer].is_forced) || gate.is_captured) {
     pushes_[layer].is_queued = true;
   } else {
     return without_gate(stream);
@@ -215,7 +215,7 @@ void Round::require_host_memory(size_t layer, const char* asked) const {
 void Round::push_from_host(size_t layer) {
   was_called_ = true;
   Push& push = pushes_[layer];
-  if (!push.is_relayed) return;
+  if (!push.is_relayed || push.is_forced) return;
   push.is_queued = true;
   push.is_asked = true;
 }
@@ -230,7 +230,6 @@ bool Round::wait_on_host(size_t layer) {
 }
 
 void Round::retire(const std::string& why, bool also_graphs) {
-  is_retired_ = true;
   if (also_graphs) {
     is_retired_from_graphs_ = true;
     if (wait_round_ != nullptr) wait_round_->give_up(why);
@@ -293,10 +292,9 @@ int Round::look_at_pushes(const Tick& tick) {
     forwards = std::max(forwards, push.times);
     if (push.is_asked) tick.write(gate.released, 1);
     push.is_asked = false;
-    // Nobody will push it any more, so what waits for that goes on, once its tasks have left their streams:
-    // what they had queued behind the gate would go out else.
-    if (!is_retired_ || !push.is_relayed || push.is_queued || push.is_forced || may_come(gate.is_captured))
-      continue;
+    // Once its tasks have left their streams, nobody needs the push any more: the relay, which would wait for
+    // it and keep this watch busy, goes on. (What they had queued behind the gate would go out else.)
+    if (!push.is_relayed || push.is_queued || push.is_forced || may_come(gate.is_captured)) continue;
     const bool must_force = std::all_of(tasks_.begin(), tasks_.end(), [&](const auto& task) {
       return !task->carries((*layers_)[i]) || task->is_drained();
     });
@@ -323,28 +321,31 @@ void Round::let_pass(const Tick& tick, int forwards) {
 }
 
 void Round::look_at_relays(const Tick& tick) {
-  if (push_relay_ != nullptr && push_relay_->is_under_way() && push_relay_->tick()) {
+  // What a relay's end asks for is done whole: where the runtime refuses a write, the next look begins anew.
+  if (push_relay_ != nullptr && !saw_push_relay_ && push_relay_->tick()) {
     const auto failure = push_relay_->failure();
     for (const auto& task : tasks_) {
       if (failure) task->cancel(join("the binding's stream could not release its layers: ", failure->second));
     }
     for (Push& push : pushes_) {
       if (!push.is_relayed) continue;
-      if (push_relay_->did(push.step)) ++push.times;
+      if (!push.is_forced && push_relay_->did(push.step)) ++push.times;
       push.is_relayed = false;
     }
+    saw_push_relay_ = true;
   }
   if (wait_round_ != nullptr && !wait_round_->is_done() && wait_round_->tick(tick)) {
     for (Wait& wait : waits_) {
       if (wait.state == Wait::kRelayed) wait.state = Wait::kOpen;
     }
   }
-  if (finish_relay_ != nullptr && finish_relay_->is_under_way() && finish_relay_->tick()) {
+  if (finish_relay_ != nullptr && !saw_finish_relay_ && finish_relay_->tick()) {
     if (const auto failure = finish_relay_->failure()) {
       status_->set(tick, failure->first);
       tick.write(gates_->finish.opened, 1);
     }
     finish_.state = Wait::kOpen;
+    saw_finish_relay_ = true;
   }
 }
 
@@ -363,9 +364,11 @@ bool Round::is_over() const {
 }
 
 bool Round::is_gone() const {
-  const auto is_idle = [](const auto& relay) { return relay == nullptr || !relay->is_under_way(); };
-  return is_over() && marks_are_passed() && is_idle(push_relay_) && is_idle(finish_relay_) &&
-         (wait_round_ == nullptr || wait_round_->is_done());
+  const auto is_idle = [](const auto& relay, bool was_seen) {
+    return relay == nullptr || was_seen || !relay->has_started();
+  };
+  return is_over() && marks_are_passed() && is_idle(push_relay_, saw_push_relay_) &&
+         is_idle(finish_relay_, saw_finish_relay_) && (wait_round_ == nullptr || wait_round_->is_done());
 }
 
 void Round::sweep(const Tick& tick) {

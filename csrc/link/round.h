@@ -91,7 +91,7 @@ class Round {
     bool is_relayed = false;
     bool is_queued = false;
     bool is_asked = false;   // by a host
-    bool is_forced = false;  // nobody pushes it any more
+    bool is_forced = false;  // by the watchdog, since nobody needs it any more: no forward has come
     int times = 0;           // passed
     size_t step = 0;         // of the relay, the one that takes it
   };
@@ -142,9 +142,10 @@ class Round {
   std::shared_ptr<Relay> push_relay_;
   std::shared_ptr<WaitRound> wait_round_;
   std::shared_ptr<Relay> finish_relay_;
+  bool saw_push_relay_ = false;  // done, and all that its end asks for
+  bool saw_finish_relay_ = false;
   bool is_connected_ = false;
   bool was_called_ = false;
-  bool is_retired_ = false;
   bool is_retired_from_graphs_ = false;
   bool told_refusal_ = false;
 };
