@@ -8,7 +8,7 @@ RUN := TORCH_DEVICE_BACKEND_AUTOLOAD=1 $(BIN)/python -m torch_llm_datadist
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := TORCH_DEVICE_BACKEND_AUTOLOAD=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 UNDER_RACES := -p torch_llm_datadist.emulator.pytest_races --races-between-processes
-SOURCES := setup.py pyproject.toml torch_llm_datadist_emulator.pth $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.map' -o -name 'since.txt')
+SOURCES := setup.py pyproject.toml torch_llm_datadist_emulator.pth $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.map' -o -name 'since.txt')
 
 .PHONY: demo test races build lint format bench bench-emulator peers compare-peers plots performance callgrind op-table api-docs clean
 
@@ -78,6 +78,21 @@ bench-emulator: build
 mutations: build
 	TORCH_DEVICE_BACKEND_AUTOLOAD=1 $(BIN)/python -m tests.mutations $(ARGS)
 
+# The C++ tests and a smoke test of several processes, under AddressSanitizer and UBSan, and under ThreadSanitizer.
+.PHONY: asan tsan
+asan tsan: build
+	$(BIN)/python -m tests.cpp $@ $(ARGS)
+
+# Messages and plans that nobody would send. A seed that fails is printed; what atheris finds goes to build/fuzz.
+.PHONY: fuzz
+fuzz: build
+	$(PIP) atheris==3.0.0
+	mkdir -p build/fuzz
+	$(BIN)/python -m tests.cpp asan fuzz_plan $(or $(SEED),1) $(or $(RUNS),1000000)
+	$(BIN)/python -m tests.fuzz parser --seed $(or $(SEED),1) --runs $(or $(RUNS),1000000)
+	$(BIN)/python -m tests.fuzz listener --seed $(or $(SEED),1) --runs $(or $(MESSAGES),100000)
+	$(BIN)/python -m tests.fuzz parser --seed $(or $(SEED),1) --runs $(or $(RUNS),1000000) --atheris build/fuzz
+
 # Transfers and faults at random, every byte checked; a seed says what happens.
 .PHONY: soak
 soak: build
@@ -88,12 +103,12 @@ lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $$(find csrc -name '*.cpp' -o -name '*.h')
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc tests -name '*.cpp' -o -name '*.h')
 
 format: build
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(find csrc -name '*.cpp' -o -name '*.h')
+	$(BIN)/clang-format -i $$(find csrc tests -name '*.cpp' -o -name '*.h')
 
 # What the build itself needs comes first, since it is not isolated: the plugin is valid for exactly this torch_npu.
 $(VENV)/installed: pyproject.toml

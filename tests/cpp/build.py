@@ -1,0 +1,140 @@
+"""Builds the C++ tests with ninja: with the objects that the package was built from, or, under a sanitizer,
+with objects of their own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = ROOT / "tests" / "cpp"
+# Everything under the ops that knows no torch. The transport's memory is torch's; the tests bring their own.
+CORE = ("acl", "plan", "link")
+COMMON = "-std=c++20 -g1 -fPIC -Wall -Wextra -pthread -fno-omit-frame-pointer"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How the sources are compiled."""
+
+    name: str
+    flags: str
+
+
+VARIANTS = {
+    "plain": Variant("plain", "-O2"),
+    "asan": Variant("asan", "-O0 -fsanitize=address,undefined -fno-sanitize-recover=undefined"),
+    "tsan": Variant("tsan", "-O0 -fsanitize=thread"),
+}
+
+
+class Ninja:
+    def __init__(self, build: Path, flags: str) -> None:
+        self._build = build
+        headers = Path(_package("torch_npu")) / "include"
+        includes = f"-I{ROOT}/csrc -isystem {headers}"
+        self._lines = [
+            "ninja_required_version = 1.5",
+            f"cxx = {os.environ.get('CXX', 'g++')}",
+            f"flags = {COMMON} {flags} {includes}",
+            "rule cxx\n  command = $cxx -MMD -MF $out.d $flags $more -c $in -o $out\n  depfile = $out.d",
+            "  deps = gcc\n  description = compile $in",
+            "rule link\n  command = $cxx $flags $in $more -o $out\n  description = link $out",
+        ]
+
+    def objects(self, sources: list[Path], more: str = "") -> list[Path]:
+        made = [self._build / "objects" / source.relative_to(ROOT).with_suffix(".o") for source in sources]
+        self._lines += [
+            f"build {to}: cxx {source}\n  more = {more}" for to, source in zip(made, sources, strict=True)
+        ]
+        return made
+
+    def link(self, out: str, objects: list[Path], more: str, after: tuple[Path, ...] = ()) -> Path:
+        path = self._build / out
+        needs = f" | {' '.join(map(str, after))}" if after else ""
+        self._lines.append(f"build {path}: link {' '.join(map(str, objects))}{needs}\n  more = {more}")
+        return path
+
+    def run(self) -> None:
+        path = self._build / "build.ninja"
+        text = "\n".join(self._lines) + "\n"
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+        subprocess.run([sys.executable, "-m", "ninja", "-C", str(self._build), "--quiet"], check=True)
+
+
+def build(variant: Variant) -> Path:
+    """Returns the folder with the programs: units, emulator_units, fuzz_plan, smoke."""
+    folder = ROOT / "build" / f"cpp-{variant.name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        ninja = Ninja(folder, variant.flags)
+        core, emulator, library = _built() if variant.name == "plain" else _compiled(ninja)
+        runtime = f"-L{library.parent} -lascendcl -ldl -Wl,-rpath,{library.parent}"
+        tests = ninja.objects(sorted(HERE.glob("*.cpp")))
+        named = {path.stem: path for path in tests}
+        own = [named["plain_memory"], *core]
+        units = [named["main"], named["plan_oracle"], *(p for p in tests if p.stem.startswith("test_"))]
+        ninja.link("units", [*units, *own], runtime, (library,))
+        ninja.link("smoke", [named["smoke"], *own], runtime, (library,))
+        planner = [path for path in core if path.parent.name == "plan"]
+        ninja.link("fuzz_plan", [named["fuzz_plan"], named["plan_oracle"], *planner], "")
+        of_emulator = ninja.objects(sorted((HERE / "emulator").glob("*.cpp")))
+        # The runtime itself is a part of this one.
+        profiler = f"-L{ROOT}/torch_llm_datadist/emulator/lib -Wl,--no-as-needed -lmsprofiler"
+        ninja.link(
+            "emulator_units",
+            [named["main"], *of_emulator, *emulator],
+            f"{profiler} -ldl -Wl,-rpath,{ROOT}/torch_llm_datadist/emulator/lib",
+        )
+        ninja.run()
+    return folder
+
+
+def _built() -> tuple[list[Path], list[Path], Path]:
+    """The objects that setup.py has made: of the core, of the emulator; and the emulator's library."""
+    (folder,) = (ROOT / "build").glob("ninja-*")
+    core = [path for part in CORE for path in _objects(folder / "plugin", part)]
+    core += [path for path in _objects(folder / "plugin", "cache") if path.stem == "cache"]
+    emulator = [
+        *_objects(folder / "emulator", "emulator"),
+        *_objects(folder / "emulator-9.1", "emulator_level"),
+    ]
+    return core, emulator, ROOT / "torch_llm_datadist" / "emulator" / "lib" / "libascendcl.so"
+
+
+def _objects(target: Path, part: str) -> list[Path]:
+    """One per source; a source that is gone has left its object behind."""
+    sources = sorted((ROOT / "csrc" / part).rglob("*.cpp"))
+    return [(target / source.relative_to(ROOT)).with_suffix(".o") for source in sources]
+
+
+def _compiled(ninja: Ninja) -> tuple[list[Path], list[Path], Path]:
+    csrc = ROOT / "csrc"
+    core = [path for part in CORE for path in sorted((csrc / part).rglob("*.cpp"))]
+    core.append(csrc / "cache" / "cache.cpp")
+    emulator = ninja.objects(sorted((csrc / "emulator").rglob("*.cpp")))
+    emulator += ninja.objects(
+        sorted((csrc / "emulator_level").glob("*.cpp")), "-DEMU_CANN_MAJOR=9 -DEMU_CANN_MINOR=1"
+    )
+    lib = ROOT / "torch_llm_datadist" / "emulator" / "lib"
+    library = ninja.link(
+        "libascendcl.so",
+        emulator,
+        f"-shared -Wl,-soname,libascendcl.so -L{lib} -Wl,--no-as-needed -lmsprofiler -Wl,-rpath,{lib}",
+    )
+    return ninja.objects(core), emulator, library
+
+
+def _package(name: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise SystemExit(f"{name} is not installed")
+    return Path(spec.origin).parent

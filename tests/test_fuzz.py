@@ -1,0 +1,79 @@
+"""Short runs of the fuzzers, always the same ones, and what they find when it is put there. ``make fuzz``
+runs long ones."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.fuzz import mutate, parser, seeds
+from tests.fuzz.listener import Attack
+from tests.nodes import OK, link
+from tests.recording_core import Node
+from torch_llm_datadist import wire
+from torch_llm_datadist.control import Control
+
+
+def test_the_corpus_holds_every_kind_of_message() -> None:
+    kinds = {type(wire.decode(data)) for data in seeds.corpus()}
+
+    assert kinds == set(parser.KINDS)
+
+
+def parse_many(runs: int) -> int:
+    chance, corpus = random.Random(3), seeds.corpus()
+    return sum(parser.one_input(mutate.mutate(chance, corpus)) for _ in range(runs))
+
+
+def test_any_bytes_are_a_message_or_one_of_two_errors() -> None:
+    assert 100 < parse_many(5000) < 4000
+
+
+def test_another_error_of_the_parser_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = wire.decode
+
+    def careless(data: bytes) -> wire.Message:
+        message = decode(data)
+        if isinstance(message, (wire.Sync, wire.Synced)) and message.serial >= 2**31:
+            raise OverflowError
+        return message
+
+    monkeypatch.setattr(wire, "decode", careless)
+
+    with pytest.raises(OverflowError):
+        parse_many(5000)
+
+
+def attack(node: Callable[..., Node], messages: int) -> int:
+    server, good = node(1, listens=True), node(9)
+    server.register(1)
+
+    def is_well() -> None:
+        assert link(good, server) == OK
+        assert good.links.unlink([1], 10.0, force=False) == [OK]
+
+    attack = Attack(server.port, 1, is_well)
+    attack.run(messages, well_every=200)
+    return attack.sent
+
+
+def test_a_listener_survives_hostile_sequences_and_serves_a_good_peer(node: Callable[..., Node]) -> None:
+    assert attack(node, 600) >= 600
+
+
+def test_an_error_that_nobody_foresaw_is_found(
+    node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = Control._on_router_message
+
+    def careless(control: Control, router: Any, frames: list[Any]) -> None:
+        handle(control, router, frames)
+        wire.decode(b"".join(frame.bytes for frame in frames[1:]))
+
+    monkeypatch.setattr(Control, "_on_router_message", careless)
+
+    with pytest.raises(AssertionError, match=r"MalformedMessageError|OtherProtocolError"):
+        attack(node, 600)
