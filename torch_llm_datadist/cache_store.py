@@ -56,7 +56,7 @@ class CacheStore:
         self._registry = registry
         self._options = options
         self._pools = pools
-        self._call = BlockingCall(native, options)
+        self._call = BlockingCall(native, options, instance)
         self._changing = threading.Lock()  # caches and keys; peers learn of caches in the order of their ids
         self._is_closed = False
         registry.on_taken = self._on_taken

@@ -216,6 +216,14 @@ class LLMConfig:
         "``TORCH_LLM_DATADIST_LINK_SECRET``, else links need no secret. It is not shown by ``repr``.",
     )
 
+    verify_blocks = _flag(
+        OWN_PREFIX + "VerifyBlocks",
+        "After each blocking ``push_blocks``, and each ``pull_blocks`` without a ticket, the peer's blocks "
+        "are read once more and compared by ``ops.checksum_blocks``; ``LLM_FAILED`` when some differ. It "
+        "takes as long again, and device memory for the blocks of the call.",
+        drop=False,
+    )
+
     def __init__(self) -> None:
         self._values: dict[str, Any] = {}
         self._options: dict[str, str] = {}

@@ -34,6 +34,7 @@ class Options:
         link_total_time_s: limit of a two-sided link.
         is_older_api: ``kv_cache_manager`` in place of ``cache_manager``.
         enable_switch_role: of the older API, which needs it.
+        verify_blocks: blocking transfers of blocks are read back and compared.
         link_secret: what peers must know to link; None lets everyone link.
         link_port: base of the ports at which members of two-sided links meet; None: the environment says.
     """
@@ -51,6 +52,7 @@ class Options:
     link_total_time_s: float
     link_port: int | None
     link_secret: SecretText | None
+    verify_blocks: bool
     is_older_api: bool
     enable_switch_role: bool
 
@@ -94,6 +96,7 @@ def read_options(options: object) -> Options:
         link_total_time_s=_link_total_time(given),
         link_port=_number(given, "link_port", OWN_PREFIX + "LinkPort", 0, low=1, high=65535) or None,
         link_secret=_link_secret(given),
+        verify_blocks=given.get(OWN_PREFIX + "VerifyBlocks") == "1",
         is_older_api=is_older_api,
         enable_switch_role=given.get("llm.EnableSwitchRole") == "1",
     )

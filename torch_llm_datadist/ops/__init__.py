@@ -12,6 +12,7 @@ and where a stream would wait the op blocks that thread, without the GIL and unt
 
 from __future__ import annotations
 
+from .checksums import checksum_blocks
 from .hidden_cache import read_layer, store_layer
 from .layers import finish, push_layer, wait_layer
 from .local_copies import copy_blocks, copy_cache, swap_blocks
@@ -26,6 +27,7 @@ __all__ = [  # noqa: RUF022 (in the order of the documentation)
     "copy_cache",
     "copy_blocks",
     "swap_blocks",
+    "checksum_blocks",
     "push_layer",
     "wait_layer",
     "finish",
