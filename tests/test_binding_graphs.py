@@ -261,6 +261,25 @@ def test_two_replays_after_one_bind_are_told_apart(trio: Trio) -> None:
     assert (first, receiver.status.item()) == (0, UNBOUND)
 
 
+def test_a_layer_that_one_graph_waits_for_twice_ends_with_an_error_and_hangs_nobody(trio: Trio) -> None:
+    """A gate is met once in a forward; the second meeting is that of a replay that nobody bound."""
+    here, there, _ = trio
+    sender, receiver = Sender(here, LAYERS), Receiver(there, range(LAYERS))
+
+    def twice() -> None:
+        for _ in range(2):
+            ops.wait_layer(receiver.status, receiver.status, 0, receiver.binding.id)
+
+    replay = captured(1, twice)
+    task = sender.prepare(2, [0], [2])
+    receiver.binding.bind([task.ticket])
+    send(sender, eager(0, sender.forward), 40, [task])
+    replay()
+
+    until_passed(torch.device("npu:1"), "the second wait waits for ever")
+    assert receiver.status.item() == UNBOUND
+
+
 def test_a_graph_outlives_its_binding_with_an_error(trio: Trio) -> None:
     here, _, _ = trio
     receiver = Receiver(here, range(LAYERS))
@@ -687,7 +706,7 @@ def bind_and_hold(state) -> None:
     """The replay waits behind a slow kernel while the peer dies."""
     state.sender.binding.bind([state.sender.prepare(2, [0], [1])])
     torch.npu.set_device(0)
-    emulator.delay_stream(0.3)
+    emulator.delay_stream(2)  # a busy machine is late with a kill
     state.replay()
 
 

@@ -10,6 +10,7 @@ import torch
 
 import torch_llm_datadist as datadist
 from tests import instances
+from tests.forwards import captured
 from tests.transfers import LAYERS, OK, link, pattern, restore, start, to
 from torch_llm_datadist import LLMStatusCode, StreamLayerSynchronizer, emulator
 
@@ -116,6 +117,18 @@ def test_one_synchronizer_serves_one_forward_after_the_other(three, sender, sync
         forward(sender, synchronizer)
         assert task.synchronize(30_000) == OK
         assert torch.equal(instances.content(three[peer]), expected(cluster_id))
+
+
+def test_a_captured_forward_serves_one_transfer_after_the_other(three, sender, synchronizer):
+    """The graph knows the synchronizer's binding; who it sends to is said before each replay."""
+    replay = captured(0, lambda: forward(sender, synchronizer))
+    for peer in (1, 2, 1):
+        cluster_id = three[peer].cluster_id
+        task = send(sender, synchronizer, to(cluster_id, range(LAYERS), range(LAYERS)))
+        replay()
+        assert task.synchronize(30_000) == OK
+        assert torch.equal(instances.content(three[peer]), expected(cluster_id))
+    assert synchronizer.status.item() == 0
 
 
 def test_a_destination_that_is_not_there_has_its_own_result_and_the_other_is_served(
