@@ -82,11 +82,34 @@ def test_a_killed_process_leaves_what_it_wrote(tmp_path: Path) -> None:
     assert len(named(events, "task", "aclrtMemcpyAsync")) == 1
 
 
-def test_a_line_that_was_cut_off_ends_a_trace(tmp_path: Path) -> None:
+def test_a_line_that_was_cut_off_ends_a_trace_and_is_told(tmp_path: Path) -> None:
     path = tmp_path / "trace.1.json"
     path.write_text('[\n{"ph":"M","name":"a"},\n{"ph":"M","na')
 
-    assert [event["name"] for event in races.read_trace(path)] == ["a"]
+    with pytest.warns(UserWarning, match=r"trace\.1\.json is cut off in line 3"):
+        assert [event["name"] for event in races.read_trace(path)] == ["a"]
+
+
+def test_a_trace_that_finds_no_room_ends_with_a_word_and_the_program_goes_on(tmp_path: Path) -> None:
+    program = """
+    import resource
+    acl.context(0)
+    one, memory = acl.stream(), acl.malloc(4096)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    for _ in range(3):
+        for _ in range(100):
+            acl.aclrtMemsetAsync(memory, 64, 1, 64, one)
+        acl.synchronize(one)
+        acl.library.emuFlush()
+    say("goes on")
+    """
+    with peer(program, TORCH_LLM_DATADIST_EMULATE_TRACE=str(tmp_path)) as traced:
+        assert traced.hear() == "goes on"
+        said = traced.end()
+
+    assert said.count("is cut off: File too large") == 1
+    with pytest.warns(UserWarning, match="is cut off in line"):
+        assert list(races.read_trace(tmp_path / f"trace.{traced.process.pid}.json"))
 
 
 def test_a_directory_that_cannot_be_made_is_told_and_the_program_goes_on() -> None:

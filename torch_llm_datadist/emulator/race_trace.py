@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,13 +40,18 @@ def origin_text(event: Event) -> str:
 
 
 def read_trace(path: Path) -> Iterator[Event]:
-    """The events of one process; a line that its process did not finish is its last."""
+    """The events of one process. A line that it did not finish is the last, and a warning says so."""
     with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
+        for number, line in enumerate(lines, 1):
             text = line.strip().rstrip(",")
             if text in ("[", "]", ""):
                 continue
             try:
-                yield json.loads(text)
+                event = json.loads(text)
             except ValueError:
+                warnings.warn(
+                    f"{path} is cut off in line {number}: what its process did after that is not looked at",
+                    stacklevel=2,
+                )
                 return
+            yield event

@@ -119,7 +119,14 @@ void TraceFile::write_out(const std::vector<TraceEntry>& entries) {
   for (size_t done = 0; done < out.size();) {
     const ssize_t wrote = write(fd_, out.data() + done, out.size() - done);
     if (wrote < 0 && errno == EINTR) continue;
-    if (wrote <= 0) return;  // a full disk must not stop the program that is watched
+    if (wrote <= 0) {  // a full disk must not stop the program that is watched
+      std::fprintf(stderr, "emulated Ascend runtime: the trace of process %d is cut off: %s\n", pid,
+                   std::strerror(errno));
+      std::lock_guard lock(mutex_);
+      close(fd_);
+      fd_ = -2;
+      return;
+    }
     done += static_cast<size_t>(wrote);
   }
 }
