@@ -19,7 +19,7 @@ test: build
 	$(PYTEST) tests/emulated_runtime $(ARGS)
 	$(PYTEST) $(ARGS)
 
-# The whole suite under the race checker, all processes together; takes three times as long as the suite itself.
+# The whole suite under the race checker, all processes together; takes 1.3 times the suite's processor time.
 races: build
 	$(PYTEST) $(UNDER_RACES) tests/emulated_runtime $(ARGS)
 	$(PYTEST) $(UNDER_RACES) $(ARGS)
