@@ -193,12 +193,15 @@ LayerRange resolve_layers(const Geometry& geometry, LayerRange range, const char
           ": tensor_num_per_layer = ", range.tensors_per_layer, " does not divide the ",
           geometry.num_tensors(), " tensors of the ", side, " cache");
   const int64_t layers = geometry.num_tensors() / range.tensors_per_layer;
-  if (range.layers < 0) range.layers = layers - range.first_layer;
-  require(range.first_layer >= 0 && range.layers >= 1 && range.first_layer < layers &&
-              range.layers <= layers - range.first_layer,
-          kParamInvalid, asked, ": ", side, " layers ", range.first_layer, " to ",
-          range.first_layer + range.layers, " are outside the ", side, " cache, which has ", layers,
-          " layers of ", range.tensors_per_layer, " tensors. Nothing was sent; the link is still usable.");
+  const bool begins_inside = range.first_layer >= 0 && range.first_layer < layers;
+  if (range.layers < 0 && begins_inside) range.layers = layers - range.first_layer;
+  // For the message, which is made of numbers that may be anything: it wraps around.
+  const auto end =
+      static_cast<int64_t>(static_cast<uint64_t>(range.first_layer) + static_cast<uint64_t>(range.layers));
+  require(begins_inside && range.layers >= 1 && range.layers <= layers - range.first_layer, kParamInvalid,
+          asked, ": ", side, " layers ", range.first_layer, " to ", end, " are outside the ", side,
+          " cache, which has ", layers, " layers of ", range.tensors_per_layer,
+          " tensors. Nothing was sent; the link is still usable.");
   return range;
 }
 
