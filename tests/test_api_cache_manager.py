@@ -284,7 +284,8 @@ def test_push_blocks_refuses_more_tensors_per_layer_than_there_are(pair: Any) ->
     """Mended: the original sends nothing and reports success."""
     here, _ = pair
     check_raises(INVALID, lambda: here.manager.push_blocks(KEY, here.cache, [0], [0], tensor_num_per_layer=5))
-    check_raises(INVALID, lambda: here.manager.push_blocks(KEY, here.cache, [0], [0], tensor_num_per_layer=3))
+    prepare = here.manager.prepare_push
+    check_raises(INVALID, lambda: prepare(KEY, here.cache, [0], [0], tensor_num_per_layer=3))
 
 
 def test_pull_blocks_without_ranges_ignores_tensors_per_layer(pair: Any) -> None:

@@ -121,6 +121,12 @@ def test_src_cache_is_a_local_cache(pair: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("src", [None, (), []])
+def test_src_blocks_are_optional_in_type_and_needed_in_fact(pair: Any, src: Any) -> None:
+    """``Optional``, with an empty default; PagedAttention's lists name the blocks to push."""
+    check_raises(INVALID, lambda: push(pair, src, [0]))
+
+
 @pytest.mark.parametrize("kind", [list, tuple])
 def test_src_blocks_are_local_and_dst_blocks_remote_indices_in_a_list_or_tuple(pair: Any, kind: Any) -> None:
     expected = moved(pair, "device", "device", [4, 0, 1], [1, 2, 3])
@@ -167,6 +173,13 @@ def test_tensor_num_per_layer_is_1_to_the_number_of_tensors(pair: Any) -> None:
         check_raises(
             INVALID, lambda per_layer=per_layer: push(pair, [1], [2], tensor_num_per_layer=per_layer)
         )
+
+
+@pytest.mark.parametrize("per_layer", [1, 2, 3, 4, 5, TENSORS])
+def test_without_a_range_all_layers_go_whatever_tensor_num_per_layer_is(pair: Any, per_layer: int) -> None:
+    expected = moved(pair, "device", "device", [4], [0])
+
+    assert caches.equal(push(pair, [4], [0], tensor_num_per_layer=per_layer), expected)
 
 
 def test_with_a_range_tensor_num_per_layer_divides_the_number_of_tensors(pair: Any) -> None:

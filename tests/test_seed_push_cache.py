@@ -162,6 +162,13 @@ def test_tensor_num_per_layer_is_1_to_the_number_of_tensors_and_2_by_default(pai
         check_raises(INVALID, lambda per_layer=per_layer: push(pair, 1, 2, tensor_num_per_layer=per_layer))
 
 
+@pytest.mark.parametrize("per_layer", [1, 2, 3, 4, 5, TENSORS])
+def test_without_a_range_all_layers_go_whatever_tensor_num_per_layer_is(pair: Any, per_layer: int) -> None:
+    expected = moved(pair, "device", "device", 2, 0)
+
+    assert caches.equal(push(pair, 2, 0, tensor_num_per_layer=per_layer), expected)
+
+
 def test_with_a_range_tensor_num_per_layer_divides_the_number_of_tensors(pair: Any) -> None:
     layers = {"src_layer_range": range(1), "dst_layer_range": range(1)}
     for per_layer in (1, 2, 3, 6):

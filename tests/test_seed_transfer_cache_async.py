@@ -26,12 +26,13 @@ from torch_llm_datadist import (
 from torch_llm_datadist.cache_manager import CacheManager
 
 WAIT_MS = 30_000
+POOL = '{"memory_size": 65536, "page_shift": 10}'
 
 
 @pytest.fixture(scope="module")
 def both() -> Iterator[tuple[SimpleNamespace, SimpleNamespace]]:
     """Two linked instances of one process, on two devices."""
-    here, there = start(1, 0), start(2, 1)
+    here, there = start(1, 0), start(2, 1, host_mem_pool_cfg=POOL)
     link(here, there)
     yield here, there
     here.datadist.finalize()
@@ -211,14 +212,19 @@ def test_constraint_single_process_with_several_devices_is_lifted(pair: Any) -> 
     here, there = pair
     assert here.device != there.device
 
-    assert call(here).synchronize(WAIT_MS) == OK
+    assert call(here, src_block_indices=[3], dst_block_indices=[1]).synchronize(WAIT_MS) == OK
+    assert torch.equal(instances.content(there), whole([3], [1]))
 
 
-def test_constraint_a_host_destination_from_allocate_cache_only_is_lifted(pair: Any) -> None:
+@pytest.mark.parametrize("is_allocated", [True, False], ids=["allocate_cache", "register_cache"])
+def test_constraint_a_host_destination_from_allocate_cache_only_is_lifted(
+    pair: Any, is_allocated: bool
+) -> None:
     here = contiguous(pair[0], caches.describe(2 * LAYERS, 3, 600))
     there = SimpleNamespace(datadist=pair[1].datadist, device=1, cluster_id=2)
     on_host = caches.describe(2 * LAYERS, 3, 600, Placement.HOST)
-    cache_id = caches.add(there, "registered", 2, on_host, remote_accessible=True)
+    how: dict[str, Any] = {"allocate": True} if is_allocated else {"remote_accessible": True}
+    cache_id = caches.add(there, "on host", 2, on_host, **how)
     config = TransferWithCacheKeyConfig(CacheKeyByIdAndIndex(2, cache_id, 2), range(LAYERS), range(LAYERS))
 
     task = pair[0].manager.transfer_cache_async(here.caches["batch"], Always(), [config])
@@ -227,7 +233,7 @@ def test_constraint_a_host_destination_from_allocate_cache_only_is_lifted(pair: 
     expected = caches.rows(caches.bytes_of(2, [1800] * 2 * LAYERS), 3)
     for tensor, sent in zip(expected, caches.bytes_of(1, [1800] * 2 * LAYERS), strict=True):
         tensor[2] = sent[:600]
-    assert caches.equal(caches.look(there, "registered"), expected)
+    assert caches.equal(caches.look(there, "on host"), expected)
 
 
 def test_constraint_the_caller_answers_for_block_indices_is_lifted_they_are_checked(pair: Any) -> None:
@@ -256,8 +262,17 @@ def test_constraint_remote_accessible_mode_takes_configs_with_keys_only(pair: An
 
 
 def test_constraint_without_it_configs_with_addresses_only(pair: Any) -> None:
-    plain = start(5, 0, enable_remote_cache_accessible=False)
+    here, there = (start(each, each - 5, enable_remote_cache_accessible=False) for each in (5, 6))
+    link(here, there)
     try:
-        check_raises(TypeError, lambda: call(plain))
+        check_raises(TypeError, lambda: call(here, transfer_configs=[to(6)]))
+        task = call(
+            here, transfer_configs=[TransferConfig(6, there.cache.tensor_addrs)],
+            src_block_indices=[1], dst_block_indices=[2],
+        )  # fmt: skip
+        assert task.get_results(WAIT_MS) == [OK], task.details()
+        expected = moved(pattern(6), pattern(5), range(LAYERS), range(LAYERS), [1], [2])
+        assert torch.equal(instances.content(there), expected)
     finally:
-        plain.datadist.finalize()
+        here.datadist.finalize()
+        there.datadist.finalize()

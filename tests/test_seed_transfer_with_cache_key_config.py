@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests import caches, instances
 from tests.conformance.case import INVALID, check_raises
-from torch_llm_datadist import BlocksCacheKey, CacheKeyByIdAndIndex, TransferWithCacheKeyConfig
+from tests.transfers import Always
+from torch_llm_datadist import (
+    BlocksCacheKey,
+    CacheKeyByIdAndIndex,
+    LLMStatusCode,
+    TransferWithCacheKeyConfig,
+)
 
 ONE = range(1)
 
@@ -55,6 +64,40 @@ def test_layer_ranges_support_only_step_1(which: str, step: int) -> None:
 
 def test_src_batch_index_can_be_set_for_a_source_that_is_not_paged() -> None:
     assert TransferWithCacheKeyConfig(CacheKeyByIdAndIndex(1, 1), ONE, ONE, 3).src_batch_index == 3
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[tuple[SimpleNamespace, SimpleNamespace]]:
+    here, there = SimpleNamespace(), SimpleNamespace()
+    instances.start(here, 1, 0)
+    port = instances.start(there, 2, 1)
+    for state in (here, there):
+        caches.add(state, "batch", state.cluster_id, caches.describe(8, 3, 16))
+    assert instances.link(here, 2, port) == ["LLM_SUCCESS"]
+    yield here, there
+    here.datadist.finalize()
+    there.datadist.finalize()
+
+
+@pytest.mark.parametrize(("src", "dst"), [(range(1, 3), range(2, 4)), (range(3, 4), range(1))], ids=str)
+@pytest.mark.parametrize("src_batch", [0, 2])
+def test_src_is_the_local_and_dst_the_remote_range_and_src_batch_index_the_local_entry(
+    pair: Any, src: range, dst: range, src_batch: int
+) -> None:
+    here, there = pair
+    sent = caches.rows(caches.look(here, "batch"), 3)
+    expected = caches.rows(caches.look(there, "batch"), 3)
+    for source, destination in zip(src, dst, strict=True):
+        for k in range(2):
+            expected[2 * destination + k][1] = sent[2 * source + k][src_batch]
+    key = CacheKeyByIdAndIndex(2, there.caches["batch"].cache_id, 1)
+
+    task = here.datadist.cache_manager.transfer_cache_async(
+        here.caches["batch"], Always(), [TransferWithCacheKeyConfig(key, src, dst, src_batch)]
+    )
+
+    assert task.get_results(30_000) == [LLMStatusCode.LLM_SUCCESS]
+    assert caches.equal(caches.look(there, "batch"), expected)
 
 
 def test_example_of_the_seed() -> None:

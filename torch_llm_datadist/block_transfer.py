@@ -11,6 +11,8 @@ from . import checks
 from .errors import ParamInvalidError
 from .link_table import Link
 
+DEFAULT_TENSORS_PER_LAYER = 2
+
 
 @dataclass(frozen=True)
 class BlockTransfer:
@@ -92,16 +94,33 @@ def read_push_layers(
     src_layer_range: object,
     dst_layer_range: object,
     tensor_num_per_layer: object,
+    *,
+    is_strict: bool = False,
 ) -> tuple[range, range, int]:
-    """Source layers, destination layers, tensors per layer. No range means all layers of the source."""
+    """Source layers, destination layers, tensors per layer. No range means all layers of the source.
+
+    The seeds want tensors per layer to divide the number of tensors where there is a range and it is not the
+    default; otherwise each tensor is made a layer of its own here. ``is_strict``: in any case.
+    """
     src = read_layer_range(asked, "src_layer_range", src_layer_range)
     dst = read_layer_range(asked, "dst_layer_range", dst_layer_range)
     per_layer = read_tensors_per_layer(asked, tensor_num_per_layer)
-    everything = range(whole_layers(asked, num_tensors, per_layer))
+    is_whole = src is None and dst is None
+    if is_strict or num_tensors < per_layer or not (is_whole or per_layer == DEFAULT_TENSORS_PER_LAYER):
+        whole_layers(asked, num_tensors, per_layer)
+    if is_whole and num_tensors % per_layer:
+        return range(num_tensors), range(num_tensors), 1
+    everything = range(num_tensors // per_layer)
     src, dst = src or everything, dst or everything
     _check_local_range(asked, "src_layer_range", src, len(everything))
     _check_same_length(asked, src, dst)
+    if num_tensors % per_layer:
+        return _tensors_of(src, per_layer), _tensors_of(dst, per_layer), 1
     return src, dst, per_layer
+
+
+def _tensors_of(layers: range, tensors_per_layer: int) -> range:
+    return range(layers.start * tensors_per_layer, layers.stop * tensors_per_layer)
 
 
 def read_pull_layers(

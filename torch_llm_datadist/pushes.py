@@ -48,7 +48,8 @@ class Pushes(DoubtfulBlocks, PeerCaches):
             src_blocks, dst_blocks: lists or tuples of block indices, equally long; no destination twice.
             src_layer_range, dst_layer_range: ranges of layers with step 1, equally long; None means all
                 layers of the source. They need not be the same.
-            tensor_num_per_layer: tensors that make a layer; divides the number of tensors of the cache.
+            tensor_num_per_layer: tensors that make a layer, 1 to the number of tensors of the cache. With a
+                range it divides that number, unless it is the default; without one all tensors are sent.
             tag: str of 1 to 256 characters or uint64, for ``wait_arrival`` at the receiver, which is told
                 when the bytes have landed, or of what went wrong. Not in the original.
 
@@ -145,7 +146,7 @@ class Pushes(DoubtfulBlocks, PeerCaches):
         Nothing moves until a ``Binding`` joins the task to a forward that calls ``ops.push_layer``. The
         receiver waits for the layers with ``task.ticket``.
 
-        Args: as ``push_blocks``, and
+        Args: as ``push_blocks``, where ``tensor_num_per_layer`` divides the number of tensors, and
             timeout_s: seconds from ``Binding.bind`` to the last byte; None leaves it to the binding.
 
         Raises: as ``push_blocks``; ``LLM_LINK_BUSY`` when the link has no ticket left.
@@ -155,7 +156,7 @@ class Pushes(DoubtfulBlocks, PeerCaches):
         asked = "prepare_push"
         key, transfer = self._read_push(
             asked, dst_cache_key, src_cache, src_blocks, dst_blocks, src_layer_range, dst_layer_range,
-            tensor_num_per_layer,
+            tensor_num_per_layer, by_layers=True,
         )  # fmt: skip
         # 0: what the binding says
         timeout_ms = 0 if timeout_s is None else checks.seconds_as_ms(f"{asked}: timeout_s", timeout_s)
@@ -213,6 +214,8 @@ class Pushes(DoubtfulBlocks, PeerCaches):
         src_layer_range: range | None,
         dst_layer_range: range | None,
         tensor_num_per_layer: int,
+        *,
+        by_layers: bool = False,
     ) -> tuple[BlocksCacheKey, BlockTransfer]:
         self._require_remote_access(asked)
         key = checks.instance(f"{asked}: dst_cache_key", dst_cache_key, BlocksCacheKey)
@@ -221,6 +224,7 @@ class Pushes(DoubtfulBlocks, PeerCaches):
             asked, src_blocks, dst_blocks, local="src_blocks", num_blocks=local.cache.num_blocks
         )
         src_layers, dst_layers, per_layer = read_push_layers(
-            asked, len(local.cache.tensors), src_layer_range, dst_layer_range, tensor_num_per_layer
-        )
+            asked, len(local.cache.tensors), src_layer_range, dst_layer_range, tensor_num_per_layer,
+            is_strict=by_layers,
+        )  # fmt: skip
         return key, BlockTransfer(src, dst, src_layers.start, dst_layers.start, len(src_layers), per_layer)
