@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import ipaddress
+import json
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from tests.call_sequences import steps
 from tests.call_sequences.steps import filled, key
 from tests.call_sequences.test_samples import equal
 from tests.peers import Peer
 from tests.test_two_sided_links import free_base, rank_table
-from torch_llm_datadist import BlocksCacheKey, LLMException, LLMStatusCode
+from torch_llm_datadist import BlocksCacheKey, CacheDesc, DataType, LLMException, LLMStatusCode
 
 Peers = Callable[[int], list[Peer]]
 PREFILL, DECODE = 1, 2
@@ -40,27 +42,78 @@ LAYOUTS: dict[str, list[tuple[int, list[int]]]] = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_vllm_ascend_connector(peers: Peers, layout: str) -> None:
+ALIGNMENT = 2 * 2**20
+
+
+def start_connector(state: SimpleNamespace, role: str, cluster_id: int, device: int, options: Any) -> Any:
+    """Returns what the side channel tells the other one: the agent's metadata."""
+    steps.start(state, role, cluster_id, device, options)
+    return {"cluster_id": cluster_id, "server_id": "127.0.0.1", "device_id": device, "super_pod_id": 0}
+
+
+def register_aligned(
+    state: SimpleNamespace, name: str, seed: int, count: int, shape: list[int], key: BlocksCacheKey
+) -> None:
+    """Tensors inside larger ones, so that their addresses are multiples of 2 MiB; registered by address."""
+    state.tensors[name] = []
+    for _ in range(count):
+        size = torch.Size(shape).numel()
+        raw = torch.empty(2 * size + ALIGNMENT, dtype=torch.int8, device=f"npu:{state.device}")
+        offset = -raw.data_ptr() % ALIGNMENT
+        tensor = raw[offset : offset + 2 * size].view(torch.float16).view(shape)
+        state.tensors[name].append(tensor)
+    steps.fill(state, name, seed)
+    addresses = [tensor.data_ptr() for tensor in state.tensors[name]]
+    assert all(address % ALIGNMENT == 0 for address in addresses)
+    desc = CacheDesc(count, shape, DataType.DT_FLOAT16)
+    state.caches[name] = state.manager.register_blocks_cache(desc, addresses, key)
+
+
+def table_of(version: str, agents: list[dict[str, Any]]) -> str:
+    """From the metadata of both agents; with super pods in version 1.2 (A3), without in 1.0 (A2)."""
+    table = json.loads(rank_table([agent["device_id"] for agent in agents]))
+    table["version"] = version
+    if version == "1.2":
+        for device in table["server_list"][0]["device"]:
+            device["super_device_id"] = device["device_id"]
+        table["super_pod_list"] = [
+            {"super_pod_id": "0", "server_list": [{"server_id": agents[0]["server_id"]}]}
+        ]
+    return json.dumps(table)
+
+
+def finished(state: SimpleNamespace, blocks: list[int]) -> None:
+    """The side channel: the request is done, so its blocks serve the next one."""
+    for tensors in state.tensors.values():
+        for tensor in tensors:
+            tensor[blocks] = 0
+    torch.npu.synchronize()
+
+
+@pytest.mark.parametrize(
+    ("layout", "version"), [("MHA", "1.2"), ("MHA", "1.0"), ("MLA", "1.2"), ("sparse attention", "1.2")]
+)
+def test_vllm_ascend_connector(peers: Peers, layout: str, version: str) -> None:
     prefill, decode = peers(2)
     options = {**CONNECTOR, "link_port": free_base()}
+    agents = []
     for process, role, cluster_id, device in (
         (prefill, "PROMPT", PREFILL, 0),
         (decode, "DECODER", DECODE, 1),
     ):
-        process.call(steps.start, role, cluster_id, device, options)
+        agents.append(process.call(start_connector, role, cluster_id, device, options))
         for model_id, (count, shape) in enumerate(LAYOUTS[layout]):
             seed = 1000 * cluster_id + 100 * model_id
-            process.call(steps.register, f"{model_id}", seed, count, shape, key(cluster_id, model_id))
-    # On first contact both sides link; the table is of version 1.2, with super pods.
+            process.call(register_aligned, f"{model_id}", seed, count, shape, key(cluster_id, model_id))
+    # On first contact both sides link, under a name made from both addresses.
     name = "pd_comm_127.0.0.1_127.0.0.1"
-    table = rank_table([0, 1]).replace('"1.0"', '"1.2"')
     for process in (prefill, decode):
-        process.send(steps.link, name, {PREFILL: 0, DECODE: 1}, table)
+        process.send(steps.link, name, {PREFILL: 0, DECODE: 1}, table_of(version, agents))
     for process in (prefill, decode):
         process.answer()
 
     said = decode.call(read_blocks, len(LAYOUTS[layout]), [6, 1, 2], [0, 4, 3])
+    prefill.call(finished, [6, 1, 2])
 
     assert said == "done"
     for model_id, (count, shape) in enumerate(LAYOUTS[layout]):

@@ -134,7 +134,7 @@ def test_pull_blocks_xpyd_sample(peers: Peers) -> None:
         prefill.call(steps.register, "cache", 100 * i, 2, shape, key(cluster_id))
         servers.append((cluster_id, port))
     for k, decode in enumerate(decodes):
-        decode.call(steps.start, "DECODER", k + 1, 2 + k, {"local_comm_res": ""})
+        decode.call(steps.start, "DECODER", (address << 16) | free_base(), 2 + k, {"local_comm_res": ""})
         decode.call(steps.register, "cache", 500 + k, 2, shape)
 
         decode.call(steps.link_clusters, servers)  # one call for all of them
