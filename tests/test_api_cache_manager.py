@@ -449,6 +449,50 @@ def test_a_later_cache_of_the_same_model_hides_the_earlier_one_and_comes_back(pa
     assert torch.equal(instances.content(there)[:, 0], instances.content(here)[:, 0])
 
 
+def hold_control(state: SimpleNamespace) -> Callable[[], None]:
+    """Keeps an instance from learning anything; returns what lets it go on."""
+    is_held, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        is_held.set()
+        go_on.wait(30)
+
+    state.datadist._running.links._loop.post(hold)
+    assert is_held.wait(30)
+    return go_on.set
+
+
+@pytest.mark.parametrize("unregister_first", [True, False])
+def test_a_name_that_is_used_again_means_the_new_cache_when_the_call_is_back(unregister_first: bool) -> None:
+    """Else a push of a peer that has yet to learn of it would go to the old one, and report success."""
+    here, there = start(HERE, 0), start(THERE, 1, sync_kv_timeout=20_000)
+    for state in (here, there):
+        instances.register(state, state.cluster_id, TENSORS, BLOCKS, BLOCK_BYTES)
+    link(here, there)
+    old, late, is_back = there.cache, zeros(1), threading.Event()
+
+    def register_again() -> None:
+        torch.npu.set_device(1)
+        if unregister_first:
+            there.manager.unregister_cache(old.cache_id)
+        there.manager.register_blocks_cache(old.cache_desc, late, BlocksCacheKey(THERE, 0))
+        is_back.set()
+
+    let_go = hold_control(here)
+    thread = threading.Thread(target=register_again, daemon=True)
+    thread.start()
+
+    assert not is_back.wait(0.05)
+    let_go()
+    assert is_back.wait(30)
+    here.manager.push_blocks(KEY, here.cache, [0], [3])
+    torch.npu.synchronize(1)
+    assert torch.equal(torch.stack([t[3].cpu() for t in late]), instances.content(here)[:, 0])
+    thread.join(10)
+    for state in (here, there):
+        state.datadist.finalize()
+
+
 def test_an_unregistered_cache_is_not_found_at_either_end(pair: Any) -> None:
     here, there = pair
     instances.register(there, 2, TENSORS, BLOCKS, BLOCK_BYTES, model_id=31)

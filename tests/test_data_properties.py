@@ -20,7 +20,16 @@ from hypothesis import strategies as st
 
 from tests import caches, instances
 from tests.peers import Peer
-from torch_llm_datadist import BlocksCacheKey, CacheDesc, CacheKeyByIdAndIndex, DataType, Placement
+from tests.transfers import Always
+from torch_llm_datadist import (
+    BlocksCacheKey,
+    CacheDesc,
+    CacheKeyByIdAndIndex,
+    DataType,
+    LLMStatusCode,
+    Placement,
+    TransferWithCacheKeyConfig,
+)
 
 EXAMPLES = int(os.environ.get("DATA_EXAMPLES", "40"))
 HERE, THERE = 1, 2
@@ -53,8 +62,8 @@ class Side:
 
 @dataclass(frozen=True)
 class Move:
-    """``how`` is a method of the manager, or "C2B"; ranges are None or (first source, first destination,
-    number).
+    """``how`` is a method of the manager, "C2B", or "transfer" for transfer_cache_async; ranges are None or
+    (first source, first destination, number).
     """
 
     how: str
@@ -73,7 +82,7 @@ class Example:
 
 
 @st.composite
-def examples(draw: Any) -> Example:
+def examples(draw: Any, max_layers: int = 5) -> Example:
     per_layer = draw(st.integers(1, 4))
     data_type = draw(st.sampled_from(DTYPES))
     item = instances.TORCH_DTYPES[data_type].itemsize
@@ -90,7 +99,7 @@ def examples(draw: Any) -> Example:
 
     def side(widths: list[int], is_blocks: bool) -> Side:
         return Side(
-            layers=draw(st.integers(1, 5)),
+            layers=draw(st.integers(1, max_layers)),
             block_bytes=tuple(n * item for n in widths),
             entries=draw(st.integers(2, 9)),
             is_blocks=is_blocks,
@@ -103,14 +112,21 @@ def examples(draw: Any) -> Example:
     return Example(here, there, per_layer, tuple(moves))
 
 
+def is_sent(how: str) -> bool:
+    """From here to there."""
+    return how.startswith(("push", "transfer"))
+
+
 def draw_move(draw: Any, kind: str, here: Side, there: Side) -> Move:
     ways = {
         "blocks": ["push_blocks", "pull_blocks"],
         "entries": ["push_cache", "pull_cache"],
         "slices": ["C2B"],
     }
+    if len(here.block_bytes) == 2 and here.where == "device" and kind != "slices":
+        ways[kind].append("transfer")  # two tensors per layer, from device memory
     how = draw(st.sampled_from(ways[kind]))
-    src, dst = (here, there) if how.startswith("push") else (there, here)
+    src, dst = (here, there) if is_sent(how) else (there, here)
     number = draw(st.integers(1, min(src.layers, dst.layers)))
     layers = (draw(st.integers(0, src.layers - number)), draw(st.integers(0, dst.layers - number)), number)
     is_whole = src.layers == dst.layers and draw(st.booleans())
@@ -140,7 +156,7 @@ def apply(move: Move, per_layer: int, src: list[torch.Tensor], dst: list[torch.T
     first_src, first_dst, number = move.layers or (0, 0, len(src) // per_layer)
     for t in range(number * per_layer):
         of, to = src[first_src * per_layer + t], dst[first_dst * per_layer + t]
-        if move.how.endswith("blocks"):
+        if local.is_blocks and move.how != "C2B":
             to[list(move.dst)] = of[list(move.src)]
         elif move.how == "C2B":
             for block, piece in zip(move.dst, of[move.src[0]].split(to.shape[1]), strict=False):
@@ -186,9 +202,24 @@ def carry_out(state: SimpleNamespace, remote_id: int, example: Example) -> None:
         elif move.how == "pull_cache":
             key = CacheKeyByIdAndIndex(THERE, remote_id, move.src[0])
             state.manager.pull_cache(key, cache, move.dst[0], move.size, **arguments)
-        else:
+        elif move.how == "C2B":
             key = CacheKeyByIdAndIndex(THERE, remote_id, move.src[0])
             state.manager.pull_blocks(key, cache, [], list(move.dst), **arguments)
+        else:
+            transfer(state, remote_id, example.here, move)
+
+
+def transfer(state: SimpleNamespace, remote_id: int, here: Side, move: Move) -> None:
+    src, dst, number = move.layers or (0, 0, here.layers)
+    ranges = range(src, src + number), range(dst, dst + number)
+    if here.is_blocks:
+        config = TransferWithCacheKeyConfig(BlocksCacheKey(THERE, 0), *ranges)
+        lists = [list(move.src), list(move.dst)]
+    else:
+        key = CacheKeyByIdAndIndex(THERE, remote_id, move.dst[0])
+        config, lists = TransferWithCacheKeyConfig(key, *ranges, move.src[0]), []
+    task = state.manager.transfer_cache_async(state.caches["one"], Always(), [config], *lists)
+    assert task.get_results(30_000) == [LLMStatusCode.LLM_SUCCESS], task.details()
 
 
 def end(state: SimpleNamespace) -> list[torch.Tensor]:
@@ -222,21 +253,90 @@ def check(pair: tuple[Peer, Peer], example: Example) -> None:
         found = here.call(end), there.call(end)
 
     for move in example.moves:
-        ends = (ours, theirs) if move.how.startswith("push") else (theirs, ours)
+        ends = (ours, theirs) if is_sent(move.how) else (theirs, ours)
         apply(move, example.per_layer, *ends, example.here)
     assert caches.equal(found[0], ours)
     assert caches.equal(found[1], theirs)
 
 
-@settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    derandomize="DATA_EXAMPLES" not in os.environ,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-@given(example=examples())
-def test_what_moves_is_what_plain_torch_moves(pair: tuple[Peer, Peer], example: Example) -> None:
-    check(pair, example)
+# What the words of the promise are in an example; a run that never drew one of them shows nothing of it.
+
+HOW = {"push_blocks", "pull_blocks", "push_cache", "pull_cache", "C2B", "transfer"}
+WORDS = {
+    *HOW, *(f"{n} tensors per layer" for n in range(1, 5)), "no range", "source starts later",
+    "destination starts later", "different starts", "source entry above 0", "destination entry above 0",
+    "part of an entry", "mixed placements", *(f"{where} here" for where in PLACEMENTS),
+    *(f"{where} there" for where in PLACEMENTS), "several moves", "different numbers of layers",
+}  # fmt: skip
+
+
+def words_of(example: Example) -> Iterator[str]:
+    here, there = example.here, example.there
+    yield f"{example.per_layer} tensors per layer"
+    yield from (f"{here.where} here", f"{there.where} there")
+    if here.where != there.where:
+        yield "mixed placements"
+    if here.layers != there.layers:
+        yield "different numbers of layers"
+    if len(example.moves) > 1:
+        yield "several moves"
+    for move in example.moves:
+        yield move.how
+        if move.layers is None:
+            yield "no range"
+        else:
+            src, dst, _ = move.layers
+            found = {
+                "source starts later": src > 0,
+                "destination starts later": dst > 0,
+                "different starts": src != dst,
+            }
+            yield from (word for word, is_there in found.items() if is_there)
+        if not here.is_blocks or move.how == "C2B":
+            if move.src[0] > 0:
+                yield "source entry above 0"
+            if not here.is_blocks and move.dst[0] > 0:
+                yield "destination entry above 0"
+        if move.size > 0:
+            yield "part of an entry"
+
+
+def drawn(number: int) -> Any:
+    return settings(
+        max_examples=number,
+        deadline=None,
+        derandomize="DATA_EXAMPLES" not in os.environ,
+        database=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+
+
+def test_what_moves_is_what_plain_torch_moves(pair: tuple[Peer, Peer]) -> None:
+    seen: set[str] = set()
+
+    @drawn(EXAMPLES)
+    @given(example=examples())
+    def run(example: Example) -> None:
+        seen.update(words_of(example))
+        check(pair, example)
+
+    run()
+
+    assert seen == WORDS
+
+
+def test_what_moves_of_up_to_a_thousand_tensors_is_what_plain_torch_moves(pair: tuple[Peer, Peer]) -> None:
+    tensors: list[int] = []
+
+    @drawn(max(EXAMPLES // 8, 5))
+    @given(example=examples(max_layers=250))
+    def run(example: Example) -> None:
+        tensors.append(example.here.layers * example.per_layer)
+        check(pair, example)
+
+    run()
+
+    assert max(tensors) > 300
 
 
 @pytest.mark.parametrize("where", ["device", "pool"])
@@ -282,12 +382,7 @@ def copy_within(state: SimpleNamespace, dst: Side, src: Side, where: tuple[int, 
     return end(state)
 
 
-@settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    derandomize="DATA_EXAMPLES" not in os.environ,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@drawn(EXAMPLES)
 @given(example=local_copies())
 def test_what_is_copied_is_what_plain_torch_copies(
     pair: tuple[Peer, Peer], example: tuple[Side, Side, int, int, int, int]

@@ -55,7 +55,9 @@ class AllocatedCaches(CacheStore):
             except BaseException:
                 release()
                 raise
-            return self._add(desc, tensors, False, None, True, keys=keys, release=release)
+            cache = self._add(desc, tensors, False, None, True, keys=keys, release=release)
+        self._settle_names(asked, cache, has_name=bool(keys))
+        return cache
 
     def allocate_blocks_cache(
         self, cache_desc: CacheDesc, blocks_cache_key: BlocksCacheKey | None = None
@@ -82,7 +84,9 @@ class AllocatedCaches(CacheStore):
         read_desc(asked, desc)
         tensors, release = self._take(asked, desc)
         with self._changing:
-            return self._add(desc, tensors, True, model_id, True, release=release)
+            cache = self._add(desc, tensors, True, model_id, True, release=release)
+        self._settle_names(asked, cache, has_name=model_id is not None)
+        return cache
 
     def deallocate_cache(self, cache: Cache) -> None:
         """Gives a contiguous cache up. Peers reach it by its keys until the last of them is gone.

@@ -79,6 +79,9 @@ class CacheStore:
 
         Raises: as ``register_blocks_cache``; ``LLM_PARAM_INVALID`` for more keys than the batch has entries.
 
+        Where a linked peer may still know an earlier cache by one of the names, the call returns when it has
+        learned of this one, at most after ``sync_kv_timeout``.
+
         Source: manual page register_cache.
         """
         asked = "register_cache"
@@ -89,7 +92,9 @@ class CacheStore:
         is_reachable = self._is_reachable(asked, desc, remote_accessible)
         await_kernels(tensors)
         with self._changing:
-            return self._add(desc, tensors, False, None, is_reachable, keys=keys)
+            cache = self._add(desc, tensors, False, None, is_reachable, keys=keys)
+        self._settle_names(asked, cache, has_name=bool(keys))
+        return cache
 
     def register_blocks_cache(
         self,
@@ -109,7 +114,8 @@ class CacheStore:
             addrs: num_tensors tensors (list or tuple) or addresses (list). Each is contiguous, of desc's
                 dtype and size in bytes, on the instance's device, or with ``Placement.HOST`` on the CPU.
             blocks_cache_key: its ``model_id`` is the name by which peers find the cache; one registered later
-                with the same name hides this one. None: peers cannot name it.
+                with the same name hides this one; the call returns when linked peers know, at most after
+                ``sync_kv_timeout``. None: peers cannot name it.
             remote_accessible: False keeps it local: peers do not learn of it. None means True for device
                 memory, and for host memory True unless ``enable_remote_cache_accessible`` is on. Peers reach
                 host memory of the caller only if they may trace this process; memory from ``allocate_*`` they
@@ -135,7 +141,9 @@ class CacheStore:
         tensors = read_tensors(asked, self._native, self._options.device, desc, addrs)
         await_kernels(tensors)
         with self._changing:
-            return self._add(desc, tensors, True, model_id, is_reachable)
+            cache = self._add(desc, tensors, True, model_id, is_reachable)
+        self._settle_names(asked, cache, has_name=model_id is not None)
+        return cache
 
     def unregister_cache(self, cache_id: int) -> None:
         """Ends a registration; returns at once.
@@ -274,6 +282,11 @@ class CacheStore:
     def _settle(self, asked: str) -> None:
         if not self._links.settle(self._options.sync_kv_timeout_ms / 1000):
             logger.warning("%s: not all linked peers have answered that they know", asked)
+
+    def _settle_names(self, asked: str, cache: Cache, *, has_name: bool) -> None:
+        """Once it is back, no peer finds an earlier cache by the name of the new one."""
+        if has_name and cache.remote_accessible and self._registry.has_earlier_names(cache.cache_id):
+            self._settle(asked)
 
     def _keys_changed(self, local: LocalCache) -> None:
         """Gives an allocated cache back when nothing refers to it any more, else tells the peers its keys."""

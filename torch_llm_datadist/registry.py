@@ -72,6 +72,10 @@ class HeldCache:
         self.waiting_for = [peer for peer in self.waiting_for if not peer.cannot_write()]
         return self.is_announced and not self.waiting_for
 
+    def may_be_known(self) -> bool:
+        """A peer may not have confirmed yet that it dropped the cache. For any thread: changes nothing."""
+        return not self.is_announced or not all(peer.cannot_write() for peer in self.waiting_for)
+
     def info(self) -> HeldCacheInfo:
         return HeldCacheInfo(
             self.local.cache.cache_id,
@@ -122,6 +126,17 @@ class CacheRegistry:
         """The caches to announce to peers, in the order of registration."""
         with self._lock:
             return [local for local in self._caches.values() if local.cache.remote_accessible]
+
+    def has_earlier_names(self, cache_id: int) -> bool:
+        """A peer may know another cache by a name of this one: it has the same, or was withdrawn just now."""
+        with self._lock:
+            own = self._caches.get(cache_id)
+            others = [local for local in self._caches.values() if local is not own]
+            held = list(self._held)
+        model_id = None if own is None else own.model_id
+        if model_id is not None and any(other.model_id == model_id for other in others):
+            return True
+        return any(each.may_be_known() for each in held)
 
     def ids(self) -> list[int]:
         with self._lock:
