@@ -88,6 +88,54 @@ def test_a_script_for_the_original_runs_as_it_stands(script: Path) -> None:
     assert done.stdout.splitlines()[-1] == "ran a b"
 
 
+SAMPLES = [
+    "pull_blocks_sample", "swap_blocks", "push_blocks_sample", "push_cache_sample",
+    "transfer_cache_async_sample", "switch_role_sample",
+]  # fmt: skip
+
+
+def test_what_the_shipped_samples_do_runs_under_the_originals_name() -> None:
+    sample = ROOT / "tests" / "call_sequences" / "sample_script.py"
+
+    done = run("-m", "torch_llm_datadist", "run", "--as-llm-datadist", sample)
+
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if line in SAMPLES] == SAMPLES
+
+
+# 0.1 and 0.4: the modules of the original that code or its documents name, and names that are in each.
+MODULES = {
+    "llm_datadist": "LLMDataDist LLMConfig LlmConfig KvCache Status",
+    "llm_datadist.configs": "LLMConfig LlmConfig LLMClusterInfo LLMRole",
+    "llm_datadist.data_type": "DataType dtype_to_np_dtype np_dtype_to_dtype valid_np_dtypes",
+    "llm_datadist.status": "LLMStatusCode LLMException Status",
+    "llm_datadist.utils": "",
+    "llm_datadist.utils.utils": "",
+    "llm_datadist.v2": "",
+    "llm_datadist.v2.cache_manager": "CacheManager",
+    "llm_datadist.v2.config": "LLMConfig",
+    "llm_datadist.v2.llm_datadist": "LLMDataDist LLMRole LLMClusterInfo",
+    "llm_datadist.v2.llm_types": "Cache CacheDesc CacheKey CacheKeyByIdAndIndex BlocksCacheKey CacheTask "
+    "LayerSynchronizer MemInfo Memtype Placement RegisterMemStatus TransferConfig TransferWithCacheKeyConfig",
+    "llm_datadist.v2.llm_utils": "CacheTask",
+}
+
+
+def test_every_module_of_the_original_is_there_and_no_other(script: Path) -> None:
+    from torch_llm_datadist.as_llm_datadist import _HOMES
+
+    names = [f"{module}:{name}" for module, names in MODULES.items() for name in names.split()]
+    script.write_text(
+        f"import importlib\nfor m in {[*MODULES]}: importlib.import_module(m)\n"
+        f"for n in {names}: getattr(importlib.import_module(n.split(':')[0]), n.split(':')[1])\n"
+    )
+
+    done = run("-m", "torch_llm_datadist", "run", "--as-llm-datadist", script)
+
+    assert done.returncode == 0, done.stderr
+    assert {f"llm_datadist.{name}".rstrip(".") for name in _HOMES} == MODULES.keys()
+
+
 def test_a_name_that_is_none_says_where_it_was_looked_for(script: Path) -> None:
     script.write_text(UNKNOWN)
 

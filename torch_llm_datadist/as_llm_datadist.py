@@ -25,11 +25,14 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "configs": ("config", "cluster"),
     "data_type": ("data_type",),
     "status": ("errors",),
+    "utils": (),  # of the original's own use; imported, they say by name what they do not have
+    "utils.utils": (),
     "v2": (),
     "v2.cache_manager": ("cache_manager",),
     "v2.config": ("config",),
     "v2.llm_datadist": ("datadist", "cluster"),
     "v2.llm_types": ("cache", "keys", "transfer", "cache_task", "data_type"),
+    "v2.llm_utils": ("cache_task",),
 }
 
 
