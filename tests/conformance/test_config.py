@@ -44,6 +44,7 @@ OPTIONS: list[tuple[str, Any, dict[str, str]]] = [
     ("buf_pool_cfg", '{"buf_cfg": [{"total_size": 2097152, "blk_size": 256, "max_buf_size": 256}]}',
      {"llm.BufPoolCfg": '{"buf_cfg": [{"total_size": 2097152, "blk_size": 256, "max_buf_size": 256}]}'}),
     ("output_max_size", 9, {"llm.OutputMaxSize": "9"}),
+    ("mem_utilization", 0.5, {"llm.MemoryUtilization": "0.5"}),
     ("ge_options", {"a": "b"}, {"a": "b"}),
     ("keep_alive_ms", 500, {"torch_llm_datadist.KeepAliveMs": "500"}),
     ("max_in_flight", 8, {"torch_llm_datadist.MaxInFlight": "8"}),
@@ -58,7 +59,23 @@ def test_options_are_emitted_under_the_originals_keys(name: str, value: Any, emi
     setattr(config, name, value)
 
     assert getattr(config, name) == value
-    assert config.generate_options() == {**emitted, "llm.MemoryUtilization": "0.95"}
+    assert config.generate_options() == {"llm.MemoryUtilization": "0.95", **emitted}
+
+
+# 2.2: the table's rows.
+PROPERTIES = [
+    "device_id", "sync_kv_timeout", "listen_ip_info", "enable_cache_manager",
+    "enable_remote_cache_accessible", "mem_pool_cfg", "host_mem_pool_cfg", "rdma_traffic_class",
+    "rdma_service_level", "local_comm_res", "link_total_time", "link_retry_count",
+    "transfer_backend", "global_resource_config", "ge_options", "deploy_res_path",
+    "enable_switch_role", "buf_pool_cfg", "cluster_info", "output_max_size", "mem_utilization",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PROPERTIES)
+def test_each_property_is_emitted_and_refuses_what_it_is_not(name: str) -> None:
+    assert name in {option[0] for option in OPTIONS}
+    assert name in {option[0] for option in OPTION_ERRORS}
 
 
 def test_option_defaults_are_the_originals() -> None:
@@ -125,6 +142,8 @@ OPTION_ERRORS: list[tuple[str, Any, Any]] = [
     ("buf_pool_cfg", '{"buf_cfg": [{"total_size": 2097152, "blk_size": 3, "max_buf_size": 8}]}', INVALID),
     ("output_max_size", "1", TypeError), ("keep_alive_ms", 0, INVALID), ("max_in_flight", -1, INVALID),
     ("max_inflight", 1, AttributeError),
+    ("local_comm_res", {}, TypeError), ("global_resource_config", 1, TypeError),
+    ("deploy_res_path", 1, TypeError),
 ]  # fmt: skip
 
 
@@ -139,20 +158,26 @@ def test_bad_options_are_refused(name: str, value: Any, expected: Any) -> None:
 # The dictionary given to init (2.4).
 
 ON = {"llm.EnableCacheManager": "1"}
-INIT_ERRORS: list[tuple[Any, Any]] = [
-    (None, TypeError), ([], TypeError),
-    ({"llm.EnableCacheManager": 1}, TypeError),  # mended: the original takes it for "off"
-    ({"llm.LocalCommRes": "", "llm.EnableCacheManager": "0"}, INVALID),
-    ({**ON, "ge.flowGraphMemMaxSize": 5}, TypeError), ({**ON, "ge.flowGraphMemMaxSize": "1;2"}, INVALID),
-    ({**ON, "ge.exec.deviceId": "0;1"}, INVALID), ({**ON, "ge.exec.deviceId": "x"}, INVALID),
-    ({**ON, "llm.listenIpInfo": "26000"}, INVALID), ({**ON, "llm.listenIpInfo": "1.2.3.4:x"}, ValueError),
-    ({**ON, "llm.SyncKvCacheWaitTime": "0"}, INVALID),
-    ({**ON, "llm.TransferBackend": "hixl"}, NotImplementedError),
+# By the steps of 2.4 in their order.
+INIT_ERRORS: list[tuple[int, Any, Any]] = [
+    (3, None, TypeError), (3, [], TypeError),
+    (4, {**ON, "ge.flowGraphMemMaxSize": 5}, TypeError),
+    (4, {**ON, "ge.flowGraphMemMaxSize": "1;2"}, INVALID),
+    (5, {"llm.LocalCommRes": "", "llm.EnableCacheManager": "0"}, INVALID),
+    (6, {**ON, "llm.TransferBackend": "hixl"}, NotImplementedError),
+    (7, {"llm.EnableCacheManager": 1}, TypeError),  # mended: the original takes it for "off"
+    (8, {**ON, "llm.listenIpInfo": "26000"}, INVALID),
+    (8, {**ON, "llm.listenIpInfo": "1.2.3.4:x"}, ValueError),
+    (9, {**ON, "ge.exec.deviceId": "0;1"}, INVALID), (9, {**ON, "ge.exec.deviceId": "x"}, INVALID),
+    (9, {**ON, "llm.SyncKvCacheWaitTime": "0"}, INVALID), (9, {**ON, "other": 1}, TypeError),
+    (9, {**ON, 1: "other"}, TypeError),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"), INIT_ERRORS, ids=[f"2.4 init({o[0]!r})" for o in INIT_ERRORS]
+    ("options", "expected"),
+    [o[1:] for o in INIT_ERRORS],
+    ids=[f"2.4 init {o[0]}: {o[1]!r}" for o in INIT_ERRORS],
 )
 def test_bad_init_options_are_refused(options: Any, expected: Any) -> None:
     """Mended: an option that is no string is silently off in the original."""

@@ -81,6 +81,18 @@ def test_an_instance_may_be_initialised_again_and_its_ids_begin_anew() -> None:
         instance.finalize()
 
 
+def test_an_init_that_failed_leaves_the_instance_uninitialised_and_may_be_repeated() -> None:
+    """2.4 init 9."""
+    instance = LLMDataDist(LLMRole.MIX, 5)
+    check_raises(INVALID, lambda: instance.init({**options(), "llm.SyncKvCacheWaitTime": "0"}))
+    check_raises(RuntimeError, lambda: instance.cache_manager)
+
+    instance.init(options())
+
+    assert instance.cache_manager is not None
+    instance.finalize()
+
+
 def test_finalize_may_be_repeated() -> None:
     instance = LLMDataDist(LLMRole.MIX, 5)
     instance.finalize()
