@@ -590,11 +590,12 @@ def test_remap_registered_memory_needs_a_link() -> None:
 # Deadlines.
 
 
-def pull_slowly(state: SimpleNamespace, bytes_per_s: float, delay_s: float) -> str:
+def pull_slowly(state: SimpleNamespace, bytes_per_s: float, delay_s: float, entry: int) -> str:
     emulator.set_bandwidth("peer", bytes_per_s)
     emulator.delay_stream(delay_s)
     try:
-        state.datadist.cache_manager.pull_cache(CacheKeyByIdAndIndex(THERE, 1, 0), state.caches["batch"])
+        key = CacheKeyByIdAndIndex(THERE, 1, 0)
+        state.datadist.cache_manager.pull_cache(key, state.caches["batch"], entry)
     except datadist.LLMException as error:
         return error.status_code.name
     finally:
@@ -611,6 +612,6 @@ def test_a_pull_that_takes_longer_than_sync_kv_timeout_raises_and_the_link_goes_
         peer.call(add_batch, seed)
     a.call(instances.link, THERE, port)
 
-    assert a.call(pull_slowly, ENTRY / 2.0, 0.0) == "LLM_TIMEOUT"  # 2 s per tensor
-    # The deadline starts when the earlier work of the current stream is done.
-    assert a.call(pull_slowly, 0, 1.5) == "LLM_SUCCESS"
+    assert a.call(pull_slowly, ENTRY / 2.0, 0.0, 0) == "LLM_TIMEOUT"  # 2 s per tensor
+    # The deadline starts when the earlier work of the current stream is done. Its entry is not in doubt.
+    assert a.call(pull_slowly, 0, 1.5, 1) == "LLM_SUCCESS"
