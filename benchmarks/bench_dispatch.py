@@ -1,151 +1,214 @@
-"""Host cost of each op: from its call to its return, beside ops of the same kind that do nothing.
+"""Host cost of each op: from its call to its return, beside ops that do nothing.
 
-    python -m torch_llm_datadist run benchmarks/bench_dispatch.py [--calls N] [--json FILE]
+    python -m torch_llm_datadist run -m benchmarks.bench_dispatch [--calls N] [--json FILE]
 
-"x C++" is the op's median over that of an empty C++ op with the same schema, called the same way in the same
-round; "x Python" over that of an empty ``torch.library.custom_op``. What the device does is not in it: calls
-come in batches, and the stream is drained between them.
+"empty" is a C++ op of the same schema that queues a handler without a body, and so compares with ours;
+"custom_op" is one in Python, without a body. All are called in turn, batch by batch, and the streams are
+drained between two batches, so that what the device does is not in it. With ``TASK_QUEUE_ENABLE=1``,
+torch_npu's default, handlers run on a thread of its own.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-import torch_npu
-from torch.utils.cpp_extension import load_inline
 
 import torch_llm_datadist as datadist
-from torch_llm_datadist import emulator, ops
+from torch_llm_datadist import ops
 
-LAYERS, BLOCKS, BLOCK_SIZE, ROW = 4, 64, 16, (4, 64)
+from . import instance, native, report
+
+LAYERS, BLOCKS, BLOCK_SIZE, ROW = 4, 256, 16, (4, 64)
 BATCH = 20  # calls between two drains: far below what a stream's queue takes
-
-EMPTY = """
-#include <torch/library.h>
-void nothing(const at::Tensor&, const at::Tensor&, int64_t, int64_t) {}
-TORCH_LIBRARY(datadist_bench, m) {
-  m.def("nothing(Tensor(a!) status, Tensor after, int layer, int binding) -> ()");
-}
-TORCH_LIBRARY_IMPL(datadist_bench, PrivateUse1, m) { m.impl("nothing", &nothing); }
-"""
+MANY = 100  # blocks of a larger transfer; none lies beside another
+LAYER, MOVE, PYTHON = "empty layer op", "empty blocks op", "empty Python custom_op"
 
 
 @torch.library.custom_op("datadist_bench_python::nothing", mutates_args=("status",))
-def nothing_in_python(status: torch.Tensor, after: torch.Tensor, layer: int, binding: int) -> None:
+def nothing(status: torch.Tensor, after: torch.Tensor, layer: int, binding: int) -> None:
     pass
 
 
-def cases() -> dict[str, tuple[Callable[[int], object], Callable[[], None]]]:
-    """Per op: (a call, what comes before a batch and is not timed)."""
-    os.environ["CXX"] = "g++"
-    load_inline("datadist_bench", EMPTY, is_python_module=False)
-    torch.npu.set_device(0)
-    device = "npu:0"
-    config = datadist.LLMConfig()
-    config.device_id = 0
-    config.enable_cache_manager = True
-    instance = datadist.LLMDataDist(datadist.LLMRole.MIX, 1)
-    instance.init(config.generate_options())
-    tensors = [torch.zeros(BLOCKS, BLOCK_SIZE, *ROW, device=device) for _ in range(2 * LAYERS)]
-    desc = datadist.CacheDesc(2 * LAYERS, list(tensors[0].shape), datadist.DataType.DT_FLOAT)
-    cache = instance.cache_manager.register_blocks_cache(desc, tensors)
-    binding = datadist.Binding(0, range(BATCH))
-    status = torch.zeros(1, dtype=torch.int32, device=device)
-    rows, slot = torch.ones(1, *ROW, device=device), torch.tensor([5], device=device)
-    table = torch.arange(4, device=device)
-    ids, other_ids = torch.tensor([1, 2]), torch.tensor([3, 4])
-    empty = torch.ops.datadist_bench.nothing.default
+class Measured(NamedTuple):
+    call: Callable[[int], object]
+    beside: str = MOVE  # the empty op of its kind
+    before: Callable[[], object] = lambda: None  # each batch; not timed
+    after: Callable[[], object] = lambda: None
+    calls: int = BATCH  # of a batch
 
-    def bind() -> None:
-        binding.bind(())
 
-    def none() -> None:
-        pass
+class Ends:
+    """Two linked instances of this process on two devices, each with a cache of blocks and one of entries."""
+
+    def __init__(self) -> None:
+        self.instances = [instance.start(number + 1, number) for number in range(2)]
+        self.caches, self.entries, self.statuses = [], [], []
+        for number, end in enumerate(self.instances):
+            torch.npu.set_device(number)
+            key = datadist.BlocksCacheKey(number + 1, 0)
+            self.caches.append(end.cache_manager.register_blocks_cache(*self._cache(number), key))
+            self.entries.append(end.cache_manager.register_cache(*self._cache(number)))
+            self.statuses.append(torch.zeros(1, dtype=torch.int32, device=f"npu:{number}"))
+        instance.link(self.instances[0], 2, self.instances[1].listen_port)
+        torch.npu.set_device(0)
+        self.bindings = [datadist.Binding(number, range(LAYERS)) for number in range(2)]
+
+    @staticmethod
+    def _cache(device: int) -> tuple[datadist.CacheDesc, list[torch.Tensor]]:
+        shape = (BLOCKS, BLOCK_SIZE, *ROW)
+        tensors = [torch.zeros(shape, device=f"npu:{device}") for _ in range(2 * LAYERS)]
+        return datadist.CacheDesc(2 * LAYERS, list(shape), datadist.DataType.DT_FLOAT), tensors
+
+    def bind(self, blocks: list[int]) -> None:
+        """A push of all layers, bound at both ends; the receiver's stream waits."""
+        key = datadist.BlocksCacheKey(2, 0)
+        task = self.instances[0].cache_manager.prepare_push(key, self.caches[0], blocks, blocks)
+        self.bindings[1].bind([task.ticket])
+        self.bindings[0].bind([task])
+
+    def push_all(self) -> None:
+        for layer in range(LAYERS):
+            ops.push_layer(self.statuses[0], self.statuses[0], layer, self.bindings[0].id)
+
+    def drain(self, asked: str) -> None:
+        for number, status in enumerate(self.statuses):
+            torch.npu.synchronize(number)
+            if status.item() != 0:
+                raise SystemExit(f"{asked}: an op failed with {datadist.LLMStatusCode(status.item()).name}")
+
+    def close(self) -> None:
+        for end in self.instances:
+            end.finalize()
+
+
+def cases(ends: Ends) -> dict[str, Measured]:
+    status, tensors = ends.statuses[0], list(ends.caches[0].tensors)
+    entries = list(ends.entries[0].tensors)
+    link, handle, remote = (
+        ends.instances[0].link_id(2),
+        ends.caches[0].handle,
+        ends.entries[1].cache_id,
+    )
+    rows, slot = torch.ones(1, *ROW, device="npu:0"), torch.tensor([5], device="npu:0")
+    table = torch.arange(4, device="npu:0")
+    one, many = torch.tensor([2]), torch.arange(0, 2 * MANY, 2)
+    here, there = ends.bindings
+    native.load()
+    empty_layer = torch.ops.datadist_bench.layer_op.default
+    empty_blocks = torch.ops.datadist_bench.blocks_op.default
+    published: list[Any] = []
+
+    def publish(_: int) -> None:
+        published.append(ends.instances[0].cache_manager.publish(ends.caches[0], 2))
+
+    def discard() -> None:
+        while published:
+            datadist.discard(published.pop())
+
+    def layer(op: Any, number: int, binding: datadist.Binding, **around: Any) -> Measured:
+        return Measured(
+            lambda i: op(ends.statuses[number], ends.statuses[number], i % LAYERS, binding.id),
+            LAYER,
+            **around,
+        )
+
+    def bound(blocks: torch.Tensor) -> dict[str, Any]:
+        return {"before": lambda: ends.bind(blocks.tolist()), "calls": LAYERS}
+
+    def move(op: Any, blocks: torch.Tensor, **options: Any) -> Measured:
+        return Measured(lambda _: op(status, tensors, blocks, blocks, link=link, **options))
 
     return {
-        "empty C++ op": (lambda i: empty(status, rows, i, 1), none),
-        "empty Python custom_op": (lambda i: nothing_in_python(status, rows, i, 1), none),
-        "push_layer": (lambda i: ops.push_layer(status, rows, i, binding.id), bind),
-        "wait_layer": (lambda i: ops.wait_layer(status, rows, i, binding.id), bind),
-        "store_layer": (
-            lambda i: ops.store_layer(status, rows, rows, slot, layer=0, cache=cache.handle),
-            none,
+        LAYER: Measured(lambda i: empty_layer(status, rows, i % LAYERS, 1), LAYER),
+        MOVE: Measured(
+            lambda _: empty_blocks(status, tensors, one, one, link, 0, 0, 0, -1, 2, 0, True, 0), MOVE
         ),
-        "read_layer": (
+        PYTHON: Measured(lambda i: nothing(status, rows, i % LAYERS, 1), LAYER),
+        "push_layer": layer(ops.push_layer, 0, here, **bound(one)),
+        f"push_layer, {MANY} blocks": layer(ops.push_layer, 0, here, **bound(many)),
+        "push_layer, nothing bound": layer(ops.push_layer, 0, here, before=lambda: here.bind(())),
+        "wait_layer": layer(ops.wait_layer, 1, there, **bound(one), after=ends.push_all),
+        "wait_layer, nothing bound": layer(ops.wait_layer, 1, there, before=lambda: there.bind(())),
+        "finish": Measured(
+            lambda _: ops.finish(status, status, here.id),
+            LAYER,
+            before=lambda: (ends.bind([2]), ends.push_all()),
+            calls=1,
+        ),
+        "push_blocks": move(ops.push_blocks, one),
+        f"push_blocks, {MANY} blocks": move(ops.push_blocks, many),
+        "push_blocks, hold_stream=False": move(ops.push_blocks, one, hold_stream=False),
+        "pull_blocks": move(ops.pull_blocks, one),
+        "push_cache": Measured(lambda _: ops.push_cache(status, entries, link=link, cache_id=remote)),
+        "pull_cache": Measured(lambda _: ops.pull_cache(status, entries, link=link, cache_id=remote)),
+        "publish (CacheManager)": Measured(publish, after=discard),
+        "copy_blocks": Measured(lambda _: ops.copy_blocks(status, tensors, one, one + 1)),
+        "copy_cache": Measured(lambda _: ops.copy_cache(status, entries, entries, dst_batch=1, size=4096)),
+        "store_layer": Measured(
+            lambda i: ops.store_layer(status, rows, rows, slot, layer=i % LAYERS, cache=handle), LAYER
+        ),
+        "read_layer": Measured(
             lambda i: ops.read_layer(
-                status, rows, rows, table, block_size=BLOCK_SIZE, layer=0, cache=cache.handle
+                status, rows, rows, table, block_size=BLOCK_SIZE, layer=i % LAYERS, cache=handle
             ),
-            none,
+            LAYER,
         ),
-        "copy_blocks": (lambda i: ops.copy_blocks(status, tensors, ids, other_ids), none),
     }
 
 
-def measure(calls: int) -> dict[str, list[float]]:
-    """Microseconds of each call; the ops take turns batch by batch, so that all see the same machine."""
-    found: dict[str, list[float]] = {}
-    wanted = cases()
+def measure(calls: int) -> list[dict[str, Any]]:
+    ends = Ends()
+    wanted = cases(ends)
+    seconds: dict[str, list[float]] = {name: [] for name in wanted}
     for round_ in range(-1, -(-calls // BATCH)):
-        for name, (call, before) in wanted.items():
-            before()
+        for name, case in wanted.items():
+            case.before()
             times = []
-            for i in range(BATCH):
+            for i in range(case.calls):
                 start = time.perf_counter_ns()
-                call(i)
-                times.append((time.perf_counter_ns() - start) / 1000)
-            torch.npu.synchronize()
+                case.call(i)
+                times.append((time.perf_counter_ns() - start) / 1e9)
+            case.after()
+            ends.drain(name)
             if round_ >= 0:  # the first one warms up
-                found.setdefault(name, []).extend(times)
-    return found
+                seconds[name] += times
+    ends.close()
+    medians = {name: statistics.median(values) * 1e6 for name, values in seconds.items()}
+    return [
+        {
+            "op": name,
+            **report.sum_up(values),
+            "over_empty_us": medians[name] - medians[wanted[name].beside],
+            "over_custom_op_us": medians[name] - medians[PYTHON],
+        }
+        for name, values in seconds.items()
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--calls", type=int, default=2000, help="of each op (default: 2000)")
-    parser.add_argument("--json", type=Path, help="write the result to this file as well")
-    arguments = parser.parse_args()
-    where = "emulated device memory on this machine's CPU" if emulator.is_enabled() else "a real NPU"
-    machine = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}",
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, "
-        f"torch_npu {torch_npu.__version__}",
-        "device": where,
-        "sizes": f"{2 * LAYERS} tensors of {BLOCKS} blocks of {BLOCK_SIZE} tokens x {ROW}, float32",
-    }
-    for name, value in machine.items():
-        print(f"{name + ':':<10} {value}")
-    times = measure(arguments.calls)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    rows = []
-    print(f"\n{'op':<24} {'median µs':>10} {'p99 µs':>10} {'x C++':>8} {'x Python':>9} {'runs':>6}")
-    for name, values in times.items():
-        p99 = statistics.quantiles(values, n=100)[98]
-        over_cpp = medians[name] / medians["empty C++ op"]
-        over_python = medians[name] / medians["empty Python custom_op"]
+    parser = report.parser(__doc__)
+    parser.add_argument("--calls", type=int, default=400, help="of each op, about (default: 400)")
+    options = parser.parse_args()
+    facts = report.machine()
+    report.print_head(facts)
+    sizes = (
+        f"caches of {2 * LAYERS} tensors of {BLOCKS} x {BLOCK_SIZE} x {ROW} float32; one block of all "
+        f"unless said otherwise; TASK_QUEUE_ENABLE={os.environ.get('TASK_QUEUE_ENABLE', '1')}"
+    )
+    print(sizes)
+    rows = measure(options.calls)
+    print(f"{'':<32} {'runs':>5} {'median us':>10} {'p99 us':>8} {'over empty':>11} {'over custom_op':>15}")
+    for row in rows:
         print(
-            f"{name:<24} {medians[name]:>10.2f} {p99:>10.2f} {over_cpp:>8.2f} {over_python:>9.2f} "
-            f"{len(values):>6}"
+            f"{row['op']:<32} {row['runs']:>5} {row['median_us']:>10.1f} {row['p99_us']:>8.0f} "
+            f"{row['over_empty_us']:>+11.1f} {row['over_custom_op_us']:>+15.1f}"
         )
-        rows.append(
-            {
-                "op": name,
-                "median_us": medians[name],
-                "p99_us": p99,
-                "over_empty_cpp": over_cpp,
-                "over_empty_python": over_python,
-                "runs": len(values),
-            }
-        )
-    if arguments.json:
-        arguments.json.write_text(json.dumps({**machine, "ops": rows}, indent=2) + "\n")
+    report.write(options.json, {"machine": facts, "sizes": sizes, "ops": rows})
 
 
 if __name__ == "__main__":

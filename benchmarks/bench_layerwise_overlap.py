@@ -1,18 +1,17 @@
 """A prefill forward that pushes each layer once it is computed, beside one that pushes after the forward.
 
-    python -m torch_llm_datadist run -m benchmarks.bench_layerwise_overlap [--mode eager,replayed]
-        [--layers N] [--compute-ms D] [--transfer-ms T] [--json FILE] [--picture FILE.png]
+    python -m torch_llm_datadist run -m benchmarks.bench_layerwise_overlap [--mode eager,compiled,replayed]
+        [--layers N] [--compute-ms D] [--transfer-ms T] [--rounds N] [--json FILE] [--picture FILE.png]
 
 Both times are emulated: a kernel that takes D per layer, and a link whose bandwidth makes a layer take T. The
 sender and the receiver are two devices of this process, so that all events lie on one timeline. "bound" is
-what a layer-wise push may take: the same forward without transfers, measured here, + 1.2 T + 5 ms.
+what a layer-wise push may take from the first kernel to the last arrival: the same forward without transfers,
+measured in turn in the same run, + 1.2 T + 5 ms.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -25,12 +24,12 @@ import torch_llm_datadist.emulator as emulator
 from torch_llm_datadist import ops
 from torch_llm_datadist.emulator import faults
 
-from . import instance
+from . import instance, report
 
 BLOCKS, BLOCK_BYTES, TENSORS_PER_LAYER = 4, 64 << 10, 2
 LAYER_BYTES = BLOCKS * BLOCK_BYTES * TENSORS_PER_LAYER
 SLACK_MS = 5.0
-Forward = Callable[[], None]
+MODES = ("eager", "compiled", "replayed")
 
 
 class Side:
@@ -48,6 +47,9 @@ class Side:
         self.cache = self.instance.cache_manager.register_blocks_cache(desc, self.raw, key)
         self.status = torch.zeros(1, dtype=torch.int32, device=f"npu:{device}")
         self.binding = datadist.Binding(device, range(layers))
+        self.behind = datadist.Binding(
+            device, range(layers)
+        )  # for pushes behind the forward: no graph knows it
         torch.npu.synchronize(device)
 
     def check(self) -> None:
@@ -56,8 +58,66 @@ class Side:
             raise SystemExit(f"a transfer failed: {datadist.LLMStatusCode(int(self.status.item())).name}")
 
 
-def events(count: int) -> list[Any]:
-    return [torch.npu.Event(enable_timing=True) for _ in range(count)]
+# The kernel of a layer: takes D and writes the layer's number to its blocks. An op, so that compilers and
+# graphs keep it in its place; ``out`` is what the layer's push is ordered behind. The cache is hidden.
+kernels: dict[int, Callable[[int], None]] = {}
+
+
+@torch.library.custom_op("datadist_bench_overlap::kernel", mutates_args=("out",))
+def kernel(out: torch.Tensor, layer: int) -> None:
+    kernels[out.device.index](layer)
+
+
+@kernel.register_fake
+def _(out: torch.Tensor, layer: int) -> None:
+    return None
+
+
+class Prefill:
+    """The forward, as its mode runs it; with ``pushes`` each layer's push stands behind its kernel."""
+
+    def __init__(self, mode: str, sender: Side, compute_s: float, pushes: bool) -> None:
+        self.mode, self.sender, self.compute_s = mode, sender, compute_s
+        self.out = torch.zeros(1, dtype=torch.int32, device=f"npu:{sender.device}")
+        # Timed events of a graph are not those of an eager run: each stands for one end of a kernel.
+        self.ends = [torch.npu.Event(enable_timing=True) for _ in range(sender.layers)]
+        status, out, binding, layers = sender.status, self.out, sender.binding.id, sender.layers
+
+        def forward(status: torch.Tensor, out: torch.Tensor) -> None:
+            for layer in range(layers):
+                kernel(out, layer)
+                if pushes:
+                    ops.push_layer(status, out, layer, binding)
+            if pushes:
+                ops.finish(status, out, binding)
+
+        self._run: Callable[[], object]
+        if mode == "eager":
+            self._run = lambda: forward(status, out)
+        elif mode == "compiled":
+            compiled = torch.compile(forward, backend="aot_eager", fullgraph=True)
+            self._run = lambda: compiled(status, out)
+        else:
+            kernels[sender.device] = self._compute  # captured with everything else
+            graph = torch.npu.NPUGraph()
+            with torch.npu.graph(graph, stream=torch.npu.Stream()):
+                forward(status, out)
+            self._run = graph.replay
+
+    def _compute(self, layer: int) -> None:
+        emulator.delay_stream(self.compute_s)
+        for tensor in self.sender.raw[TENSORS_PER_LAYER * layer : TENSORS_PER_LAYER * (layer + 1)]:
+            tensor.fill_(layer + 1)
+        if self.mode != "replayed":
+            self.ends[layer].record()
+
+    def __call__(self) -> None:
+        kernels[self.sender.device] = self._compute
+        self._run()
+
+
+class Timeline(dict[str, Any]):
+    """Of one run, in ms since the forward's first kernel: ends of kernels, and each layer's arrival."""
 
 
 def at_ms(event: Any) -> float:
@@ -65,43 +125,8 @@ def at_ms(event: Any) -> float:
     return float(event.recorded_time()) / 1e3
 
 
-class Prefill:
-    """A kernel per layer that writes the layer's number, and with `pushes` the layer's push behind it."""
-
-    def __init__(self, sender: Side, compute_s: float, pushes: bool, ends: list[Any] | None = None) -> None:
-        self.sender, self.compute_s, self.pushes, self.ends = sender, compute_s, pushes, ends
-
-    def __call__(self) -> None:
-        sender = self.sender
-        for layer in range(sender.layers):
-            emulator.delay_stream(self.compute_s)
-            for tensor in sender.raw[2 * layer : 2 * layer + 2]:
-                tensor.fill_(layer + 1)
-            if self.ends is not None:
-                self.ends[layer].record()
-            if self.pushes:
-                ops.push_layer(sender.status, sender.raw[2 * layer + 1], layer, sender.binding.id)
-        if self.pushes:
-            ops.finish(sender.status, sender.raw[-1], sender.binding.id)
-
-
-def prepared(mode: str, body: Forward) -> Forward:
-    """The forward as the mode runs it."""
-    if mode == "eager":
-        return body
-    if mode == "compiled":
-        return torch.compile(body, backend="aot_eager")  # type: ignore[no-any-return]
-    graph = torch.npu.NPUGraph()
-    with torch.npu.graph(graph, stream=torch.npu.Stream()):
-        body()
-    return graph.replay  # type: ignore[no-any-return]
-
-
-class Run(dict[str, Any]):
-    """Times in ms since the forward's first kernel: ends of the layers' kernels, and their arrivals."""
-
-
-def once(mode: str, sender: Side, receiver: Side, compute_s: float, forward: Forward, pushes: bool) -> Run:
+def once(sender: Side, receiver: Side, prefill: Prefill, pushes: bool) -> Timeline:
+    """One forward; without ``pushes`` its layers are pushed behind it."""
     layers = range(sender.layers)
     key = datadist.BlocksCacheKey(receiver.cluster_id, 0)
     task = sender.instance.cache_manager.prepare_push(
@@ -111,64 +136,82 @@ def once(mode: str, sender: Side, receiver: Side, compute_s: float, forward: For
         tensor.zero_()
     torch.npu.synchronize(receiver.device)
     receiver.binding.bind([task.ticket])
-    arrived = events(len(layers))
+    arrived = [torch.npu.Event(enable_timing=True) for _ in layers]
     with torch.npu.device(receiver.device):
         for layer in layers:
             ops.wait_layer(receiver.status, receiver.status, layer, receiver.binding.id)
             arrived[layer].record()
-    (begin, computed) = events(2)
+    begin, computed = (torch.npu.Event(enable_timing=True) for _ in range(2))
     with torch.npu.device(sender.device):
         if pushes:
             sender.binding.bind([task])
+        torch.npu.synchronize(sender.device)
         begin.record()
-        forward()
+        prefill()
         computed.record()
         if not pushes:
-            after = datadist.Binding(sender.device, layers)
-            after.bind([task])
+            sender.behind.bind([task])
             for layer in layers:
-                ops.push_layer(sender.status, sender.raw[-1], layer, after.id)
-            ops.finish(sender.status, sender.raw[-1], after.id)
+                ops.push_layer(sender.status, sender.raw[-1], layer, sender.behind.id)
+            ops.finish(sender.status, sender.raw[-1], sender.behind.id)
     sender.check()
     receiver.check()
     for layer in layers:
-        if not bool((receiver.raw[2 * layer].cpu() == layer + 1).all()):
+        if not bool((receiver.raw[TENSORS_PER_LAYER * layer].cpu() == layer + 1).all()):
             raise SystemExit(f"layer {layer} holds wrong bytes")
     zero = at_ms(begin)
-    return Run(arrived=[at_ms(e) - zero for e in arrived], computed=at_ms(computed) - zero)
+    ends = [] if prefill.mode == "replayed" else [at_ms(event) - zero for event in prefill.ends]
+    return Timeline(
+        kernel_ends=ends, arrived=[at_ms(event) - zero for event in arrived], computed=at_ms(computed) - zero
+    )
 
 
-def measure(mode: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    sender, receiver = Side(1, 0, arguments.layers), Side(2, 1, arguments.layers)
+def measure(mode: str, layers: int, compute_ms: float, transfer_ms: float, rounds: int) -> dict[str, Any]:
+    sender, receiver = Side(1, 0, layers), Side(2, 1, layers)
     instance.link(sender.instance, receiver.cluster_id, receiver.instance.listen_port)
-    compute_s, transfer_s = arguments.compute_ms / 1e3, arguments.transfer_ms / 1e3
-    faults.set_bandwidth("peer", LAYER_BYTES / transfer_s)
+    faults.set_bandwidth("peer", LAYER_BYTES / (transfer_ms / 1e3))
+    runs: dict[str, list[Timeline]] = {"overlapped": [], "afterwards": []}
     try:
         with torch.npu.device(sender.device):
-            plain = prepared(mode, Prefill(sender, compute_s, pushes=False))
-            pushing = prepared(mode, Prefill(sender, compute_s, pushes=True))
-        runs: dict[str, list[Run]] = {"overlapped": [], "afterwards": []}
-        for _ in range(arguments.rounds):
-            runs["overlapped"].append(once(mode, sender, receiver, compute_s, pushing, True))
-            runs["afterwards"].append(once(mode, sender, receiver, compute_s, plain, False))
+            pushing = Prefill(mode, sender, compute_ms / 1e3, pushes=True)
+            plain = Prefill(mode, sender, compute_ms / 1e3, pushes=False)
+        for number in range(rounds + 1):
+            for name, prefill, pushes in (("overlapped", pushing, True), ("afterwards", plain, False)):
+                timeline = once(sender, receiver, prefill, pushes)
+                if number > 0:  # the first compiles and maps the peer's memory
+                    runs[name].append(timeline)
     finally:
         faults.set_bandwidth("peer", 0)
         sender.instance.finalize()
         receiver.instance.finalize()
     last = {name: statistics.median(run["arrived"][-1] for run in found) for name, found in runs.items()}
     alone = statistics.median(run["computed"] for run in runs["afterwards"])
-    timeline = min(runs["overlapped"], key=lambda run: abs(run["arrived"][-1] - last["overlapped"]))
+
+    def typical(name: str) -> Timeline:
+        return min(runs[name], key=lambda run: abs(run["arrived"][-1] - last[name]))
+
     return {
+        "layers": layers,
+        "transfer_ms": transfer_ms,
         "forward_alone_ms": alone,
         "overlapped_ms": last["overlapped"],
         "afterwards_ms": last["afterwards"],
-        "bound_ms": alone + 1.2 * arguments.transfer_ms + SLACK_MS,
-        "arrived_ms": timeline["arrived"],
-        "arrived_afterwards_ms": runs["afterwards"][-1]["arrived"],
+        "bound_ms": alone + 1.2 * transfer_ms + SLACK_MS,
+        "overlapped": typical("overlapped"),
+        "afterwards": typical("afterwards"),
     }
 
 
-def draw(path: Path, results: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> None:
+def bars(ends: list[float], first: float, longest: float) -> list[tuple[float, float]]:
+    """(begin, length) of intervals that follow each other, by when each was seen to end."""
+    begins = [first, *ends[:-1]]
+    return [
+        (max(begin, end - longest), min(end - begin, longest))
+        for begin, end in zip(begins, ends, strict=True)
+    ]
+
+
+def draw(path: Path, results: dict[str, dict[str, Any]]) -> None:
     try:
         import matplotlib
     except ImportError:
@@ -181,51 +224,67 @@ def draw(path: Path, results: dict[str, dict[str, Any]], arguments: argparse.Nam
         len(results), 1, figsize=(10, 1 + 2.6 * len(results)), sharex=True, squeeze=False
     )
     for axis, (mode, result) in zip(axes[:, 0], results.items(), strict=True):
-        compute = result["forward_alone_ms"] / arguments.layers
-        kernels = [(layer * compute, compute * 0.9) for layer in range(arguments.layers)]
-        axis.broken_barh(kernels, (2.1, 0.8), color="#4477aa")
-        for row, name in ((1, "arrived_ms"), (0, "arrived_afterwards_ms")):
-            ends = result[name]
-            bars = [(end - arguments.transfer_ms, arguments.transfer_ms * 0.9) for end in ends]
-            axis.broken_barh(bars, (row + 0.1, 0.8), color="#ee6677" if row else "#bbbbbb")
+        overlapped, afterwards = result["overlapped"], result["afterwards"]
+        # A replay has no event behind each kernel: there its kernels are one bar.
+        ends = overlapped["kernel_ends"] or [overlapped["computed"]]
+        longest = 1.5 * result["transfer_ms"]
+        for row, found, color in (
+            (2, bars(ends, 0.0, float("inf")), "#4477aa"),
+            (1, bars(overlapped["arrived"], 0.0, longest), "#ee6677"),
+            (0, bars(afterwards["arrived"], afterwards["computed"], longest), "#bbbbbb"),
+        ):
+            axis.broken_barh(found, (row + 0.1, 0.8), color=color, edgecolor="white", linewidth=0.5)
         axis.axvline(result["bound_ms"], color="black", linewidth=0.8, linestyle="--")
         axis.set_yticks([0.5, 1.5, 2.5], ["pushed afterwards", "pushed per layer", "kernels"])
         axis.set_title(f"{mode}: last arrival after {result['overlapped_ms']:.0f} ms", fontsize=10)
-    axes[-1, 0].set_xlabel("ms since the first kernel (dashed: the bound)")
+    axes[-1, 0].set_xlabel("ms since the first kernel, by event times, emulated (dashed: the bound)")
     figure.tight_layout()
     figure.savefig(path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--mode", default="eager,replayed", help="of eager, compiled, replayed")
+    parser = report.parser(__doc__)
+    parser.add_argument("--mode", default=",".join(MODES), help="of eager, compiled, replayed")
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--compute-ms", type=float, default=20.0, help="D, of each layer")
-    parser.add_argument("--transfer-ms", type=float, default=15.0, help="T, of each layer")
+    parser.add_argument("--transfer-ms", type=float, default=15.0, help="T, of each layer; at most D")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--picture", type=Path, help="needs matplotlib")
-    arguments = parser.parse_args()
-    if not emulator.is_enabled():
-        raise SystemExit("the times of this benchmark are emulated; run it where no NPU is")
-
+    options = parser.parse_args()
+    check(parser, options)
+    facts = report.machine()
+    report.print_head(facts)
     print(
-        f"emulated on {platform.machine()}, torch {torch.__version__}; {arguments.layers} layers, "
-        f"D = {arguments.compute_ms} ms, T = {arguments.transfer_ms} ms, median of {arguments.rounds}"
+        f"{options.layers} layers of {LAYER_BYTES >> 10} KiB, D = {options.compute_ms} ms, T = "
+        f"{options.transfer_ms} ms, both emulated; medians of {options.rounds} runs"
     )
-    print(f"{'':10s} {'forward alone':>14s} {'per layer':>11s} {'bound':>11s} {'afterwards':>11s}")
+    print(f"{'ms':10s} {'forward alone':>14s} {'per layer':>11s} {'bound':>8s} {'afterwards':>11s}")
     results = {}
-    for mode in arguments.mode.split(","):
-        result = results[mode] = measure(mode, arguments)
+    for mode in options.mode.split(","):
+        result = results[mode] = measure(
+            mode, options.layers, options.compute_ms, options.transfer_ms, options.rounds
+        )
         verdict = "" if result["overlapped_ms"] <= result["bound_ms"] else "  over the bound"
         print(
-            f"{mode:10s} {result['forward_alone_ms']:11.1f} ms {result['overlapped_ms']:8.1f} ms "
-            f"{result['bound_ms']:8.1f} ms {result['afterwards_ms']:8.1f} ms{verdict}"
+            f"{mode:10s} {result['forward_alone_ms']:14.1f} {result['overlapped_ms']:11.1f} "
+            f"{result['bound_ms']:8.1f} {result['afterwards_ms']:11.1f}{verdict}",
+            flush=True,
         )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=1))
-    if arguments.picture:
-        draw(arguments.picture, results, arguments)
+    report.write(options.json, {"machine": facts, "modes": results})
+    if options.picture:
+        draw(options.picture, results)
+
+
+def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if not emulator.is_enabled():
+        raise SystemExit("the times of this benchmark are emulated; run it where no NPU is")
+    unknown = set(options.mode.split(",")) - set(MODES)
+    if unknown:
+        parser.error(f"--mode: {', '.join(sorted(unknown))} is none of {', '.join(MODES)}")
+    if not 0 < options.transfer_ms <= options.compute_ms:
+        parser.error(
+            f"--transfer-ms: {options.transfer_ms} is not above 0 and at most D = {options.compute_ms}"
+        )
 
 
 if __name__ == "__main__":

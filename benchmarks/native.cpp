@@ -1,6 +1,8 @@
-// What the benchmarks compare with: the same pieces copied by one thread, and the chain of a transfer made by
-// hand. Built by benchmarks/native.py; called through ctypes.
+// What the benchmarks compare with: the same pieces copied by one thread, the chain of a transfer made by hand,
+// and ops that do nothing. Built by benchmarks/native.py; called through ctypes, the ops through torch.ops.
+#include <ATen/core/Tensor.h>
 #include <acl/acl_rt.h>
+#include <torch/library.h>
 #include <torch_npu/csrc/framework/OpCommand.h>
 
 #include <chrono>
@@ -100,10 +102,33 @@ int64_t copy_pieces(const uint64_t* dst, const uint64_t* src, size_t count, size
 // Lives until the process ends.
 void* chain_create(int device, size_t bytes) { return new Chain(device, bytes); }
 int64_t chain_run(void* chain, void* stream) { return static_cast<Chain*>(chain)->run(stream); }
-
-// An op that queues nothing.
-void empty_op() {
-  at_npu::native::OpCommand::RunOpApiV2("empty_op", []() -> int { return 0; });
 }
 
+namespace {
+
+// Ops of ours queue a handler each; so do these, and theirs does nothing.
+void queue_nothing() {
+  at_npu::native::OpCommand::RunOpApiV2("nothing", []() -> int { return 0; });
+}
+
+void layer_op(const at::Tensor&, const at::Tensor&, int64_t, int64_t) { queue_nothing(); }
+
+void blocks_op(const at::Tensor&, at::TensorList, const at::Tensor&, const at::Tensor&, int64_t, int64_t,
+               int64_t, int64_t, int64_t, int64_t, int64_t, bool, int64_t) {
+  queue_nothing();
+}
+
+}  // namespace
+
+TORCH_LIBRARY(datadist_bench, m) {
+  m.def("layer_op(Tensor(a!) status, Tensor after, int layer, int binding) -> ()");
+  m.def(
+      "blocks_op(Tensor(a!) status, Tensor(b!)[] cache, Tensor src_blocks, Tensor dst_blocks, int link, "
+      "int model_id, int src_layer, int dst_layer, int num_layers, int tensors_per_layer, int timeout_ms, "
+      "bool hold_stream, int transfer) -> ()");
+}
+
+TORCH_LIBRARY_IMPL(datadist_bench, PrivateUse1, m) {
+  m.impl("layer_op", &layer_op);
+  m.impl("blocks_op", &blocks_op);
 }

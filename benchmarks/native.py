@@ -56,5 +56,4 @@ def load() -> ctypes.CDLL:
     library.chain_create.argtypes = [ctypes.c_int, ctypes.c_size_t]
     library.chain_run.restype = ctypes.c_int64
     library.chain_run.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
-    library.empty_op.restype = None
     return library

@@ -168,6 +168,7 @@ std::unique_lock<std::mutex> Binding::begin_capture(const char* asked, const OpS
       replace_round(std::make_shared<Round>(*engine_, next_gates_, layers_));
     graph_gates_ = round_->gates();
     graph_gates_->belong_to_graphs = true;
+    round_->serve_graphs();
   }
   // A replay that comes at once must find the error of one that nobody bound.
   const auto patience = Clock::now() + std::chrono::seconds(1);

@@ -8,12 +8,19 @@
 #include "link/link.h"
 
 namespace datadist {
+namespace {
+
+constexpr const char* kWaitedFor = "wait_layer: the layer was waited for";
+constexpr const char* kFinished = "finish: it was called";
+
+}  // namespace
 
 Round::Round(Engine& engine, std::shared_ptr<Gates> gates, std::shared_ptr<const Layers> layers)
     : engine_(engine),
       gates_(std::move(gates)),
       layers_(std::move(layers)),
       status_(std::make_shared<Status>(std::vector<Word>{gates_->status, gates_->graph_status})),
+      is_open_(layers_->size(), false),
       pushes_(layers_->size()),
       waits_(layers_->size()) {}
 
@@ -43,42 +50,50 @@ void Round::connect(std::vector<std::shared_ptr<Transfer>> tasks,
   }
   is_connected_ = true;
   tasks_ = std::move(tasks);
-  if (!tasks_.empty()) relay_pushes(open_layers);
-  if (!tickets.empty()) relay_waits(tickets, open_layers);
+  tickets_ = std::move(tickets);
+  for (size_t i = 0; i < pushes_.size(); ++i) {
+    const int64_t layer = (*layers_)[i];
+    is_open_[i] = open_layers.count(layer) > 0;
+    const auto carries = [&](const auto& task) { return task->carries(layer); };
+    pushes_[i].is_needed = !is_open_[i] && std::any_of(tasks_.begin(), tasks_.end(), carries);
+  }
+  if (is_for_graphs()) serve_graphs();
+}
+
+void Round::serve_graphs() {
+  if (!is_connected_) return;
+  if (!tasks_.empty()) relay_pushes();
+  if (!tickets_.empty()) relay_waits();
   for (size_t i = 0; i < waits_.size(); ++i) {
     if (gates_->waits[i].is_captured && waits_[i].state == Wait::kShut) waits_[i].state = Wait::kAsked;
   }
   if (gates_->finish.is_captured) relay_finish();
 }
 
-void Round::relay_pushes(const std::set<int64_t>& open_layers) {
+void Round::relay_pushes() {
   std::vector<Step> steps;
   for (size_t i = 0; i < pushes_.size(); ++i) {
+    if (!pushes_[i].is_needed) continue;
     const int64_t layer = (*layers_)[i];
-    if (open_layers.count(layer) > 0) continue;
     char* const released = gates_->pushes[i].released.address;
+    steps.push_back({Step::kWait, released, nullptr, 1});
+    pushes_[i].step = steps.size();
+    steps.push_back({Step::kWrite, released, nullptr, 0});
+    pushes_[i].is_relayed = true;
     for (const auto& task : tasks_) {
-      if (!task->carries(layer)) continue;
-      if (!pushes_[i].is_relayed) {
-        steps.push_back({Step::kWait, released, nullptr, 1});
-        pushes_[i].step = steps.size();
-        steps.push_back({Step::kWrite, released, nullptr, 0});
-        pushes_[i].is_relayed = true;
-      }
-      steps.push_back({Step::kWrite, task->start_gate(layer), nullptr, 1});
+      if (task->carries(layer)) steps.push_back({Step::kWrite, task->start_gate(layer), nullptr, 1});
     }
   }
   push_relay_->start(std::move(steps));
 }
 
-void Round::relay_waits(const std::vector<std::shared_ptr<Ticket>>& tickets,
-                        const std::set<int64_t>& open_layers) {
+void Round::relay_waits() {
   std::vector<Step> steps;
   std::vector<WaitRound::Opening> openings;
   for (size_t i = 0; i < waits_.size(); ++i) {
     const int64_t layer = (*layers_)[i];
-    if (open_layers.count(layer) > 0) continue;
-    for (const auto& ticket : tickets) {
+    if (is_open_[i]) continue;
+    for (const auto& ticket : tickets_) {
       steps.push_back(
           {Step::kWait, ticket->link().own_flag(ticket->use().slot, layer), nullptr, ticket->use().epoch});
     }
@@ -134,7 +149,66 @@ bool Round::marks_are_passed() const {
   return true;
 }
 
+// What an eager op does without a relay; the transfers' words are theirs until the mark behind is passed.
+OpSteps Round::start_tasks(size_t layer, const OpStream& stream) {
+  OpSteps steps = without_gate(stream);
+  Push& push = pushes_[layer];
+  if (!push.is_needed) return steps;
+  const int64_t number = (*layers_)[layer];
+  for (const auto& task : tasks_) {
+    if (task->carries(number)) steps.starts.push_back(task->start_gate_for(number));
+  }
+  push.is_queued = true;
+  push.times = 1;
+  return steps;
+}
+
+OpSteps Round::await_flags(size_t layer, const OpStream& stream) {
+  Wait& wait = waits_[layer];
+  if (tickets_.empty() || is_open_[layer] || is_repeated(wait, stream, kWaitedFor))
+    return without_gate(stream);
+  OpSteps steps = without_gate(stream);
+  for (const auto& ticket : tickets_) {
+    if (!ticket->begin_wait()) continue;
+    steps.awaited.push_back(
+        {ticket->link().own_flag(ticket->use().slot, (*layers_)[layer]), ticket->use().epoch});
+  }
+  wait.times = 1;
+  return steps;
+}
+
+OpSteps Round::await_tasks(const OpStream& stream) {
+  if (tasks_.empty() || is_repeated(finish_, stream, kFinished)) return without_gate(stream);
+  OpSteps steps = without_gate(stream);
+  for (const auto& task : tasks_) {
+    steps.awaited.push_back({task->done_gate(), 1});
+    steps.passed.push_back(task->passed_word_for_hold());
+  }
+  finish_.times = 1;
+  return steps;
+}
+
+// The same wait once more: its stream has it behind it already.
+bool Round::is_repeated(Wait& wait, const OpStream& stream, const char* what) {
+  if (!std::exchange(wait.is_queued, true)) {
+    wait.stream = stream.raw;
+    return false;
+  }
+  require(wait.stream == stream.raw, kParamInvalid, what,
+          " before in this forward, on another stream; a gate lets one stream pass. Order the streams with "
+          "an event, or bind again.");
+  return true;
+}
+
+bool Round::all_layers_are_awaited() const {
+  for (size_t i = 0; i < waits_.size(); ++i) {
+    if (!is_open_[i] && !waits_[i].is_queued) return false;
+  }
+  return !refused_->load();
+}
+
 OpSteps Round::push(size_t layer, const OpStream& stream) {
+  if (!stream.captures && !is_for_graphs()) return start_tasks(layer, stream);
   PushGate& gate = gates_->pushes[layer];
   if (stream.captures) {
     if (!gate.is_captured) pushes_[layer].times = times_passed();
@@ -167,36 +241,32 @@ int Round::times_passed() const {
 }
 
 OpSteps Round::wait(size_t layer, const OpStream& stream) {
+  if (!stream.captures && !is_for_graphs()) return await_flags(layer, stream);
   WaitGate& gate = gates_->waits[layer];
   Wait& wait = waits_[layer];
   if (stream.captures) capture(gate, wait);
-  return pass(gate, wait, stream, "wait_layer: the layer was waited for");
+  return pass(gate, wait, stream);
 }
 
 OpSteps Round::finish(const OpStream& stream) {
+  if (!stream.captures && !is_for_graphs()) return await_tasks(stream);
   if (stream.captures && !gates_->finish.is_captured) {
     gates_->finish.is_captured = true;
     finish_.times = times_passed();
   }
   if (finish_.times == 0) relay_finish();
-  return pass(gates_->finish, finish_, stream, "finish: it was called");
+  return pass(gates_->finish, finish_, stream);
 }
 
-OpSteps Round::pass(const WaitGate& gate, Wait& wait, const OpStream& stream, const char* what) {
+// By an op of a graph, or an eager one on gates that a graph knows.
+OpSteps Round::pass(const WaitGate& gate, Wait& wait, const OpStream& stream) {
   if (!stream.captures) {
     if (wait.state == Wait::kShut) return without_gate(stream);
-    if (wait.is_queued && !gates_->belong_to_graphs) {
-      require(
-          wait.stream == stream.raw, kParamInvalid, what,
-          " before in this forward, on another stream; a gate lets one stream pass. Order the streams with "
-          "an event, or bind again.");
-      return without_gate(stream);
-    }
     wait.is_queued = true;
     wait.stream = stream.raw;
   }
   OpSteps steps = only_status(stream);
-  if (gates_->belong_to_graphs) steps.reached = gate.reached.address;
+  steps.reached = gate.reached.address;
   steps.opened = gate.opened.address;
   if (!stream.captures) steps.refused = refused_;
   return steps;
@@ -215,14 +285,25 @@ void Round::require_host_memory(size_t layer, const char* asked) const {
 void Round::push_from_host(size_t layer) {
   was_called_ = true;
   Push& push = pushes_[layer];
-  if (!push.is_relayed || push.is_forced) return;
+  if (is_for_graphs()) {
+    if (!push.is_relayed || push.is_forced) return;
+    push.is_asked = true;
+  } else {
+    if (!push.is_needed) return;
+    const int64_t number = (*layers_)[layer];
+    for (const auto& task : tasks_) {
+      if (task->carries(number)) task->start_from_host(number);
+    }
+    push.times = 1;
+  }
   push.is_queued = true;
-  push.is_asked = true;
 }
 
 bool Round::wait_on_host(size_t layer) {
   was_called_ = true;
   Wait& wait = waits_[layer];
+  // A host has no stream to wait on: its gates are opened by a relay, which the watchdog watches.
+  if (!is_for_graphs() && !tickets_.empty() && !std::exchange(relays_for_host_, true)) relay_waits();
   if (wait.times > 0 || wait.state == Wait::kShut) return true;
   wait.is_queued = true;
   wait.is_for_host = true;
@@ -235,7 +316,8 @@ void Round::retire(const std::string& why, bool also_graphs) {
     if (wait_round_ != nullptr) wait_round_->give_up(why);
   }
   for (size_t i = 0; i < pushes_.size(); ++i) {
-    if (!pushes_[i].is_relayed || pushes_[i].is_queued || may_come(gates_->pushes[i].is_captured)) continue;
+    const bool is_awaited = is_for_graphs() ? pushes_[i].is_relayed : pushes_[i].is_needed;
+    if (!is_awaited || pushes_[i].is_queued || may_come(gates_->pushes[i].is_captured)) continue;
     for (const auto& task : tasks_) {
       if (task->carries((*layers_)[i]))
         task->cancel(join(why, " before layer ", (*layers_)[i], " was pushed"));
@@ -251,6 +333,7 @@ bool Round::tick(const Tick& tick) {
     forwards = std::max(forwards, look_at(gates_->waits[i], waits_[i], tick));
   let_pass(tick, forwards);
   look_at_relays(tick);
+  if (wait_round_ != nullptr && marks_are_passed()) wait_round_->ops_have_passed(all_layers_are_awaited());
   if (refused_->load() && !std::exchange(told_refusal_, true)) {
     for (const auto& task : tasks_) task->cancel("the runtime refused a gate on the caller's stream");
   }
@@ -334,7 +417,7 @@ void Round::look_at_relays(const Tick& tick) {
     }
     saw_push_relay_ = true;
   }
-  if (wait_round_ != nullptr && !wait_round_->is_done() && wait_round_->tick(tick)) {
+  if (wait_round_ != nullptr && wait_round_->tick(tick)) {
     for (Wait& wait : waits_) {
       if (wait.state == Wait::kRelayed) wait.state = Wait::kOpen;
     }
@@ -368,7 +451,7 @@ bool Round::is_gone() const {
     return relay == nullptr || was_seen || !relay->has_started();
   };
   return is_over() && marks_are_passed() && is_idle(push_relay_, saw_push_relay_) &&
-         is_idle(finish_relay_, saw_finish_relay_) && (wait_round_ == nullptr || wait_round_->is_done());
+         is_idle(finish_relay_, saw_finish_relay_) && (wait_round_ == nullptr || wait_round_->is_idle());
 }
 
 void Round::sweep(const Tick& tick) {

@@ -1,11 +1,16 @@
 // What one `bind` connects: the gates that a forward meets, on one side, and tasks and tickets on the other.
 //
-//   push_layer   the forward writes `released`; a relay takes it and opens the start gates of all tasks
-//   wait_layer   a relay waits for the arrival flags of all tickets and writes `opened`; the forward takes it
-//   finish       a relay waits for the done gates of all tasks and writes `opened`; the forward takes it
+//                a graph, which knows the binding's gates only         an eager op, called after `bind`
+//   push_layer   writes `released`; a relay takes it and opens the     opens the start gates of all tasks
+//                start gates of all tasks
+//   wait_layer   a relay waits for the arrival flags of all tickets    waits for those flags itself
+//                and writes `opened`; the forward takes it
+//   finish       a relay waits for the done gates of all tasks and     waits for those gates itself
+//                writes `opened`; the forward takes it
 //
-// So a torch stream meets one word per op, however many transfers a batch has, and touches local memory only.
-// Where there is nothing to relay, the watchdog opens and takes the gates that a graph has captured.
+// All of these words are local memory. A relay is a stream more on the way, and each stream that one waits
+// for costs a wake-up: so eager ops do without (half of the latency of a small transfer was relays). Where
+// there is nothing to relay, the watchdog opens and takes the gates that a graph has captured.
 #pragma once
 
 #include <atomic>
@@ -24,15 +29,24 @@
 
 namespace datadist {
 
+// A word of a transfer that an op waits for.
+struct Awaited {
+  char* word;
+  uint64_t value;
+};
+
 // One layer op's share of the caller's stream, in this order. Empty fields are left out.
 struct OpSteps {
+  std::vector<Gate> starts;       // 1
+  std::vector<Awaited> awaited;   // wait for these
   char* must_be_taken = nullptr;  // wait until it is 0: the push of an earlier replay
   char* reached = nullptr;        // 1 from here on until `opened` was taken
   char* opened = nullptr;         // wait for 1; 0 again at the end
   const char* status = nullptr;   // copied to the caller's
   const char* failed = nullptr;   // copied in its place when the runtime refused the wait
   char* released = nullptr;       // 1
-  char* mark = nullptr;           // `mark_number`: an op without a gate has passed
+  std::vector<Gate> passed;       // 1: what was awaited is not read any more
+  char* mark = nullptr;           // `mark_number`: an op without a gate of the round has passed
   uint64_t mark_number = 0;
   std::shared_ptr<std::atomic<bool>> refused;  // the runtime refused a write, so the gates stay as they are
 };
@@ -49,11 +63,13 @@ class Round {
 
   Round(Engine& engine, std::shared_ptr<Gates> gates, std::shared_ptr<const Layers> layers);
 
-  // Takes the tasks and tickets, and starts what relays. Throws when one of them is refused; none of them is
-  // bound then.
+  // Takes the tasks and tickets, and with gates of graphs starts what relays. Throws when one of them is
+  // refused; none of them is bound then.
   void connect(std::vector<std::shared_ptr<Transfer>> tasks, std::vector<std::shared_ptr<Ticket>> tickets,
                std::set<int64_t> open_layers, std::chrono::milliseconds timeout);
   bool is_connected() const { return is_connected_; }
+  // A graph begins to know the gates, and no eager op was called yet.
+  void serve_graphs();
   const std::shared_ptr<Gates>& gates() const { return gates_; }
   bool has_tasks() const { return !tasks_.empty(); }
 
@@ -88,6 +104,7 @@ class Round {
  private:
   // A forward meets each captured gate once, so it is through when all of them were passed equally often.
   struct Push {
+    bool is_needed = false;  // by a task that was not told to go at once
     bool is_relayed = false;
     bool is_queued = false;
     bool is_asked = false;   // by a host
@@ -113,10 +130,16 @@ class Round {
     uint64_t last = 0;
   };
 
-  void relay_pushes(const std::set<int64_t>& open_layers);
-  void relay_waits(const std::vector<std::shared_ptr<Ticket>>& tickets, const std::set<int64_t>& open_layers);
+  void relay_pushes();
+  void relay_waits();
   void relay_finish();
-  OpSteps pass(const WaitGate& gate, Wait& wait, const OpStream& stream, const char* what);
+  bool is_for_graphs() const { return gates_->belong_to_graphs; }
+  OpSteps start_tasks(size_t layer, const OpStream& stream);
+  OpSteps await_flags(size_t layer, const OpStream& stream);
+  OpSteps await_tasks(const OpStream& stream);
+  static bool is_repeated(Wait& wait, const OpStream& stream, const char* what);
+  bool all_layers_are_awaited() const;
+  OpSteps pass(const WaitGate& gate, Wait& wait, const OpStream& stream);
   OpSteps only_status(const OpStream& stream);
   OpSteps without_gate(const OpStream& stream);
   bool marks_are_passed() const;
@@ -134,7 +157,9 @@ class Round {
   const std::shared_ptr<const Layers> layers_;
   const std::shared_ptr<Status> status_;
   const std::shared_ptr<std::atomic<bool>> refused_ = std::make_shared<std::atomic<bool>>(false);
-  std::vector<std::shared_ptr<Transfer>> tasks_;  // kept: a relay writes and reads their words
+  std::vector<std::shared_ptr<Transfer>> tasks_;  // kept: relays and ops write and read their words
+  std::vector<std::shared_ptr<Ticket>> tickets_;
+  std::vector<bool> is_open_;  // per layer: nothing of it is pushed or waited for
   std::vector<Push> pushes_;
   std::vector<Wait> waits_;
   Wait finish_;
@@ -144,6 +169,7 @@ class Round {
   std::shared_ptr<Relay> finish_relay_;
   bool saw_push_relay_ = false;  // done, and all that its end asks for
   bool saw_finish_relay_ = false;
+  bool relays_for_host_ = false;
   bool is_connected_ = false;
   bool was_called_ = false;
   bool is_retired_from_graphs_ = false;

@@ -164,8 +164,15 @@ bool Ticket::awaits_sender() const {
   return must_hear_from_sender_ && !sender_is_done_;
 }
 
-bool Ticket::waits_have_passed() const {
-  return !is_bound_ || (pull_ != nullptr ? pull_->is_finished() : waits_->is_done());
+bool Ticket::begin_wait() {
+  std::lock_guard lock(mutex_);
+  if (is_released_) return false;
+  waits_->op_begins();
+  return true;
+}
+
+bool Ticket::waits_have_passed(bool flags_are_set) const {
+  return !is_bound_ || (pull_ != nullptr ? pull_->is_finished() : waits_->has_passed(flags_are_set));
 }
 
 std::optional<std::pair<int64_t, std::string>> Ticket::failure_of_waits() const {
@@ -181,13 +188,18 @@ bool Ticket::tick(const Tick& tick, SentWord sent, bool link_is_alive) {
   std::lock_guard lock(mutex_);
   const bool sender_is_done = sent.epoch == use_.epoch && sent.state >= SentWord::kDrained;
   sender_is_done_ = sender_is_done;
+  const bool flags_are_set = is_poisoned_ || (sender_is_done && sent.state == SentWord::kDrained);
   if (!has_ended_) {
-    if (is_bound_ && waits_have_passed()) {
+    if (is_bound_ && waits_have_passed(flags_are_set)) {
       if (const auto failure = failure_of_waits()) {
         fail(tick, failure->first, failure->second);
       } else {
         has_ended_ = true;
       }
+    } else if (is_bound_ && pull_ == nullptr && flags_are_set) {
+      // All has arrived. Who waits goes on without us.
+    } else if (is_bound_ && pull_ == nullptr && waits_->given_up()) {
+      fail(tick, kFailed, *waits_->given_up());
     } else if (!link_is_alive) {
       const auto [code, why] = link_->reason();
       fail(tick, code, why);
@@ -205,12 +217,13 @@ bool Ticket::tick(const Tick& tick, SentWord sent, bool link_is_alive) {
     }
   }
   if (!has_ended_) return false;
-  if (is_poisoned_ && !(waits_have_passed() && (sender_is_done || !link_is_alive))) {
+  if (is_poisoned_ && !(waits_have_passed(true) && (sender_is_done || !link_is_alive))) {
     // A late flag write may undo the release, so it is repeated until nobody writes or waits any more.
     write_flags(tick, poison_of(use_.epoch));
     return false;
   }
-  if (!waits_have_passed()) return false;
+  if (!waits_have_passed(flags_are_set)) return false;
+  is_released_ = true;
   if (!link_is_alive) return true;  // the page goes with the link
   if (must_hear_from_sender_ && !sender_is_done) return false;
   if (is_poisoned_ && !is_zeroed_) {

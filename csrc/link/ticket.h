@@ -78,6 +78,9 @@ class Ticket {
   void bind(std::shared_ptr<Status> status, std::shared_ptr<WaitRound> waits,
             std::chrono::milliseconds timeout, const char* asked);
   void unbind();  // nothing was queued after all
+  // An op is about to wait for its flags, on a stream of its own; false: they came, or never will, and mean
+  // nothing any more.
+  bool begin_wait();
   void discard();
   // Bound or not: it fails at the watchdog's next look, and its sender is asked to send nothing more.
   void cancel(const std::string& why);
@@ -97,7 +100,7 @@ class Ticket {
  private:
   void fail(const Tick& tick, int64_t code, const std::string& why);
   void write_flags(const Tick& tick, uint64_t value);
-  bool waits_have_passed() const;
+  bool waits_have_passed(bool flags_are_set) const;
   std::optional<std::pair<int64_t, std::string>> failure_of_waits() const;
   void require_free(const char* asked) const;
   std::string name() const;  // for messages
@@ -123,6 +126,7 @@ class Ticket {
   bool sender_is_done_ = false;
   std::optional<std::string> cancelled_;
   bool is_poisoned_ = false;
+  bool is_released_ = false;  // nobody waits for its flags any more, nor may
   bool is_zeroed_ = false;
 };
 

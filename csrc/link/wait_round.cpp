@@ -6,6 +6,7 @@ void WaitRound::start(std::vector<Step> steps, std::vector<Opening> openings) {
   {
     std::lock_guard lock(mutex_);
     openings_ = std::move(openings);
+    has_relay_ = true;
   }
   relay_->start(std::move(steps));
 }
@@ -14,12 +15,33 @@ void WaitRound::give_up(const std::string& why) {
   std::lock_guard lock(mutex_);
   if (is_done_) return;
   given_up_ = why;
-  relay_->give_up();
+  if (has_relay_) relay_->give_up();
 }
 
-bool WaitRound::is_done() const {
+void WaitRound::op_begins() {
   std::lock_guard lock(mutex_);
-  return is_done_;
+  ops_wait_ = true;
+}
+
+void WaitRound::ops_have_passed(bool for_all_layers) {
+  std::lock_guard lock(mutex_);
+  ops_wait_ = false;
+  ops_saw_all_ = for_all_layers;
+}
+
+bool WaitRound::has_passed(bool flags_are_set) const {
+  std::lock_guard lock(mutex_);
+  return !ops_wait_ && (has_relay_ ? is_done_ : flags_are_set || ops_saw_all_);
+}
+
+bool WaitRound::is_idle() const {
+  std::lock_guard lock(mutex_);
+  return !ops_wait_ && (!has_relay_ || is_done_);
+}
+
+std::optional<std::string> WaitRound::given_up() const {
+  std::lock_guard lock(mutex_);
+  return given_up_;
 }
 
 std::optional<std::pair<int64_t, std::string>> WaitRound::failure() const {
@@ -29,9 +51,9 @@ std::optional<std::pair<int64_t, std::string>> WaitRound::failure() const {
 
 bool WaitRound::tick(const Tick& tick) {
   std::lock_guard lock(mutex_);
-  if (is_done_ || !relay_->tick()) return is_done_;
+  if (!has_relay_ || is_done_ || !relay_->tick()) return is_done_;
   if (failure_ = relay_->failure(); failure_) {
-    if (!given_up_.empty()) failure_->second = given_up_;
+    if (given_up_) failure_->second = *given_up_;
     status_->set(tick, failure_->first);
     for (const Opening& opening : openings_) {
       if (!relay_->did(opening.step)) tick.write(opening.gate, 1);

@@ -1,5 +1,6 @@
-// The waits of one `bind`: a relay that waits for the flags of all its tickets, layer by layer, and opens the
-// binding's gates. Where that relay cannot run to its end, the watchdog opens the rest, after the error.
+// The waits of one `bind` for the flags of its tickets: by ops on their own streams, or by a relay that opens
+// the binding's gates layer by layer. Where that relay cannot run to its end, the watchdog opens the rest,
+// after the error.
 #pragma once
 
 #include <memory>
@@ -26,13 +27,21 @@ class WaitRound {
   void start(std::vector<Step> steps, std::vector<Opening> openings);
   void give_up(const std::string& why);
 
-  // True when all its waits have passed: nothing of the relay is on a stream any more, and all gates were
-  // opened.
-  bool is_done() const;
+  // An op is about to queue its waits; the watchdog saw that all such are through, and whether they were for
+  // every layer.
+  void op_begins();
+  void ops_have_passed(bool for_all_layers);
+
+  // True when no stream waits for a flag: those of ops are through, and the relay's, if there is one, which
+  // has opened all gates. Without a relay, streams may still come unless the flags are set or were awaited.
+  bool has_passed(bool flags_are_set) const;
+  bool is_idle() const;  // no stream waits for a flag now
   // (code, why) when gates were opened by the watchdog.
   std::optional<std::pair<int64_t, std::string>> failure() const;
+  // Why nobody waits any more for what has not arrived.
+  std::optional<std::string> given_up() const;
 
-  bool tick(const Tick& tick);  // watchdog; what `is_done` says from then on
+  bool tick(const Tick& tick);  // watchdog; true when the relay is done, and from then on
 
  private:
   const std::shared_ptr<Status> status_;
@@ -40,8 +49,11 @@ class WaitRound {
   mutable std::mutex mutex_;
   std::vector<Opening> openings_;
   std::optional<std::pair<int64_t, std::string>> failure_;
-  std::string given_up_;
-  bool is_done_ = false;
+  std::optional<std::string> given_up_;
+  bool has_relay_ = false;
+  bool is_done_ = false;  // the relay
+  bool ops_wait_ = false;
+  bool ops_saw_all_ = false;
 };
 
 }  // namespace datadist
