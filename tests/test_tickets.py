@@ -9,6 +9,7 @@ import torch
 
 import torch_llm_datadist as datadist
 from tests import instances
+from tests.forwards import captured
 from tests.test_failures import (
     bind_ticket,
     expected,
@@ -55,12 +56,18 @@ def until_unlinked(state, within_s):
 
 
 def wait_while_streams_run_out(state, ticket):
+    """In a replay: eager ops wait on the caller's stream alone."""
     torch.npu.set_device(state.device)
     binding = datadist.Binding(state.device, range(LAYERS))
+
+    def forward():
+        for layer in range(LAYERS):
+            ops.wait_layer(state.status, state.status, layer, binding.id)
+
+    replay = captured(state.device, forward)
     emulator.fail_next("aclrtCreateStreamWithConfig", 1, 207008)
     binding.bind([ticket], timeout_s=30.0)
-    for layer in range(LAYERS):
-        ops.wait_layer(state.status, state.status, layer, binding.id)
+    replay()
     torch.npu.synchronize()
     return state.status.item()
 
@@ -82,10 +89,6 @@ def refuse_the_wait_itself(state, ticket):
     binding = datadist.Binding(state.device, range(LAYERS))
     binding.bind([ticket], timeout_s=0.5)
     torch.npu.synchronize()
-    # The binding's own waits are queued; the next one is the caller's.
-    deadline = time.monotonic() + 5
-    while emulator.calls("aclrtValueWait") < LAYERS and time.monotonic() < deadline:
-        pass
     emulator.fail_next("aclrtValueWait", 1, 207005)
     ops.wait_layer(state.status, state.status, 0, binding.id)
     torch.npu.synchronize()

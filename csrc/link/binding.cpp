@@ -87,7 +87,11 @@ void Binding::bind(std::vector<std::shared_ptr<Transfer>> tasks, const std::vect
     replace_round(std::move(round));
     wants_gates_ = has_gates_ = is_armed_ = false;
   }
-  engine_->wake();
+  // Eager ops need nothing of the watchdog.
+  if (gates->belong_to_graphs || !open_layers.empty())
+    engine_->wake();
+  else
+    engine_->wake_soon();
 }
 
 void Binding::wait_for_last_replay(Clock::time_point deadline) {

@@ -8,12 +8,6 @@
 #include "link/link.h"
 
 namespace datadist {
-namespace {
-
-constexpr const char* kWaitedFor = "wait_layer: the layer was waited for";
-constexpr const char* kFinished = "finish: it was called";
-
-}  // namespace
 
 Round::Round(Engine& engine, std::shared_ptr<Gates> gates, std::shared_ptr<const Layers> layers)
     : engine_(engine),
@@ -165,8 +159,7 @@ OpSteps Round::start_tasks(size_t layer, const OpStream& stream) {
 
 OpSteps Round::await_flags(size_t layer, const OpStream& stream) {
   Wait& wait = waits_[layer];
-  if (tickets_.empty() || is_open_[layer] || is_repeated(wait, stream, kWaitedFor))
-    return without_gate(stream);
+  if (tickets_.empty() || is_open_[layer] || is_repeated(wait, stream)) return without_gate(stream);
   OpSteps steps = without_gate(stream);
   for (const auto& ticket : tickets_) {
     if (!ticket->begin_wait()) continue;
@@ -178,7 +171,7 @@ OpSteps Round::await_flags(size_t layer, const OpStream& stream) {
 }
 
 OpSteps Round::await_tasks(const OpStream& stream) {
-  if (tasks_.empty() || is_repeated(finish_, stream, kFinished)) return without_gate(stream);
+  if (tasks_.empty() || is_repeated(finish_, stream)) return without_gate(stream);
   OpSteps steps = without_gate(stream);
   for (const auto& task : tasks_) {
     steps.awaited.push_back({task->done_gate(), 1});
@@ -188,16 +181,10 @@ OpSteps Round::await_tasks(const OpStream& stream) {
   return steps;
 }
 
-// The same wait once more: its stream has it behind it already.
-bool Round::is_repeated(Wait& wait, const OpStream& stream, const char* what) {
-  if (!std::exchange(wait.is_queued, true)) {
-    wait.stream = stream.raw;
-    return false;
-  }
-  require(wait.stream == stream.raw, kParamInvalid, what,
-          " before in this forward, on another stream; a gate lets one stream pass. Order the streams with "
-          "an event, or bind again.");
-  return true;
+// The same wait once more on the same stream, which has it behind it already.
+bool Round::is_repeated(Wait& wait, const OpStream& stream) {
+  const bool is_first = !std::exchange(wait.is_queued, true);
+  return std::exchange(wait.stream, stream.raw) == stream.raw && !is_first;
 }
 
 bool Round::all_layers_are_awaited() const {

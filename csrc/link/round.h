@@ -137,7 +137,7 @@ class Round {
   OpSteps start_tasks(size_t layer, const OpStream& stream);
   OpSteps await_flags(size_t layer, const OpStream& stream);
   OpSteps await_tasks(const OpStream& stream);
-  static bool is_repeated(Wait& wait, const OpStream& stream, const char* what);
+  static bool is_repeated(Wait& wait, const OpStream& stream);
   bool all_layers_are_awaited() const;
   OpSteps pass(const WaitGate& gate, Wait& wait, const OpStream& stream);
   OpSteps only_status(const OpStream& stream);
