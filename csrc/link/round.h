@@ -37,7 +37,6 @@ struct Awaited {
 
 // One layer op's share of the caller's stream, in this order. Empty fields are left out.
 struct OpSteps {
-  std::vector<Gate> starts;       // 1
   std::vector<Awaited> awaited;   // wait for these
   char* must_be_taken = nullptr;  // wait until it is 0: the push of an earlier replay
   char* reached = nullptr;        // 1 from here on until `opened` was taken
@@ -45,6 +44,7 @@ struct OpSteps {
   const char* status = nullptr;   // copied to the caller's
   const char* failed = nullptr;   // copied in its place when the runtime refused the wait
   char* released = nullptr;       // 1
+  std::vector<Gate> starts;       // 1
   std::vector<Gate> passed;       // 1: what was awaited is not read any more
   char* mark = nullptr;           // `mark_number`: an op without a gate of the round has passed
   uint64_t mark_number = 0;
