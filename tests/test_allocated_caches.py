@@ -24,6 +24,7 @@ from torch_llm_datadist import (
     CacheKey,
     CacheKeyByIdAndIndex,
     DataType,
+    LLMException,
     LLMStatusCode,
     Placement,
     emulator,
@@ -539,6 +540,48 @@ def test_a_blocks_cache_is_gone_with_its_key_when_it_is_deallocated(pair: Pair) 
         NO_CACHE,
         lambda: here.manager.pull_blocks(BlocksCacheKey(THERE, 50), here.caches["blocks"], [1], [0]),
     )
+
+
+def test_two_clients_pull_one_key_at_once(fresh: Callable[..., Cache], pair: Pair) -> None:
+    """The first pull that ends takes the key along. Both read, or the second is told that it is gone; the
+    memory waits for the last one that reads."""
+    here, there = pair
+    other = SimpleNamespace()
+    pools = {"mem_pool_cfg": POOL, "host_mem_pool_cfg": POOL, "enable_remote_cache_accessible": False}
+    instances.start(other, 3, 0, pools)
+    caches.add(other, "batch", 102, caches.describe(TENSORS, BATCH, ENTRY))
+    other.manager = other.datadist.cache_manager
+    assert instances.link(other, THERE, there.datadist.listen_port) == ["LLM_SUCCESS"]
+    try:
+        for number in range(3):
+            key = CacheKey(THERE, 7000 + number)
+            cache = fresh([key])
+            there.manager.deallocate_cache(cache)  # only the key keeps it
+            start_together = threading.Barrier(2)
+            ends: dict[int, Any] = {}
+
+            def run(state: SimpleNamespace, key: CacheKey = key, ends: dict[int, Any] = ends) -> None:
+                torch.npu.set_device(0)
+                start_together.wait(20)  # noqa: B023
+                try:
+                    ends[state.cluster_id] = holds(pull(state, key), 0)
+                except LLMException as error:
+                    ends[state.cluster_id] = error.status_code
+
+            threads = [threading.Thread(target=run, args=(state,)) for state in (here, other)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(30)
+
+            assert set(ends) == {HERE, 3}
+            assert True in ends.values()
+            assert set(ends.values()) <= {True, NO_CACHE}
+            wait_until(lambda: not there.manager.held_caches())
+            with pytest.raises(LLMException):
+                pull(here, key)
+    finally:
+        other.datadist.finalize()
 
 
 def test_two_caches_may_share_their_addresses(pair: Pair) -> None:

@@ -76,9 +76,12 @@ def until_released(state: SimpleNamespace) -> int:
     return state.allocated - torch.npu.memory_allocated(state.device)  # type: ignore[no-any-return]
 
 
-def test_the_far_end_of_a_running_push_is_held_until_it_has_ended(pair: tuple[Peer, Peer]) -> None:
+@pytest.mark.parametrize("what", ["push_blocks", "pull_blocks"])
+def test_the_far_end_of_a_running_transfer_is_held_until_it_has_ended(
+    pair: tuple[Peer, Peer], what: str
+) -> None:
     mover, other = pair
-    mover.call(begin, "push_blocks")
+    mover.call(begin, what)
 
     names, length = other.call(withdraw)
 

@@ -88,7 +88,7 @@ class StreamTask(CacheTask):
         if not isinstance(send, Task):
             return send
         state = send.state()
-        if not state.has_ended:
+        if not state.has_ended and not state.code:
             return None, ""
         return status_code_of(state.code), state.detail if state.code else ""
 

@@ -32,6 +32,11 @@ int64_t status_code(aclError code) {
   }
 }
 
-void raise(const char* call, aclError code) { throw Error(status_code(code), describe(call, code)); }
+bool is_device_loss(aclError code) { return code == 507010 || code == 507899 || code == 507901; }
+
+void raise(const char* call, aclError code) {
+  if (is_device_loss(code)) throw DeviceLost(status_code(code), describe(call, code));
+  throw Error(status_code(code), describe(call, code));
+}
 
 }  // namespace datadist::acl

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "acl/acl_base.h"
+#include "error.h"
 
 namespace datadist::acl {
 
@@ -14,6 +15,12 @@ std::string describe(const char* call, aclError code);
 
 // LLM_TIMEOUT, LLM_OUT_OF_MEMORY … for the codes that have a meaning of their own there, else LLM_FAILED.
 int64_t status_code(aclError code);
+
+// What no later call mends: the device's heartbeat is lost, its driver or the way to it.
+class DeviceLost : public Error {
+  using Error::Error;
+};
+bool is_device_loss(aclError code);
 
 [[noreturn]] void raise(const char* call, aclError code);
 

@@ -245,8 +245,13 @@ int64_t Binding::finish_on_host() {
   const auto round = round_;
   lock.unlock();
   engine_->wake();
-  for (const auto& task : tasks) task->wait();
-  return round->code();
+  int64_t code = kSuccess;
+  for (const auto& task : tasks) {
+    const int64_t ended_with = task->wait().first;
+    if (code == kSuccess) code = ended_with;
+  }
+  // Without a watchdog nobody writes the round's status.
+  return round->code() != kSuccess ? round->code() : code;
 }
 
 void Binding::abandon() {

@@ -26,6 +26,7 @@ constexpr int kBusyTickMs = 2;
 constexpr int kIdleTickMs = 50;
 constexpr int kSyncTimeoutMs = 1000;
 constexpr auto kGiveUp = std::chrono::seconds(5);  // without one look at the words
+constexpr auto kGiveUpALostDevice = std::chrono::seconds(1);
 constexpr auto kClockGap =
     std::chrono::milliseconds(500);  // a tick this late: a debugger, a suspend, a SIGSTOP
 
@@ -185,6 +186,8 @@ void Engine::run() {
       try {
         is_busy = look(streams);
         looked = now;
+      } catch (const acl::DeviceLost&) {
+        if (Clock::now() - looked > kGiveUpALostDevice) throw;
       } catch (const Error&) {
         // A call that is refused once, or a device that is stuck for a while, is not our peers' fault.
         if (now - looked > kGiveUp) throw;
@@ -221,10 +224,17 @@ void Engine::extend_deadlines(Clock::duration gap) {
 }
 
 // Without a watchdog nothing here has a deadline: everything ends with the reason, so that no host waits in
-// silence.
-void Engine::abandon(const std::string& why) {
-  std::fprintf(stderr, "torch_llm_datadist: %s\n", why.c_str());
+// silence. A stream of the device that waits is beyond reach: whoever reads the reason must know.
+void Engine::abandon(const std::string& stopped) {
+  const std::string why =
+      join(stopped, ". Streams of npu:", device_,
+           " that wait for a transfer or a layer cannot be released any more: they wait until the device is "
+           "reset or this process ends");
   std::lock_guard lock(mutex_);
+  std::fprintf(stderr,
+               "torch_llm_datadist: %s. %zu links are down, %zu transfers and %zu bindings fail with "
+               "LLM_FAILED.\n",
+               why.c_str(), links_.size(), transfers_.size(), bindings_.size());
   must_stop_ = true;
   for (const auto& link : links_) link->die(kFailed, why);
   for (const auto& transfer : transfers_) transfer->abandon(why);

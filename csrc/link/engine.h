@@ -66,7 +66,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   bool look(const Streams& streams);
   bool sleep(bool is_busy);
   void extend_deadlines(Clock::duration gap);
-  void abandon(const std::string& why);
+  void abandon(const std::string& stopped);
   void watch_processes();
 
   const int device_;

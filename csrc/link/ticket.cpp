@@ -49,7 +49,9 @@ std::tuple<bool, int64_t, std::string> ticket_state(int64_t number) {
           " is no ticket of a link of this process; was the link closed, or made anew since?");
   const auto [outcome, held] = link->look_up(ticket.slot, ticket.epoch_low);
   if (outcome) return {!outcome->awaits_sender || !link->may_be_touched(), outcome->code, outcome->why};
-  if (held != nullptr) return held->state();
+  // Without a watchdog nobody ends it.
+  const bool is_left_alone = !link->is_alive() && link->engine().has_stopped();
+  if (held != nullptr && !is_left_alone) return held->state();
   const uint32_t ahead = (ticket.epoch_low - link->sent(ticket.slot).epoch) & TicketNumber::kEpochMask;
   require(ahead <= TicketNumber::kEpochMask / 2, kParamInvalid, "ticket_state: ticket ", number, " from ",
           link->peer().name, " is used up: its slot has been issued again since");

@@ -28,7 +28,7 @@ class TransferProgram : public Program {
       const auto bytes = static_cast<size_t>(remote.geometry.num_blocks * remote.geometry.strides[t]);
       try {
         remote.tensors[t] = transfer_->link_->transport().map(remote.exports[t], bytes);
-      } catch (const Error&) {
+      } catch (...) {
         transfer_->peers_memory_is_refused_ = true;
         throw;
       }
