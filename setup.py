@@ -134,6 +134,13 @@ def write_emulator(ninja: NinjaFile, lib: Path, flags: str) -> list[Path]:
     for name, out in zip(PROFILING, outs, strict=True):
         source = ROOT / "csrc" / "emulator_profiling" / f"{name}.cpp"
         ninja.shared("emulator", out, [source], flags, f"-Wl,-soname,{out.name}")
+    # Without a soname: torch_npu, which looks for it by name, must not take it for all of CANN's operators.
+    operators = lib / "libopapi.so"
+    ninja.shared(
+        "emulator", operators, cpp_in("emulator_opapi"), flags,
+        f"-L{lib} -Wl,--no-as-needed -lascendcl -Wl,-rpath,'$$ORIGIN'", after=lib / "libascendcl.so",
+    )  # fmt: skip
+    outs.append(operators)
     objects = ninja.compile("emulator", cpp_in("emulator"), flags)
     for level in reversed(CANN_LEVELS):
         out = lib / ("" if level == CANN_LEVELS[-1] else f"cann-{level}") / "libascendcl.so"

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .projected import WAYS, by_size
+
 NOTE = "emulated device memory on a CPU"
 
 
@@ -34,9 +36,10 @@ def blocks(axes: Any, results: dict[str, Any]) -> None:
 
 
 def projected(axes: Any, results: dict[str, Any]) -> None:
-    rows = results["projected"]["direct"]
-    sizes = [row["block_bytes"] >> 10 for row in rows]
-    axes.plot(sizes, [row["projected_gb_per_s"] for row in rows], "o-", label="direct, projected")
+    rows = by_size(results["projected"])
+    sizes = [size >> 10 for size in rows]
+    for way in WAYS:
+        axes.plot(sizes, [row[way]["gb_per_s"] for row in rows.values()], "o-", label=f"{way}, projected")
     for name, table in results["published"].items():
         axes.plot(
             [int(kib) for kib in table], list(table.values()), "x--", label=f"{name}, published for HIXL"

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .projected import WAYS, by_size
+
 TEXT = """# Performance
 
 Written by `make performance` from the last runs of `make bench` and `make compare-peers`.
@@ -119,14 +121,15 @@ def scale(results: dict[str, Any]) -> list[str]:
 def projected(results: dict[str, Any]) -> list[str]:
     lines = [
         f"## Projected for {results['profile']}", "",
-        "Projected, not measured: 128 MiB in scattered blocks in simulated time. Packed transfers do not exist yet, so automatic is direct.",
-        "", "| block | copies | direct, projected GB/s | " + " | ".join(f"{name}, published for HIXL" for name in results["published"]) + " |",
-        "|---|--:|--:|" + "--:|" * len(results["published"]),
+        "Projected, not measured: 128 MiB in scattered blocks in simulated time, from the bind to the receiver's gate, in GB/s.",
+        "", "| block | direct, projected | packed, projected | automatic, projected | " + " | ".join(f"{name}, published for HIXL" for name in results["published"]) + " |",
+        "|---|--:|--:|--:|" + "--:|" * len(results["published"]),
     ]  # fmt: skip
-    for row in results["projected"]["direct"]:
-        kib = row["block_bytes"] >> 10
+    for size, row in by_size(results["projected"]).items():
+        kib = size >> 10
+        ours = " | ".join(f"{row[way]['gb_per_s']:.1f}" for way in WAYS)
         theirs = " | ".join(str(table.get(str(kib), "-")) for table in results["published"].values())
-        lines.append(f"| {kib} KiB | {row['copies']} | {row['projected_gb_per_s']:.1f} | {theirs} |")
+        lines.append(f"| {kib} KiB | {ours} | {theirs} |")
     lines += ["", "| cost | value | source |", "|---|--:|---|"]
     lines += [
         f"| {name} | {value} | {source} |" for name, (value, source) in results["projected"]["costs"].items()

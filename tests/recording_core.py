@@ -65,7 +65,14 @@ class RecordingInstance:
         self.has_released.set()
 
     def open_link(
-        self, cluster_id: int, name: str, device: int, pid: int, start_time: int, in_this_process: bool
+        self,
+        cluster_id: int,
+        name: str,
+        device: int,
+        pid: int,
+        start_time: int,
+        in_this_process: bool,
+        is_fenced: bool = False,
     ) -> tuple[int, Segment]:
         if self.fail_next_open is not None:
             error, self.fail_next_open = self.fail_next_open, None

@@ -204,6 +204,7 @@ def test_every_message_survives_the_wire() -> None:
         wire.Announce(cache),
         wire.Keys(1, [wire.KeyRecord(True, 2**64 - 2, 0, 3)]),
         wire.Taken(1, 0, 2, 4),
+        wire.Staging(segment, 64 << 20),
         wire.Refused(0x5010B009, "no"),
         wire.Bye("x"),
     ):

@@ -33,6 +33,7 @@ class Instance:
         transfer_timeout_ms: int = 1000,
         max_in_flight: int = 256,
         streams_per_link: int = 64,
+        packed_staging_bytes: int = 67108864,
     ) -> None: ...
     def close(self) -> None:
         """Ends every link, joins the threads and frees the streams. Idempotent."""
@@ -57,6 +58,7 @@ class Instance:
         peer_pid: int,
         peer_start_time: int,
         in_this_process: bool,
+        is_fenced: bool = False,
     ) -> tuple[int, Segment]:
         """Returns (link, own control page). `link` is unique in the process, generation included."""
 
@@ -128,6 +130,7 @@ def prepare_push(
     src_batch: int = 0,
     dst_batch: int = 0,
     has_ticket: bool = True,
+    packed: bool | None = None,
 ) -> int:
     """Takes a slot for a push whose layers are released one by one through a binding. Returns the task.
 
@@ -185,6 +188,18 @@ def allocate_shared_host(device: int, bytes: int) -> Tensor:
 
 def require_not_forked(asked: str) -> None:
     """Raises ``LLM_FAILED`` in the child of a fork that came after the first instance."""
+
+def ticket_expect(ticket: int, dst_blocks: Tensor, timeout_ms: int) -> tuple[bool, Segment | None]:
+    """Says where the blocks of a ticket go if it travels packed: int64, on the CPU or on the link's device.
+
+    Returns whether it may go packed at all, and this end's staging when the peer has not been told of it.
+    """
+
+def learn_staging(link: int, staging: Segment, bytes: int) -> None:
+    """Where the peer wants packed transfers to land."""
+
+def task_way(task: int) -> tuple[bool, bool]:
+    """(the receiver expects it, it goes packed for certain)."""
 
 def choose_way(
     soc_name: str,

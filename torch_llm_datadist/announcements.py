@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from . import wire
+from . import _native, wire
 from .errors import KvCacheNotExistError
 from .peer import LinkState, Peer
 from .registry import CacheRegistry, HeldCache, LocalCache
@@ -176,6 +176,9 @@ class Announcements:
             [self.segment(s) for s in record.segments],
         )
         peer.remote_caches[record.cache_id] = record
+
+    def learn_staging(self, peer: Peer, message: wire.Staging) -> None:
+        _native.load().learn_staging(peer.link, self.segment(message.memory), message.size_bytes)
 
     def learn_keys(self, peer: Peer, message: wire.Keys) -> None:
         record = peer.remote_caches.get(message.cache_id)

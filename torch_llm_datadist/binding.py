@@ -54,6 +54,16 @@ class Task:
         """Polls; never blocks."""
         return TransferState(*_native.load().task_state(self.number))
 
+    @property
+    def is_expected(self) -> bool:
+        """The receiver has said where a push that may go packed goes (``CacheManager.expect``)."""
+        return bool(_native.load().task_way(self.number)[0])
+
+    @property
+    def is_packed(self) -> bool:
+        """It goes packed: ``packed=True`` said so, or it was expected when it was bound."""
+        return bool(_native.load().task_way(self.number)[1])
+
     def __repr__(self) -> str:
         return f"Task({self.number}, ticket={self.ticket})"
 

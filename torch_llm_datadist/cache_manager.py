@@ -8,12 +8,13 @@ ever waits.
 from __future__ import annotations
 
 from .async_transfers import AsyncTransfers
+from .expected import ExpectedTransfers
 from .local_copies import LocalCopies
 from .pulls import Pulls
 from .pushes import Pushes
 
 
-class CacheManager(Pushes, Pulls, AsyncTransfers, LocalCopies):
+class CacheManager(Pushes, Pulls, ExpectedTransfers, AsyncTransfers, LocalCopies):
     """The caches of one ``LLMDataDist``; obtained from ``LLMDataDist.cache_manager``.
 
     Thread-safe. Transfers over different links do not wait for each other.

@@ -16,7 +16,7 @@ from .link_table import LinkInfo
 
 class ClusterLinks(InstanceCalls):
     def link_clusters(
-        self, clusters: Sequence[LLMClusterInfo], timeout: int = 3000
+        self, clusters: Sequence[LLMClusterInfo], timeout: int = 3000, *, fenced: bool = False
     ) -> tuple[LLMStatusCode, list[LLMStatusCode]]:
         """Links to listening instances, all at the same time.
 
@@ -27,6 +27,9 @@ class ClusterLinks(InstanceCalls):
             clusters: for each peer its cluster_id and its one remote address; while ``local_comm_res`` is
                 empty or not set, also one local address.
             timeout: int32, > 0, in milliseconds, for the whole call.
+            fenced: either end writes to staging of the other only, never to a block, so that what a lost
+                peer still had queued reaches none. Only tickets that are expected travel on such a link
+                (``CacheManager.expect``); a one-sided push or pull raises. Not in the original.
 
         Returns:
             The status of the last entry that failed, or ``LLM_SUCCESS``, and one status per entry:
@@ -48,6 +51,7 @@ class ClusterLinks(InstanceCalls):
         asked = "link_clusters"
         entries = read_clusters(asked, clusters)
         timeout_ms = checks.timeout_ms(f"{asked}: timeout", timeout)
+        checks.boolean(f"{asked}: fenced", fenced)
         for i, entry in enumerate(entries):
             if running.options.needs_local_ip and len(entry.local_ip_info_list) != 1:
                 raise ParamInvalidError(
@@ -57,7 +61,7 @@ class ClusterLinks(InstanceCalls):
         ids = cluster_ids_of(asked, entries)
         is_good = [len(entry.remote_addresses) == 1 for entry in entries]
         targets = [
-            Target(cluster_id, *entry.remote_addresses[0])
+            Target(cluster_id, *entry.remote_addresses[0], fenced=fenced)
             for cluster_id, entry, good in zip(ids, entries, is_good, strict=True)
             if good
         ]

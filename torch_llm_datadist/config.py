@@ -191,6 +191,14 @@ class LLMConfig:
         OWN_PREFIX + "MaxInFlight", 256, accept.positive, doc="Tickets that a link has at most at one time."
     )
 
+    packed_staging_bytes: Option[int] = Option(
+        OWN_PREFIX + "PackedStagingBytes",
+        64 << 20,
+        accept.positive,
+        doc="Device memory that the first ``CacheManager.expect`` on a link sets aside for packed transfers; "
+        "the peer gathers in as much, at most. 16 tickets of a link use it at one time, in two "
+        "chunks each; a block that is larger than a chunk is not packed.",
+    )
     link_port: Option[int | None] = Option(
         OWN_PREFIX + "LinkPort",
         None,

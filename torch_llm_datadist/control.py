@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import zmq
 
 from . import wire
-from .announcements import Announcements
+from .announcements import Announcements, segment_record
 from .arrivals import Arrivals, Tag
 from .cluster import endpoint
 from .comms import Comms
@@ -83,7 +83,10 @@ class Control:
         return [
             (peer.cluster_id, peer.link, f"{peer} was lost and may still write")
             for peer in self._peers
-            if peer.link and self._is_over(peer) and not peer.cannot_write()
+            if peer.link
+            and not peer.is_fenced  # what it still writes lands in staging that nobody reads
+            and self._is_over(peer)
+            and not peer.cannot_write()
         ]
 
     def _is_over(self, peer: Peer) -> bool:
@@ -206,6 +209,11 @@ class Control:
     def announce(self, local: LocalCache) -> None:
         self._announcements.announce(local, self._peers)
 
+    def announce_staging(self, link: int, memory: _C.Segment, size_bytes: int) -> None:
+        for peer in self._peers:
+            if peer.link == link and peer.is_open:
+                peer.send(wire.Staging(segment_record(memory, peer), size_bytes))
+
     def announce_keys(self, cache_id: int) -> None:
         self._announcements.announce_keys(cache_id, self._peers)
 
@@ -327,6 +335,8 @@ class Control:
                 resolve(peer.syncs.pop(message.serial, None), True)
             case wire.Pushed(), _ if is_open:
                 self.arrivals.add(peer.cluster_id, message.tag, message.code, message.detail)
+            case wire.Staging(), _ if is_open:
+                self._announcements.learn_staging(peer, message)
             case wire.Bye(), _ if is_open:
                 self._farewell.on_bye(peer, message)
             case _, LinkState.CLOSED:

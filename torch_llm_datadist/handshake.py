@@ -40,6 +40,7 @@ class Target:
     ip: str
     port: int
     comm: wire.CommRecord | None = None
+    fenced: bool = False
 
 
 def _nobody_joins(comm: wire.CommRecord, cluster_id: int) -> tuple[LLMStatusCode, str] | None:
@@ -93,10 +94,17 @@ class Handshake:
         peer = Peer(target.cluster_id, address, channel, LinkState.CONNECTING, deadline, True, attempt=answer)
         channel.on_event = partial(self._on_connection_failed, peer)
         peer.comm = target.comm.name if target.comm else ""
+        peer.is_fenced = target.fenced
         self._peers.add(peer)
         token = process_token.of_hello(self._own.instance, target.cluster_id)
         peer.send(
-            wire.Hello(wanted_cluster_id=target.cluster_id, identity=self._own, comm=target.comm, token=token)
+            wire.Hello(
+                wanted_cluster_id=target.cluster_id,
+                identity=self._own,
+                comm=target.comm,
+                token=token,
+                fenced=target.fenced,
+            )
         )
         return peer
 
@@ -203,6 +211,7 @@ class Handshake:
             client.cluster_id, address, channel, LinkState.CONNECTING, deadline, False, identity=client
         )
         peer.comm = message.comm.name if message.comm else ""
+        peer.is_fenced = message.fenced
         self._peers.add(peer)
         token = b""
         if client.is_in_this_process():
@@ -293,6 +302,7 @@ class Handshake:
             identity.pid,
             identity.start_time,
             identity.is_in_this_process(),
+            peer.is_fenced,
         )
         return segment_record(page, peer)
 

@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from .errors import LLMStatusCode
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 HOST_ID_VARIABLE = "TORCH_LLM_DATADIST_HOST_ID"
 _START_TIME_FIELD = 22  # of /proc/<pid>/stat, counted from 1
 

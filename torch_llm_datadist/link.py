@@ -100,6 +100,10 @@ class LinkService:
         """Asks all peers to drop a cache; returns at once."""
         self._loop.post(lambda: self._control.withdraw(held))
 
+    def announce_staging(self, link: int, memory: _C.Segment, size_bytes: int) -> None:
+        """Tells the peer of that native link where packed transfers land; returns at once."""
+        self._loop.post(lambda: self._control.announce_staging(link, memory, size_bytes))
+
     def announce_keys(self, cache_id: int) -> None:
         """Tells all linked peers the keys that a cache has now; returns at once."""
         self._loop.post(lambda: self._control.announce_keys(cache_id))

@@ -48,6 +48,7 @@ class Options:
     mem_pool: PoolConfig | None
     host_mem_pool: PoolConfig | None
     max_in_flight: int
+    packed_staging_bytes: int
     transfer_workers: int
     link_total_time_s: float
     link_port: int | None
@@ -92,6 +93,9 @@ def read_options(options: object) -> Options:
         mem_pool=_device_pool(given, is_older_api),
         host_mem_pool=read_pool_config("init: host_mem_pool_cfg", given.get("llm.HostMemPoolConfig")),
         max_in_flight=_number(given, "max_in_flight", OWN_PREFIX + "MaxInFlight", 256, low=1),
+        packed_staging_bytes=_number(
+            given, "packed_staging_bytes", OWN_PREFIX + "PackedStagingBytes", 64 << 20, low=2048
+        ),
         transfer_workers=_number(given, "transfer_workers", OWN_PREFIX + "TransferWorkers", 16, low=1),
         link_total_time_s=_link_total_time(given),
         link_port=_number(given, "link_port", OWN_PREFIX + "LinkPort", 0, low=1, high=65535) or None,

@@ -125,6 +125,7 @@ class Peer:
         attempt: result of ``link_clusters`` for it, in the states before LINKED.
         unlinks: results of ``unlink_clusters`` for it.
         syncs: answers that are awaited, by serial.
+        is_fenced: either end writes to the other's staging only.
         is_drained: it has closed its end: nothing of it can touch this instance's memory.
     """
 
@@ -137,6 +138,7 @@ class Peer:
     identity: Identity | None = None
     link: int = 0
     comm: str = ""
+    is_fenced: bool = False
     announced: set[int] = field(default_factory=set)
     remote_caches: dict[int, wire.CacheRecord] = field(default_factory=dict)
     attempt: Future[LLMStatusCode] | None = None

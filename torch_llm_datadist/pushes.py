@@ -139,6 +139,7 @@ class Pushes(DoubtfulBlocks, PeerCaches):
         dst_layer_range: range | None = None,
         tensor_num_per_layer: int = 2,
         timeout_s: float | None = None,
+        packed: bool | None = None,
     ) -> Task:
         """Takes a ticket for a push whose layers are sent one by one, each as soon as the forward has written
         it.
@@ -148,8 +149,15 @@ class Pushes(DoubtfulBlocks, PeerCaches):
 
         Args: as ``push_blocks``, where ``tensor_num_per_layer`` divides the number of tensors, and
             timeout_s: seconds from ``Binding.bind`` to the last byte; None leaves it to the binding.
+            packed: whether the blocks are gathered into one piece per layer, which the receiver scatters to
+                the blocks that it names with ``expect``. True: in any case; the task waits for ``expect``,
+                and ``dst_blocks`` is checked and then left alone. False: never. None: where the planner
+                thinks that it takes less time and the receiver called ``expect`` before this task is bound;
+                on a link made with ``fenced=True`` as True.
 
         Raises: as ``push_blocks``; ``LLM_LINK_BUSY`` when the link has no ticket left.
+            ``LLM_FEATURE_NOT_ENABLED`` with ``packed=True`` where it cannot be: host memory takes part,
+            CANN's operator library is missing, a block is larger than a chunk of the receiver's staging.
 
         Not in the original.
         """
@@ -160,6 +168,8 @@ class Pushes(DoubtfulBlocks, PeerCaches):
         )  # fmt: skip
         # 0: what the binding says
         timeout_ms = 0 if timeout_s is None else checks.seconds_as_ms(f"{asked}: timeout_s", timeout_s)
+        if packed is not None:
+            checks.boolean(f"{asked}: packed", packed)
         with self._links.table.using(key.cluster_id, asked) as link:
             remote, _ = self._remote(asked, link, key)
             task = self._native.prepare_push(
@@ -173,6 +183,7 @@ class Pushes(DoubtfulBlocks, PeerCaches):
                 transfer.num_layers,
                 transfer.tensors_per_layer,
                 timeout_ms,
+                packed=packed,
             )
             writes = BlocksInDoubt(
                 remote.cache_id, tuple(dst_blocks), link.cluster_id, link.handle, None, "cancelled", True

@@ -50,6 +50,7 @@ class Running:
             keep_alive_ms=self.options.keep_alive_ms,
             transfer_timeout_ms=self.options.sync_kv_timeout_ms,
             max_in_flight=self.options.max_in_flight,
+            packed_staging_bytes=self.options.packed_staging_bytes,
         )
         secret = self.options.link_secret
         identity = own_identity(

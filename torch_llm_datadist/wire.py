@@ -15,6 +15,7 @@ and then, either way, in any order:
     TAKEN(cache_id, …)          I have pulled that much of one of its batch entries
     SYNC(serial), SYNCED        asks whether all announcements up to now have been sent
     PUSHED(tag, code, detail)   a tagged push has ended
+    STAGING(memory, bytes)      packed transfers to me land there
     BYE(reason)                 please close your end
     CLOSED(reason)              my end is closed: nothing of mine is in flight any more
 """
@@ -111,6 +112,7 @@ class Hello(_Message, frozen=True, kw_only=True):
     identity: Identity
     comm: CommRecord | None = None
     token: Token = b""
+    fenced: bool = False
 
 
 class Welcome(_Message, frozen=True, kw_only=True):
@@ -176,6 +178,11 @@ class Pushed(_Message, frozen=True):
     detail: Text
 
 
+class Staging(_Message, frozen=True):
+    memory: SegmentRecord
+    size_bytes: Positive
+
+
 class Bye(_Message, frozen=True):
     reason: Text
 
@@ -198,6 +205,7 @@ Message: TypeAlias = (
     | Sync
     | Synced
     | Pushed
+    | Staging
     | Bye
     | Closed
 )

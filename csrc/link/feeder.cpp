@@ -5,8 +5,10 @@
 #include <optional>
 
 #include "acl/check.h"
+#include "acl/kernels.h"
 #include "acl/queue.h"
 #include "error.h"
+#include "transport/mapped/mapped.h"
 
 namespace datadist {
 namespace {
@@ -14,10 +16,12 @@ namespace {
 constexpr uint64_t kQueueLimit = 1500;   // entries; a stream's queue holds 2048
 constexpr uint64_t kStepsPerMark = 256;  // a progress write behind that many
 constexpr auto kIdleStreamsFor = std::chrono::seconds(5);
-constexpr uint64_t kEntriesOfAWait = 4;  // a value wait is a small loop on the device
+constexpr uint64_t kEntriesOfAWait = 4;    // a value wait is a small loop on the device
+constexpr uint64_t kEntriesOfAKernel = 4;  // it may be made of several
 
 uint64_t entries_of(const Step& step) {
   if (step.kind == Step::kWait) return kEntriesOfAWait;
+  if (step.kind == Step::kGather || step.kind == Step::kScatter) return kEntriesOfAKernel;
   return step.kind == Step::kRemoteWrite ? 2 : 1;  // two where words are copied
 }
 
@@ -259,6 +263,25 @@ bool Feeder::copy_rows(Lane& lane, const Step& step, aclError* code) {
   return false;
 }
 
+aclError Feeder::launch(Lane& lane, const Step& step) {
+  const bool gathers = step.kind == Step::kGather;
+  auto* const src = static_cast<char*>(const_cast<void*>(step.src));
+  auto* const dst = static_cast<char*>(step.dst);
+  acl::RowKernel kernel;
+  const aclError code =
+      kernel.prepare(gathers ? acl::RowKernel::Kind::kGather : acl::RowKernel::Kind::kScatter,
+                     {gathers ? src : dst, step.rows, step.value, step.ids, static_cast<int64_t>(step.height),
+                      gathers ? dst : src});
+  if (code != 0) return code;
+  // What is queued may still use the smaller one.
+  if (kernel.workspace_bytes() > lane.workspace_bytes_) {
+    lane.workspaces_.push_back(mapped::allocate(device_, kernel.workspace_bytes()));
+    lane.workspace_bytes_ = kernel.workspace_bytes();
+  }
+  return kernel.launch(lane.workspaces_.empty() ? nullptr : lane.workspaces_.back().address,
+                       lane.stream_->get());
+}
+
 bool Feeder::submit_step(Lane& lane, const Step& step, std::string* what, aclError* code) {
   const aclrtStream stream = lane.stream_->get();
   const char* call = "";
@@ -291,6 +314,14 @@ bool Feeder::submit_step(Lane& lane, const Step& step, std::string* what, aclErr
       call = "aclrtValueWrite";
       *code = transport_->write_word(step.dst, step.value, lane.outgoing_.address, stream);
       break;
+    case Step::kGather:
+      call = "aclnnIndexSelect";
+      *code = launch(lane, step);
+      break;
+    case Step::kScatter:
+      call = "aclnnInplaceIndexCopy";
+      *code = launch(lane, step);
+      break;
     case Step::kCall:
       call = "aclrtLaunchHostFunc";
       *code =
@@ -319,6 +350,7 @@ aclError Feeder::mark(Lane& lane) {
 
 void Feeder::drop(Lane& lane, int64_t code, const std::string& why) {
   lane.stream_.reset();
+  lane.workspaces_.clear();
   std::deque<std::unique_ptr<Program>> rest;
   {
     std::lock_guard lock(mutex_);

@@ -43,6 +43,7 @@ class Feeder {
   static bool next_step(Lane& lane, Program& program, Step* step);
   bool submit_step(Lane& lane, const Step& step, std::string* what, aclError* code);
   bool copy_rows(Lane& lane, const Step& step, aclError* code);
+  aclError launch(Lane& lane, const Step& step);
   aclError mark(Lane& lane);
   void drop(Lane& lane, int64_t code, const std::string& why);
 

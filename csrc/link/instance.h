@@ -35,7 +35,8 @@ struct TransferRequest {
   int64_t num_layers = -1;
   int64_t tensors_per_layer = 2;
   int64_t timeout_ms = 0;
-  int64_t ticket = 0;  // of a pull: its publication; 0: the caller knows that the blocks are ready
+  bool may_pack = false;  // a push with a ticket: all that a fenced link takes
+  int64_t ticket = 0;     // of a pull: its publication; 0: the caller knows that the blocks are ready
 };
 
 class Instance {

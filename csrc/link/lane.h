@@ -7,6 +7,7 @@
 #include <deque>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "acl/stream.h"
 #include "link/words.h"
@@ -23,6 +24,8 @@ struct Step {
     kToDevice,     // and back
     kRemoteWrite,  // value into the peer's word at dst, after what was copied before
     kCall,         // the host function at src with dst as its argument
+    kGather,       // the rows of value bytes at src that `ids` names, one behind the other at dst
+    kScatter,      // and back, from src to the rows at dst
   };
   Kind kind;
   void* dst;
@@ -32,6 +35,9 @@ struct Step {
   size_t height = 1;
   size_t dst_pitch = 0;
   size_t src_pitch = 0;
+  // kGather, kScatter: `height` of `rows` rows
+  const int64_t* ids = nullptr;
+  int64_t rows = 0;
 };
 
 // Asked for steps by the feeding thread only.
@@ -64,6 +70,8 @@ class Lane {
       0};  // copied from the word's mirror by the watchdog for the feeding thread
   // ------------------------------------------------------------------------------------------------
   std::unique_ptr<acl::Stream> stream_;
+  std::vector<DeviceMemory> workspaces_;  // of its kernels, one of which runs at a time; the last is in use
+  uint64_t workspace_bytes_ = 0;
   std::deque<std::unique_ptr<Program>> queue_;
   bool head_is_prepared_ = false;
   Step rows_{};  // of a runtime that copies rows one by one: what is copied now, and how far

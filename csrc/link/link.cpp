@@ -45,14 +45,17 @@ Link::Link(std::shared_ptr<Engine> engine, std::shared_ptr<LocalCaches> caches, 
       slots_(options.max_in_flight),
       feeder_(std::make_unique<Feeder>(engine_->device(), acl::OnFailure::kStop, &engine_->words(),
                                        transport_.get())),
+      packed_staging_(engine_->device()),
       sending_(kSlots),
       sent_(kSlots, 0),
       published_(kSlots, 0),
+      expected_(kSlots, 0),
       outcomes_(kSlots),
       alive_at_(Clock::now()) {}
 
 Link::~Link() {
   feeder_->stop();
+  if (scatter_feeder_ != nullptr) scatter_feeder_->stop();
   if (page_.address != nullptr && peer_handle_ == 0)
     engine_->pages().give_back(page_);  // no peer ever knew it
   if (pidfd_ >= 0) ::close(pidfd_);
@@ -81,6 +84,7 @@ void Link::close() {
   }
   die(kNotYetLink, "the link was closed here");
   feeder_->stop();
+  if (Feeder* const scatters = scatters_.load()) scatters->stop();
   // The peer learns from its page that nothing more will come; only then may our view of that page go.
   const auto deadline = Clock::now() + std::chrono::seconds(1);
   while (true) {
@@ -96,6 +100,8 @@ void Link::close() {
   remote_caches_.clear();
   acl::ContextScope restore;  // page-locked memory is freed in a context of its device
   free_all_staging();
+  packed_staging_.unmap_peer();
+  packed_staging_.free(false);
   Mapped mapping;
   {
     std::lock_guard lock(mutex_);
@@ -165,9 +171,18 @@ void Link::publish(SlotUse use, PublishedWord word) {
   post(offsetof(Mail, published) + use.slot * sizeof(uint64_t), word.pack());
 }
 
+void Link::offer(SlotUse use, OfferWord word) {
+  post(offsetof(Mail, published) + use.slot * sizeof(uint64_t), word.pack());
+}
+
+bool Link::is_expected(SlotUse use) const {
+  std::lock_guard lock(mutex_);
+  return expected_[use.slot] == use.epoch;
+}
+
 void Link::slot_drained(SlotUse use, SentWord word) {
   post(offsetof(Mail, sent) + use.slot * sizeof(uint64_t), word.pack());
-  slots_.drained(use);
+  if (slots_.drained(use)) packed_staging_.give_back_window(use.slot);
 }
 
 void Link::retire(SlotUse use, int64_t code, TakenWord::State state) {
@@ -178,6 +193,49 @@ void Link::retire(SlotUse use, int64_t code, TakenWord::State state) {
 void Link::revoke(SlotUse use, int64_t code) {
   post(offsetof(Mail, taken) + use.slot * sizeof(uint64_t),
        TakenWord{use.epoch, short_code(code), TakenWord::kRevoked}.pack());
+}
+
+void Link::expect(SlotUse use) {
+  post(offsetof(Mail, taken) + use.slot * sizeof(uint64_t),
+       TakenWord{use.epoch, 0, TakenWord::kExpected}.pack());
+  engine_->wake();
+}
+
+std::shared_ptr<Lane> Link::take_scatter_lane() {
+  Feeder* scatters = nullptr;
+  {
+    std::lock_guard lock(scatter_mutex_);
+    if (scatter_feeder_ == nullptr) {
+      require_alive("expect");
+      scatter_feeder_ = std::make_unique<Feeder>(engine_->device(), acl::OnFailure::kStop, &engine_->words(),
+                                                 transport_.get());
+      scatters_ = scatter_feeder_.get();
+    }
+    scatters = scatter_feeder_.get();
+  }
+  auto lane = scatters->take_lane(SIZE_MAX);
+  if (lane == nullptr) require_alive("expect");
+  require(lane != nullptr, kFailed, "expect: the device is shut down");
+  return lane;
+}
+
+void Link::submit_scatter(const std::shared_ptr<Lane>& lane, std::unique_ptr<Program> program) {
+  scatters_.load()->submit(lane, std::move(program));
+}
+
+void Link::drop_scatter_lane(const std::shared_ptr<Lane>& lane) { scatters_.load()->drop_lane(lane); }
+
+void Link::give_back_scatter_lane(std::shared_ptr<Lane> lane) {
+  scatters_.load()->give_back_lane(std::move(lane));
+}
+
+void Link::scatter_failed(const std::string& what) {
+  die(kFailed, join("what landed in its staging could not be scattered: ", what));
+}
+
+bool Link::streams_have_stopped() const {
+  const Feeder* const scatters = scatters_.load();
+  return feeder_->has_stopped() && (scatters == nullptr || scatters->has_stopped());
 }
 
 void Link::sends(SlotUse use, const std::shared_ptr<Transfer>& transfer) {
@@ -240,7 +298,7 @@ SentWord Link::sent(uint32_t slot) const {
 bool Link::is_told_of(uint32_t slot) const {
   std::lock_guard lock(mutex_);
   const SentWord sent = SentWord::unpack(sent_[slot]);
-  return !sent.is_publication ||
+  return (!sent.is_publication && !sent.is_offer) ||
          PublishedWord::unpack(published_[slot]).epoch_low == (sent.epoch & PublishedWord::kEpochMask);
 }
 
@@ -281,7 +339,8 @@ std::shared_ptr<Ticket> Link::ticket(uint32_t slot, uint32_t epoch_low, const ch
   // Nobody would tick a ticket of a link that is over, so its waits would never be released.
   if (!is_alive()) throw Error(code_, join(asked, ": the link to ", peer_.name, " is down: ", why_));
   tickets_.push_back(std::make_shared<Ticket>(shared_from_this(), SlotUse{slot, sent.epoch}, sent,
-                                              PublishedWord::unpack(published_[slot])));
+                                              PublishedWord::unpack(published_[slot]),
+                                              OfferWord::unpack(published_[slot])));
   return tickets_.back();
 }
 
@@ -311,6 +370,8 @@ bool Link::is_busy() const {
 
 void Link::tick(const Tick& tick) {
   feeder_->tick();
+  Feeder* const scatters = scatters_.load();
+  if (scatters != nullptr) scatters->tick();
   if (page_.mail->state == kEndIsClosed) {
     std::lock_guard lock(mutex_);
     peer_has_closed_ = true;
@@ -319,6 +380,12 @@ void Link::tick(const Tick& tick) {
     if (const aclError failure = feeder_->failure(); failure != 0) {
       die(acl::status_code(failure),
           join("a task on its stream failed with ", failure, ", which stopped the link's context"));
+    }
+    if (const aclError failure = scatters != nullptr ? scatters->failure() : 0; failure != 0) {
+      die(acl::status_code(failure),
+          join("a kernel or a copy that scatters what landed in its staging failed "
+               "with ",
+               failure, ", which stopped that context"));
     }
     read_mail(tick);
     watch_heartbeat(tick);
@@ -331,12 +398,15 @@ void Link::tick(const Tick& tick) {
   const bool alive = is_alive();
   for (const auto& ticket : tickets) {
     if (!ticket->tick(tick, sent(ticket->use().slot), alive)) continue;
-    std::lock_guard lock(mutex_);
+    // Before our lock: a ticket takes its own first.
     const auto [_, code, why] = ticket->state();
-    outcomes_[ticket->use().slot] = {ticket->use().epoch, code, why, ticket->awaits_sender()};
+    const bool awaits_sender = ticket->awaits_sender();
+    std::lock_guard lock(mutex_);
+    outcomes_[ticket->use().slot] = {ticket->use().epoch, code, why, awaits_sender};
     std::erase(tickets_, ticket);
   }
   if (is_over()) feeder_->request_stop();
+  if (is_over() && scatters != nullptr) scatters->request_stop();
   send_mail(tick);
 }
 
@@ -359,7 +429,12 @@ void Link::read_mail(const Tick& tick) {
     for (uint32_t slot = 0; slot < kSlots; ++slot) {
       const TakenWord taken = TakenWord::unpack(mail.taken[slot]);
       if (taken.state == TakenWord::kNone) continue;
-      if (taken.state != TakenWord::kRevoked) slots_.retired({slot, taken.epoch});
+      if (taken.state == TakenWord::kExpected) {
+        expected_[slot] = taken.epoch;
+        continue;
+      }
+      if (taken.state != TakenWord::kRevoked && slots_.retired({slot, taken.epoch}))
+        packed_staging_.give_back_window(slot);
       if (auto transfer = sending_[slot].lock()) told.emplace_back(taken, std::move(transfer));
     }
   }
@@ -428,7 +503,7 @@ void Link::send_mail(const Tick& tick) {
   }
   // The last word: the link is over and its streams are drained, so nothing more will be written to that
   // page.
-  if (is_over() && feeder_->has_stopped()) closed_is_written_ = write(offsetof(Mail, state), kEndIsClosed);
+  if (is_over() && streams_have_stopped()) closed_is_written_ = write(offsetof(Mail, state), kEndIsClosed);
 }
 
 // The page, and whatever else the peer has mapped, is its to write until it is gone or said that its streams
@@ -443,6 +518,10 @@ bool Link::is_gone(const Tick& tick) {
     DATADIST_ACL(acl::queue_fill(page_.address, 0, kPageBytes, tick.local));
     page_is_zeroed_ = true;
     return false;  // done at the next tick, which syncs the stream first
+  }
+  {
+    acl::ContextScope restore;  // what frees through torch's allocator changes the thread's
+    packed_staging_.free(true);
   }
   engine_->pages().give_back(std::exchange(page_, {}));
   if (pidfd_ >= 0) ::close(std::exchange(pidfd_, -1));

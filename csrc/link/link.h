@@ -18,6 +18,7 @@
 #include "link/page.h"
 #include "link/route.h"
 #include "link/slots.h"
+#include "link/staging.h"
 #include "link/tick.h"
 
 namespace datadist {
@@ -36,6 +37,7 @@ struct Peer {
   int pid = 0;
   int64_t start_time = 0;  // of the process, so that a reused pid is not taken for it
   bool in_this_process = false;
+  bool is_fenced = false;  // it writes to staging only: packed transfers, for tickets that are expected
 };
 
 struct LinkOptions {
@@ -43,6 +45,7 @@ struct LinkOptions {
   std::chrono::milliseconds transfer_timeout{1000};
   size_t max_in_flight = 256;
   size_t streams = 64;
+  size_t packed_staging_bytes = 64 << 20;
 };
 
 class Link : public std::enable_shared_from_this<Link> {
@@ -77,6 +80,11 @@ class Link : public std::enable_shared_from_this<Link> {
   SlotUse take_slot(const char* asked) { return slots_.take(asked, peer_.name); }
   int64_t ticket_of(SlotUse use) const;
   char* peer_flag(uint32_t slot, int64_t layer) const { return peer_page_ + flag_offset(slot, layer); }
+  char* peer_arrived(uint32_t slot) const { return peer_page_ + arrived_offset(slot); }
+  char* own_credit(uint32_t slot) const { return page_.address + credit_offset(slot); }
+  void offer(SlotUse use, OfferWord word);  // ahead of `announce`
+  bool is_expected(SlotUse use) const;      // the receiver has said where an offer goes
+  LinkStaging& staging() { return packed_staging_; }
   void announce(SlotUse use, SentWord word);
   void publish(SlotUse use, PublishedWord word);  // ahead of `announce`
   void sends(SlotUse use, const std::shared_ptr<Transfer>& transfer);
@@ -85,7 +93,7 @@ class Link : public std::enable_shared_from_this<Link> {
   // The one stream whose whole transfers use the link's staging buffers, one after the other.
   std::shared_ptr<Lane> take_staging_lane();
   void give_back_lane(std::shared_ptr<Lane> lane);
-  Staging* staging() { return &staging_; }
+  Staging* route_staging() { return &staging_; }
   // For one stream of its own; given back when nothing reads or writes it any more.
   Staging* borrow_staging();
   void give_back_staging(Staging* staging);
@@ -109,6 +117,15 @@ class Link : public std::enable_shared_from_this<Link> {
   char* own_flag(uint32_t slot, int64_t layer) const { return page_.address + flag_offset(slot, layer); }
   void retire(SlotUse use, int64_t code, TakenWord::State state);
   void revoke(SlotUse use, int64_t code);  // asks the sender to send nothing more of it
+  void expect(SlotUse use);                // tells the sender that an offer may go packed
+  char* own_arrived(uint32_t slot) const { return page_.address + arrived_offset(slot); }
+  char* peer_credit(uint32_t slot) const { return peer_page_ + credit_offset(slot); }
+  // Streams of what lands in staging, in a context of their own: one that copies to a dead peer stops none.
+  std::shared_ptr<Lane> take_scatter_lane();
+  void submit_scatter(const std::shared_ptr<Lane>& lane, std::unique_ptr<Program> program);
+  void drop_scatter_lane(const std::shared_ptr<Lane>& lane);
+  void give_back_scatter_lane(std::shared_ptr<Lane> lane);
+  void scatter_failed(const std::string& what);
 
   // Watchdog.
   void tick(const Tick& tick);
@@ -136,6 +153,7 @@ class Link : public std::enable_shared_from_this<Link> {
   void send_mail(const Tick& tick);
   void post(size_t offset, uint64_t value);
   void free_all_staging();
+  bool streams_have_stopped() const;
 
   const std::shared_ptr<Engine> engine_;
   const std::shared_ptr<LocalCaches> caches_;
@@ -151,6 +169,10 @@ class Link : public std::enable_shared_from_this<Link> {
   RemoteCaches remote_caches_;
   SenderSlots slots_;
   std::unique_ptr<Feeder> feeder_;
+  LinkStaging packed_staging_;
+  std::mutex scatter_mutex_;
+  std::unique_ptr<Feeder> scatter_feeder_;  // made with the first ticket that is expected, and then kept
+  std::atomic<Feeder*> scatters_{nullptr};
   std::mutex main_lane_mutex_;
   std::shared_ptr<Lane> main_lane_;  // whole transfers share it when no other stream is free
   Staging staging_{kStagingBytes, {}, nullptr};
@@ -166,6 +188,7 @@ class Link : public std::enable_shared_from_this<Link> {
   std::vector<std::weak_ptr<Transfer>> sending_;  // per slot
   std::vector<uint64_t> sent_;                    // copy of the page's words, for callers
   std::vector<uint64_t> published_;               // likewise
+  std::vector<uint32_t> expected_;                // per slot, the epoch of the last offer that was expected
   std::vector<std::shared_ptr<Ticket>> tickets_;
   std::vector<Outcome> outcomes_;  // per slot, of the last ticket that is used up
 

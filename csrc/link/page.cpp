@@ -11,6 +11,9 @@ namespace {
 
 constexpr int64_t kStatusBase = 0x5010B000;
 constexpr uint8_t kPublicationBit = 0x80;
+constexpr uint8_t kOfferBit = 0x40;
+constexpr uint8_t kPackedBit = 0x20;
+constexpr uint8_t kStateBits = 0x1F;
 
 }  // namespace
 
@@ -27,13 +30,19 @@ int64_t long_code(uint8_t code) {
 
 uint64_t SentWord::pack() const {
   return uint64_t{epoch} << 32 | uint64_t{first_layer} << 24 | uint64_t{last_layer} << 16 |
-         uint64_t{code} << 8 | (is_publication ? kPublicationBit : 0) | state;
+         uint64_t{code} << 8 | (is_publication ? kPublicationBit : 0) | (is_offer ? kOfferBit : 0) |
+         (is_packed ? kPackedBit : 0) | state;
 }
 
 SentWord SentWord::unpack(uint64_t word) {
-  return {static_cast<uint32_t>(word >> 32), static_cast<uint8_t>(word >> 24),
-          static_cast<uint8_t>(word >> 16),  static_cast<uint8_t>(word >> 8),
-          static_cast<State>(word & 0x7F),   (word & kPublicationBit) != 0};
+  return {static_cast<uint32_t>(word >> 32),
+          static_cast<uint8_t>(word >> 24),
+          static_cast<uint8_t>(word >> 16),
+          static_cast<uint8_t>(word >> 8),
+          static_cast<State>(word & kStateBits),
+          (word & kPublicationBit) != 0,
+          (word & kOfferBit) != 0,
+          (word & kPackedBit) != 0};
 }
 
 uint64_t PublishedWord::pack() const {
@@ -44,6 +53,17 @@ uint64_t PublishedWord::pack() const {
 PublishedWord PublishedWord::unpack(uint64_t word) {
   return {static_cast<uint32_t>(word >> 40), static_cast<uint32_t>(word >> 28) & kMostTensors,
           static_cast<uint32_t>(word >> 16) & kMostTensors, static_cast<uint32_t>(word) & kEpochMask};
+}
+
+uint64_t OfferWord::pack() const {
+  return uint64_t{cache} << 48 | uint64_t{blocks} << 28 | uint64_t{window} << 24 |
+         uint64_t{tensors_per_layer} << 16 | (epoch_low & PublishedWord::kEpochMask);
+}
+
+OfferWord OfferWord::unpack(uint64_t word) {
+  return {static_cast<uint32_t>(word >> 48) & 0xFFFF, static_cast<uint32_t>(word >> 28) & 0xFFFFF,
+          static_cast<uint32_t>(word >> 24) & 0xF, static_cast<uint32_t>(word >> 16) & 0xFF,
+          static_cast<uint32_t>(word) & PublishedWord::kEpochMask};
 }
 
 uint64_t TakenWord::pack() const { return uint64_t{epoch} << 32 | uint64_t{code} << 8 | state; }

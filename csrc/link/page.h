@@ -33,12 +33,20 @@ constexpr uint64_t kEndIsOpen = 1;
 constexpr uint64_t kEndIsClosed = 2;  // its streams are drained: nothing more will be written here
 
 constexpr size_t kFlagsOffset = 8192;
-constexpr size_t kPageBytes = kFlagsOffset + kSlots * kLayers * sizeof(uint64_t);
+constexpr size_t kArrivedOffset = kFlagsOffset + kSlots * kLayers * sizeof(uint64_t);
+constexpr size_t kCreditOffset = kArrivedOffset + kSlots * sizeof(uint64_t);
+constexpr size_t kPageBytes = kCreditOffset + kSlots * sizeof(uint64_t);
 static_assert(sizeof(Mail) <= kFlagsOffset);
 
 inline size_t flag_offset(size_t slot, size_t layer) {
   return kFlagsOffset + (slot * kLayers + layer) * sizeof(uint64_t);
 }
+
+// Of a packed ticket, per slot: how many of its chunks have landed here, and how many the peer lets us send.
+// They grow over the uses of a slot, so nothing of an earlier one satisfies a wait.
+inline size_t arrived_offset(size_t slot) { return kArrivedOffset + slot * sizeof(uint64_t); }
+inline size_t credit_offset(size_t slot) { return kCreditOffset + slot * sizeof(uint64_t); }
+constexpr uint64_t chunk_count(uint32_t epoch, uint64_t chunks) { return uint64_t{epoch} << 32 | chunks; }
 
 // What a sender says about a slot: which layers the ticket carries, and how it stands.
 struct SentWord {
@@ -49,6 +57,8 @@ struct SentWord {
   uint8_t code = 0;
   State state = kNone;
   bool is_publication = false;  // brings no bytes: its one flag says that the peer may pull
+  bool is_offer = false;        // goes packed if it is expected, and says how: an OfferWord
+  bool is_packed = false;       // goes packed for certain
   uint64_t pack() const;
   static SentWord unpack(uint64_t word);
 };
@@ -67,11 +77,25 @@ struct PublishedWord {
   static PublishedWord unpack(uint64_t word);
 };
 
+// How an offered push would travel. In the place of a PublishedWord, and `epoch_low` likewise.
+struct OfferWord {
+  uint32_t cache = 0;   // of the receiver
+  uint32_t blocks = 0;  // in the list
+  uint32_t window = 0;  // of the receiver's staging
+  uint32_t tensors_per_layer = 0;
+  uint32_t epoch_low = 0;
+  static constexpr int64_t kMostCaches = 1 << 16;
+  static constexpr int64_t kMostBlocks = 1 << 20;
+  static constexpr int64_t kMostTensors = 1 << 8;
+  uint64_t pack() const;
+  static OfferWord unpack(uint64_t word);
+};
+
 // What a receiver says about a slot.
 struct TakenWord {
   // kRevoked: nobody waits for it any more, so send nothing more; kRetired: the slot may be used again, and
-  // so it may with kDiscarded, which says that nobody wanted it.
-  enum State : uint8_t { kNone = 0, kRetired = 1, kRevoked = 2, kDiscarded = 3 };
+  // so it may with kDiscarded, which says that nobody wanted it; kExpected: an offer may go packed.
+  enum State : uint8_t { kNone = 0, kRetired = 1, kRevoked = 2, kDiscarded = 3, kExpected = 4 };
   uint32_t epoch = 0;
   uint8_t code = 0;
   State state = kNone;

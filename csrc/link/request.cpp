@@ -124,6 +124,15 @@ RouteNeeds needs_of(const Link& link, const TransferPlan& plan, bool is_push) {
   return needs;
 }
 
+// Over a fenced link nothing reaches a block but by the receiver's own scatter.
+void require_unfenced(const Link& link, bool may_pack, const char* asked) {
+  require(
+      !link.peer().is_fenced || may_pack, kParamInvalid, asked, ": the link to ", link.peer().name,
+      " is fenced: it takes no one-sided push or pull, only prepare_push of a ticket for which the receiver "
+      "calls CacheManager.expect",
+      kNothingSent);
+}
+
 // The publication that a pull waits for. Its holder's word may still be on its way here.
 std::shared_ptr<Ticket> find_publication(const Link& link, const TransferRequest& request,
                                          std::chrono::milliseconds timeout) {
@@ -136,6 +145,7 @@ std::shared_ptr<Ticket> find_publication(const Link& link, const TransferRequest
 }  // namespace
 
 TransferPlan plan_transfer(Link& link, const TransferRequest& request) {
+  require_unfenced(link, request.may_pack, request.asked);
   const bool is_push = request.direction == Direction::kPush;
   const bool has_entry = request.layout != Layout::kBlocks;
   const bool has_blocks = request.layout != Layout::kEntry;
@@ -175,6 +185,7 @@ TransferPlan plan_transfer(Link& link, const TransferRequest& request) {
 TransferPlan plan_publication(const Link& link, int64_t cache_id, int64_t first_tensor, int64_t tensors,
                               int64_t timeout_ms) {
   const char* asked = "publish";
+  require_unfenced(link, false, asked);
   TransferPlan plan;
   plan.direction = Direction::kPublish;
   plan.local = link.caches().find_id(cache_id, asked);

@@ -23,25 +23,27 @@ SlotUse SenderSlots::take(const char* asked, const std::string& peer) {
   return {index, slot.epoch};
 }
 
-void SenderSlots::drained(SlotUse use) {
+bool SenderSlots::drained(SlotUse use) {
   std::lock_guard lock(mutex_);
   Slot& slot = slots_[use.slot];
-  if (slot.epoch != use.epoch || slot.is_drained) return;
+  if (slot.epoch != use.epoch || slot.is_drained) return false;
   slot.is_drained = true;
-  free_if_done(use.slot);
+  return free_if_done(use.slot);
 }
 
-void SenderSlots::retired(SlotUse use) {
+bool SenderSlots::retired(SlotUse use) {
   std::lock_guard lock(mutex_);
-  if (use.slot >= slots_.size()) return;
+  if (use.slot >= slots_.size()) return false;
   Slot& slot = slots_[use.slot];
-  if (slot.epoch != use.epoch || slot.is_retired) return;
+  if (slot.epoch != use.epoch || slot.is_retired) return false;
   slot.is_retired = true;
-  free_if_done(use.slot);
+  return free_if_done(use.slot);
 }
 
-void SenderSlots::free_if_done(uint32_t index) {
-  if (slots_[index].is_drained && slots_[index].is_retired) free_.push_back(index);
+bool SenderSlots::free_if_done(uint32_t index) {
+  if (!slots_[index].is_drained || !slots_[index].is_retired) return false;
+  free_.push_back(index);
+  return true;
 }
 
 }  // namespace datadist

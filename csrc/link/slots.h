@@ -22,8 +22,9 @@ class SenderSlots {
   explicit SenderSlots(size_t max_in_flight);
   // LLM_LINK_BUSY when all are in flight.
   SlotUse take(const char* asked, const std::string& peer);
-  void drained(SlotUse use);
-  void retired(SlotUse use);
+  // True when that made it free.
+  bool drained(SlotUse use);
+  bool retired(SlotUse use);
 
  private:
   struct Slot {
@@ -31,7 +32,7 @@ class SenderSlots {
     bool is_drained = true;
     bool is_retired = true;
   };
-  void free_if_done(uint32_t index);
+  bool free_if_done(uint32_t index);
 
   mutable std::mutex mutex_;
   std::vector<Slot> slots_;

@@ -2,6 +2,7 @@
 
 #include "error.h"
 #include "link/engine.h"
+#include "link/expectation.h"
 #include "link/forked.h"
 #include "link/link.h"
 
@@ -82,7 +83,35 @@ std::tuple<bool, int64_t, std::string> Ticket::state() const {
   std::lock_guard lock(mutex_);
   // A transfer that failed has ended when its sender confirmed that nothing more is written; the link then
   // forgets us and answers for us. Until then its blocks are in doubt.
-  return {has_ended_ && !must_hear_from_sender_, code_, why_};
+  return {has_ended_ && !may_be_written(), code_, why_};
+}
+
+// By copies of the sender's, or by a scatter of ours. What goes packed lands in staging, whatever the sender
+// still does.
+bool Ticket::may_be_written() const {
+  if (expectation_ != nullptr && !expectation_->is_direct()) return !expectation_->is_over();
+  return must_hear_from_sender_;
+}
+
+void Ticket::expect(std::shared_ptr<Expectation> expectation) {
+  {
+    std::lock_guard lock(mutex_);
+    require(!is_discarded_ && !has_ended_, kParamInvalid, "expect: ", name(),
+            is_discarded_ ? " was discarded" : " has ended already");
+    require(expectation_ == nullptr, kParamInvalid, "expect: ", name(), " is expected already");
+    expectation_ = expectation;
+    link_->expect(use_);  // with the lock, so that no last word on the slot comes before this one
+  }
+  const SentWord sent = link_->sent(use_.slot);
+  expectation->start_if_ready(sent.epoch == use_.epoch && sent.is_packed);
+}
+
+// Before the waits: a bad id is in the status before anything passes them.
+void Ticket::look_at_expectation(const Tick& tick, SentWord sent) {
+  const bool is_reported = is_bound_ && status_ != nullptr && expectation_->bad_ids();
+  if (is_reported) status_->set(tick, kParamInvalid);
+  expectation_->tick(sent.epoch == use_.epoch ? sent : SentWord(), is_reported);
+  if (has_ended_ && sent.epoch == use_.epoch && sent.state == SentWord::kFailed) expectation_->cut();
 }
 
 void Ticket::bind(std::shared_ptr<Status> status, std::shared_ptr<WaitRound> waits,
@@ -163,6 +192,7 @@ void Ticket::cancel(const std::string& why) {
 
 bool Ticket::awaits_sender() const {
   std::lock_guard lock(mutex_);
+  if (expectation_ != nullptr && !expectation_->is_direct()) return false;  // it writes to staging only
   return must_hear_from_sender_ && !sender_is_done_;
 }
 
@@ -190,13 +220,21 @@ bool Ticket::tick(const Tick& tick, SentWord sent, bool link_is_alive) {
   std::lock_guard lock(mutex_);
   const bool sender_is_done = sent.epoch == use_.epoch && sent.state >= SentWord::kDrained;
   sender_is_done_ = sender_is_done;
-  const bool flags_are_set = is_poisoned_ || (sender_is_done && sent.state == SentWord::kDrained);
+  if (expectation_ != nullptr) look_at_expectation(tick, sent);
+  // Of what goes packed the flags are ours to write, behind the scatter.
+  const bool is_scattered = expectation_ == nullptr || expectation_->is_direct() || expectation_->is_over();
+  const bool flags_are_set =
+      is_poisoned_ || (sender_is_done && sent.state == SentWord::kDrained && is_scattered);
   if (!has_ended_) {
     if (is_bound_ && waits_have_passed(flags_are_set)) {
       if (const auto failure = failure_of_waits()) {
         fail(tick, failure->first, failure->second);
       } else {
         has_ended_ = true;
+        if (const auto bad = expectation_ != nullptr ? expectation_->bad_ids() : std::nullopt) {
+          code_ = kParamInvalid;
+          why_ = *bad;
+        }
       }
     } else if (is_bound_ && pull_ == nullptr && flags_are_set) {
       // All has arrived. Who waits goes on without us.
@@ -216,15 +254,22 @@ bool Ticket::tick(const Tick& tick, SentWord sent, bool link_is_alive) {
       why_ = kDiscarded;
       if (!sender_is_done) link_->revoke(use_, kSuccess);
       must_hear_from_sender_ = true;
+      if (expectation_ != nullptr) expectation_->cut();
     }
   }
   if (!has_ended_) return false;
+  if (expectation_ != nullptr) {
+    if (!link_is_alive) expectation_->cut();
+    if (sender_is_done) expectation_->sender_is_done();
+    if (!expectation_->is_over() && !is_poisoned_) return false;
+  }
   if (is_poisoned_ && !(waits_have_passed(true) && (sender_is_done || !link_is_alive))) {
     // A late flag write may undo the release, so it is repeated until nobody writes or waits any more.
     write_flags(tick, poison_of(use_.epoch));
     return false;
   }
   if (!waits_have_passed(flags_are_set)) return false;
+  if (expectation_ != nullptr && !expectation_->is_over()) return false;
   is_released_ = true;
   if (!link_is_alive) return true;  // the page goes with the link
   if (must_hear_from_sender_ && !sender_is_done) return false;
@@ -251,6 +296,7 @@ void Ticket::fail(const Tick& tick, int64_t code, const std::string& why) {
     write_flags(tick, poison_of(use_.epoch));
     is_poisoned_ = true;
   }
+  if (expectation_ != nullptr) expectation_->cut();
   has_ended_ = true;
   code_ = code;
   why_ = why;

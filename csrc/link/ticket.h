@@ -18,6 +18,7 @@
 
 namespace datadist {
 
+class Expectation;
 class Link;
 
 // link (20 bits) | slot (10) | epoch (22): below 2^53, so that it survives JSON readers that know only
@@ -56,13 +57,15 @@ std::tuple<bool, int64_t, std::string> cancel_ticket(int64_t number, Clock::time
 
 class Ticket {
  public:
-  Ticket(std::shared_ptr<Link> link, SlotUse use, SentWord sent, PublishedWord published)
+  Ticket(std::shared_ptr<Link> link, SlotUse use, SentWord sent, PublishedWord published, OfferWord offer)
       : link_(std::move(link)),
         use_(use),
         first_layer_(sent.first_layer),
         last_layer_(sent.last_layer),
         is_publication_(sent.is_publication),
-        published_(published) {}
+        published_(published),
+        is_offer_(sent.is_offer),
+        offer_(offer) {}
 
   bool carries(int64_t layer) const { return layer >= first_layer_ && layer <= last_layer_; }
   int64_t first_layer() const { return first_layer_; }
@@ -87,6 +90,12 @@ class Ticket {
   // The sender has not said yet that nothing more of it is written.
   bool awaits_sender() const;
 
+  // Of an offer: it may go packed, and this says where its blocks go then. `is_packed`: it will.
+  bool is_offer() const { return is_offer_; }
+  OfferWord offer() const { return offer_; }
+  Link& link_of_expectation() const { return *link_; }
+  void expect(std::shared_ptr<Expectation> expectation);
+
   // The pull that a publication is for: of these tensors of that cache of the peer. `unclaim`: it was
   // refused.
   void claim(std::shared_ptr<PullRound> pull, int64_t cache, int64_t first_tensor, int64_t tensors,
@@ -99,6 +108,8 @@ class Ticket {
 
  private:
   void fail(const Tick& tick, int64_t code, const std::string& why);
+  void look_at_expectation(const Tick& tick, SentWord sent);
+  bool may_be_written() const;
   void write_flags(const Tick& tick, uint64_t value);
   bool waits_have_passed(bool flags_are_set) const;
   std::optional<std::pair<int64_t, std::string>> failure_of_waits() const;
@@ -111,12 +122,15 @@ class Ticket {
   const int64_t last_layer_;
   const bool is_publication_;
   const PublishedWord published_;
+  const bool is_offer_;
+  const OfferWord offer_;
 
   mutable std::mutex mutex_;
   bool is_bound_ = false;
   bool is_discarded_ = false;
   std::shared_ptr<WaitRound> waits_;
   std::shared_ptr<PullRound> pull_;  // in place of waits, status and deadline
+  std::shared_ptr<Expectation> expectation_;
   std::shared_ptr<Status> status_;
   Clock::time_point deadline_{};
   bool has_ended_ = false;

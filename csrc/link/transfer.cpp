@@ -3,6 +3,7 @@
 #include "error.h"
 #include "link/destination.h"
 #include "link/engine.h"
+#include "link/packed_push.h"
 #include "link/ticket.h"
 #include "plan/copies.h"
 
@@ -207,8 +208,14 @@ Transfer::Transfer(std::shared_ptr<Link> link, TransferPlan plan, std::optional<
       })
                                            : nullptr),
       pull_round_(plan_.ticket != nullptr ? std::make_shared<PullRound>() : nullptr),
+      window_(plan_.way != TransferPlan::Way::kDirect ? link_->staging().take_window(*slot_) : 0),
       start_is_queued_(start_.size(), false) {
   link_->transfer_began();
+  if (plan_.way != TransferPlan::Way::kDirect) {
+    link_->offer(*slot_,
+                 {static_cast<uint32_t>(plan_.remote->id), static_cast<uint32_t>(plan_.packed_src.size()),
+                  window_, static_cast<uint32_t>(plan_.remote_layers.tensors_per_layer), slot_->epoch});
+  }
   if (is_publication()) {
     const LayerRange& all = plan_.local_layers;
     link_->publish(*slot_, {static_cast<uint32_t>(plan_.local->id), static_cast<uint32_t>(all.first_layer),
@@ -225,7 +232,36 @@ Transfer::~Transfer() {
   if (host_copies_) host_copies_->close();
 }
 
+// An offer is decided when it is bound: what the receiver says later comes too late.
+void Transfer::decide_way() {
+  using Way = TransferPlan::Way;
+  std::lock_guard lock(mutex_);
+  if (plan_.way == Way::kOffered) {
+    plan_.way = link_->is_expected(*slot_) && link_->staging().knows_peer() ? Way::kPacked : Way::kDirect;
+    link_->announce(*slot_, sent_word(SentWord::kOpen, kSuccess));
+  }
+  awaits_staging_ = plan_.way == Way::kPacked && !link_->staging().knows_peer();
+}
+
+// Watchdog: true once, when it waited for the receiver's staging and that is there.
+bool Transfer::takes_off() {
+  std::lock_guard lock(mutex_);
+  if (!awaits_staging_ || has_ended_ || !is_submitted_ || !link_->staging().knows_peer()) return false;
+  awaits_staging_ = false;
+  return true;
+}
+
+bool Transfer::is_never_expected() const {
+  return plan_.way == TransferPlan::Way::kPacked && !link_->is_expected(*slot_);
+}
+
+std::pair<bool, bool> Transfer::way() const {
+  std::lock_guard lock(mutex_);
+  return {slot_ && link_->is_expected(*slot_), plan_.way == TransferPlan::Way::kPacked};
+}
+
 void Transfer::submit(bool notify_host, const char* asked) {
+  if (plan_.way != TransferPlan::Way::kDirect) decide_way();
   // Whole transfers that need a stop on their way go one after the other, on one stream.
   const bool shares_staging = plan_.needs.any() && !waits_for_others();
   auto lane = shares_staging ? link_->take_staging_lane() : link_->take_lane(waits_for_others());
@@ -244,9 +280,14 @@ void Transfer::submit(bool notify_host, const char* asked) {
     lane_ = lane;
     is_submitted_ = true;
     owns_lane_ = waits_for_others();
-    if (shares_staging) staging_ = link_->staging();
+    if (shares_staging) staging_ = link_->route_staging();
     if (owns_lane_ && plan_.needs.buffers()) staging_ = link_->borrow_staging();
     if (is_layered() || is_publication()) deadline_ = Clock::now() + plan_.timeout;
+    if (awaits_staging_) return;  // the watchdog goes on with it
+  }
+  if (plan_.way == TransferPlan::Way::kPacked) {
+    link_->feeder().submit(lane, std::make_unique<PackedProgram>(shared_from_this()));
+    return;
   }
   link_->feeder().submit(lane, std::make_unique<TransferProgram>(shared_from_this(), notify_host));
 }
@@ -303,7 +344,9 @@ std::tuple<bool, int64_t, std::string> Transfer::state() const {
 
 std::optional<std::string> Transfer::why_in_doubt(const Destination& destination) const {
   std::lock_guard lock(mutex_);
-  if (!is_in_doubt_ || !Destination(*link_, plan_).overlaps(destination)) return std::nullopt;
+  if (!is_in_doubt_ || plan_.way == TransferPlan::Way::kPacked ||
+      !Destination(*link_, plan_).overlaps(destination))
+    return std::nullopt;
   return why_;
 }
 
@@ -364,7 +407,9 @@ SentWord Transfer::sent_word(SentWord::State state, int64_t code) const {
           static_cast<uint8_t>(first + plan_.remote_layers.layers - 1),
           short_code(code),
           state,
-          is_publication()};
+          is_publication(),
+          plan_.way != TransferPlan::Way::kDirect,
+          plan_.way == TransferPlan::Way::kPacked};
 }
 
 void Transfer::submission_ended(uint64_t mark, int64_t code, const std::string& what) {
@@ -455,13 +500,15 @@ std::optional<std::pair<int64_t, std::string>> Transfer::trouble(const Tick& tic
   if (deadline_ && tick.now >= *deadline_) {
     return Trouble(kTimeout, join(is_publication() ? "what was published for " : "the transfer with ", peer,
                                   is_publication() ? " was not taken within " : " did not end within ",
-                                  plan_.timeout.count(), " ms"));
+                                  plan_.timeout.count(), " ms",
+                                  is_never_expected() ? "; the receiver never called expect for it" : ""));
   }
   if (cancelled_) return Trouble(kFailed, *cancelled_);
   return std::nullopt;
 }
 
 bool Transfer::tick(const Tick& tick) {
+  if (takes_off()) link_->feeder().submit(lane_, std::make_unique<PackedProgram>(shared_from_this()));
   std::lock_guard lock(mutex_);
   for (const Word& gate : to_open_) tick.write(gate, 1);
   to_open_.clear();
@@ -549,6 +596,7 @@ void Transfer::drained() {
   if (host_copies_ != nullptr) host_copies_->close();
   if (owns_lane_ && staging_ != nullptr) link_->give_back_staging(staging_);
   if (lane_) link_->give_back_lane(lane_);
+  link_->staging().give_back_ids(std::move(ids_));
   acl::ContextScope restore;  // unmapping through torch's allocator changes the thread's
   plan_.local.reset();
   plan_.remote.reset();

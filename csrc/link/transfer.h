@@ -48,6 +48,11 @@ struct TransferPlan {
   std::chrono::milliseconds timeout{0};
   std::shared_ptr<Ticket> ticket;  // of a pull: it waits until the peer's blocks are ready
   bool by_layers = false;          // released one by one; nobody at the receiver need wait for them
+  // kOffered: packed, if the receiver has said where its blocks go by the time that it is bound. kPacked: in
+  // any case, however long that takes.
+  enum class Way : uint8_t { kDirect, kOffered, kPacked };
+  Way way = Way::kDirect;
+  std::vector<int64_t> packed_src;  // the source blocks, as they were listed
 };
 
 // A word that a caller's stream writes 1 to, and where its handler says that the runtime refused.
@@ -109,6 +114,8 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
     return local_layer >= first_layer() && local_layer < first_layer() + layers();
   }
   int64_t ticket() const;
+  // (the receiver has said where an offer goes, it goes packed for certain)
+  std::pair<bool, bool> way() const;
   bool moves_host_memory() const { return moves_host_memory_; }  // on this side
   const std::shared_ptr<PullRound>& pull_round() const { return pull_round_; }
   Link& link() const { return *link_; }
@@ -121,6 +128,10 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
 
  private:
   friend class TransferProgram;
+  friend class PackedProgram;
+  void decide_way();
+  bool is_never_expected() const;
+  bool takes_off();
   void submission_ended(uint64_t mark, int64_t code, const std::string& what);
   void device_done();
   bool tick_publication(const Tick& tick);
@@ -157,6 +168,7 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   const bool moves_host_memory_;
   const std::shared_ptr<HostCopies> host_copies_;  // nullptr: every byte moves by copies of the stream
   const std::shared_ptr<PullRound> pull_round_;    // with a ticket
+  const uint32_t window_;                          // packed: of the receiver's staging
 
   // progress
   mutable std::mutex mutex_;
@@ -176,6 +188,8 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   size_t passed_marks_ = 0;     // of the host copies
   Staging* staging_ = nullptr;  // borrowed, or the link's
   uint64_t mark_ = 0;
+  bool awaits_staging_ = false;  // the receiver has not told of any on this link
+  std::unique_ptr<IdBuffer> ids_;
   std::optional<std::pair<int64_t, std::string>> refused_;
   std::atomic<bool> peers_memory_is_refused_{false};
   std::optional<uint64_t> beats_at_refusal_;

@@ -88,11 +88,15 @@ void add_remote_cache(Instance& instance, int64_t handle, int64_t cache_id, std:
 }
 
 LinkOptions link_options(int64_t keep_alive_ms, int64_t transfer_timeout_ms, int64_t max_in_flight,
-                         int64_t streams_per_link) {
+                         int64_t streams_per_link, int64_t packed_staging_bytes) {
+  require(chunk_bytes_of(static_cast<size_t>(std::max<int64_t>(packed_staging_bytes, 0))) > 0, kParamInvalid,
+          "packed_staging_bytes = ", packed_staging_bytes, ", expected at least ",
+          kStagingWindows * kChunksPerWindow * kPackedAlignment);
   require(keep_alive_ms >= 100 && transfer_timeout_ms >= 1, kParamInvalid, "keep_alive_ms = ", keep_alive_ms,
           " (at least 100), transfer_timeout_ms = ", transfer_timeout_ms, " (at least 1)");
   return {std::chrono::milliseconds(keep_alive_ms), std::chrono::milliseconds(transfer_timeout_ms),
-          static_cast<size_t>(max_in_flight), static_cast<size_t>(streams_per_link)};
+          static_cast<size_t>(max_in_flight), static_cast<size_t>(streams_per_link),
+          static_cast<size_t>(packed_staging_bytes)};
 }
 
 }  // namespace
@@ -112,14 +116,14 @@ void define_instance(py::module_& m) {
 
   py::class_<Instance>(m, "Instance")
       .def(py::init([](int device, int64_t cluster_id, int64_t keep_alive_ms, int64_t transfer_timeout_ms,
-                       int64_t max_in_flight, int64_t streams_per_link) {
-             return std::make_unique<Instance>(
-                 device, cluster_id,
-                 link_options(keep_alive_ms, transfer_timeout_ms, max_in_flight, streams_per_link));
+                       int64_t max_in_flight, int64_t streams_per_link, int64_t packed_staging_bytes) {
+             return std::make_unique<Instance>(device, cluster_id,
+                                               link_options(keep_alive_ms, transfer_timeout_ms, max_in_flight,
+                                                            streams_per_link, packed_staging_bytes));
            }),
            py::arg("device"), py::arg("cluster_id"), py::kw_only(), py::arg("keep_alive_ms") = 3000,
            py::arg("transfer_timeout_ms") = 1000, py::arg("max_in_flight") = 256,
-           py::arg("streams_per_link") = 64, nogil)
+           py::arg("streams_per_link") = 64, py::arg("packed_staging_bytes") = 64 << 20, nogil)
       .def("close", &Instance::close, nogil)
       .def("register_cache", &register_cache, py::arg("tensors"), py::arg("num_blocks"),
            py::arg("is_blocks") = true, nogil)
@@ -138,9 +142,9 @@ void define_instance(py::module_& m) {
       .def(
           "open_link",
           [](Instance& self, int64_t cluster_id, std::string name, int device, int pid, int64_t start_time,
-             bool in_this_process) {
-            const auto link =
-                self.open_link({cluster_id, std::move(name), device, pid, start_time, in_this_process});
+             bool in_this_process, bool is_fenced) {
+            const auto link = self.open_link(
+                {cluster_id, std::move(name), device, pid, start_time, in_this_process, is_fenced});
             try {
               return std::make_pair(link->handle(),
                                     mapped::export_addresses(self.device(), {link->page().address}).front());
@@ -150,7 +154,7 @@ void define_instance(py::module_& m) {
             }
           },
           py::arg("peer_cluster_id"), py::arg("peer_name"), py::arg("peer_device"), py::arg("peer_pid"),
-          py::arg("peer_start_time"), py::arg("in_this_process"), nogil)
+          py::arg("peer_start_time"), py::arg("in_this_process"), py::arg("is_fenced") = false, nogil)
       .def(
           "connect_link",
           [](Instance& self, int64_t link, int64_t peer_link, const Exported& page) {

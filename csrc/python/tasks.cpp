@@ -1,6 +1,7 @@
 // Tasks and tickets: prepared pushes, their states, what ends them.
 #include "link/destination.h"
 #include "link/instance.h"
+#include "link/packed_push.h"
 #include "link/ticket.h"
 #include "link/transfer.h"
 #include "python/tensors.h"
@@ -12,7 +13,8 @@ namespace {
 int64_t prepare_push(int64_t handle, uint64_t model_id, const std::vector<at::Tensor>& cache,
                      const at::Tensor& src_blocks, const at::Tensor& dst_blocks, int64_t src_layer,
                      int64_t dst_layer, int64_t num_layers, int64_t tensors_per_layer, int64_t timeout_ms,
-                     std::optional<int64_t> cache_id, int64_t src_batch, int64_t dst_batch, bool has_ticket) {
+                     std::optional<int64_t> cache_id, int64_t src_batch, int64_t dst_batch, bool has_ticket,
+                     std::optional<bool> packed) {
   const char* asked = "prepare_push";
   for (const at::Tensor* ids : {&src_blocks, &dst_blocks}) {
     require(
@@ -39,8 +41,11 @@ int64_t prepare_push(int64_t handle, uint64_t model_id, const std::vector<at::Te
   request.tensors_per_layer = tensors_per_layer;
   request.timeout_ms = timeout_ms;
   const auto link = require_link(handle, asked);
+  request.may_pack = has_ticket;
   TransferPlan plan = plan_transfer(*link, request);
-  wait_until_settled(*link, plan, asked);
+  if (has_ticket) plan_packing(*link, request, packed, &plan);
+  // What goes packed lands in staging, and the receiver says where from there.
+  if (plan.way != TransferPlan::Way::kPacked) wait_until_settled(*link, plan, asked);
   plan.timeout = std::chrono::milliseconds(timeout_ms);  // 0: what the binding says
   if (!has_ticket) {
     plan.by_layers = true;
@@ -121,7 +126,7 @@ void define_tasks(py::module_& m) {
         py::arg("src_blocks"), py::arg("dst_blocks"), py::arg("src_layer"), py::arg("dst_layer"),
         py::arg("num_layers"), py::arg("tensors_per_layer"), py::arg("timeout_ms"),
         py::arg("cache_id") = std::nullopt, py::arg("src_batch") = 0, py::arg("dst_batch") = 0,
-        py::arg("has_ticket") = true, nogil);
+        py::arg("has_ticket") = true, py::arg("packed") = std::nullopt, nogil);
   m.def(
       "task_ticket", [](int64_t task) { return tasks().get(task, "task_ticket")->ticket(); }, py::arg("task"),
       nogil);

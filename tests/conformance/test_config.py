@@ -48,6 +48,7 @@ OPTIONS: list[tuple[str, Any, dict[str, str]]] = [
     ("ge_options", {"a": "b"}, {"a": "b"}),
     ("keep_alive_ms", 500, {"torch_llm_datadist.KeepAliveMs": "500"}),
     ("max_in_flight", 8, {"torch_llm_datadist.MaxInFlight": "8"}),
+    ("packed_staging_bytes", 4096, {"torch_llm_datadist.PackedStagingBytes": "4096"}),
 ]  # fmt: skip
 
 

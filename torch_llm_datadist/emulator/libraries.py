@@ -24,6 +24,7 @@ COMPANIONS = (
     "libmspti.so",
     "libascend_hal.so",
 )
+OPERATORS = "libopapi.so"  # two kernels; loaded by the plugin when it first needs them
 ATEN = DIRECTORY / "_aten.so"
 
 
@@ -41,7 +42,9 @@ def _path(name: str) -> Path:
 
 def check_built() -> None:
     """Raises ImportError naming what is missing and the command that builds it."""
-    missing = [path.name for path in (*map(_path, (RUNTIME, *COMPANIONS)), ATEN) if not path.exists()]
+    missing = [
+        path.name for path in (*map(_path, (RUNTIME, *COMPANIONS, OPERATORS)), ATEN) if not path.exists()
+    ]
     if missing:
         raise ImportError(
             f"the emulated Ascend runtime is not built: {', '.join(missing)} missing in {DIRECTORY}; "

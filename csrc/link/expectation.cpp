@@ -1,0 +1,315 @@
+#include "link/expectation.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "acl/queue.h"
+#include "acl/stream.h"
+#include "error.h"
+#include "link/engine.h"
+#include "link/ticket.h"
+
+namespace datadist {
+namespace {
+
+constexpr int64_t kSkipped = -1;
+constexpr const char* kStillGood = ". The ticket is still good.";
+
+}  // namespace
+
+class Expectation::Program : public datadist::Program {
+ public:
+  explicit Program(std::shared_ptr<Expectation> expectation)
+      : expectation_(std::move(expectation)), link_(*expectation_->link_) {}
+
+  void prepare() override {
+    const auto& list = expectation_->list_;
+    if (expectation_->ids_ == nullptr) expectation_->ids_ = link_.staging().take_ids(list.size());
+    ids_ = expectation_->ids_.get();
+    std::copy(list.begin(), list.end(), ids_->ids());
+    chunk_bytes_ = link_.staging().own_chunk_bytes();
+    begin_layer();
+    PackedPiece piece;
+    for (int64_t layer = 0; layer < expectation_->layers_.count; ++layer) {
+      Packing packing = packing_of(layer);
+      for (; !packing.is_at_end(); packing.next_chunk(), ++chunks_) {
+        while (packing.next(&piece)) {
+        }
+      }
+    }
+  }
+
+  bool next(Step* step) override {
+    const auto [slot, epoch] = expectation_->use_;
+    switch (at_) {
+      case At::kIds:
+        at_ = At::kFirstCredits;
+        *step = {Step::kToDevice, ids_->device.address, ids_->ids(),
+                 expectation_->list_.size() * sizeof(int64_t)};
+        return true;
+      case At::kFirstCredits:
+        at_ = At::kArrived;
+        *step = {Step::kRemoteWrite, link_.peer_credit(slot), nullptr, chunk_count(epoch, kChunksPerWindow)};
+        return true;
+      case At::kArrived:
+        at_ = At::kScatter;
+        *step = {Step::kWait, link_.own_arrived(slot), nullptr, chunk_count(epoch, chunk_ + 1)};
+        return true;
+      case At::kScatter:
+        if (next_scatter(step)) return true;
+        packing_.next_chunk();
+        at_ = At::kCredit;
+        if (!packing_.is_at_end()) return next(step);
+        *step = {Step::kWrite, link_.own_flag(slot, expectation_->layers_.first + layer_), nullptr, epoch};
+        if (++layer_ < expectation_->layers_.count) begin_layer();
+        return true;
+      case At::kCredit:
+        ++chunk_;
+        at_ = chunk_ == chunks_ ? At::kEnd : At::kArrived;
+        if (chunk_ - 1 + kChunksPerWindow >= chunks_) return next(step);
+        *step = {Step::kRemoteWrite, link_.peer_credit(slot), nullptr,
+                 chunk_count(epoch, chunk_ + kChunksPerWindow)};
+        return true;
+      case At::kEnd:
+        break;
+    }
+    return false;
+  }
+
+  void ended(uint64_t mark, int64_t code, const std::string& what) override {
+    expectation_->submission_ended(mark, code, what);
+  }
+
+ private:
+  enum class At { kIds, kFirstCredits, kArrived, kScatter, kCredit, kEnd };
+
+  int64_t first_tensor(int64_t layer) const {
+    return (expectation_->layers_.first + layer) * expectation_->layers_.tensors_per_layer;
+  }
+
+  Packing packing_of(int64_t layer) const {
+    return {expectation_->cache_->geometry.strides.data() + first_tensor(layer),
+            expectation_->layers_.tensors_per_layer, static_cast<int64_t>(expectation_->list_.size()),
+            chunk_bytes_};
+  }
+
+  void begin_layer() { packing_ = packing_of(layer_); }
+
+  // The next blocks of the chunk that lie in a row without one that is skipped.
+  bool next_scatter(Step* step) {
+    const auto& list = expectation_->list_;
+    while (true) {
+      if (left_.blocks == 0 && !packing_.next(&left_)) return false;
+      const int64_t tensor = first_tensor(layer_) + left_.tensor;
+      const auto stride = static_cast<size_t>(expectation_->cache_->geometry.strides[tensor]);
+      PackedPiece run = left_;
+      run.blocks = 0;
+      while (left_.blocks > 0 && list[left_.first] != kSkipped) {
+        drop_one(stride);
+        ++run.blocks;
+      }
+      while (left_.blocks > 0 && list[left_.first] == kSkipped) drop_one(stride);
+      if (run.blocks == 0) continue;
+      const uint32_t window = expectation_->offer_.window;
+      *step = {Step::kScatter, expectation_->cache_->tensors[tensor].address,
+               link_.staging().own_chunk(window, chunk_) + run.offset, stride};
+      step->height = static_cast<size_t>(run.blocks);
+      step->ids = ids_->on_device() + run.first;
+      step->rows = expectation_->cache_->geometry.num_blocks;
+      return true;
+    }
+  }
+
+  void drop_one(size_t stride) {
+    ++left_.first;
+    --left_.blocks;
+    left_.offset += stride;
+  }
+
+  const std::shared_ptr<Expectation> expectation_;
+  Link& link_;
+  const IdBuffer* ids_ = nullptr;
+  size_t chunk_bytes_ = 0;
+  uint64_t chunks_ = 0;
+  Packing packing_;
+  PackedPiece left_;
+  At at_ = At::kIds;
+  int64_t layer_ = 0;
+  uint64_t chunk_ = 0;
+};
+
+Expectation::Expectation(std::shared_ptr<Link> link, SlotUse use, OfferWord offer,
+                         std::shared_ptr<LocalCache> cache, Layers layers, std::vector<int64_t> ids)
+    : link_(std::move(link)),
+      use_(use),
+      offer_(offer),
+      layers_(layers),
+      cache_(std::move(cache)),
+      lane_(link_->take_scatter_lane()),
+      list_(std::move(ids)) {}
+
+Expectation::~Expectation() {
+  if (ready_) link_->engine().words().give_back(*ready_);
+  link_->staging().give_back_ids(std::move(ids_));
+  if (state_ == State::kWaiting) link_->give_back_scatter_lane(lane_);  // its ticket was refused after all
+}
+
+void Expectation::await_ids() {
+  ready_ = link_->engine().words().take();
+  acl::ContextScope restore;
+  DATADIST_ACL(acl::set_device(link_->engine().device()));
+  ids_ = link_->staging().take_ids(offer_.blocks);
+}
+
+// What a kernel is told to write is what was looked at here: a list of our own, not the caller's tensor.
+void Expectation::read_ids() {
+  const int64_t* const read = ids_->ids();
+  std::vector<bool> is_taken(static_cast<size_t>(cache_->geometry.num_blocks), false);
+  size_t skipped = 0;
+  std::string first;
+  for (size_t i = 0; i < offer_.blocks; ++i) {
+    const int64_t id = read[i];
+    const bool is_inside = id >= 0 && id < cache_->geometry.num_blocks;
+    if (is_inside && !is_taken[id]) {
+      is_taken[id] = true;
+      list_.push_back(id);
+      continue;
+    }
+    if (skipped++ == 0)
+      first = join("dst_blocks[", i, "] = ", id,
+                   is_inside ? " is there twice" : " is outside the cache, which has ",
+                   is_inside ? "" : join(cache_->geometry.num_blocks, " blocks"));
+    list_.push_back(kSkipped);
+  }
+  if (skipped > 0) bad_ = join("expect: ", skipped, " of ", offer_.blocks, " blocks were skipped: ", first);
+}
+
+void Expectation::start_if_ready(bool is_packed) {
+  {
+    std::lock_guard lock(mutex_);
+    is_packed_ = is_packed_ || is_packed;
+    if (state_ != State::kWaiting || !is_packed_ || list_.empty() || (bad_ && !is_reported_)) return;
+    if (!link_->staging().claim(offer_.window, this)) return;
+    state_ = State::kRunning;
+  }
+  link_->submit_scatter(lane_, std::make_unique<Program>(shared_from_this()));
+}
+
+void Expectation::tick(SentWord sent, bool is_reported) {
+  {
+    std::lock_guard lock(mutex_);
+    is_reported_ = is_reported;
+    if (ready_ && !is_read_ && ready_->seen() != 0) {
+      is_read_ = true;
+      if (state_ == State::kWaiting) read_ids();
+    }
+    if (state_ == State::kRunning && submission_has_ended_ && lane_->has_passed(mark_)) {
+      if (!lane_->is_dropped()) sender_is_done_ = true;  // all of its chunks have come
+      end();
+    }
+    if (state_ == State::kCut && lane_->is_dropped()) end();
+    if (state_ != State::kWaiting) return;
+    if (sent.state != SentWord::kNone && !sent.is_offer) {  // it goes direct
+      end();
+      return;
+    }
+  }
+  start_if_ready(sent.is_packed);
+}
+
+void Expectation::cut() {
+  std::lock_guard lock(mutex_);
+  if (state_ == State::kWaiting) {
+    end();
+  } else if (state_ == State::kRunning) {
+    state_ = State::kCut;
+    link_->drop_scatter_lane(lane_);
+  }
+}
+
+void Expectation::sender_is_done() {
+  std::lock_guard lock(mutex_);
+  sender_is_done_ = true;
+  if (state_ == State::kOver) link_->staging().release(offer_.window, this);
+}
+
+// With the lock.
+void Expectation::end() {
+  state_ = State::kOver;
+  if (sender_is_done_) link_->staging().release(offer_.window, this);
+  link_->give_back_scatter_lane(lane_);
+  if (are_ids_read()) link_->staging().give_back_ids(std::move(ids_));
+  cache_.reset();
+}
+
+void Expectation::submission_ended(uint64_t mark, int64_t code, const std::string& what) {
+  bool is_refused = false;
+  {
+    std::lock_guard lock(mutex_);
+    submission_has_ended_ = true;
+    mark_ = mark;
+    is_refused = code != kSuccess && state_ == State::kRunning;
+  }
+  if (is_refused) link_->scatter_failed(what);  // what is behind it would never be scattered
+  link_->engine().wake_soon();
+}
+
+bool Expectation::is_over() const {
+  std::lock_guard lock(mutex_);
+  return state_ == State::kOver && are_ids_read();
+}
+
+bool Expectation::is_direct() const {
+  std::lock_guard lock(mutex_);
+  return !is_packed_;
+}
+
+std::optional<std::string> Expectation::bad_ids() const {
+  std::lock_guard lock(mutex_);
+  return bad_;
+}
+
+std::shared_ptr<Expectation> make_expectation(const std::shared_ptr<Ticket>& ticket, const int64_t* ids,
+                                              size_t count, bool on_device) {
+  constexpr const char* asked = "expect";
+  Link& link = ticket->link_of_expectation();
+  const OfferWord offer = ticket->offer();
+  const Expectation::Layers layers{ticket->first_layer(), ticket->last_layer() - ticket->first_layer() + 1,
+                                   offer.tensors_per_layer};
+  auto cache = link.caches().find_id(offer.cache, asked);
+  const auto& strides = cache->geometry.strides;
+  const int64_t tensors = (layers.first + layers.count) * layers.tensors_per_layer;
+  require(cache->geometry.is_blocks && cache->tensors.front().reach == Reach::kDevice &&
+              layers.tensors_per_layer > 0 && tensors <= cache->geometry.num_tensors(),
+          kParamInvalid, asked, ": ", link.peer().name, " offers layers ", layers.first, " to ",
+          ticket->last_layer(), " of ", layers.tensors_per_layer, " tensors for cache ", offer.cache,
+          ", which is no blocks cache of so many on the device", kStillGood);
+  require(offer.blocks > 0, kParamInvalid, asked, ": ", link.peer().name, " offers no blocks", kStillGood);
+  require(on_device ? count >= offer.blocks : count == offer.blocks, kParamInvalid, asked,
+          ": dst_blocks has ", count, " entries, and ", link.peer().name, " sends ", offer.blocks, " blocks",
+          kStillGood);
+  const int64_t largest = *std::max_element(strides.begin(), strides.end());
+  const size_t chunk = link.staging().own_chunk_bytes();
+  require(static_cast<size_t>(largest) <= chunk, kParamInvalid, asked, ": a block of ", largest,
+          " bytes does not fit into a chunk of ", chunk, " bytes, 1/", kStagingWindows * kChunksPerWindow,
+          " of packed_staging_bytes; raise it", kStillGood);
+  std::vector<int64_t> list;
+  if (!on_device) {
+    std::vector<bool> is_taken(static_cast<size_t>(cache->geometry.num_blocks), false);
+    for (size_t i = 0; i < count; ++i) {
+      require(ids[i] >= 0 && ids[i] < cache->geometry.num_blocks, kParamInvalid, asked, ": dst_blocks[", i,
+              "] = ", ids[i], " is outside the cache, which has ", cache->geometry.num_blocks, " blocks",
+              kStillGood);
+      require(!is_taken[ids[i]], kParamInvalid, asked, ": dst_blocks lists block ", ids[i], " twice",
+              kStillGood);
+      is_taken[ids[i]] = true;
+    }
+    list.assign(ids, ids + count);
+  }
+  auto expectation = std::make_shared<Expectation>(link.shared_from_this(), ticket->use(), offer,
+                                                   std::move(cache), layers, std::move(list));
+  if (on_device) expectation->await_ids();
+  return expectation;
+}
+
+}  // namespace datadist
