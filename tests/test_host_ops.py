@@ -179,6 +179,41 @@ def test_a_wait_ends_when_the_sender_gives_up(pair: Pair) -> None:
     sender.close()
 
 
+def test_a_wait_that_comes_long_after_its_ticket_failed_ends(pair: Pair) -> None:
+    late = prepare(pair[0])
+    receiver = bound(1, late.ticket, timeout_s=0.1)
+    end = time.monotonic() + 20
+    while not datadist.ticket_state(late.ticket).has_ended:
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    status = cpu_status()
+
+    waiting = in_a_thread(lambda: ops.wait_layer(status, status, 0, receiver.id))
+
+    waiting.join(20)
+    assert not waiting.is_alive()
+    assert code(status) == "LLM_TIMEOUT"
+
+
+def test_a_host_waits_also_when_a_stream_was_told_to_before(pair: Pair) -> None:
+    here, there = pair
+    task = prepare(here, to="device")
+    sender, receiver = bound(0, task), bound(1, task.ticket)
+    ops.wait_layer(there.status, there.status, 0, receiver.id)
+    status = cpu_status()
+
+    waiting = in_a_thread(lambda: ops.wait_layer(status, status, 0, receiver.id))
+
+    waiting.join(0.1)
+    assert waiting.is_alive()
+    for layer in range(LAYERS):
+        ops.push_layer(cpu_status(), status, layer, sender.id)
+    waiting.join(20)
+    assert not waiting.is_alive()
+    assert code(status) == "LLM_SUCCESS"
+    assert torch.equal(content(there, "device", 0)[0][5].cpu(), content(here, "plain", 0)[0][1].cpu())
+
+
 def test_the_next_forward_begins_without_the_last_ones_error(pair: Pair) -> None:
     here, _ = pair
     late = prepare(here)

@@ -20,16 +20,19 @@ struct WaitGate {
   bool is_captured = false;
 };
 
+// Of a forward's streams, each has a mark. More than these are allocated when a further stream calls an op.
+constexpr size_t kMarks = 8;
+
 // One set of them. Forwards that are not captured get a new set from each bind, so the host may run ahead; a
 // set that a graph has captured stays with its binding for good.
 struct Gates {
   Gates(WordPool* words, size_t layers) : pool(words) {
-    auto taken = words->take(3 * layers + 5);
+    auto taken = words->take(3 * layers + 4 + kMarks);
     auto next = taken.begin();
     status = *next++;
     graph_status = *next++;
     finish = {*next++, *next++};
-    marks.push_back(*next++);
+    for (size_t i = 0; i < kMarks; ++i) marks.push_back(*next++);
     for (size_t i = 0; i < layers; ++i) {
       pushes.push_back({*next++});
       waits.push_back({*next++, *next++});

@@ -42,6 +42,7 @@ void Round::connect(std::vector<std::shared_ptr<Transfer>> tasks,
     for (size_t i = 0; i < bound_tickets; ++i) tickets[i]->unbind();
     throw;
   }
+  if (wait_round_ != nullptr) wait_round_->all_is_bound();
   is_connected_ = true;
   tasks_ = std::move(tasks);
   tickets_ = std::move(tickets);
@@ -84,10 +85,14 @@ void Round::relay_pushes() {
 void Round::relay_waits() {
   std::vector<Step> steps;
   std::vector<WaitRound::Opening> openings;
+  std::vector<std::shared_ptr<Ticket>> awaited;
+  for (const auto& ticket : tickets_) {
+    if (ticket->begin_relayed_wait()) awaited.push_back(ticket);
+  }
   for (size_t i = 0; i < waits_.size(); ++i) {
     const int64_t layer = (*layers_)[i];
     if (is_open_[i]) continue;
-    for (const auto& ticket : tickets_) {
+    for (const auto& ticket : awaited) {
       steps.push_back(
           {Step::kWait, ticket->link().own_flag(ticket->use().slot, layer), nullptr, ticket->use().epoch});
     }
@@ -291,7 +296,7 @@ bool Round::wait_on_host(size_t layer) {
   Wait& wait = waits_[layer];
   // A host has no stream to wait on: its gates are opened by a relay, which the watchdog watches.
   if (!is_for_graphs() && !tickets_.empty() && !std::exchange(relays_for_host_, true)) relay_waits();
-  if (wait.times > 0 || wait.state == Wait::kShut) return true;
+  if (has_passed(layer) || wait.state == Wait::kShut) return true;
   wait.is_queued = true;
   wait.is_for_host = true;
   return false;
@@ -337,10 +342,11 @@ int Round::look_at(const WaitGate& gate, Wait& wait, const Tick& tick) {
     wait.is_suspect = false;
     ++wait.times;
   }
-  if (wait.is_for_host && is_open && wait.times == 0) {
+  if (wait.is_for_host && is_open && !wait.host_has_passed) {
     tick.write(gate.opened, 0);
     wait.state = Wait::kShut;
-    ++wait.times;
+    wait.host_has_passed = true;
+    wait.times = std::max(wait.times, 1);
   }
   // A graph's stream stands at a gate that nothing will open: nobody bound its replay. One look may see words
   // of different moments; what it shows twice is so.
@@ -422,13 +428,14 @@ void Round::look_at_relays(const Tick& tick) {
 bool Round::is_over() const {
   const bool counts = !refused_->load();
   const int times = std::max(times_passed(), is_connected_ ? 1 : 0);
-  const auto has_passed = [&](bool is_captured, const auto& gate) {
+  const auto is_through = [&](bool is_captured, const auto& gate) {
     return gate.times >= (may_come(is_captured) ? times : (gate.is_queued && counts ? 1 : 0));
   };
-  if (!has_passed(gates_->finish.is_captured, finish_)) return false;
+  if (!is_through(gates_->finish.is_captured, finish_)) return false;
   for (size_t i = 0; i < waits_.size(); ++i) {
-    if (!has_passed(gates_->waits[i].is_captured, waits_[i])) return false;
-    if (!has_passed(gates_->pushes[i].is_captured, pushes_[i])) return false;
+    if (!is_through(gates_->waits[i].is_captured, waits_[i])) return false;
+    if (waits_[i].is_for_host && !has_passed(i)) return false;
+    if (!is_through(gates_->pushes[i].is_captured, pushes_[i])) return false;
   }
   return true;
 }

@@ -81,7 +81,9 @@ class Round {
   void require_host_memory(size_t layer, const char* asked) const;
   void push_from_host(size_t layer);
   bool wait_on_host(size_t layer);  // true: there is nothing to wait for; else until `has_passed`
-  bool has_passed(size_t layer) const { return waits_[layer].times > 0; }
+  bool has_passed(size_t layer) const {
+    return is_for_graphs() ? waits_[layer].times > 0 : waits_[layer].host_has_passed;
+  }
   const std::vector<std::shared_ptr<Transfer>>& tasks() const { return tasks_; }
   int64_t code() const { return status_->code(); }
 
@@ -120,6 +122,7 @@ class Round {
     bool is_queued = false;
     bool is_suspect = false;
     bool is_for_host = false;
+    bool host_has_passed = false;  // beside `times`, which an eager op on a stream counts when it is queued
     int times = 0;
     aclrtStream stream = nullptr;
   };

@@ -203,6 +203,13 @@ bool Ticket::begin_wait() {
   return true;
 }
 
+bool Ticket::begin_relayed_wait() {
+  std::lock_guard lock(mutex_);
+  if (is_released_) return false;
+  waits_->relay_begins();
+  return true;
+}
+
 bool Ticket::waits_have_passed(bool flags_are_set) const {
   return !is_bound_ || (pull_ != nullptr ? pull_->is_finished() : waits_->has_passed(flags_are_set));
 }

@@ -81,9 +81,10 @@ class Ticket {
   void bind(std::shared_ptr<Status> status, std::shared_ptr<WaitRound> waits,
             std::chrono::milliseconds timeout, const char* asked);
   void unbind();  // nothing was queued after all
-  // An op is about to wait for its flags, on a stream of its own; false: they came, or never will, and mean
-  // nothing any more.
+  // An op is about to wait for its flags on its stream, or a relay is; false: they came, or never will, and
+  // mean nothing any more.
   bool begin_wait();
+  bool begin_relayed_wait();
   void discard();
   // Bound or not: it fails at the watchdog's next look, and its sender is asked to send nothing more.
   void cancel(const std::string& why);

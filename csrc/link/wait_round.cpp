@@ -6,7 +6,7 @@ void WaitRound::start(std::vector<Step> steps, std::vector<Opening> openings) {
   {
     std::lock_guard lock(mutex_);
     openings_ = std::move(openings);
-    has_relay_ = true;
+    has_relay_ = true;  // also where no ticket is left to wait for
   }
   relay_->start(std::move(steps));
 }
@@ -16,6 +16,16 @@ void WaitRound::give_up(const std::string& why) {
   if (is_done_) return;
   given_up_ = why;
   if (has_relay_) relay_->give_up();
+}
+
+void WaitRound::all_is_bound() {
+  std::lock_guard lock(mutex_);
+  is_bound_ = true;
+}
+
+void WaitRound::relay_begins() {
+  std::lock_guard lock(mutex_);
+  has_relay_ = true;
 }
 
 void WaitRound::op_begins() {
@@ -31,7 +41,7 @@ void WaitRound::ops_have_passed(bool for_all_layers) {
 
 bool WaitRound::has_passed(bool flags_are_set) const {
   std::lock_guard lock(mutex_);
-  return !ops_wait_ && (has_relay_ ? is_done_ : flags_are_set || ops_saw_all_);
+  return is_bound_ && !ops_wait_ && (has_relay_ ? is_done_ : flags_are_set || ops_saw_all_);
 }
 
 bool WaitRound::is_idle() const {

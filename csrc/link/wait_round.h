@@ -27,8 +27,12 @@ class WaitRound {
   void start(std::vector<Step> steps, std::vector<Opening> openings);
   void give_up(const std::string& why);
 
-  // An op is about to queue its waits; the watchdog saw that all such are through, and whether they were for
-  // every layer.
+  // All that was bound with it is bound: until then nobody has passed anything.
+  void all_is_bound();
+
+  // A relay, or an op, is about to wait; the watchdog saw that all such ops are through, and whether they
+  // were for every layer.
+  void relay_begins();
   void op_begins();
   void ops_have_passed(bool for_all_layers);
 
@@ -50,6 +54,7 @@ class WaitRound {
   std::vector<Opening> openings_;
   std::optional<std::pair<int64_t, std::string>> failure_;
   std::optional<std::string> given_up_;
+  bool is_bound_ = false;
   bool has_relay_ = false;
   bool is_done_ = false;  // the relay
   bool ops_wait_ = false;
