@@ -58,7 +58,7 @@ TEST(words_hold_status_codes_in_a_byte) {
   CHECK_EQUAL(long_code(short_code(507013)), int64_t{kFailed});
 }
 
-TEST(words_of_flags_never_share_a_place) {
+TEST(words_of_flags_and_chunks_never_share_a_place) {
   CHECK(flag_offset(0, 0) >= sizeof(Mail));
   for (size_t slot = 0; slot < kSlots; ++slot) {
     for (size_t layer = 1; layer < kLayers; ++layer) {
@@ -66,7 +66,13 @@ TEST(words_of_flags_never_share_a_place) {
     }
     CHECK(slot == 0 || flag_offset(slot, 0) == flag_offset(slot - 1, kLayers - 1) + sizeof(uint64_t));
   }
-  CHECK_EQUAL(flag_offset(kSlots - 1, kLayers - 1) + sizeof(uint64_t), kPageBytes);
+  CHECK_EQUAL(flag_offset(kSlots - 1, kLayers - 1) + sizeof(uint64_t), arrived_offset(0));
+  for (size_t slot = 1; slot < kSlots; ++slot) {
+    CHECK_EQUAL(arrived_offset(slot) - arrived_offset(slot - 1), sizeof(uint64_t));
+    CHECK_EQUAL(credit_offset(slot) - credit_offset(slot - 1), sizeof(uint64_t));
+  }
+  CHECK_EQUAL(arrived_offset(kSlots - 1) + sizeof(uint64_t), credit_offset(0));
+  CHECK_EQUAL(credit_offset(kSlots - 1) + sizeof(uint64_t), kPageBytes);
 }
 
 TEST(words_of_poison_pass_every_wait_for_their_epoch_and_none_for_a_much_later_one) {
