@@ -55,25 +55,7 @@ void queue(const char* name, const StreamInUse& stream, Gates gates, const at::T
 // The same for a layer op, eager or captured: what is queued is local memory at addresses that stay.
 void queue(const char* name, aclrtStream stream, OpSteps steps, void* status) {
   at_npu::native::OpCommand::RunOpApiV2(name, [stream, steps = std::move(steps), status]() -> int {
-    if (steps.must_be_taken != nullptr) acl::queue_wait_equal(steps.must_be_taken, 0, stream);
-    if (steps.reached != nullptr) acl::queue_write(steps.reached, 1, stream);
-    bool has_waited = steps.opened == nullptr || acl::queue_wait(steps.opened, 1, stream) == 0;
-    for (const Awaited& awaited : steps.awaited)
-      has_waited &= acl::queue_wait(awaited.word, awaited.value, stream) == 0;
-    acl::queue_copy(status, has_waited ? steps.status : steps.failed, sizeof(int32_t), stream);
-    aclError code = 0;
-    if (steps.reached != nullptr) code = acl::queue_write(steps.reached, 0, stream);
-    if (steps.opened != nullptr && has_waited) code |= acl::queue_write(steps.opened, 0, stream);
-    if (steps.released != nullptr) code |= acl::queue_write(steps.released, 1, stream);
-    // Behind the copy of the status: who waits for the transfer comes after it.
-    for (const Gate& gate : steps.starts) {
-      if (acl::queue_write(gate.word, 1, stream) != 0) gate.refused->store(true);
-    }
-    for (const Gate& gate : steps.passed) {
-      if (acl::queue_write(gate.word, 1, stream) != 0) gate.refused->store(true);
-    }
-    if (steps.mark != nullptr) code |= acl::queue_write(steps.mark, steps.mark_number, stream);
-    if ((code != 0 || !has_waited) && steps.refused != nullptr) steps.refused->store(true);
+    steps.queue(status, stream);
     return 0;
   });
 }

@@ -22,34 +22,13 @@
 
 #include "acl/acl_rt.h"
 #include "link/gates.h"
+#include "link/op_steps.h"
 #include "link/relay.h"
 #include "link/ticket.h"
 #include "link/transfer.h"
 #include "link/wait_round.h"
 
 namespace datadist {
-
-// A word of a transfer that an op waits for.
-struct Awaited {
-  char* word;
-  uint64_t value;
-};
-
-// One layer op's share of the caller's stream, in this order. Empty fields are left out.
-struct OpSteps {
-  std::vector<Awaited> awaited;   // wait for these
-  char* must_be_taken = nullptr;  // wait until it is 0: the push of an earlier replay
-  char* reached = nullptr;        // 1 from here on until `opened` was taken
-  char* opened = nullptr;         // wait for 1; 0 again at the end
-  const char* status = nullptr;   // copied to the caller's
-  const char* failed = nullptr;   // copied in its place when the runtime refused the wait
-  char* released = nullptr;       // 1
-  std::vector<Gate> starts;       // 1
-  std::vector<Gate> passed;       // 1: what was awaited is not read any more
-  char* mark = nullptr;           // `mark_number`: an op without a gate of the round has passed
-  uint64_t mark_number = 0;
-  std::shared_ptr<std::atomic<bool>> refused;  // the runtime refused a write, so the gates stay as they are
-};
 
 // Who calls an op.
 struct OpStream {

@@ -55,17 +55,7 @@ class Forward {
 
   OpStream stream() const { return {stream_, false}; }
 
-  // As in ops.cpp.
-  void queue(const OpSteps& steps) {
-    if (steps.must_be_taken != nullptr) DATADIST_ACL(acl::queue_wait_equal(steps.must_be_taken, 0, stream_));
-    if (steps.reached != nullptr) DATADIST_ACL(acl::queue_write(steps.reached, 1, stream_));
-    if (steps.opened != nullptr) DATADIST_ACL(acl::queue_wait(steps.opened, 1, stream_));
-    DATADIST_ACL(acl::queue_copy(status_.address, steps.status, sizeof(int32_t), stream_));
-    if (steps.reached != nullptr) DATADIST_ACL(acl::queue_write(steps.reached, 0, stream_));
-    if (steps.opened != nullptr) DATADIST_ACL(acl::queue_write(steps.opened, 0, stream_));
-    if (steps.released != nullptr) DATADIST_ACL(acl::queue_write(steps.released, 1, stream_));
-    if (steps.mark != nullptr) DATADIST_ACL(acl::queue_write(steps.mark, steps.mark_number, stream_));
-  }
+  void queue(const OpSteps& steps) { steps.queue(status_.address, stream_); }
 
   int64_t status() {
     DATADIST_ACL(acl::synchronize(stream_, 60'000));
