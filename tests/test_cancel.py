@@ -83,6 +83,11 @@ def hold(here: SimpleNamespace) -> faults.Armed:
     return faults.hold_copy(after=0, direction="peer", address=here.raw[0][SRC[0]].data_ptr())
 
 
+def delay_abort() -> None:
+    """The next stream that is cut off stays in doubt for long enough to look, also on a loaded machine."""
+    faults.delay_call("aclrtStreamAbort", 3)
+
+
 def pull(there: SimpleNamespace, src: list[int] = SRC, dst: list[int] = DST, **arguments: Any) -> None:
     with torch.npu.device(there.device):
         there.manager.pull_blocks(BlocksCacheKey(1), there.cache, src, dst, **arguments)
@@ -164,7 +169,7 @@ def test_a_cancel_returns_no_earlier_than_the_stream_is_cut_off(pair: Pair, who:
     there.manager.assign_blocks(task.ticket, there.cache, DST)
     send(here, sends)
     held.wait()
-    faults.delay_call("aclrtStreamAbort", 0.7)
+    delay_abort()
     manager, transfer = (there.manager, task.ticket) if who == "receiver" else (here.manager, task)
 
     error = code_of(lambda: manager.cancel(transfer, timeout_s=0.1))
@@ -187,6 +192,58 @@ def test_a_cancel_returns_no_earlier_than_the_stream_is_cut_off(pair: Pair, who:
     waits.close()
 
 
+@pytest.mark.parametrize("how", ["cancel", "discard"])
+def test_the_blocks_of_a_ticket_that_nobody_bound_are_in_doubt_while_its_sender_copies(
+    pair: Pair, how: str
+) -> None:
+    here, there = pair
+    restore(here)
+    before = restore(there)
+    held = hold(here)
+    task = prepare(here)
+    sends = bound(here, task)
+    there.manager.assign_blocks(task.ticket, there.cache, DST)
+    send(here, sends)
+    held.wait()
+    delay_abort()
+
+    if how == "cancel":
+        error = code_of(lambda: there.manager.cancel(task.ticket, timeout_s=0.1))
+        assert [list(doubt.blocks) for doubt in error.blocks_in_doubt] == [DST]
+    else:
+        datadist.discard(task.ticket)
+        until(lambda: ticket_state(task.ticket).detail == "discarded")
+
+    (doubt,) = there.manager.blocks_in_doubt()
+    assert (list(doubt.blocks), doubt.ticket) == (DST, task.ticket)
+    assert code_of(lambda: there.manager.wait_until_settled(timeout_s=0.05)).status_code == TIMEOUT
+
+    there.manager.wait_until_settled(timeout_s=WITHIN_S)
+
+    assert ticket_state(task.ticket).has_ended
+    assert there.manager.blocks_in_doubt() == []
+    assert torch.equal(instances.content(there), before)
+    sends.close()
+
+
+def test_a_task_that_is_cancelled_again_is_in_doubt_once(pair: Pair) -> None:
+    here, _ = pair
+    restore(here)
+    held = hold(here)
+    task = prepare(here)
+    sends = bound(here, task)
+    send(here, sends)
+    held.wait()
+    delay_abort()
+
+    for _ in range(3):
+        assert code_of(lambda: here.manager.cancel(task, timeout_s=0.02)).status_code == TIMEOUT
+
+    assert [list(doubt.blocks) for doubt in here.manager.blocks_in_doubt()] == [DST]
+    here.manager.wait_until_settled(timeout_s=WITHIN_S)
+    sends.close()
+
+
 def test_cancel_refuses_what_is_no_transfer(pair: Pair) -> None:
     here, _ = pair
     for wrong in (None, "1", True, 1.5):
@@ -204,7 +261,7 @@ def test_a_failed_ticket_on_a_live_link_has_not_ended_while_its_sender_still_cop
     sends = bound(here, task)
     waits = datadist.Binding(there.device, range(LAYERS))
     waits.bind([task.ticket], timeout_s=0.1)
-    faults.delay_call("aclrtStreamAbort", 0.5)
+    delay_abort()
     watch: TransferWatch[str] = TransferWatch()
     watch.add("it", task.ticket, DST)
     send(here, sends)

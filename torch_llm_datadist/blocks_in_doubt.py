@@ -16,6 +16,7 @@ from .registry import CacheRegistry
 if TYPE_CHECKING:
     from . import _C
 
+_DISCARDED = "discarded"  # the core's word for a ticket that was discarded, which is no failure
 _SWEEP_AT = 256  # tickets known before those that have ended are looked for
 
 
@@ -84,7 +85,9 @@ class Doubts:
         """What it had queued may still run, on a stream of this instance."""
         with self._lock:
             self._forget_finished()
-            self._unfinished.append(_Unfinished(task, owner, found))
+            # One that is cancelled again is the same transfer.
+            if all(known.task != task for known in self._unfinished):
+                self._unfinished.append(_Unfinished(task, owner, found))
 
     def of_ticket(self, ticket: int, why: str) -> list[BlocksInDoubt]:
         """What the transfer behind a ticket may write; anything, where ``assign`` was not told."""
@@ -103,7 +106,7 @@ class Doubts:
             assigned = dict(self._assigned)
         for ticket, (cache_id, blocks, cluster_id) in assigned.items():
             has_ended, code, why = _state_of(ticket)
-            if code and not has_ended:
+            if not has_ended and (code or why == _DISCARDED):
                 found.append(BlocksInDoubt(cache_id, blocks, cluster_id, ticket >> 32, ticket, why))
         for cluster_id, link, why in self._links.lost_peers():
             found += self._everything(cluster_id, link, None, why)
