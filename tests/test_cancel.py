@@ -210,9 +210,9 @@ def test_the_blocks_of_a_ticket_that_nobody_bound_are_in_doubt_while_its_sender_
     if how == "cancel":
         error = code_of(lambda: there.manager.cancel(task.ticket, timeout_s=0.1))
         assert [list(doubt.blocks) for doubt in error.blocks_in_doubt] == [DST]
+        assert ticket_state(task.ticket)[:2] == (False, FAILED)
     else:
         datadist.discard(task.ticket)
-        until(lambda: ticket_state(task.ticket).detail == "discarded")
 
     (doubt,) = there.manager.blocks_in_doubt()
     assert (list(doubt.blocks), doubt.ticket) == (DST, task.ticket)
@@ -224,6 +224,17 @@ def test_the_blocks_of_a_ticket_that_nobody_bound_are_in_doubt_while_its_sender_
     assert there.manager.blocks_in_doubt() == []
     assert torch.equal(instances.content(there), before)
     sends.close()
+
+
+def test_a_ticket_that_was_cancelled_before_anybody_bound_it_is_bound_no_more(pair: Pair) -> None:
+    here, there = pair
+    task = prepare(here)
+
+    there.manager.cancel(task.ticket, timeout_s=WITHIN_S)
+
+    assert ticket_state(task.ticket) == (True, FAILED, "cancelled by its receiver")
+    assert code_of(lambda: bound(there, task.ticket)).status_code == LLMStatusCode.LLM_PARAM_INVALID
+    until(lambda: task.state().has_ended)
 
 
 def test_a_task_that_is_cancelled_again_is_in_doubt_once(pair: Pair) -> None:
@@ -432,3 +443,36 @@ def test_no_byte_of_a_frozen_sender_lands_in_blocks_that_were_handed_out_again(p
 
 def arrived(state: SimpleNamespace) -> bool:
     return torch.equal(instances.content(state)[:, DST], links.pattern(1)[:, SRC])
+
+
+# A ticket whose number overtook the sender's own word on it.
+
+
+def assign_only(state: SimpleNamespace, ticket: int) -> None:
+    state.link = state.datadist.link_id(1)
+    state.datadist.cache_manager.assign_blocks(ticket, state.cache, DST)
+
+
+def sent_state(state: SimpleNamespace) -> tuple[bool, int]:
+    has_ended, code, _ = state.task.state()
+    return has_ended, code
+
+
+def test_a_ticket_that_its_sender_has_not_confirmed_is_cancelled_as_soon_as_it_has(peers: Any) -> None:
+    sender, receiver, _ = links.linked_pair(peers)
+    ticket = sender.call(prepare_in_peer) + (1 << 22)  # of the slot that the next task takes
+    receiver.call(assign_only, ticket)
+    assert receiver.call(state_of, ticket) == (False, 0)
+    assert receiver.call(in_doubt) == set()
+
+    assert receiver.call(cancel, ticket, 0.05) == ("LLM_TIMEOUT", [DST])
+
+    assert receiver.call(state_of, ticket) == (False, FAILED)
+    assert receiver.call(in_doubt) == set(DST)
+
+    assert sender.call(prepare_in_peer) == ticket
+
+    until(lambda: receiver.call(state_of, ticket) == (True, FAILED))
+    until(lambda: sender.call(sent_state) == (True, FAILED))
+    assert receiver.call(in_doubt) == set()
+    assert receiver.call(cancel, ticket, WITHIN_S) == ("LLM_SUCCESS", [])

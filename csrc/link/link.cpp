@@ -388,6 +388,7 @@ void Link::tick(const Tick& tick) {
                failure, ", which stopped that context"));
     }
     read_mail(tick);
+    cancel_what_was_told();
     watch_heartbeat(tick);
   }
   std::vector<std::shared_ptr<Ticket>> tickets;
@@ -456,6 +457,45 @@ void Link::retire_what_failed_unasked() {
     outcomes_[slot] = {sent.epoch, long_code(sent.code), join(peer_.name, " gave the transfer up")};
     outbox_.push_back({offsetof(Mail, taken) + slot * sizeof(uint64_t),
                        TakenWord{sent.epoch, sent.code, TakenWord::kRetired}.pack()});
+  }
+}
+
+void Link::cancel_ahead(uint32_t slot, uint32_t epoch_low, const std::string& why) {
+  {
+    std::lock_guard lock(mutex_);
+    std::erase_if(cancelled_ahead_, [&](const auto& other) { return other.slot == slot; });
+    cancelled_ahead_.push_back({slot, epoch_low, why});
+  }
+  engine_->wake();
+}
+
+bool Link::is_cancelled_ahead(uint32_t slot, uint32_t epoch_low) const {
+  std::lock_guard lock(mutex_);
+  return std::any_of(cancelled_ahead_.begin(), cancelled_ahead_.end(), [&](const auto& cancelled) {
+    return cancelled.slot == slot && cancelled.epoch_low == epoch_low;
+  });
+}
+
+void Link::cancel_what_was_told() {
+  std::vector<CancelledAhead> waiting;
+  {
+    std::lock_guard lock(mutex_);
+    waiting = cancelled_ahead_;
+  }
+  for (const CancelledAhead& cancelled : waiting) {
+    const auto [slot, epoch_low, why] = cancelled;
+    const uint32_t ahead = (epoch_low - sent(slot).epoch) & TicketNumber::kEpochMask;
+    const bool is_used_up = ahead > TicketNumber::kEpochMask / 2;
+    if (!is_used_up && (ahead != 0 || !is_told_of(slot))) continue;
+    try {
+      // Without our lock: a ticket takes its own first.
+      if (!is_used_up) ticket(slot, epoch_low, "cancel")->cancel(why);
+    } catch (const Error&) {
+      // Its sender gave it up first.
+    }
+    std::lock_guard lock(mutex_);
+    std::erase_if(cancelled_ahead_,
+                  [&](const auto& other) { return other.slot == slot && other.epoch_low == epoch_low; });
   }
 }
 

@@ -114,6 +114,9 @@ class Link : public std::enable_shared_from_this<Link> {
   // at any time.
   std::pair<std::optional<Outcome>, std::shared_ptr<Ticket>> look_up(uint32_t slot, uint32_t epoch_low) const;
   std::shared_ptr<Ticket> ticket(uint32_t slot, uint32_t epoch_low, const char* asked);
+  // For a ticket that the sender has not told of yet: it is cancelled as soon as that comes.
+  void cancel_ahead(uint32_t slot, uint32_t epoch_low, const std::string& why);
+  bool is_cancelled_ahead(uint32_t slot, uint32_t epoch_low) const;
   char* own_flag(uint32_t slot, int64_t layer) const { return page_.address + flag_offset(slot, layer); }
   void retire(SlotUse use, int64_t code, TakenWord::State state);
   void revoke(SlotUse use, int64_t code);  // asks the sender to send nothing more of it
@@ -145,10 +148,17 @@ class Link : public std::enable_shared_from_this<Link> {
     uint64_t value;
   };
 
+  struct CancelledAhead {
+    uint32_t slot;
+    uint32_t epoch_low;
+    std::string why;
+  };
+
   bool peer_may_write() const;  // with the lock
   bool is_over() const { return state_.load(std::memory_order_acquire) >= kDead; }
   void read_mail(const Tick& tick);
   void retire_what_failed_unasked();
+  void cancel_what_was_told();
   void watch_heartbeat(const Tick& tick);
   void send_mail(const Tick& tick);
   void post(size_t offset, uint64_t value);
@@ -190,7 +200,8 @@ class Link : public std::enable_shared_from_this<Link> {
   std::vector<uint64_t> published_;               // likewise
   std::vector<uint32_t> expected_;                // per slot, the epoch of the last offer that was expected
   std::vector<std::shared_ptr<Ticket>> tickets_;
-  std::vector<Outcome> outcomes_;  // per slot, of the last ticket that is used up
+  std::vector<CancelledAhead> cancelled_ahead_;  // one per slot at most
+  std::vector<Outcome> outcomes_;                // per slot, of the last ticket that is used up
 
   // The watchdog's own.
   uint64_t seen_heartbeat_ = 0;

@@ -10,6 +10,7 @@ namespace datadist {
 namespace {
 
 constexpr const char* kDiscarded = "discarded";
+constexpr const char* kCancelled = "cancelled by its receiver";
 
 }  // namespace
 
@@ -48,11 +49,13 @@ std::tuple<bool, int64_t, std::string> ticket_state(int64_t number) {
   const auto link = number > 0 ? links().find(ticket.link) : nullptr;
   require(link != nullptr && ticket.slot < kSlots, kParamInvalid, "ticket_state: ", number,
           " is no ticket of a link of this process; was the link closed, or made anew since?");
+  // Before the look: what was cancelled ahead becomes a ticket that is cancelled at any time.
+  const bool is_cancelled_ahead = link->is_cancelled_ahead(ticket.slot, ticket.epoch_low);
   const auto [outcome, held] = link->look_up(ticket.slot, ticket.epoch_low);
   if (outcome) return {!outcome->awaits_sender || !link->may_be_touched(), outcome->code, outcome->why};
   // Without a watchdog nobody ends it.
   const bool is_left_alone = !link->is_alive() && link->engine().has_stopped();
-  if (held != nullptr && !is_left_alone) return held->state();
+  if (held != nullptr && !is_left_alone && !(is_cancelled_ahead && link->is_alive())) return held->state();
   const uint32_t ahead = (ticket.epoch_low - link->sent(ticket.slot).epoch) & TicketNumber::kEpochMask;
   require(ahead <= TicketNumber::kEpochMask / 2, kParamInvalid, "ticket_state: ticket ", number, " from ",
           link->peer().name, " is used up: its slot has been issued again since");
@@ -60,27 +63,41 @@ std::tuple<bool, int64_t, std::string> ticket_state(int64_t number) {
     const auto [code, why] = link->reason();
     return {!link->may_be_touched(), code, why};
   }
+  if (is_cancelled_ahead) return {false, kFailed, kCancelled};
   return {false, kSuccess, ahead == 0 ? "nobody waits for it yet" : "not confirmed by its sender yet"};
 }
 
 std::tuple<bool, int64_t, std::string> cancel_ticket(int64_t number, Clock::time_point deadline) {
+  const TicketNumber ticket = TicketNumber::unpack(number);
+  const auto link = number > 0 ? links().find(ticket.link) : nullptr;
   auto state = ticket_state(number);
   if (!std::get<0>(state) && std::get<1>(state) == kSuccess) {
     try {
-      find_ticket(number, "cancel", deadline)->cancel("cancelled by its receiver");
+      if (const auto found = find_ticket(number, "cancel", std::nullopt)) {
+        found->cancel(kCancelled);
+      } else {
+        link->cancel_ahead(ticket.slot, ticket.epoch_low, kCancelled);
+      }
     } catch (const Error&) {
-      // Its sender has not confirmed it, or its link died just now: the state says so.
+      // It has ended, or its link died just now: the state says so.
     }
   }
-  const auto link = links().find(TicketNumber::unpack(number).link);
   while (true) {
-    state = ticket_state(number);
+    try {
+      state = ticket_state(number);
+    } catch (const Error& error) {
+      // Its link is gone for good and the index serves another, or its slot was issued again: it has ended.
+      return {true, error.code(), error.what()};
+    }
     if (std::get<0>(state) || !link->engine().wait_for_tick(deadline)) return state;
   }
 }
 
 std::tuple<bool, int64_t, std::string> Ticket::state() const {
   std::lock_guard lock(mutex_);
+  // Given up, and the watchdog has not looked yet: its sender may write all the same.
+  if (!has_ended_ && is_discarded_) return {false, kSuccess, kDiscarded};
+  if (!has_ended_ && !is_bound_ && cancelled_) return {false, kFailed, *cancelled_};
   // A transfer that failed has ended when its sender confirmed that nothing more is written; the link then
   // forgets us and answers for us. Until then its blocks are in doubt.
   return {has_ended_ && !may_be_written(), code_, why_};
@@ -96,8 +113,8 @@ bool Ticket::may_be_written() const {
 void Ticket::expect(std::shared_ptr<Expectation> expectation) {
   {
     std::lock_guard lock(mutex_);
-    require(!is_discarded_ && !has_ended_, kParamInvalid, "expect: ", name(),
-            is_discarded_ ? " was discarded" : " has ended already");
+    require(!is_discarded_ && !cancelled_ && !has_ended_, kParamInvalid, "expect: ", name(),
+            is_discarded_ ? " was discarded" : (cancelled_ ? " was cancelled" : " has ended already"));
     require(expectation_ == nullptr, kParamInvalid, "expect: ", name(), " is expected already");
     expectation_ = expectation;
     link_->expect(use_);  // with the lock, so that no last word on the slot comes before this one
@@ -141,8 +158,8 @@ void Ticket::require_push(const char* asked) const {
 }
 
 void Ticket::require_free(const char* asked) const {
-  require(!is_discarded_ && !has_ended_, kParamInvalid, asked, ": ", name(),
-          is_discarded_ ? " was discarded" : " has ended already");
+  require(!is_discarded_ && !has_ended_ && (is_bound_ || !cancelled_), kParamInvalid, asked, ": ", name(),
+          is_discarded_ ? " was discarded" : (cancelled_ ? " was cancelled" : " has ended already"));
   require(!is_bound_, kParamInvalid, asked, ": ", name(),
           pull_ != nullptr ? " is being pulled with already; a ticket serves one pull"
                            : " is bound already; a ticket serves one forward");
@@ -183,11 +200,7 @@ void Ticket::discard() {
 void Ticket::cancel(const std::string& why) {
   std::lock_guard lock(mutex_);
   if (has_ended_ || is_discarded_ || cancelled_) return;
-  if (is_bound_) {
-    cancelled_ = why;
-  } else {
-    is_discarded_ = true;
-  }
+  cancelled_ = why;
 }
 
 bool Ticket::awaits_sender() const {
