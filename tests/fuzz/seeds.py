@@ -42,6 +42,7 @@ def messages(cluster_id: int, wanted: int, me: Identity | None = None) -> list[w
         wire.Synced(5),
         wire.Pushed("request 7", 0, ""),
         wire.Pushed(7, 1343270938, "late"),
+        wire.Staging(wire.SegmentRecord(b"staging", 0, 8192), 4096),
         wire.Bye("unlinked"),
         wire.Closed("unlinked"),
     ]
