@@ -4,11 +4,10 @@
 #include <mutex>
 
 #include "acl/check.h"
-#include "acl/peer_words.h"
-#include "acl/queue.h"
 #include "acl/stream.h"
 #include "error.h"
 #include "transport/mapped/mapped.h"
+#include "transport/stream_copies.h"
 
 namespace datadist::mapped {
 namespace {
@@ -57,7 +56,7 @@ void release(int device, char* address) {
   }
 }
 
-class PlainTransport : public Transport {
+class PlainTransport : public StreamCopies {
  public:
   PlainTransport(int device, PeerProcess peer) : device_(device), peer_(peer) {}
 
@@ -81,23 +80,9 @@ class PlainTransport : public Transport {
     return peer_.in_this_process && peer_.device == device_ ? Reach::kDevice : Reach::kImported;
   }
 
-  aclError copy(void* dst, const void* src, size_t bytes, aclrtStream stream) override {
-    return acl::queue_copy(dst, src, bytes, stream);
-  }
-
-  aclError copy_rows(const Rows& rows, aclrtStream stream) override {
-    return acl::queue_copy_rows(rows.dst, rows.dst_pitch, rows.src, rows.src_pitch, rows.width, rows.height,
-                                stream);
-  }
-
-  aclError write_word(void* remote_word, uint64_t value, void* local_word, aclrtStream stream) override {
-    return words_.write(remote_word, value, local_word, stream);
-  }
-
  private:
   const int device_;
   const PeerProcess peer_;
-  acl::PeerWords words_;
 };
 
 }  // namespace

@@ -8,11 +8,10 @@
 
 #include "acl/address_range.h"
 #include "acl/check.h"
-#include "acl/peer_words.h"
-#include "acl/queue.h"
 #include "acl/stream.h"
 #include "error.h"
 #include "transport/mapped/host_memory.h"
+#include "transport/stream_copies.h"
 
 namespace datadist::mapped {
 namespace {
@@ -86,7 +85,7 @@ std::shared_ptr<void> unmapped_only_while_working(int device, std::shared_ptr<vo
           }};
 }
 
-class MappedTransport : public Transport {
+class MappedTransport : public StreamCopies {
  public:
   MappedTransport(int device, PeerProcess peer) : device_(device), peer_(peer) {}
 
@@ -117,19 +116,6 @@ class MappedTransport : public Transport {
     return peer_.in_this_process && peer_.device == device_ ? Reach::kDevice : Reach::kImported;
   }
 
-  aclError copy(void* dst, const void* src, size_t bytes, aclrtStream stream) override {
-    return acl::queue_copy(dst, src, bytes, stream);
-  }
-
-  aclError copy_rows(const Rows& rows, aclrtStream stream) override {
-    return acl::queue_copy_rows(rows.dst, rows.dst_pitch, rows.src, rows.src_pitch, rows.width, rows.height,
-                                stream);
-  }
-
-  aclError write_word(void* remote_word, uint64_t value, void* local_word, aclrtStream stream) override {
-    return words_.write(remote_word, value, local_word, stream);
-  }
-
  private:
   // What the peer says of its memory is the peer's word: no copy of ours leaves what it has really exported.
   void require_mapped(char* segment, int64_t offset, size_t bytes) const {
@@ -153,7 +139,6 @@ class MappedTransport : public Transport {
   const PeerProcess peer_;
   std::shared_ptr<const int> peer_memory_;
   bool has_peer_access_ = false;
-  acl::PeerWords words_;
 };
 
 }  // namespace
