@@ -27,14 +27,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run_parser() -> argparse.ArgumentParser:
+    from torch_llm_datadist.emulator import presence
+
     parser = argparse.ArgumentParser(
         prog="python -m torch_llm_datadist run",
         description="Runs a script or module on NPUs; on an emulated one where no Ascend device is.",
     )
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--emulate", dest="emulate", action="store_true", help="on emulated NPUs")
-    where.add_argument("--no-emulate", dest="emulate", action="store_false", help="on real ones only")
-    where.set_defaults(emulate=None)
+    presence.add_options(parser)
     parser.add_argument(
         "--as-llm-datadist",
         action="store_true",

@@ -10,6 +10,7 @@ from torch_llm_datadist import emulator
 from torch_llm_datadist.cluster import parse_endpoint
 from torch_llm_datadist.doctor import device, machine, packages, peer
 from torch_llm_datadist.doctor.finding import Finding, State
+from torch_llm_datadist.emulator import presence
 from torch_llm_datadist.errors import LLMException
 
 
@@ -38,10 +39,7 @@ def main(argv: list[str]) -> int:
         prog="python -m torch_llm_datadist doctor",
         description="Checks this machine, and with --peer the way to another, and says what to do.",
     )
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--emulate", dest="emulate", action="store_true", help="look at emulated NPUs")
-    where.add_argument("--no-emulate", dest="emulate", action="store_false", help="at real ones only")
-    where.set_defaults(emulate=None)
+    presence.add_options(parser)
     parser.add_argument("--listen", metavar="IP:PORT", type=_endpoint, help="where an instance shall listen")
     parser.add_argument("--peer", metavar="IP:PORT", type=_endpoint, help="where another one listens")
     parser.add_argument("--timeout", metavar="S", type=float, default=120.0, help="of each longer step; 120")

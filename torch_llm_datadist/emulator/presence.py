@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import glob
 import sys
 
@@ -11,6 +12,14 @@ from torch_llm_datadist.emulator import switch
 def has_npu() -> bool:
     """Whether the Ascend driver shows a device to this process."""
     return bool(glob.glob("/dev/davinci[0-9]*"))
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """``--emulate`` and ``--no-emulate``; what was asked for is ``emulate``, which `choose` takes."""
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--emulate", dest="emulate", action="store_true", help="on emulated NPUs")
+    where.add_argument("--no-emulate", dest="emulate", action="store_false", help="on real ones only")
+    where.set_defaults(emulate=None)
 
 
 def choose(emulate: bool | None = None) -> bool:
