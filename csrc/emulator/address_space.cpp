@@ -11,6 +11,7 @@
 #include "emulator/device.h"
 #include "emulator/error.h"
 #include "emulator/observer.h"
+#include "emulator/runtime.h"
 #include "emulator/stack.h"
 #include "emulator/virtual_memory.h"
 #include "emulator/wait_hints.h"
@@ -216,6 +217,7 @@ std::shared_ptr<Block> AddressSpace::release(Place place, uintptr_t base) {
   const size_t count = round_up(block->mapped, kChunk) / kChunk;
   for (size_t i = 0; i < count; ++i) chunks_[first + i] = nullptr;
   lock.unlock();
+  for (const auto& device : Runtime::get().devices) device->error.forget(block->base, block->mapped);
   if (auto* watching = observer()) watching->freed(*block);
   return block;
 }

@@ -112,6 +112,7 @@ aclError pin(uintptr_t address, size_t length, const Device& from, Pin& out, std
     return ACL_ERROR_RT_SYS_DMA;
   }
   if (const aclError code = check_reach(*out.block, from, touch, why); code != ACL_SUCCESS) return code;
+  if (const aclError code = from.error.check(address, length, why); code != ACL_SUCCESS) return code;
   out.host = out.block->host(address);
   return ACL_SUCCESS;
 }

@@ -34,6 +34,10 @@ aclrtErrorType type_of(aclError code) {
   }
 }
 
+bool overlap(const DeviceError::BrokenMemory& known, uintptr_t address, size_t length) {
+  return address < known.address + known.length && known.address < address + length;
+}
+
 bool is_same(const DeviceError::BrokenMemory& known, const aclrtMemUceInfo& given) {
   return known.address == reinterpret_cast<uintptr_t>(given.addr) && known.length == given.len;
 }
@@ -46,12 +50,38 @@ void DeviceError::note(aclError code, const Task& task) {
   if (!is_broken_memory(code) || broken_.size() == ACL_RT_MEM_UCE_INFO_MAX_NUM) return;
   TaskFacts facts;
   task.describe(facts);
-  const auto& ranges = facts.reads.empty() ? facts.writes : facts.reads;
-  if (!ranges.empty()) {
-    broken_.push_back({ranges.front().address, ranges.front().width});
-  } else if (facts.word != 0) {
-    broken_.push_back({facts.word, sizeof(uint64_t)});
+  std::vector<Range> touched = facts.reads;
+  touched.insert(touched.end(), facts.writes.begin(), facts.writes.end());
+  if (facts.word != 0) touched.push_back({facts.word, sizeof(uint64_t)});
+  std::erase_if(touched, [](const Range& range) {
+    return !Runtime::get().memory.in_range(Place::Device, range.address);
+  });
+  if (touched.empty()) return;
+  for (const BrokenMemory& known : broken_) {
+    for (const Range& range : touched) {
+      if (overlap(known, range.address, range.width)) return;  // it failed because of that one
+    }
   }
+  broken_.push_back({touched.front().address, touched.front().width, code});
+  has_broken_.store(true);
+}
+
+aclError DeviceError::find(uintptr_t address, size_t length, std::string& why) const {
+  std::lock_guard lock(mutex_);
+  for (const BrokenMemory& known : broken_) {
+    if (!overlap(known, address, length)) continue;
+    why = text("device memory [0x%zx, +%zu) is broken (a fault says so); aclrtMemUceRepair repairs it",
+               known.address, known.length);
+    return known.code;
+  }
+  return ACL_SUCCESS;
+}
+
+void DeviceError::forget(uintptr_t base, size_t length) {
+  if (!has_broken_.load(std::memory_order_relaxed)) return;
+  std::lock_guard lock(mutex_);
+  std::erase_if(broken_, [&](const BrokenMemory& known) { return overlap(known, base, length); });
+  has_broken_.store(!broken_.empty());
 }
 
 aclrtErrorInfo DeviceError::verbose() const {
@@ -92,6 +122,7 @@ void DeviceError::repair(const aclrtMemUceInfo* places, size_t count) {
     if (block != nullptr && block->contains(address, places[i].len))
       std::memset(block->host(address), 0, places[i].len);
   }
+  has_broken_.store(!broken_.empty());
   if (broken_.empty()) latest_ = ACL_SUCCESS;
 }
 

@@ -1,8 +1,10 @@
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "emulator/acl_headers.h"
@@ -18,6 +20,7 @@ class DeviceError {
   struct BrokenMemory {
     uintptr_t address;
     size_t length;
+    aclError code;  // of each task that touches it, until it is repaired or freed
   };
 
   void note(aclError code, const Task& task);
@@ -26,11 +29,20 @@ class DeviceError {
   // Gives these places other pages, without the bytes that were there. Throws 107000, and repairs nothing,
   // when one of them is not known to be broken.
   void repair(const aclrtMemUceInfo* places, size_t count);
+  // The code of a task that touches these bytes, and why.
+  aclError check(uintptr_t address, size_t length, std::string& why) const {
+    return has_broken_.load(std::memory_order_relaxed) ? find(address, length, why) : ACL_SUCCESS;
+  }
+  // The range was freed: who gets its addresses next gets other pages.
+  void forget(uintptr_t base, size_t length);
 
  private:
+  aclError find(uintptr_t address, size_t length, std::string& why) const;
+
   mutable std::mutex mutex_;
   aclError latest_ = ACL_SUCCESS;
   std::vector<BrokenMemory> broken_;
+  std::atomic<bool> has_broken_{false};
 };
 
 }  // namespace emu

@@ -9,6 +9,7 @@ import pytest
 
 from . import acl_calls as c
 from .acl_calls import Acl
+from .acl_harness import code_of
 
 BROKEN, SUSPECTED, ECC, LINK, CORE_TIMEOUT, SDMA = 507053, 507055, 507054, 507056, 507014, 507013
 NONE, MEMORY, L2, CORE, LINKS = range(5)
@@ -104,6 +105,27 @@ def test_broken_memory_is_named_and_repaired_without_its_bytes(acl: Acl, code: i
     assert verbose(acl).type == NONE
 
 
+@pytest.mark.parametrize("code", [BROKEN, ECC])
+def test_broken_memory_fails_each_task_that_touches_it_until_it_is_repaired_or_freed(
+    acl: Acl, code: int
+) -> None:
+    source, near, stream = acl.malloc(4096, fill=7), acl.malloc(4096), acl.stream()
+    fail_a_copy(acl, code, source + 64, size=128)
+
+    acl.copy(near, source + 128, 128, stream)
+    assert acl.sync_code(stream) == code
+    assert "is broken" in acl.message()
+    acl.copy(source + 191, near, 1, stream)
+    assert acl.sync_code(stream) == code
+    acl.copy(near, source + 192, 128, stream)
+    acl.copy(near, source, 64, stream)
+    acl.synchronize(stream)
+    assert broken(acl) == [(source + 64, 128)]  # once
+
+    acl.aclrtFree(source)
+    assert broken(acl) == []
+
+
 def test_error_of_a_graphs_task_is_the_devices(acl: Acl) -> None:
     stream, source, near = acl.stream(), acl.malloc(64), acl.malloc(64)
     acl.aclmdlRICaptureBegin(stream, 0)
@@ -127,7 +149,8 @@ def test_what_is_not_broken_is_not_repaired(acl: Acl) -> None:
     assert acl.code.aclrtMemUceRepair(0, both, 0) == c.INVALID_PARAM
     assert acl.code.aclrtMemUceRepair(99, both, 1) == 107001
     assert broken(acl) == [(source, 64)]  # not one of them
-    assert acl.read(source, 64) == b"\x07" * 64
+    assert code_of(lambda: acl.read(source, 64)) == BROKEN
+    assert acl.read(source + 64, 64) == b"\x07" * 64
 
 
 def test_list_of_broken_memory_takes_what_room_there_is(acl: Acl) -> None:

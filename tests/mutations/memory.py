@@ -161,6 +161,13 @@ MUTANTS = [
         "  return block == nullptr ? nullptr : block->host(address);",
         f"{MEMORY} -k alias",
     ),
+    Mutant(
+        "broken memory fails each task that touches it",
+        "emulator/copy.cpp",
+        "from.error.check(address, length, why); code != ACL_SUCCESS)",
+        "from.error.check(address, length, why); code == -1)",
+        "test_device_errors.py -k each_task",
+    ),
     # --- what pointers are ---
     Mutant(
         "imported memory is device memory",
