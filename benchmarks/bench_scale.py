@@ -1,114 +1,108 @@
 """What grows with links, registered tensors and blocks, and what does not.
 
-    python -m torch_llm_datadist run -m benchmarks.bench_scale [--links N…] [--tensors N…] [--json FILE]
+    python -m torch_llm_datadist run -m benchmarks.bench_scale [--links N…] [--tensors N] [--json FILE]
 
-The cost of an op is the host time of ``ops.push_blocks`` for one block of two tensors, on an instance with so
-many links or registered tensors; all instances live in one process. Planning is a C++ call on block lists in
-random order.
+Four processes of many instances each are linked with one another, more and more of them. The cost of an op is
+the host time of ``ops.push_blocks`` for one block of two tensors by an instance of the first process, beside
+the same in two further processes with one link and two tensors, in turn. Last the instance also has many
+registered tensors. Planning is a C++ call on block lists in random order.
 """
 
 from __future__ import annotations
 
 import random
-import resource
+import statistics
 import time
+from itertools import islice
 from typing import Any
 
 import torch
 
-import torch_llm_datadist as datadist
-from torch_llm_datadist import _native, ops
+from torch_llm_datadist import _native
 
-from . import instance, report
+from . import report
+from .members import Process
 
-RUNS = 200
-
-
-def resident_kib() -> int:
-    with open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * resource.getpagesize() // 1024
+PROCESSES = 4
+TURNS, CALLS = 8, 25
 
 
-class Instance:
-    def __init__(self, cluster_id: int, device: int) -> None:
-        self.cluster_id, self.device = cluster_id, device
-        self.datadist = instance.start(cluster_id, device)
+class Cluster:
+    """The first process links its instances with those of the others; two more have one link."""
 
-    def register(self, tensors: int, model_id: int) -> Any:
-        raw = [torch.zeros(16, 4096, dtype=torch.uint8, device=f"npu:{self.device}") for _ in range(tensors)]
-        desc = datadist.CacheDesc(tensors, [16, 4096], datadist.DataType.DT_UINT8)
-        key = datadist.BlocksCacheKey(self.cluster_id, model_id)
-        return self.datadist.cache_manager.register_blocks_cache(desc, raw, key)
+    def __init__(self, most_links: int) -> None:
+        # As many instances at either side of the links as that takes, about.
+        self._ours = max(1, round(most_links**0.5 * 0.7))
+        theirs = -(-most_links // self._ours)
+        others = PROCESSES - 1
+        share = [theirs // others + (i < theirs % others) for i in range(others)]
+        first_ids = [1 + self._ours + sum(share[:i]) for i in range(others)]
+        self._processes = [Process(1, self._ours, 0)]
+        self._processes += [
+            Process(first, count, 1 + i % 7)
+            for i, (first, count) in enumerate(zip(first_ids, share, strict=True))
+            if count > 0
+        ]
+        self._few = [Process(1, 1, 0), Process(2, 1, 1)]
+        for process in (*self._processes, *self._few):
+            process.is_ready()
+        ports: dict[int, int] = {}
+        for process in self._processes[1:]:
+            ports |= process.ask("ports")
+        self._remote = next(iter(ports))
+        self._links = 0
+        self._pairs = (
+            (ours, remote, port) for remote, port in ports.items() for ours in range(1, self._ours + 1)
+        )
+        self._few[0].ask("link", [(1, self._few[1].ask("ports"))])
 
-    def link(self, other: Instance) -> None:
-        instance.link(self.datadist, other.cluster_id, other.datadist.listen_port)
+    def link(self, count: int) -> dict[str, float]:
+        """Until there are so many links."""
+        wanted: dict[int, dict[int, int]] = {}
+        for ours, remote, port in islice(self._pairs, count - self._links):
+            wanted.setdefault(ours, {})[remote] = port
+        self._links = count
+        made: dict[str, float] = self._processes[0].ask("link", list(wanted.items()))
+        return made
+
+    def register(self, tensors: int) -> float:
+        milliseconds: float = self._processes[0].ask("register", tensors)
+        return milliseconds
+
+    def op_cost(self) -> dict[str, Any]:
+        many, few = [], []
+        for turn in range(TURNS + 1):
+            ours = self._processes[0].ask("op_seconds", self._remote, CALLS)
+            beside = self._few[0].ask("op_seconds", 2, CALLS)
+            if turn > 0:
+                many += ours
+                few += beside
+        one_link = report.sum_up(few)
+        return {
+            **report.sum_up(many),
+            "one_link": one_link,
+            "to_one_link": statistics.median(many) / statistics.median(few),
+        }
+
+    def close(self) -> None:
+        # The side that made the links first: it unlinks, and its peers follow.
+        for process in (self._processes[0], self._few[0], *self._processes[1:], self._few[1]):
+            process.close()
+        for process in (*self._processes, *self._few):
+            process.join()
 
 
-def op_cost(sender: Instance, cache: Any, receiver: int) -> dict[str, float]:
-    """Host time of the op for one block; the transfer itself is waited for between the runs."""
-    torch.npu.set_device(sender.device)
-    link = sender.datadist.link_id(receiver)
-    status = torch.zeros(1, dtype=torch.int32, device=f"npu:{sender.device}")
-    ids = torch.tensor([3])
-    seconds = []
-    for run in range(RUNS + 20):
-        started = time.perf_counter()
-        ops.push_blocks(status, list(cache.tensors), ids, ids, link=link)
-        took = time.perf_counter() - started
-        torch.npu.synchronize()
-        if run >= 20:
-            seconds.append(took)
-    return report.sum_up(seconds)
-
-
-def links(counts: list[int]) -> list[dict[str, Any]]:
-    sender = Instance(1, 0)
-    cache = sender.register(2, 0)
+def links(counts: list[int], tensors: int) -> list[dict[str, Any]]:
+    cluster = Cluster(max(counts))
     rows: list[dict[str, Any]] = []
-    receivers: list[Instance] = []
     for count in sorted(counts):
-        before, began, had = resident_kib(), time.perf_counter(), len(receivers)
-        while len(receivers) < count:
-            receiver = Instance(2 + len(receivers), 1)
-            receiver.register(2, 0)
-            sender.link(receiver)
-            receivers.append(receiver)
-        seconds = time.perf_counter() - began
-        made = max(1, count - had)
-        rows.append(
-            {
-                "links": count,
-                **op_cost(sender, cache, 2),
-                "set_up_ms_each": seconds / made * 1e3,
-                "kib_each": (resident_kib() - before) / made,
-            }
-        )
-    for end in [*receivers, sender]:
-        end.datadist.finalize()
-    return rows
-
-
-def tensors(counts: list[int]) -> list[dict[str, Any]]:
-    sender, receiver = Instance(1, 0), Instance(2, 1)
-    cache = sender.register(2, 0)
-    receiver.register(2, 0)
-    sender.link(receiver)
-    rows, made = [], 2
-    for count in sorted(counts):
-        began, had = time.perf_counter(), made
-        while made < count:
-            sender.register(2, made)
-            made += 2
-        seconds = time.perf_counter() - began
-        rows.append(
-            {
-                "tensors": count,
-                **op_cost(sender, cache, 2),
-                "set_up_ms_each": seconds / max(1, made - had) * 1e3,
-            }
-        )
-    for end in (sender, receiver):
-        end.datadist.finalize()
+        made = cluster.link(count)
+        rows.append({"links": count, "tensors": 2, **cluster.op_cost(), **made})
+    milliseconds = cluster.register(tensors)
+    rows.append(
+        {"links": max(counts), "tensors": tensors, **cluster.op_cost(), "register_ms_each": milliseconds}
+    )
+    cluster.close()
     return rows
 
 
@@ -128,34 +122,40 @@ def planning(counts: list[int]) -> list[dict[str, Any]]:
     return rows
 
 
+def print_row(row: dict[str, Any]) -> None:
+    made = (
+        f"{row['set_up_ms_each']:.1f} ms, {row['device_kib_each']:.0f} KiB of device memory and "
+        f"{row['kib_each']:.0f} KiB resident each"
+        if "set_up_ms_each" in row
+        else f"{row['register_ms_each']:.2f} ms to register each tensor"
+    )
+    beside = row["one_link"]
+    print(
+        f"  {row['links']:4d} links, {row['tensors']:4d} tensors {row['median_us']:7.1f} us "
+        f"(p99 {row['p99_us']:.0f}, {row['runs']} runs); beside one link {beside['median_us']:.1f} us "
+        f"(p99 {beside['p99_us']:.0f}): {row['to_one_link']:.2f}; {made}",
+        flush=True,
+    )
+
+
 def main() -> None:
     parser = report.parser(__doc__)
-    parser.add_argument("--links", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--tensors", type=int, nargs="+", default=[2, 100, 1000])
+    parser.add_argument("--links", type=int, nargs="+", default=[1, 64, 512])
+    parser.add_argument("--tensors", type=int, default=1000, help="of one instance in the end")
     parser.add_argument("--blocks", type=int, nargs="+", default=[1000, 10_000, 100_000])
     options = parser.parse_args()
     torch.set_num_threads(1)
     facts = report.machine()
     report.print_head(facts)
-    results: dict[str, Any] = {"machine": facts}
-    print("host time of an op by the number of links, all in one process")
-    results["links"] = links(options.links)
-    for row in results["links"]:
-        print(
-            f"  {row['links']:7d} links    {row['median_us']:7.1f} us (p99 {row['p99_us']:.0f}); "
-            f"{row['set_up_ms_each']:.1f} ms and {row['kib_each']:.0f} KiB each, both ends"
-        )
-    print("host time of an op by the number of registered tensors")
-    results["tensors"] = tensors(options.tensors)
-    for row in results["tensors"]:
-        print(
-            f"  {row['tensors']:7d} tensors  {row['median_us']:7.1f} us (p99 {row['p99_us']:.0f}); "
-            f"{row['set_up_ms_each']:.2f} ms each to register"
-        )
+    results: dict[str, Any] = {"machine": facts, "processes": PROCESSES}
     print("planning of blocks in random order")
     results["planning"] = planning(options.blocks)
     for row in results["planning"]:
         print(f"  {row['blocks']:7d} blocks   {row['median_us']:7.0f} us (p99 {row['p99_us']:.0f})")
+    print(f"host time of an op, {PROCESSES} processes with many instances each")
+    results["links"] = links(options.links, options.tensors)
+    for row in results["links"]:
+        print_row(row)
     report.write(options.json, results)
 
 

@@ -19,10 +19,18 @@ def start(cluster_id: int, device: int) -> datadist.LLMDataDist:
 
 
 def link(instance: datadist.LLMDataDist, remote_cluster_id: int, port: int) -> None:
-    info = datadist.LLMClusterInfo()
-    info.remote_cluster_id = remote_cluster_id
-    info.append_local_ip_info("127.0.0.1", 0)
-    info.append_remote_ip_info("127.0.0.1", port)
-    status, _ = instance.link_clusters([info], timeout=30_000)
+    link_all(instance, {remote_cluster_id: port})
+
+
+def link_all(instance: datadist.LLMDataDist, ports: dict[int, int]) -> None:
+    """With the clusters that listen there, at once."""
+    clusters = []
+    for remote_cluster_id, port in ports.items():
+        info = datadist.LLMClusterInfo()
+        info.remote_cluster_id = remote_cluster_id
+        info.append_local_ip_info("127.0.0.1", 0)
+        info.append_remote_ip_info("127.0.0.1", port)
+        clusters.append(info)
+    status, _ = instance.link_clusters(clusters, timeout=60_000)
     if status != datadist.LLMStatusCode.LLM_SUCCESS:
-        raise SystemExit(f"linking with {remote_cluster_id} failed: {status.name}")
+        raise SystemExit(f"linking with {list(ports)} failed: {status.name}")

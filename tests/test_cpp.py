@@ -30,7 +30,15 @@ def test_units(programs: Path, what: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "what", ["emulator_handles", "emulator_words", "emulator_faults", "emulator_keys", "emulator_threads"]
+    "what",
+    [
+        "emulator_handles",
+        "emulator_words",
+        "emulator_faults",
+        "emulator_keys",
+        "emulator_threads",
+        "emulator_copy_engines",
+    ],
 )
 def test_units_of_the_emulator(programs: Path, what: str) -> None:
     assert re.search(r"^\d+ tests, 0 failed$", run(programs / "emulator_units", what), re.MULTILINE)

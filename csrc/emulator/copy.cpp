@@ -6,6 +6,7 @@
 
 #include "emulator/block.h"
 #include "emulator/bulk_copy.h"
+#include "emulator/copy_engines.h"
 #include "emulator/device.h"
 #include "emulator/error.h"
 #include "emulator/facts.h"
@@ -138,11 +139,56 @@ aclError pin(const Copy& copy, const Device& from, Pin& dst, Pin& src, std::stri
   return code;
 }
 
-aclError move(const Copy& copy, const Device& from, std::string& why) {
+namespace {
+
+// To tell one thread of a part, and to hear that it is done, takes as long as moving some KiB.
+constexpr size_t kLeastToShare = 64 << 10;
+constexpr size_t kLeastPart = 32 << 10;
+constexpr size_t kMostPart = 512 << 10;
+// Moving this much takes longer than waking a thread.
+constexpr size_t kLeastToWake = 1 << 20;
+
+// Whether its parts may move in any order. Rows of a slab that are spread as those that they are copied to
+// may lie between them.
+bool is_divisible(const Copy& copy) {
+  if (copy.dst + copy.dst_span() <= copy.src || copy.src + copy.src_span() <= copy.dst) return true;
+  if (copy.height == 1 || copy.dst_pitch != copy.src_pitch) return false;
+  const size_t apart = (copy.dst > copy.src ? copy.dst - copy.src : copy.src - copy.dst) % copy.dst_pitch;
+  return apart >= copy.width && apart + copy.width <= copy.dst_pitch;
+}
+
+struct Shared {
+  const Copy& copy;
+  const Pin& dst;
+  const Pin& src;
+  size_t part_bytes;
+
+  static void move(const void* work, size_t part) {
+    const auto& [copy, dst, src, part_bytes] = *static_cast<const Shared*>(work);
+    const size_t begin = part * part_bytes;
+    move_part(copy, dst, src, begin, std::min(begin + part_bytes, copy.bytes()));
+  }
+};
+
+void move_all(const Copy& copy, const Pin& dst, const Pin& src, bool more_to_come) {
+  const size_t bytes = copy.bytes();
+  if (bytes < kLeastToShare || !is_divisible(copy)) {
+    move_part(copy, dst, src, 0, bytes);
+    return;
+  }
+  const size_t part_bytes = std::clamp(bytes / 16 & ~(kLeastPart - 1), kLeastPart, kMostPart);
+  const Shared shared{copy, dst, src, part_bytes};
+  Runtime::get().copy_engines->run((bytes + part_bytes - 1) / part_bytes, &Shared::move, &shared,
+                                   more_to_come || bytes >= kLeastToWake);
+}
+
+}  // namespace
+
+aclError move(const Copy& copy, const Device& from, std::string& why, bool more_to_come) {
   Pin dst;
   Pin src;
   if (const aclError code = pin(copy, from, dst, src, why); code != ACL_SUCCESS) return code;
-  if (!move_word(copy, dst, src)) move_part(copy, dst, src, 0, copy.bytes());
+  if (!move_word(copy, dst, src)) move_all(copy, dst, src, more_to_come);
   Runtime::get().bytes_copied.fetch_add(copy.bytes(), std::memory_order_relaxed);
   return ACL_SUCCESS;
 }

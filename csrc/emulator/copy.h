@@ -68,7 +68,9 @@ void move_part(const Copy& copy, const Pin& dst, const Pin& src, size_t begin, s
 // The bytes of a word that may be waited for are moved at once; false when it is not a copy of one.
 bool move_word(const Copy& copy, const Pin& dst, const Pin& src);
 
-// Moves the bytes, here and now. The code that the task fails with, and why.
-aclError move(const Copy& copy, const Device& from, std::string& why);
+// Moves the bytes, here and now: what is long on several threads, of which the last one to end ends it. The
+// code that the task fails with, and why. `more_to_come`: other copies are queued behind it, so that it pays
+// to wake threads for them.
+aclError move(const Copy& copy, const Device& from, std::string& why, bool more_to_come = false);
 
 }  // namespace emu

@@ -136,13 +136,15 @@ class CopyTask final : public Task {
     const size_t pieces = random == nullptr ? 1 : random->pieces(copy_.bytes());
     const bool overlaps =
         copy_.dst < copy_.src + copy_.src_span() && copy_.src < copy_.dst + copy_.dst_span();
-    if (pieces == 1 || overlaps) return move(copy_, device, why);
+    if (pieces == 1 || overlaps) return move(copy_, device, why, stream.has_behind(kRow));
     for (size_t i = 0; i < pieces; ++i) {
       if (const aclError code = move(copy_.piece(i, pieces), device, why); code != ACL_SUCCESS) return code;
       if (i + 1 < pieces && !stream.pass_time(random->hold())) return ACL_ERROR_RT_STREAM_ABORT;
     }
     return ACL_SUCCESS;
   }
+
+  static constexpr uint64_t kRow = 4;  // so many more tasks are taken for more copies
 
   const Copy copy_;
 };

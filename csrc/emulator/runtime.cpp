@@ -7,6 +7,7 @@
 #include "emulator/capture.h"
 #include "emulator/condition.h"
 #include "emulator/context.h"
+#include "emulator/copy_engines.h"
 #include "emulator/crew.h"
 #include "emulator/device.h"
 #include "emulator/event.h"
@@ -35,6 +36,7 @@ Runtime::Runtime()
     : config(Config::from_environment()),
       captures(std::make_unique<Captures>()),
       crew(std::make_unique<Crew>()),
+      copy_engines(std::make_unique<CopyEngines>()),
       host_memory(std::make_unique<HostMemory>()),
       reports(std::make_unique<Reports>()),
       exports(std::make_unique<Exports>()),

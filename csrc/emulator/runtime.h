@@ -15,6 +15,7 @@ namespace emu {
 class Captures;
 class Condition;
 class Context;
+class CopyEngines;
 class Crew;
 class Device;
 class Event;
@@ -68,6 +69,7 @@ class Runtime {
   HandleTable<Condition, 18> conditions{"condition"};
   const std::unique_ptr<Captures> captures;
   const std::unique_ptr<Crew> crew;
+  const std::unique_ptr<CopyEngines> copy_engines;
   const std::unique_ptr<HostMemory> host_memory;
   const std::unique_ptr<Reports> reports;
   const std::unique_ptr<Exports> exports;

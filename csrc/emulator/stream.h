@@ -63,6 +63,10 @@ class Stream : public std::enable_shared_from_this<Stream> {
   bool pass_time(std::chrono::nanoseconds duration);
   void nap(std::chrono::nanoseconds duration);  // at most that long: an interrupt ends it
   void explain(std::string why);                // the running task failed, and this is why
+  // For running tasks: whether at least so many are queued behind this one.
+  bool has_behind(uint64_t tasks) const {
+    return submitted_.load(std::memory_order_relaxed) > finished_.load(std::memory_order_relaxed) + tasks;
+  }
   // Null when no seed for random interleaving is set.
   Interleaving* interleaving() const { return interleaving_.get(); }
 

@@ -9,7 +9,7 @@ import pytest
 
 from .acl_calls import Acl
 
-KIB = 1024
+KIB, MIB = 1024, 1024 * 1024
 LENGTHS = [16 * KIB - 1, 16 * KIB, 16 * KIB + 1, 20 * KIB, 33 * KIB + 65, 256 * KIB + 127]
 EDGE = 256
 
@@ -54,4 +54,79 @@ def test_a_long_copy_onto_itself_is_right_in_either_direction(acl: Acl, distance
     back = ctypes.create_string_buffer(length)
     acl.aclrtMemcpy(ctypes.addressof(back), length, memory, length, 2)
     assert back.raw == content
+    acl.aclrtFree(memory)
+
+
+def test_a_flag_behind_a_row_of_long_copies_is_written_after_their_last_byte(acl: Acl) -> None:
+    """Several threads share such a copy, and the task is done when the last of them is."""
+    size, copies = 2 * MIB + 4 * KIB, 12
+    src = [acl.malloc(size, fill=turn + 1) for turn in range(copies)]
+    dst, word = acl.malloc(size, fill=0), acl.malloc(8, fill=0)
+    last = acl.malloc(copies * 8, fill=0)  # what the end of each copy was when its flag had been seen
+    first, second = acl.stream(), acl.stream()
+
+    for turn in range(copies):
+        acl.aclrtValueWait(word, 2 * turn, 0, first)
+        acl.copy(dst, src[turn], size, first)
+        acl.aclrtValueWrite(word, 2 * turn + 1, 0, first)
+        acl.aclrtValueWait(word, 2 * turn + 1, 0, second)
+        for part in range(8):
+            acl.copy(last + turn * 8 + part, dst + size * (part + 1) // 8 - 1, 1, second)
+        acl.aclrtValueWrite(word, 2 * turn + 2, 0, second)
+    acl.aclrtSynchronizeStream(second)
+
+    back = ctypes.create_string_buffer(copies * 8)
+    acl.aclrtMemcpy(ctypes.addressof(back), copies * 8, last, copies * 8, 2)
+    assert list(back.raw) == [turn + 1 for turn in range(copies) for _ in range(8)]
+    for address in (*src, dst, word, last):
+        acl.aclrtFree(address)
+
+
+@pytest.mark.parametrize("distance", [1, KIB, 40 * KIB])
+def test_a_copy_onto_itself_that_several_threads_could_share_is_right(acl: Acl, distance: int) -> None:
+    length = 3 * MIB
+    content = random.Random(distance).randbytes(length)
+    memory = acl.malloc(length + 64 * KIB, fill=0)
+    host, back = ctypes.create_string_buffer(content, length), ctypes.create_string_buffer(length)
+    stream = acl.stream()
+    acl.aclrtMemcpy(memory, length, ctypes.addressof(host), length, 1)
+
+    acl.copy(memory + distance, memory, length, stream)
+    acl.copy(memory, memory + distance, length, stream)
+    acl.aclrtSynchronizeStream(stream)
+
+    acl.aclrtMemcpy(ctypes.addressof(back), length, memory, length, 2)
+    assert back.raw == content
+    acl.aclrtFree(memory)
+
+
+@pytest.mark.parametrize(
+    ("width", "pitch", "height", "apart"),
+    [
+        (24 * KIB, 64 * KIB, 40, 32 * KIB),  # rows of one slab, between one another
+        (24 * KIB, 64 * KIB, 40, 3 * 64 * KIB + 40 * KIB),
+        (20 * KIB + 12, 20 * KIB + 12, 40, 40 * 21 * KIB),  # without gaps, side by side
+        (100 * KIB, 128 * KIB, 12, 12 * 128 * KIB),
+    ],
+)
+def test_rows_of_a_slab_are_copied_between_its_other_rows(
+    acl: Acl, width: int, pitch: int, height: int, apart: int
+) -> None:
+    size = apart + pitch * height + width
+    content = random.Random(width).randbytes(size)
+    memory = acl.malloc(size, fill=0)
+    host, back = ctypes.create_string_buffer(content, size), ctypes.create_string_buffer(size)
+    stream = acl.stream()
+    acl.aclrtMemcpy(memory, size, ctypes.addressof(host), size, 1)
+
+    for _ in range(4):
+        acl.aclrtMemcpy2dAsync(memory + apart, pitch, memory, pitch, width, height, 3, stream)
+    acl.aclrtSynchronizeStream(stream)
+
+    expected = bytearray(content)
+    for row in range(height):
+        at = row * pitch
+        expected[at + apart : at + apart + width] = content[at : at + width]
+    acl.aclrtMemcpy(ctypes.addressof(back), size, memory, size, 2)
+    assert back.raw == bytes(expected)
     acl.aclrtFree(memory)

@@ -1,0 +1,113 @@
+// Copies that several threads share: each part is done once, and the copy not before the last of them.
+#include <atomic>
+#include <chrono>
+#include <mutex>
+#include <set>
+#include <thread>
+#include <vector>
+
+#include "../check.h"
+#include "emulator/copy.h"
+#include "emulator/copy_engines.h"
+
+namespace emu {
+namespace {
+
+constexpr auto kPatience = std::chrono::seconds(60);
+
+struct Parts {
+  explicit Parts(size_t count) : done(count) {}
+  static void count(const void* work, size_t part) {
+    const auto& parts = *static_cast<const Parts*>(work);
+    ++const_cast<std::atomic<int>&>(parts.done[part]);
+  }
+  std::vector<std::atomic<int>> done;
+};
+
+TEST(emulator_copy_engines_do_each_part_once) {
+  for (const size_t engines : {0, 1, 3}) {
+    CopyEngines& shared = *new CopyEngines(engines);  // its threads stay
+    for (int round = 0; round < 2000; ++round) {
+      Parts parts(1 + round % 20);
+      shared.run(parts.done.size(), &Parts::count, &parts, round % 3 != 0);
+      for (const auto& done : parts.done) CHECK_EQUAL(done.load(), 1);
+    }
+    if (engines == 0) CHECK_EQUAL(shared.parts_of_helpers(), 0u);
+  }
+}
+
+// Each part waits until the other one has begun: on one thread neither would end.
+struct Meeting {
+  mutable std::atomic<int> begun{0};
+  mutable std::atomic<bool> met{true};
+  static void meet(const void* work, size_t) {
+    const auto& meeting = *static_cast<const Meeting*>(work);
+    meeting.begun.fetch_add(1);
+    const auto deadline = std::chrono::steady_clock::now() + kPatience;
+    while (meeting.begun.load() < 2) {
+      if (std::chrono::steady_clock::now() > deadline) {
+        meeting.met.store(false);
+        return;
+      }
+      std::this_thread::yield();
+    }
+  }
+};
+
+TEST(emulator_copy_engines_work_beside_the_caller) {
+  CopyEngines& engines = *new CopyEngines(1);
+  for (int round = 0; round < 20; ++round) {
+    Meeting meeting;
+    engines.run(2, &Meeting::meet, &meeting, true);
+    CHECK(meeting.met.load());
+  }
+  CHECK_EQUAL(engines.parts_of_helpers(), 20u);
+}
+
+// The caller is through with its part at once, the engine holds on to its own for a while.
+struct Slow {
+  std::thread::id caller = std::this_thread::get_id();
+  mutable std::atomic<bool> has_begun{false};
+  mutable std::atomic<bool> has_ended{false};
+  static void run(const void* work, size_t) {
+    const auto& slow = *static_cast<const Slow*>(work);
+    if (std::this_thread::get_id() != slow.caller) {
+      slow.has_begun.store(true);
+      std::this_thread::sleep_for(std::chrono::milliseconds(3));  // long enough for the caller to go to sleep
+      slow.has_ended.store(true);
+      return;
+    }
+    const auto deadline = std::chrono::steady_clock::now() + kPatience;
+    while (!slow.has_begun.load() && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+  }
+};
+
+TEST(emulator_copy_engines_are_through_before_their_caller_goes_on) {
+  CopyEngines& engines = *new CopyEngines(1);
+  for (int round = 0; round < 5; ++round) {
+    Slow slow;
+    engines.run(2, &Slow::run, &slow, true);
+    CHECK(slow.has_begun.load());
+    CHECK(slow.has_ended.load());
+  }
+}
+
+TEST(emulator_copy_engines_serve_several_callers_each_with_its_own_work) {
+  CopyEngines& engines = *new CopyEngines(3);
+  std::vector<std::thread> callers;
+  std::atomic<int> wrong{0};
+  for (int caller = 0; caller < 3; ++caller) {
+    callers.emplace_back([&] {
+      for (int round = 0; round < 3000; ++round) {
+        Parts parts(8);
+        engines.run(parts.done.size(), &Parts::count, &parts, true);
+        for (const auto& done : parts.done) wrong += done.load() != 1;
+      }
+    });
+  }
+  for (auto& caller : callers) caller.join();
+  CHECK_EQUAL(wrong.load(), 0);
+}
+
+}  // namespace
+}  // namespace emu
