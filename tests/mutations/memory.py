@@ -118,6 +118,28 @@ MUTANTS = [
         "  if (false) {",
         "test_batch_copies.py -k between_devices",
     ),
+    # --- long copies ---
+    Mutant(
+        "a long copy is done when all of its parts are",
+        "emulator/copy_engines.cpp",
+        "    if (state_.compare_exchange_strong(given, number | kIdle)) return;\n",
+        "    if (state_.compare_exchange_strong(given, number | kIdle) || number != 0) return;\n",
+        "test_bulk_copies.py -k flag_behind",
+    ),
+    Mutant(
+        "a long copy onto itself is moved in order",
+        "emulator/copy.cpp",
+        "  if (copy.height == 1 || copy.dst_pitch != copy.src_pitch) return false;\n",
+        "  if (copy.height == 1 || copy.dst_pitch != copy.src_pitch) return true;\n",
+        "test_bulk_copies.py -k could_share",
+    ),
+    Mutant(
+        "every part of a long copy is moved",
+        "emulator/copy.cpp",
+        "(bytes + part_bytes - 1) / part_bytes,",
+        "bytes / part_bytes,",
+        "test_bulk_copies.py",
+    ),
     # --- what is live ---
     Mutant(
         "a task that runs out of its allocation fails",
