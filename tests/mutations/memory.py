@@ -120,13 +120,6 @@ MUTANTS = [
     ),
     # --- long copies ---
     Mutant(
-        "a long copy is done when all of its parts are",
-        "emulator/copy_engines.cpp",
-        "    if (state_.compare_exchange_strong(given, number | kIdle)) return;\n",
-        "    if (state_.compare_exchange_strong(given, number | kIdle) || number != 0) return;\n",
-        "test_bulk_copies.py -k flag_behind",
-    ),
-    Mutant(
         "a long copy onto itself is moved in order",
         "emulator/copy.cpp",
         "  if (copy.height == 1 || copy.dst_pitch != copy.src_pitch) return false;\n",
