@@ -1,6 +1,7 @@
 """Builds the three native parts with ninja, on any machine: no CANN, no NPU, no import of torch_npu needed.
 
 plugin     torch_llm_datadist/_C*.so            the ops and everything under them
+           torch_llm_datadist/_hixl_shim.so     CANN's HIXL engine, of another C++ ABI, by a C interface
 emulator   torch_llm_datadist/emulator/lib/     libascendcl.so and its companions, on a plain CPU
 aten       torch_llm_datadist/emulator/_aten.so aten compute on emulated device memory
 """
@@ -128,6 +129,35 @@ def write_exports(build: Path, level: str) -> Path:
     return path
 
 
+OLD_ABI = "-D_GLIBCXX_USE_CXX11_ABI=0"  # CANN's C++
+
+
+def write_hixl_exports(build: Path, level: str) -> Path:
+    """What the emulated libcann_hixl.so of one CANN level shows."""
+    text = (ROOT / "csrc" / "emulator_hixl" / "exports.map").read_text()
+    if CANN_LEVELS.index(level) < CANN_LEVELS.index("9.1"):
+        text = text.replace("local:", "local: _ZN4hixl4Hixl13GetCapabilityENS_11FeatureTypeERi;")
+    path = build / f"exports-hixl-{level}.map"
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+    return path
+
+
+def write_emulated_hixl(ninja: NinjaFile, lib: Path, flags: str) -> list[Path]:
+    objects = ninja.compile("emulator", cpp_in("emulator_hixl"), f"{flags} {OLD_ABI}")
+    outs = []
+    for level in CANN_LEVELS:
+        out = lib / ("" if level == CANN_LEVELS[-1] else f"cann-{level}") / "libcann_hixl.so"
+        ninja.link(
+            out, objects,
+            f"-Wl,-soname,libcann_hixl.so -Wl,-z,defs -pthread -L{lib} -lascendcl"
+            " -Wl,-rpath,'$$ORIGIN'",
+            after=lib / "libascendcl.so", script=write_hixl_exports(ninja.build, level),
+        )  # fmt: skip
+        outs.append(out)
+    return outs
+
+
 def write_emulator(ninja: NinjaFile, lib: Path, flags: str) -> list[Path]:
     """libascendcl.so once per CANN level, from the same objects, and its empty companions."""
     outs = [lib / f"lib{name}.so" for name in PROFILING]
@@ -141,6 +171,7 @@ def write_emulator(ninja: NinjaFile, lib: Path, flags: str) -> list[Path]:
         f"-L{lib} -Wl,--no-as-needed -lascendcl -Wl,-rpath,'$$ORIGIN'", after=lib / "libascendcl.so",
     )  # fmt: skip
     outs.append(operators)
+    outs += write_emulated_hixl(ninja, lib, flags)
     objects = ninja.compile("emulator", cpp_in("emulator"), flags)
     for level in reversed(CANN_LEVELS):
         out = lib / ("" if level == CANN_LEVELS[-1] else f"cann-{level}") / "libascendcl.so"
@@ -200,7 +231,12 @@ def write_ninja(build: Path, package: Path) -> None:
         "plugin", plugin, plugin_sources,
         f"{common} {with_torch} -I{ROOT}/csrc -DTORCH_EXTENSION_NAME=_C {built_for}", link_torch,
     )  # fmt: skip
-    ninja.write({"emulator": emulator, "aten": [aten], "plugin": [plugin]})
+    shim = package / "_hixl_shim.so"
+    ninja.link(
+        shim, ninja.compile("shim", cpp_in("hixl_shim"), f"{common} -I{ROOT}/csrc {OLD_ABI}"),
+        "-Wl,-z,defs -ldl", script=ROOT / "csrc/hixl_shim/exports.map",
+    )  # fmt: skip
+    ninja.write({"emulator": emulator, "aten": [aten], "plugin": [plugin, shim]})
 
 
 class NinjaBuild(build_ext):

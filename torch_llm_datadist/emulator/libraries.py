@@ -25,6 +25,7 @@ COMPANIONS = (
     "libascend_hal.so",
 )
 OPERATORS = "libopapi.so"  # two kernels; loaded by the plugin when it first needs them
+HIXL = "libcann_hixl.so"  # one per CANN level; loaded by the plugin where it needs it
 ATEN = DIRECTORY / "_aten.so"
 
 
@@ -36,15 +37,19 @@ def runtime_path() -> Path:
     return DIRECTORY / "lib" / ("" if level == CANN_LEVELS[-1] else f"cann-{level}") / RUNTIME
 
 
+def hixl_path() -> Path:
+    """The libcann_hixl.so of the same level."""
+    return runtime_path().parent / HIXL
+
+
 def _path(name: str) -> Path:
     return runtime_path() if name == RUNTIME else DIRECTORY / "lib" / name
 
 
 def check_built() -> None:
     """Raises ImportError naming what is missing and the command that builds it."""
-    missing = [
-        path.name for path in (*map(_path, (RUNTIME, *COMPANIONS, OPERATORS)), ATEN) if not path.exists()
-    ]
+    needed = (*map(_path, (RUNTIME, *COMPANIONS, OPERATORS)), hixl_path(), ATEN)
+    missing = [path.name for path in needed if not path.exists()]
     if missing:
         raise ImportError(
             f"the emulated Ascend runtime is not built: {', '.join(missing)} missing in {DIRECTORY}; "
