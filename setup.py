@@ -28,7 +28,7 @@ CANN_LEVELS = ("8.5", "9.0", "9.1")  # the last one is what is emulated unless a
 # What torch_npu's own libraries ask the loader for. Nothing is called in them, so the emulator's are empty.
 COMPANIONS = ("hccl", "acl_op_compiler", "ge_runner", "graph", "acl_tdt_channel")
 # Asked for when a profiler starts; each is one file in csrc/emulator_profiling.
-PROFILING = ("msprofiler", "mspti", "ascend_hal")
+PROFILING = ("msprofiler", "mspti", "ascend_hal", "ms_tools_ext")
 
 
 def package_dir(name: str) -> Path:

@@ -9,8 +9,10 @@
 #include "link/binding.h"
 #include "link/destination.h"
 #include "link/instance.h"
+#include "link/spans.h"
 #include "link/ticket.h"
 #include "ops/arguments.h"
+#include "ops/span.h"
 #include "python/waiters.h"
 #include "python_error.h"
 
@@ -102,6 +104,7 @@ void move(TransferRequest request, const at::Tensor& status, at::TensorList cach
   if (is_on_host(status, cache)) {
     require_int32(status, asked);
     const auto transfer = begin(link, request, waiter, hold_stream);
+    const OpSpan span([&] { return join(asked, " ", transfer->span(0)); });
     transfer->start_from_host(0);
     if (hold_stream) write_status(status, transfer->wait().first);
     return;
@@ -111,6 +114,7 @@ void move(TransferRequest request, const at::Tensor& status, at::TensorList cach
   const StreamInUse stream(device);
   require_no_capture(stream, asked);
   const auto transfer = begin(link, request, waiter, false);
+  const OpSpan span([&] { return join(asked, " ", transfer->span(0)); });
   Gates start;
   start.writes.push_back(transfer->start_gate_for(0));
   queue(asked, stream, std::move(start));
@@ -215,6 +219,7 @@ int64_t publish(const at::Tensor& after, int64_t cache_id, int64_t link_handle, 
     const StreamInUse stream(device);
     require_no_capture(stream, asked);
     TransferPlan plan = plan_publication(*link, cache_id, first_tensor, num_tensors, timeout_ms);
+    const OpSpan span([&] { return join(asked, " peer=", link->peer().name); });
     const SlotUse slot = link->take_slot(asked);
     auto transfer = std::make_shared<Transfer>(link, std::move(plan), slot);
     link->sends(slot, transfer);
@@ -239,11 +244,12 @@ int64_t publish(const at::Tensor& after, int64_t cache_id, int64_t link_handle, 
 
 // `ask`: for the gates to queue on the caller's stream. `ask_on_host`: does it at once; the code for the
 // status.
-template <typename Ask, typename AskOnHost>
+template <typename Describe, typename Ask, typename AskOnHost>
 void layer_op(const char* asked, const at::Tensor& status, const at::Tensor& ordering, int64_t binding_number,
-              Ask ask, AskOnHost ask_on_host) {
+              Describe describe, Ask ask, AskOnHost ask_on_host) {
   as_python_error([&] {
     const auto binding = bindings().get(binding_number, asked);
+    const OpSpan span([&] { return describe(*binding); });
     if (is_on_host(status, ordering)) {
       require_int32(status, asked);
       write_status(status, ask_on_host(*binding));
@@ -261,21 +267,21 @@ void layer_op(const char* asked, const at::Tensor& status, const at::Tensor& ord
 
 void push_layer(const at::Tensor& status, const at::Tensor& after, int64_t layer, int64_t binding) {
   layer_op(
-      "push_layer", status, after, binding,
+      "push_layer", status, after, binding, [&](const Binding& bound) { return bound.push_span(layer); },
       [&](Binding& bound, const OpStream& stream) { return bound.push_layer(layer, stream); },
       [&](Binding& bound) { return bound.push_layer_from_host(layer); });
 }
 
 void wait_layer(const at::Tensor& status, const at::Tensor& before, int64_t layer, int64_t binding) {
   layer_op(
-      "wait_layer", status, before, binding,
+      "wait_layer", status, before, binding, [&](const Binding& bound) { return bound.wait_span(layer); },
       [&](Binding& bound, const OpStream& stream) { return bound.wait_layer(layer, stream); },
       [&](Binding& bound) { return bound.wait_layer_on_host(layer); });
 }
 
 void finish(const at::Tensor& status, const at::Tensor& before, int64_t binding) {
   layer_op(
-      "finish", status, before, binding,
+      "finish", status, before, binding, [](const Binding& bound) { return bound.finish_span(); },
       [&](Binding& bound, const OpStream& stream) { return bound.finish(stream); },
       [&](Binding& bound) { return bound.finish_on_host(); });
 }
@@ -283,6 +289,7 @@ void finish(const at::Tensor& status, const at::Tensor& before, int64_t binding)
 }  // namespace
 
 TORCH_LIBRARY(torch_llm_datadist, m) {
+  spans::ask(&is_profiled);
   // clang-format off
   m.def("push_blocks("
         "Tensor(a!) status, "        // int32[1]: 0, or the LLMStatusCode of what went wrong

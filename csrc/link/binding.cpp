@@ -217,6 +217,23 @@ OpSteps Binding::finish(const OpStream& stream) {
   return round_for_op("finish", stream).finish(stream);
 }
 
+std::string Binding::push_span(int64_t layer) const {
+  std::lock_guard lock(mutex_);
+  const auto found = index_.find(layer);
+  const bool is_known = round_ != nullptr && found != index_.end();
+  return join("push_layer layer=", layer, is_known ? round_->push_span(found->second) : "");
+}
+
+std::string Binding::wait_span(int64_t layer) const {
+  std::lock_guard lock(mutex_);
+  return join("wait_layer layer=", layer, round_ != nullptr ? round_->wait_span() : "");
+}
+
+std::string Binding::finish_span() const {
+  std::lock_guard lock(mutex_);
+  return join("finish", round_ != nullptr ? round_->finish_span() : "");
+}
+
 int64_t Binding::push_layer_from_host(int64_t layer) {
   std::lock_guard lock(mutex_);
   Round& round = round_for_op("push_layer", {});

@@ -44,6 +44,11 @@ class Binding {
   int64_t wait_layer_on_host(int64_t layer);
   int64_t finish_on_host();
 
+  // What a profiler's timeline says of an op: its layer, and what is bound to it.
+  std::string push_span(int64_t layer) const;
+  std::string wait_span(int64_t layer) const;
+  std::string finish_span() const;
+
   int device() const { return engine_->device(); }
   Engine& engine() const { return *engine_; }
   void set_number(int64_t number) { number_ = number; }

@@ -7,6 +7,7 @@
 #include "acl/stream.h"
 #include "error.h"
 #include "link/engine.h"
+#include "link/spans.h"
 #include "link/ticket.h"
 
 namespace datadist {
@@ -52,16 +53,27 @@ class Expectation::Program : public datadist::Program {
         *step = {Step::kRemoteWrite, link_.peer_credit(slot), nullptr, chunk_count(epoch, kChunksPerWindow)};
         return true;
       case At::kArrived:
-        at_ = At::kScatter;
+        at_ = At::kRange;
         *step = {Step::kWait, link_.own_arrived(slot), nullptr, chunk_count(epoch, chunk_ + 1)};
+        return true;
+      case At::kRange:
+        at_ = At::kScatter;
+        if (!begins_layer_ || expectation_->spans_.empty()) return next(step);
+        begins_layer_ = false;
+        *step = {Step::kRangeStart, nullptr, expectation_->spans_[static_cast<size_t>(layer_)].c_str(), 0};
         return true;
       case At::kScatter:
         if (next_scatter(step)) return true;
         packing_.next_chunk();
-        at_ = At::kCredit;
-        if (!packing_.is_at_end()) return next(step);
+        at_ = packing_.is_at_end() ? At::kRangeEnd : At::kCredit;
+        if (at_ == At::kCredit) return next(step);
         *step = {Step::kWrite, link_.own_flag(slot, expectation_->layers_.first + layer_), nullptr, epoch};
         if (++layer_ < expectation_->layers_.count) begin_layer();
+        return true;
+      case At::kRangeEnd:
+        at_ = At::kCredit;
+        if (expectation_->spans_.empty()) return next(step);
+        *step = {Step::kRangeEnd, nullptr, nullptr, 0};
         return true;
       case At::kCredit:
         ++chunk_;
@@ -81,7 +93,7 @@ class Expectation::Program : public datadist::Program {
   }
 
  private:
-  enum class At { kIds, kFirstCredits, kArrived, kScatter, kCredit, kEnd };
+  enum class At { kIds, kFirstCredits, kArrived, kRange, kScatter, kRangeEnd, kCredit, kEnd };
 
   int64_t first_tensor(int64_t layer) const {
     return (expectation_->layers_.first + layer) * expectation_->layers_.tensors_per_layer;
@@ -93,7 +105,10 @@ class Expectation::Program : public datadist::Program {
             chunk_bytes_};
   }
 
-  void begin_layer() { packing_ = packing_of(layer_); }
+  void begin_layer() {
+    packing_ = packing_of(layer_);
+    begins_layer_ = true;
+  }
 
   // The next blocks of the chunk that lie in a row without one that is skipped.
   bool next_scatter(Step* step) {
@@ -135,6 +150,7 @@ class Expectation::Program : public datadist::Program {
   PackedPiece left_;
   At at_ = At::kIds;
   int64_t layer_ = 0;
+  bool begins_layer_ = true;
   uint64_t chunk_ = 0;
 };
 
@@ -146,7 +162,16 @@ Expectation::Expectation(std::shared_ptr<Link> link, SlotUse use, OfferWord offe
       layers_(layers),
       cache_(std::move(cache)),
       lane_(link_->take_scatter_lane()),
-      list_(std::move(ids)) {}
+      list_(std::move(ids)) {
+  if (!spans::are_wanted()) return;
+  const auto blocks = static_cast<int64_t>(offer_.blocks);
+  for (int64_t layer = layers_.first; layer < layers_.first + layers_.count; ++layer) {
+    int64_t bytes = 0;
+    for (int64_t i = 0; i < layers_.tensors_per_layer; ++i)
+      bytes += blocks * cache_->geometry.strides[layer * layers_.tensors_per_layer + i];
+    spans_.push_back(spans::text("scatter", {layer, 1, blocks, bytes}, *link_));
+  }
+}
 
 Expectation::~Expectation() {
   if (ready_) link_->engine().words().give_back(*ready_);

@@ -76,6 +76,7 @@ class Expectation : public std::enable_shared_from_this<Expectation> {
   const OfferWord offer_;
   const Layers layers_;
   std::shared_ptr<LocalCache> cache_;  // pinned until it is over
+  std::vector<std::string> spans_;     // per layer, when a profiler recorded the call
 
   mutable std::mutex mutex_;
   State state_ = State::kWaiting;

@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <cstdio>
 #include <optional>
+#include <utility>
 
 #include "acl/check.h"
 #include "acl/kernels.h"
 #include "acl/queue.h"
+#include "acl/ranges.h"
 #include "error.h"
 #include "transport/mapped/mapped.h"
 
@@ -327,6 +329,12 @@ bool Feeder::submit_step(Lane& lane, const Step& step, std::string* what, aclErr
       *code =
           acl::queue_call(reinterpret_cast<void (*)(void*)>(const_cast<void*>(step.src)), step.dst, stream);
       break;
+    case Step::kRangeStart:
+      lane.range_ = acl::start_range(static_cast<const char*>(step.src), stream);
+      break;
+    case Step::kRangeEnd:
+      acl::end_range(std::exchange(lane.range_, 0));
+      break;
   }
   if (*code != 0) {
     *what = acl::describe(call, *code);
@@ -349,6 +357,7 @@ aclError Feeder::mark(Lane& lane) {
 }
 
 void Feeder::drop(Lane& lane, int64_t code, const std::string& why) {
+  acl::end_range(std::exchange(lane.range_, 0));
   lane.stream_.reset();
   lane.workspaces_.clear();
   std::deque<std::unique_ptr<Program>> rest;

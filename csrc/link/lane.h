@@ -26,6 +26,8 @@ struct Step {
     kCall,         // the host function at src with dst as its argument
     kGather,       // the rows of value bytes at src that `ids` names, one behind the other at dst
     kScatter,      // and back, from src to the rows at dst
+    kRangeStart,   // of a profiler's timeline, named by the text at src
+    kRangeEnd,
   };
   Kind kind;
   void* dst;
@@ -77,6 +79,7 @@ class Lane {
   Step rows_{};  // of a runtime that copies rows one by one: what is copied now, and how far
   size_t row_ = 1;
   std::atomic<bool> must_drop_{false};
+  uint64_t range_ = 0;  // that has begun on it and not ended
   uint64_t next_mark_ = 1;
   uint64_t steps_since_mark_ = 0;
   std::atomic<uint64_t> in_queue_{0};                 // entries of the stream's queue not known to be done

@@ -108,8 +108,13 @@ bool PackedProgram::next(Step* step) {
       *step = {Step::kToDevice, ids_->device.address, ids_->ids(), plan.packed_src.size() * sizeof(int64_t)};
       return true;
     case At::kStart:
-      at_ = At::kCredit;
+      at_ = At::kRange;
       *step = {Step::kWait, transfer_->start_[static_cast<size_t>(layer_)].address, nullptr, 1};
+      return true;
+    case At::kRange:
+      at_ = At::kCredit;
+      if (transfer_->spans_.empty()) return next(step);
+      *step = {Step::kRangeStart, nullptr, transfer_->spans_[static_cast<size_t>(layer_)].c_str(), 0};
       return true;
     case At::kCredit:
       at_ = At::kGather;
@@ -135,8 +140,13 @@ bool PackedProgram::next(Step* step) {
     case At::kFlag:
       ++chunk_;
       packing_.next_chunk();
-      at_ = packing_.is_at_end() ? At::kLayerEnd : At::kCredit;
+      at_ = packing_.is_at_end() ? At::kRangeEnd : At::kCredit;
       *step = {Step::kRemoteWrite, link.peer_arrived(slot), nullptr, chunk_count(epoch, chunk_)};
+      return true;
+    case At::kRangeEnd:
+      at_ = At::kLayerEnd;
+      if (transfer_->spans_.empty()) return next(step);
+      *step = {Step::kRangeEnd, nullptr, nullptr, 0};
       return true;
     case At::kLayerEnd:
       ++layer_;

@@ -31,7 +31,7 @@ class PackedProgram : public Program {
   void ended(uint64_t mark, int64_t code, const std::string& what) override;
 
  private:
-  enum class At { kIds, kStart, kCredit, kGather, kFlag, kLayerEnd, kDone, kEnd };
+  enum class At { kIds, kStart, kRange, kCredit, kGather, kFlag, kRangeEnd, kLayerEnd, kDone, kEnd };
   void begin_layer();
   char* own_chunk() const;
 

@@ -118,6 +118,26 @@ void Round::relay_finish() {
   finish_relay_->start(std::move(steps));
 }
 
+std::string Round::wait_span() const {
+  std::string all;
+  for (const auto& ticket : tickets_) all += join(" peer=", ticket->link().peer().name);
+  return all;
+}
+
+std::string Round::finish_span() const {
+  std::string all;
+  for (const auto& task : tasks_) all += join(" peer=", task->link().peer().name);
+  return all;
+}
+
+std::string Round::push_span(size_t layer) const {
+  std::string all;
+  for (const auto& task : tasks_) {
+    if (task->carries((*layers_)[layer])) all += (all.empty() ? " " : "; ") + task->span((*layers_)[layer]);
+  }
+  return all;
+}
+
 OpSteps Round::only_status(const OpStream& stream) {
   was_called_ = was_called_ || !stream.captures;
   OpSteps steps;

@@ -65,6 +65,10 @@ class Round {
   }
   const std::vector<std::shared_ptr<Transfer>>& tasks() const { return tasks_; }
   int64_t code() const { return status_->code(); }
+  // For a profiler's timeline.
+  std::string push_span(size_t layer) const;
+  std::string wait_span() const;
+  std::string finish_span() const;
 
   bool is_untouched() const { return !was_called_; }  // no eager op was called
   bool was_pushed(size_t layer) const { return pushes_[layer].is_queued; }

@@ -4,6 +4,7 @@
 #include "link/destination.h"
 #include "link/engine.h"
 #include "link/packed_push.h"
+#include "link/spans.h"
 #include "link/ticket.h"
 #include "plan/copies.h"
 
@@ -40,14 +41,19 @@ class TransferProgram : public Program {
   bool next(Step* step) override {
     switch (at_) {
       case At::kStart:
-        at_ = plan_.ticket != nullptr ? At::kTicket : At::kCopies;
+        at_ = plan_.ticket != nullptr ? At::kTicket : At::kRange;
         if (plan_.remote != nullptr && !plan_.needs.has_host_end) begin_copies();
         *step = {Step::kWait, transfer_->start_[start_index()].address, nullptr, 1};
         return true;
       case At::kTicket:
-        at_ = At::kCopies;
+        at_ = At::kRange;
         *step = {Step::kWait, transfer_->link_->own_flag(plan_.ticket->use().slot, 0), nullptr,
                  plan_.ticket->use().epoch};
+        return true;
+      case At::kRange:
+        at_ = At::kCopies;
+        if (transfer_->spans_.empty()) return next(step);
+        *step = {Step::kRangeStart, nullptr, transfer_->spans_[start_index()].c_str(), 0};
         return true;
       case At::kCopies:
         if (next_copy(step)) return true;
@@ -65,13 +71,18 @@ class TransferProgram : public Program {
         const int64_t layer = layer_++;
         tensor_ = 0;
         const bool is_last = layer_ == plan_.local_layers.layers;
-        at_ = is_last ? At::kDone : (transfer_->is_layered() ? At::kStart : At::kCopies);
+        at_ = is_last || transfer_->is_layered() ? At::kRangeEnd : At::kCopies;
         if (!transfer_->slot_) return next(step);
         const auto [slot, epoch] = *transfer_->slot_;
         *step = {Step::kRemoteWrite,
                  transfer_->link_->peer_flag(slot, plan_.remote_layers.first_layer + layer), nullptr, epoch};
         return true;
       }
+      case At::kRangeEnd:
+        at_ = layer_ == plan_.local_layers.layers ? At::kDone : At::kStart;
+        if (transfer_->spans_.empty()) return next(step);
+        *step = {Step::kRangeEnd, nullptr, nullptr, 0};
+        return true;
       case At::kDone:
         // A host function cannot stop its stream, so where it may fail the stream does not open the gate
         // itself: the watchdog does, once it has looked for failures.
@@ -99,7 +110,19 @@ class TransferProgram : public Program {
   }
 
  private:
-  enum class At { kStart, kTicket, kCopies, kMark, kConfirmed, kLayerEnd, kDone, kCall, kEnd };
+  enum class At {
+    kStart,
+    kTicket,
+    kRange,
+    kCopies,
+    kMark,
+    kConfirmed,
+    kLayerEnd,
+    kRangeEnd,
+    kDone,
+    kCall,
+    kEnd
+  };
 
   static void device_done(void* transfer) { static_cast<Transfer*>(transfer)->device_done(); }
   size_t start_index() const { return transfer_->is_layered() ? static_cast<size_t>(layer_) : 0; }
@@ -262,6 +285,7 @@ std::pair<bool, bool> Transfer::way() const {
 
 void Transfer::submit(bool notify_host, const char* asked) {
   if (plan_.way != TransferPlan::Way::kDirect) decide_way();
+  if (!is_publication() && spans::are_wanted()) spans_ = spans::of(plan_, *link_, is_layered());
   // Whole transfers that need a stop on their way go one after the other, on one stream.
   const bool shares_staging = plan_.needs.any() && !waits_for_others();
   auto lane = shares_staging ? link_->take_staging_lane() : link_->take_lane(waits_for_others());

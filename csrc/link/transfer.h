@@ -118,6 +118,10 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   std::pair<bool, bool> way() const;
   bool moves_host_memory() const { return moves_host_memory_; }  // on this side
   const std::shared_ptr<PullRound>& pull_round() const { return pull_round_; }
+  // For a profiler's timeline, of a submitted one; empty when nobody recorded then.
+  std::string span(int64_t local_layer) const {
+    return spans_.empty() ? "" : spans_[is_layered() ? local_layer - first_layer() : 0];
+  }
   Link& link() const { return *link_; }
 
   // --- the watchdog
@@ -180,6 +184,7 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   const std::shared_ptr<std::atomic<bool>> gate_refused_ = std::make_shared<std::atomic<bool>>(false);
   std::optional<std::string> cancelled_;
   std::vector<Word> to_open_;
+  std::vector<std::string> spans_;  // made by submit, and left alone then
   std::vector<bool> start_is_queued_;
   bool passed_is_queued_ = false;
   std::optional<Clock::time_point> deadline_;

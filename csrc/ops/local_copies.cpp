@@ -10,6 +10,7 @@
 #include "cache/local_copy.h"
 #include "link/engine.h"
 #include "ops/arguments.h"
+#include "ops/span.h"
 #include "python_error.h"
 
 namespace datadist {
@@ -17,6 +18,11 @@ namespace {
 
 // A handler never fails (see `queue`), so a refused copy puts LLM_FAILED in the status.
 void queue_copies(const char* asked, const at::Tensor& status, std::vector<LocalCopy> copies) {
+  const OpSpan span([&] {
+    size_t bytes = 0;
+    for (const LocalCopy& copy : copies) bytes += copy.bytes;
+    return join(asked, " copies=", copies.size(), " bytes=", bytes);
+  });
   if (status.device().is_cpu()) {
     require_int32(status, asked);
     make_local_copies(copies);

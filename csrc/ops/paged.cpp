@@ -3,6 +3,8 @@
 
 #include <torch/library.h>
 
+#include "error.h"
+#include "ops/span.h"
 #include "python_error.h"
 
 namespace datadist {
@@ -11,6 +13,10 @@ namespace {
 void store_layer(const at::Tensor& status, const at::Tensor& keys, const std::optional<at::Tensor>& values,
                  const at::Tensor& slots, int64_t layer, int64_t cache) {
   as_python_error([&] {
+    const OpSpan span([&] {
+      return join("store_layer layer=", layer, " tokens=", slots.numel(),
+                  " bytes=", keys.nbytes() + (values ? values->nbytes() : 0));
+    });
     paged_caches().get(cache, "store_layer")->store("store_layer", status, layer, keys, values, slots);
   });
 }
@@ -21,6 +27,7 @@ std::tuple<at::Tensor, at::Tensor> read_layer(const at::Tensor& status, const at
                                               int64_t layer, int64_t cache) {
   std::tuple<at::Tensor, at::Tensor> found;
   as_python_error([&] {
+    const OpSpan span([&] { return join("read_layer layer=", layer, " blocks=", block_table.numel()); });
     found = paged_caches()
                 .get(cache, "read_layer")
                 ->read("read_layer", status, layer, keys, values, block_table, block_size);

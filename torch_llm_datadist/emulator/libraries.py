@@ -23,6 +23,7 @@ COMPANIONS = (
     "libmsprofiler.so",
     "libmspti.so",
     "libascend_hal.so",
+    "libms_tools_ext.so",
 )
 OPERATORS = "libopapi.so"  # two kernels; loaded by the plugin when it first needs them
 HIXL = "libcann_hixl.so"  # one per CANN level; loaded by the plugin where it needs it

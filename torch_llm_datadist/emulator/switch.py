@@ -13,6 +13,9 @@ VARIABLE = "TORCH_LLM_DATADIST_EMULATE"
 # free or past the end that torch_npu's caching allocator would hide inside a segment.
 POISON = "TORCH_LLM_DATADIST_EMULATE_POISON"
 NO_CACHING = "PYTORCH_NO_NPU_MEMORY_CACHING"
+# A trace takes note of what transfers do; the plugin tells it only to who asks.
+TRACE = "TORCH_LLM_DATADIST_EMULATE_TRACE"
+SPANS = "TORCH_LLM_DATADIST_SPANS"
 
 _TOO_LATE = (
     "torch was imported before emulation was switched on, so torch_npu looked for a real Ascend runtime. "
@@ -46,6 +49,8 @@ def enable() -> None:
         sys.meta_path.insert(0, TorchNpuFinder())
     if os.environ.get(POISON, "0") not in ("", "0"):
         os.environ[NO_CACHING] = "1"
+    if os.environ.get(TRACE):
+        os.environ.setdefault(SPANS, "1")
     os.environ[VARIABLE] = "1"
 
 

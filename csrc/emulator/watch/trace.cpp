@@ -22,6 +22,7 @@ namespace emu::watch {
 namespace {
 
 constexpr uint64_t kStreamTracks = 1'000'000'000;  // above all thread ids
+constexpr uint64_t kRangeTracks = 2'000'000'000;
 
 // The same clock in all processes of a host.
 uint64_t now_ns() {
@@ -55,7 +56,9 @@ Running pop() {
 std::unique_ptr<Observer> trace_of_environment() {
   const char* directory = setting("TORCH_LLM_DATADIST_EMULATE_TRACE");
   if (directory == nullptr) return nullptr;
-  return std::make_unique<Trace>(directory);
+  auto trace = std::make_unique<Trace>(directory);
+  range_keeper.store(trace.get(), std::memory_order_release);  // a trace is never given up
+  return trace;
 }
 
 void Trace::add_now(const char* category, const char* name, uint64_t track, std::string args) {
@@ -207,6 +210,23 @@ void Trace::stream_gone(Stream& stream) {
 
 void Trace::found_race(const std::string& report) {
   add_now("race", "race", host_track(), "\"report\":" + quoted(report));
+}
+
+uint64_t Trace::now() { return now_ns(); }
+
+// On tracks of their own beside their streams': a range is no task, and may begin within one.
+void Trace::ranged(Stream* stream, const std::string& message, uint64_t began) {
+  uint64_t track = kRangeTracks;
+  std::string args = "\"message\":" + quoted(message);
+  std::string name = "ranges of the host";
+  if (stream != nullptr) {
+    const int device = stream->context().device.id;
+    track += static_cast<uint64_t>(stream->id) + 1;
+    name = text("device %d stream %d: ranges", device, stream->id);
+    args += text(",\"stream\":%d,\"device\":%d", stream->id, device);
+  }
+  if (file_.is_new(track)) file_.add({'M', "", "thread_name", track, 0, 0, 0, "\"name\":" + quoted(name)});
+  file_.add({'X', "range", message.substr(0, message.find(' ')), track, began, now_ns(), 0, std::move(args)});
 }
 
 }  // namespace emu::watch

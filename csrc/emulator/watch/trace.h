@@ -9,13 +9,14 @@
 #include <utility>
 
 #include "emulator/observer.h"
+#include "emulator/ranges.h"
 #include "emulator/watch/trace_file.h"
 
 namespace emu::watch {
 
 // A time line of the process in Chrome's JSON array format, which Perfetto reads, too: a track per stream
 // with its tasks, a track per host thread with its calls, arrows from submit to task and from record to wait.
-class Trace final : public Observer {
+class Trace final : public Observer, public RangeKeeper {
  public:
   explicit Trace(std::string directory) : file_(std::move(directory)) {}
 
@@ -39,6 +40,8 @@ class Trace final : public Observer {
   void stream_gone(Stream& stream) override;
   void flush() override;
   void found_race(const std::string& report) override;
+  uint64_t now() override;
+  void ranged(Stream* stream, const std::string& message, uint64_t began) override;
 
  private:
   struct Submitted {
