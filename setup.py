@@ -236,7 +236,7 @@ def write_ninja(build: Path, package: Path) -> None:
         shim, ninja.compile("shim", cpp_in("hixl_shim"), f"{common} -I{ROOT}/csrc {OLD_ABI}"),
         "-Wl,-z,defs -ldl", script=ROOT / "csrc/hixl_shim/exports.map",
     )  # fmt: skip
-    ninja.write({"emulator": emulator, "aten": [aten], "plugin": [plugin, shim]})
+    ninja.write({"emulator": [*emulator, shim], "aten": [aten], "plugin": [plugin, shim]})
 
 
 class NinjaBuild(build_ext):

@@ -5,6 +5,7 @@
 
 #include "emulator/device.h"
 #include "emulator/environment.h"
+#include "emulator/ledger.h"
 
 namespace emu {
 namespace {
@@ -52,6 +53,10 @@ Config Config::from_environment() {
   config.bandwidth[1] = number("TORCH_LLM_DATADIST_EMULATE_BANDWIDTH_D2H", 0);
   config.bandwidth[2] = number("TORCH_LLM_DATADIST_EMULATE_BANDWIDTH_D2D", 0);
   config.bandwidth[3] = number("TORCH_LLM_DATADIST_EMULATE_BANDWIDTH_PEER", 0);
+  constexpr const char* kHost = "TORCH_LLM_DATADIST_EMULATE_HOST";
+  if (const char* host = given(kHost)) config.host = host;
+  if (config.host.size() >= Ledger::kMostHost) give_up(kHost, config.host.c_str(), "at most 63 characters");
+  config.super_pod = number("TORCH_LLM_DATADIST_EMULATE_SUPER_POD", 0, 0, INT32_MAX);
   const uint64_t devices = number("TORCH_LLM_DATADIST_EMULATE_DEVICES", 8, 1, Device::kMaxDevices);
   config.physical_devices = visible_devices(static_cast<int32_t>(devices));
   return config;

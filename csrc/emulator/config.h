@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "emulator/profile.h"
@@ -21,6 +22,10 @@ struct Config {
   // Physical ids of the devices that this process sees, from TORCH_LLM_DATADIST_EMULATE_DEVICES (a count,
   // default 8) and ASCEND_RT_VISIBLE_DEVICES (a list of those).
   std::vector<int32_t> physical_devices;
+
+  // Keys of memory reach processes of one host, fabric handles those of one SuperPod.
+  std::string host;        // TORCH_LLM_DATADIST_EMULATE_HOST
+  uint64_t super_pod = 0;  // TORCH_LLM_DATADIST_EMULATE_SUPER_POD
 
   Profile profile;
 

@@ -44,6 +44,10 @@ int64_t attribute(const Device& device, aclrtDevAttr attr) {
       return ACL_HOST_DEVICE_CONNECT_TYPE_PCIE;
     case ACL_DEV_ATTR_IS_VIRTUAL:
       return 0;
+    case ACL_DEV_ATTR_SUPER_POD_ID:
+      if (!Runtime::get().config.profile.has_fabric())
+        fail(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, "this machine is part of no SuperPod; Atlas A3 is");
+      return static_cast<int64_t>(Runtime::get().config.super_pod);
     default:
       fail(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, "device attribute %d is not emulated", attr);
   }

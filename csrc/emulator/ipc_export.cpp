@@ -29,6 +29,9 @@ void Exports::make_ledger() {
   }
   ledger_fd_ = fd;
   ledger_ = static_cast<Ledger*>(at);
+  const Config& config = Runtime::get().config;
+  ledger_->super_pod = config.super_pod;
+  std::strncpy(ledger_->host, config.host.c_str(), Ledger::kMostHost - 1);
   ledger_->magic = Ledger::kMagic;
 }
 

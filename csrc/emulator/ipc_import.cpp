@@ -109,6 +109,21 @@ void check_white_list(const Ledger::Slot& slot) {
        self, count);
 }
 
+// Keys stay on their host; on A3 one goes to another server if its processes are on the white list. Fabric
+// handles reach as far as the SuperPod.
+void check_host(const Exporter& exporter, const Ledger::Slot& slot, bool is_fabric) {
+  const Config& config = Runtime::get().config;
+  const bool same_host = config.host == exporter.ledger->host;
+  const bool same_pod = config.super_pod == exporter.ledger->super_pod;
+  const bool is_listed =
+      config.profile.has_fabric() && slot.kind != ExportKind::Physical && slot.any_process == 0;
+  if (same_host || (same_pod && (is_fabric || is_listed))) return;
+  fail(ACL_ERROR_RT_IPC_ERROR,
+       "process %d, which exported it, is on host '%s' of SuperPod %lu; this is '%s' of %lu",
+       exporter.peer.pid, exporter.ledger->host, exporter.ledger->super_pod, config.host.c_str(),
+       config.super_pod);
+}
+
 int32_t local_id(int32_t physical, const Device& otherwise) {
   for (const auto& device : Runtime::get().devices) {
     if (device->physical_id == physical) return device->id;
@@ -123,7 +138,7 @@ Imports::Opened Imports::open_shared(const IpcKey& key, ExportKind kind) {
   return open_locked(key, kind);
 }
 
-Imports::Opened Imports::open_locked(const IpcKey& key, ExportKind kind) {
+Imports::Opened Imports::open_locked(const IpcKey& key, ExportKind kind, bool is_fabric) {
   auto from = exporter(key);
   const Ledger::Slot& slot = from->ledger->slots[key.slot];
   if (slot.generation.load(std::memory_order_acquire) != key.generation || slot.secret != key.secret) {
@@ -131,6 +146,7 @@ Imports::Opened Imports::open_locked(const IpcKey& key, ExportKind kind) {
   }
   if (slot.kind != kind)
     fail(ACL_ERROR_RT_PARAM_INVALID, "the key is of something else that process %d exported", key.pid);
+  check_host(*from, slot, is_fabric);
   check_white_list(slot);
   const int fd = from->peer.open_fd(slot.fd);
   if (fd < 0) {
@@ -147,9 +163,9 @@ Imports::Opened Imports::open_locked(const IpcKey& key, ExportKind kind) {
           std::make_shared<Import>(from, key, slot.physical_device, kind == ExportKind::Physical)};
 }
 
-std::shared_ptr<Physical> Imports::open_physical(const IpcKey& key, Device& device) {
+std::shared_ptr<Physical> Imports::open_physical(const IpcKey& key, Device& device, bool is_fabric) {
   std::lock_guard lock(mutex_);
-  Opened opened = open_locked(key, ExportKind::Physical);
+  Opened opened = open_locked(key, ExportKind::Physical, is_fabric);
   return std::make_shared<Physical>(device, opened.size, opened.fd, std::move(opened.import));
 }
 

@@ -109,7 +109,7 @@ class Imports {
   Opened open_shared(const IpcKey& key, ExportKind kind);
   uintptr_t open(const char* text, const IpcKey& key, Device& device, bool enable_peer);
   bool close(const char* text);  // false when it was not imported
-  std::shared_ptr<Physical> open_physical(const IpcKey& key, Device& device);
+  std::shared_ptr<Physical> open_physical(const IpcKey& key, Device& device, bool is_fabric);
   // The key behind the number that aclrtMemExportToShareableHandle made.
   static IpcKey key_of(uint64_t shareable);
 
@@ -120,7 +120,7 @@ class Imports {
   };
 
   std::shared_ptr<Exporter> exporter(const IpcKey& key);
-  Opened open_locked(const IpcKey& key, ExportKind kind);
+  Opened open_locked(const IpcKey& key, ExportKind kind, bool is_fabric = false);
 
   std::mutex mutex_;
   std::map<std::string, Open> open_;

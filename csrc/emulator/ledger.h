@@ -1,6 +1,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
@@ -30,7 +31,11 @@ struct Ledger {
     std::atomic<int32_t> pids[kMaxPids];
   };
 
+  static constexpr size_t kMostHost = 64;
+
   uint64_t magic;
+  uint64_t super_pod;
+  char host[kMostHost];
   Slot slots[kSlots];
 };
 

@@ -104,7 +104,8 @@ aclError import_handle(const Shareable& shared, Device& device, aclrtDrvMemHandl
   not_null(out, "handle");
   const IpcKey key = shared.key();
   if (key.pid == getpid()) fail(ACL_ERROR_RT_PARAM_INVALID, "the handle was exported by this same process");
-  *out = Runtime::get().physicals.add(Runtime::get().imports->open_physical(key, device));
+  *out = Runtime::get().physicals.add(
+      Runtime::get().imports->open_physical(key, device, shared.type == ACL_MEM_SHARE_HANDLE_TYPE_FABRIC));
   return ACL_SUCCESS;
 }
 

@@ -32,6 +32,16 @@ NO_PID_CHECK = 1
 KEY_LENGTH = 65
 
 
+class ServerPid(ctypes.Structure):
+    """aclrtServerPid: processes of a server."""
+
+    _fields_ = (("sdid", ctypes.c_uint32), ("pid", ctypes.POINTER(ctypes.c_int32)), ("num", ctypes.c_size_t))
+
+    @staticmethod
+    def of(pids: ctypes.Array[ctypes.c_int32]) -> ServerPid:
+        return ServerPid(0, pids, len(pids))
+
+
 class AclError(Exception):
     def __init__(self, name: str, code: int, message: str) -> None:
         super().__init__(f"{name} returned {code}: {message}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import signal
 import socket
 import subprocess
@@ -305,6 +306,7 @@ def test_a_frozen_peer_is_never_reported(acl: Acl, engine: Engine) -> None:
     with server() as other:
         engine.connect(other.name)
         other.process.process.send_signal(signal.SIGSTOP)
+        os.waitpid(other.process.process.pid, os.WUNTRACED)  # all of its threads stand still
         try:
             request = engine.post(other.name, True, (near, other.device, MIB))
             time.sleep(FEW_MS / 1000)

@@ -202,6 +202,77 @@ def test_fabric_handle_is_128_bytes_that_another_process_imports_on_a3() -> None
         assert exporter.hear() == "{8}"
 
 
+# A key, a handle of the host and a fabric handle, each without a white list; and a key with one.
+OFFERS = (
+    FABRIC_HELPERS
+    + """
+acl.aclrtSetDevice(0)
+memory, listed = acl.malloc(2 << 20), acl.malloc(2 << 20)
+shared = ctypes.c_uint64()
+acl.aclrtMemExportToShareableHandle(physical(acl), 0, 1, ctypes.byref(shared))
+key = acl.export(listed, 2 << 20, 0)
+say(acl.export(memory, 2 << 20).hex(), shared.value, export(physical(acl)).hex(), key.hex())
+pid = (ctypes.c_int32 * 1)(int(hear()))
+acl.aclrtIpcMemImportPidInterServer(key, ctypes.byref(c.ServerPid.of(pid)), 1)
+say("allowed")
+hear()
+"""
+)
+TAKES = (
+    FABRIC_HELPERS
+    + """
+acl.aclrtSetDevice(0)
+key, shared, data, listed = hear().split()
+handle = ctypes.c_void_p()
+take = lambda: acl.aclrtMemImportFromShareableHandle(ctypes.c_uint64(int(shared)), 0, ctypes.byref(handle))
+pod = acl.last_out("aclrtGetDeviceInfo", 0, 405, kind=ctypes.c_int64)
+say(os.getpid(), pod)
+hear()
+say(
+    code_of(lambda: acl.import_key(bytes.fromhex(key))),
+    code_of(take),
+    code_of(lambda: open_it(bytes.fromhex(data))),
+    code_of(lambda: acl.import_key(bytes.fromhex(listed))),
+)
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("host", "pod", "codes"),
+    [
+        ("near", "7", [0, 0, 0, 0]),
+        ("far", "7", [c.IPC_ERROR, c.IPC_ERROR, 0, 0]),
+        ("far", "8", [c.IPC_ERROR] * 4),
+    ],
+)
+def test_keys_stay_on_their_host_and_fabric_handles_in_their_super_pod(
+    host: str, pod: str, codes: list[int]
+) -> None:
+    def at(host: str, pod: str) -> dict[str, str]:
+        return {
+            **A3,
+            "TORCH_LLM_DATADIST_EMULATE_HOST": host,
+            "TORCH_LLM_DATADIST_EMULATE_SUPER_POD": pod,
+        }
+
+    with peer(OFFERS, **at("near", "7")) as exporter, peer(TAKES, **at(host, pod)) as importer:
+        importer.say(exporter.hear())
+        pid, told = importer.hear().split()
+        exporter.say(pid)
+        assert exporter.hear() == "allowed"
+        importer.say("go on")
+
+        assert told == pod
+        assert importer.hear().split() == [str(code) for code in codes]
+
+
+def test_a_machine_without_fabric_is_part_of_no_super_pod(acl: Acl) -> None:
+    value = ctypes.c_int64()
+
+    assert acl.code.aclrtGetDeviceInfo(0, 405, ctypes.byref(value)) == c.UNSUPPORTED
+
+
 def test_fabric_is_refused_by_name_elsewhere(acl: Acl) -> None:
     data = ctypes.create_string_buffer(128)
     handle = physical(acl)

@@ -19,10 +19,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.mutations import faults, graphs, memory, modes, processes, streams
+from tests.mutations import faults, graphs, hixl, memory, modes, processes, streams
 from tests.mutations.mutant import ROOT, Mutant
 
-ALL = [m for module in (streams, memory, processes, graphs, faults, modes) for m in module.MUTANTS]
+ALL = [m for module in (streams, memory, processes, graphs, faults, modes, hixl) for m in module.MUTANTS]
 TEST_LIMIT_S = 90  # a test that hangs has noticed, too
 NO_TEST_RAN = (2, 3, 4, 5)  # pytest: interrupted, internal error, wrong usage, nothing selected
 
@@ -52,11 +52,12 @@ class Scratch:
         return self.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], environment)
 
     def build(self, target: str) -> str:
-        """The same, after an edit: of the emulator only the library that the tests load."""
+        """The same, after an edit: of the emulator only the libraries that the tests load."""
         build = next((self.root / "build").glob("ninja-*"))
-        library = self.root / "torch_llm_datadist" / "emulator" / "lib" / "libascendcl.so"
-        goal = library if target == "emulator" else target
-        return self.run([sys.executable, "-m", "ninja", "-C", str(build), str(goal)], dict(os.environ))
+        lib = self.root / "torch_llm_datadist" / "emulator" / "lib"
+        libraries = [str(lib / name) for name in ("libascendcl.so", "libcann_hixl.so")]
+        goals = libraries if target == "emulator" else [target]
+        return self.run([sys.executable, "-m", "ninja", "-C", str(build), *goals], dict(os.environ))
 
     def run(self, command: list[str], environment: dict[str, str]) -> str:
         done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True)

@@ -26,7 +26,7 @@ class Mutant:
     @property
     def target(self) -> str:
         """What setup.py has to build."""
-        return "emulator" if self.file.startswith("emulator/") else "aten"
+        return "emulator" if self.file.startswith(("emulator/", "emulator_hixl/")) else "aten"
 
     @property
     def selection(self) -> list[str]:

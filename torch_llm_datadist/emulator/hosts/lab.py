@@ -14,6 +14,7 @@ from torch_llm_datadist.identity import HOST_ID_VARIABLE
 
 _NETWORK = "10.77.0.0/24"
 _MOST_HOSTS = 254
+_EMULATED_HOST_VARIABLE = "TORCH_LLM_DATADIST_EMULATE_HOST"
 
 
 class HostsUnavailableError(OSError):
@@ -41,7 +42,8 @@ class Host:
 
     def environment(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
         """`base`, or this process's environment, with the identity of this host."""
-        return {**(os.environ if base is None else base), HOST_ID_VARIABLE: self.name}
+        given = os.environ if base is None else base
+        return {**given, HOST_ID_VARIABLE: self.name, _EMULATED_HOST_VARIABLE: self.name}
 
     def popen(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
         """``subprocess.Popen`` on this host."""
