@@ -223,5 +223,45 @@ def choose_way(
 def product_costs(soc_name: str) -> dict[str, float]:
     """The constants of the cost model, by the names of the emulator's table where it has them."""
 
+# The rules of a link by themselves, without a device: for simulators of many links.
+class SenderSlots:
+    """Who may use a slot, and when it may be used again."""
+
+    def __init__(self, max_in_flight: int) -> None: ...
+    def take(self, peer: str) -> tuple[int, int]:
+        """(slot, epoch); LLM_LINK_BUSY when all are in flight."""
+
+    def drained(self, slot: int, epoch: int) -> bool:
+        """Its last flag is written. True when that made it free; so with the other one."""
+
+    def retired(self, slot: int, epoch: int) -> bool:
+        """The receiver is done with it."""
+
+class StagingWindows:
+    """One end's windows of staging: those that it sends to, and those that tickets have here."""
+
+    def __init__(self) -> None: ...
+    def take(self, slot: int, epoch: int) -> int:
+        """The window that fewest tickets have: the sender's choice for a slot."""
+
+    def give_back(self, slot: int) -> None: ...
+    def claim(self, window: int, owner: int) -> bool:
+        """For a ticket at the receiver; False while another one has it."""
+
+    def release(self, window: int, owner: int) -> None: ...
+
+class Liveness:
+    """Whether a peer that counts up a word still lives. Times are seconds of any clock."""
+
+    def __init__(self, keep_alive_ms: int, now: float) -> None: ...
+    def look(self, beats: int, now: float) -> None: ...
+    def is_lost(self, now: float) -> bool: ...
+
+def packed_chunks(strides: Sequence[int], blocks: int, staging_bytes: int) -> list[int]:
+    """Bytes of each chunk in which so many blocks of one layer travel packed."""
+
+def link_sizes() -> dict[str, int]:
+    """What a link takes in bytes and counts, as it is built in."""
+
 def stop_all() -> None:
     """Ends the watchdogs of all devices; before torch_npu shuts down. Instances are closed first."""

@@ -62,6 +62,7 @@ class Control:
         identity: Identity,
         registry: CacheRegistry,
         keys: LinkKeys | None,
+        make_loop: Callable[[str, Callable[[], float | None]], ControlLoop] = ControlLoop,
     ) -> None:
         self.arrivals = Arrivals()
         self.table = LinkTable(self.arrivals)
@@ -73,7 +74,7 @@ class Control:
         self._meetings: dict[tuple[str, int], Listener] = {}  # where members of two-sided links meet
         self._serials = itertools.count(1)
         self.comms = Comms(self._peers, self.begin_link, self._listen_for_members)
-        self.loop = ControlLoop(f"llm_datadist-{identity.cluster_id}", self._tick)
+        self.loop = make_loop(f"llm_datadist-{identity.cluster_id}", self._tick)
         self._gatekeeper = Gatekeeper(self.loop, keys)
         self._handshake = Handshake(self._peers, self._announcements, self.loop, keys)
         self._handshake.why_not_join = self.comms.why_not_join

@@ -51,7 +51,7 @@ Link::Link(std::shared_ptr<Engine> engine, std::shared_ptr<LocalCaches> caches, 
       published_(kSlots, 0),
       expected_(kSlots, 0),
       outcomes_(kSlots),
-      alive_at_(Clock::now()) {}
+      liveness_(options_.keep_alive, Clock::now()) {}
 
 Link::~Link() {
   feeder_->stop();
@@ -74,7 +74,7 @@ void Link::connect(int64_t peer_link, const Exported& peer_page) {
   peer_mapping_ = std::move(mapping);
   peer_page_ = peer_mapping_.address;
   peer_handle_ = peer_link;
-  alive_at_ = Clock::now();
+  liveness_.restart(Clock::now());
   state_.store(kAlive, std::memory_order_release);
 }
 
@@ -354,7 +354,7 @@ void Link::peer_process_ended(const std::string& what) {
 
 void Link::clock_gap(Clock::duration gap) {
   std::lock_guard lock(mutex_);
-  alive_at_ += gap;
+  liveness_.clock_gap(gap);
   for (const auto& ticket : tickets_) ticket->clock_gap(gap);
 }
 
@@ -413,10 +413,7 @@ void Link::tick(const Tick& tick) {
 
 void Link::read_mail(const Tick& tick) {
   const Mail& mail = *page_.mail;
-  if (mail.heartbeat != seen_heartbeat_) {
-    seen_heartbeat_ = mail.heartbeat;
-    alive_at_ = tick.now;
-  }
+  liveness_.look(mail.heartbeat, tick.now);
   // Looked at once more at the tick after: one copy brings the sequence and the words, in whatever order.
   std::vector<std::pair<TakenWord, std::shared_ptr<Transfer>>> told;
   const bool has_news = mail.sequence != seen_sequence_;
@@ -500,7 +497,7 @@ void Link::cancel_what_was_told() {
 }
 
 void Link::watch_heartbeat(const Tick& tick) {
-  if (tick.now - alive_at_ <= options_.keep_alive) return;
+  if (!liveness_.is_lost(tick.now)) return;
   die(kNotYetLink,
       join("no sign of life for ", options_.keep_alive.count(), " ms; the peer is frozen or cut off"));
 }
@@ -536,8 +533,7 @@ void Link::send_mail(const Tick& tick) {
     std::lock_guard lock(mutex_);
     outbox_.insert(outbox_.begin(), refused, outgoing.end());
   }
-  if (!outgoing.empty() ||
-      tick.now - beat_at_ >= std::min(options_.keep_alive / 10, std::chrono::milliseconds(50))) {
+  if (!outgoing.empty() || tick.now - beat_at_ >= Liveness::beat_every(options_.keep_alive)) {
     write(offsetof(Mail, heartbeat), ++heartbeat_);
     beat_at_ = tick.now;
   }

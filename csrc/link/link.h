@@ -15,6 +15,7 @@
 #include "cache/cache.h"
 #include "link/feeder.h"
 #include "link/handles.h"
+#include "link/liveness.h"
 #include "link/page.h"
 #include "link/route.h"
 #include "link/slots.h"
@@ -64,7 +65,7 @@ class Link : public std::enable_shared_from_this<Link> {
   const Peer& peer() const { return peer_; }
   const LinkOptions& options() const { return options_; }
   Engine& engine() const { return *engine_; }
-  uint64_t beats() const { return seen_heartbeat_; }  // watchdog: of the peer
+  uint64_t beats() const { return liveness_.beats(); }  // watchdog: of the peer
   Transport& transport() const { return *transport_; }
   const LocalCaches& caches() const { return *caches_; }  // of this end
   RemoteCaches& remote_caches() { return remote_caches_; }
@@ -204,9 +205,8 @@ class Link : public std::enable_shared_from_this<Link> {
   std::vector<Outcome> outcomes_;                // per slot, of the last ticket that is used up
 
   // The watchdog's own.
-  uint64_t seen_heartbeat_ = 0;
+  Liveness liveness_;
   uint64_t seen_sequence_ = 0;
-  Clock::time_point alive_at_;
   Clock::time_point beat_at_;
   uint64_t heartbeat_ = 0;
   uint64_t sequence_ = 0;

@@ -119,13 +119,14 @@ struct Page {
 // Pages lie in chunks, so that one 2-D copy per chunk and tick brings all mail.
 class PageArena {
  public:
+  static constexpr size_t kPagesPerChunk = 16;
+
   explicit PageArena(std::function<DeviceMemory(size_t)> allocate) : allocate_(std::move(allocate)) {}
   Page take();                // zeroed
   void give_back(Page page);  // nobody writes to it any more; the watchdog has zeroed it
   void queue_reads(aclrtStream stream);
 
  private:
-  static constexpr size_t kPagesPerChunk = 16;
   struct Chunk {
     DeviceMemory memory;
     std::unique_ptr<acl::PinnedBuffer> mirror;

@@ -25,6 +25,7 @@ SlotUse SenderSlots::take(const char* asked, const std::string& peer) {
 
 bool SenderSlots::drained(SlotUse use) {
   std::lock_guard lock(mutex_);
+  if (use.slot >= slots_.size()) return false;
   Slot& slot = slots_[use.slot];
   if (slot.epoch != use.epoch || slot.is_drained) return false;
   slot.is_drained = true;

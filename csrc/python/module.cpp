@@ -15,6 +15,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   define_tasks(m);
   define_bindings(m);
   define_packed(m);
+  define_flow(m);
   define_memory(m);
   m.def(
       "require_not_forked", [](const std::string& asked) { require_not_forked(asked.c_str()); },

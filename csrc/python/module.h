@@ -16,6 +16,7 @@ void define_waiters(py::module_& m);
 void define_tasks(py::module_& m);
 void define_bindings(py::module_& m);
 void define_packed(py::module_& m);
+void define_flow(py::module_& m);
 void define_memory(py::module_& m);
 
 }  // namespace datadist
