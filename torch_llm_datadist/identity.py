@@ -47,9 +47,10 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     cann: Name = ""
 
     def is_in_this_process(self) -> bool:
+        # It is asked for each tensor of each peer: the last two read files.
         return (
-            self.host == host_id()
-            and self.pid == os.getpid()
+            self.pid == os.getpid()
+            and self.host == host_id()
             and self.start_time == start_time_of(os.getpid())
         )
 
