@@ -569,6 +569,26 @@ def test_freeze_gives_up_in_time_when_a_thread_cannot_be_stopped(unstoppable: Un
     assert unstoppable.peer.hear() == "spawned"
 
 
+def test_thread_whose_system_call_ended_does_not_stay_where_it_may_hold_a_lock(
+    unstoppable: Unstoppable,
+) -> None:
+    unstoppable.become_host()
+    wait_until(lambda: unstoppable.status("Name") == "host")
+    place = Path(f"/proc/{unstoppable.pid}/task/{unstoppable.thread}/syscall")
+    inside_of_libc = place.read_text()
+    theirs = faults.of(unstoppable.pid)
+    freeze = in_thread(theirs.freeze_host)
+    wait_until(lambda: unstoppable.status("TracerPid") != "0")
+    time.sleep(FEW_MS / 1000)  # it is told to stop
+
+    unstoppable.let_go()
+
+    joined(freeze)
+    assert not place.exists() or place.read_text() != inside_of_libc
+    theirs.thaw_host()
+    assert unstoppable.peer.hear() == "spawned"
+
+
 def test_host_thread_that_comes_late_and_cannot_be_stopped_holds_no_thaw_up(unstoppable: Unstoppable) -> None:
     theirs = faults.of(unstoppable.pid)
     theirs.freeze_host(within_s=1000)

@@ -4,10 +4,11 @@ real.
 A thread of this process traces (ptrace) each host thread of the other one and stops it where it is: in a
 system call, holding the GIL, with whatever signals blocked. Only inside of what the emulated device
 shares with it (this runtime, the heap) it is not stopped, as it may hold a lock there, and a real device
-needs none of the host's. Such a thread goes on for a moment and is stopped a little later. The threads
-that are the device carry names that begin with "npu-", and so do those that they start, OpenMP's among
-them. The kernel lets a tracer's threads go when the tracer ends, so a controller that dies leaves nobody
-frozen; and what is stopped this way can be killed.
+needs none of the host's. Such a thread goes on for a moment and is stopped a little later. So does one whose
+system call ended, or whose page came, after it was told to stop: it was in the middle of something. The
+threads that are the device carry names that begin with "npu-", and so do those that they start, OpenMP's
+among them. The kernel lets a tracer's threads go when the tracer ends, so a controller that dies leaves
+nobody frozen; and what is stopped this way can be killed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from torch_llm_datadist.emulator.fault_block import Block, Kind, Rule
 
 DEVICE_THREADS = "npu-"
 
-_SEIZE, _INTERRUPT, _CONTINUE, _DETACH = 0x4206, 0x4207, 7, 17
+_SEIZE, _INTERRUPT, _CONTINUE, _DETACH, _REGISTERS = 0x4206, 0x4207, 7, 17, 0x4204
+_GENERAL = 1  # the set of registers that is asked for (NT_PRSTATUS)
 _WALL = 0x40000000  # threads that are no children, too
 _LOOK_EVERY_S = 0.005
 
@@ -35,7 +37,12 @@ _SHARED_CODE = (
     "_aten.so",
     "libc.so",
     "libc-",
+    "libpthread",
     "libstdc++.so",
+    "libgcc_s.so",  # an exception on its way out of a function that holds a lock
+    "libjemalloc.so",
+    "libtcmalloc",
+    "libmimalloc.so",
     "ld-linux",
     "libgomp",
     "[vdso]",
@@ -45,13 +52,47 @@ _PATIENCE_S = 2.0
 _FIRST_STEP_S, _LONGEST_STEP_S = 0.0002, 0.005  # how long such a thread goes on before the next look
 _FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine())
 _PRIVATE, _WAITS = 0x80, (0, 9)  # FUTEX_WAIT and FUTEX_WAIT_BITSET; the runtime's own sleeps are not private
+# What a system call returns to the kernel itself when the kernel is to begin it anew (linux/errno.h).
+_BEGINS_ANEW = (-512, -513, -514, -516)
 
 
 def _libc() -> ctypes.CDLL:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.ptrace.restype = ctypes.c_long
-    libc.ptrace.argtypes = [ctypes.c_long] * 4
+    libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_long, ctypes.c_void_p]
     return libc
+
+
+class _Buffer(ctypes.Structure):
+    """struct iovec."""
+
+    _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
+
+
+@dataclass
+class _Place:
+    """Where a thread is: the system call and its arguments, the stack, the place in code."""
+
+    number: int  # -1: in none
+    arguments: tuple[int, ...]
+    stack: int
+    code: int
+
+    @classmethod
+    def of(cls, line: str) -> _Place | None:
+        """A line of /proc/<pid>/task/<thread>/syscall; None when the thread runs."""
+        number, *rest = line.split() or [""]
+        if len(rest) < 2:
+            return None
+        *arguments, stack, code = (int(word, 16) for word in rest)
+        return cls(int(number), tuple(arguments), stack, code)
+
+    def waits_for_a_lock(self) -> bool:
+        """Maybe: it sleeps on a word of this process alone."""
+        if self.number != _FUTEX:
+            return False
+        operation = self.arguments[1]
+        return operation & _PRIVATE != 0 and operation & (_PRIVATE - 1) in _WAITS
 
 
 class _Gone(Exception):
@@ -211,18 +252,38 @@ class HostFreeze:
                         self._go_on(thread, traced)
 
     def _settle(self, thread: int, traced: _Traced) -> None:
-        call = self._call_of(thread)
-        number, *rest = call.split() or ["", "0"]
-        if time.monotonic() > traced.patient_until or not call:  # a kernel that does not tell
+        now, before = _Place.of(self._call_of(thread)), _Place.of(traced.was_in)
+        if time.monotonic() > traced.patient_until or now is None:  # a kernel that does not tell
             traced.is_settled = True
-        elif traced.was_in == call:  # it slept
-            operation = int(rest[1], 16) if number == str(_FUTEX) else 0
-            traced.waits = operation & _PRIVATE != 0 and operation & (_PRIVATE - 1) in _WAITS
+        elif before is not None and self._slept(thread, before, now):
+            traced.waits = before.waits_for_a_lock()
             traced.is_settled = not traced.waits
-        elif any(begin <= int(rest[-1], 16) < end for begin, end in self._code_that_is_shared()):
+        elif any(begin <= now.code < end for begin, end in self._code_that_is_shared()):
             self._go_on(thread, traced)
         else:
             traced.is_settled = True
+
+    def _slept(self, thread: int, before: _Place, now: _Place) -> bool:
+        """Whether it stopped out of its sleep in a system call, to sleep on in it afterwards.
+
+        A call that ended meanwhile, or a page that came, leaves a thread at the same place.
+        """
+        if before.number < 0 or before.stack != now.stack:
+            return False
+        result, code = self._result_and_place(thread)
+        if result == -errno.EINTR and code == before.code:
+            return True  # one that ends when it is interrupted, and is called again by its caller
+        if platform.machine() == "aarch64":
+            return code == before.code - 4  # the kernel has put it before the instruction already
+        return now == before and result in _BEGINS_ANEW
+
+    def _result_and_place(self, thread: int) -> tuple[int, int]:
+        """What the system call of a stopped thread returned, and the place in code."""
+        registers = (ctypes.c_int64 * 64)()
+        wanted = _Buffer(ctypes.addressof(registers), ctypes.sizeof(registers))
+        self._ptrace(_REGISTERS, thread, ctypes.addressof(wanted), about=_GENERAL)
+        of_result, of_place = (0, 32) if platform.machine() == "aarch64" else (10, 16)  # x0, pc; rax, rip
+        return registers[of_result], registers[of_place]
 
     def _code_that_is_shared(self) -> list[tuple[int, int]]:
         if not self._shared_code:
@@ -260,8 +321,8 @@ class HostFreeze:
         except (FileNotFoundError, ProcessLookupError):
             return True  # gone
 
-    def _ptrace(self, request: int, thread: int, signal: int = 0) -> None:
-        if self._libc.ptrace(request, thread, 0, signal) == 0:
+    def _ptrace(self, request: int, thread: int, data: int = 0, about: int = 0) -> None:
+        if self._libc.ptrace(request, thread, about, data) == 0:
             return
         problem = ctypes.get_errno()
         if problem == errno.ESRCH:
