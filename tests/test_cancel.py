@@ -327,6 +327,7 @@ def test_the_blocks_of_a_late_push_are_in_doubt_at_the_peer(pair: Pair) -> None:
     here.manager.wait_until_settled(timeout_s=WITHIN_S)
 
 
+@pytest.mark.races_on_purpose("looks at blocks that a held copy has yet to write")
 @pytest.mark.parametrize("direction", ["push", "pull"])
 def test_the_next_transfer_into_blocks_in_doubt_comes_after_the_late_one(pair: Pair, direction: str) -> None:
     here, there = pair
@@ -412,6 +413,7 @@ def wrong_bytes(state: SimpleNamespace) -> int:
     return int((instances.content(state)[:, free] != value).sum())
 
 
+@pytest.mark.races_on_purpose("looks at blocks until the late copy has written them")
 def test_no_byte_of_a_frozen_sender_lands_in_blocks_that_were_handed_out_again(peers: Any) -> None:
     sender, receiver, _ = links.linked_pair(peers)
     ticket = sender.call(prepare_in_peer)

@@ -142,6 +142,7 @@ def run(here: Any, there: Any, count: int, first: int) -> int:
     return done
 
 
+@pytest.mark.races_on_purpose("pushes into one block many times at once; and a checker's memory would count")
 def test_ten_thousand_transfers_leave_nothing_behind(pair: Any) -> None:
     here, there = pair
     torch.npu.set_device(0)

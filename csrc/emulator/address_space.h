@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "emulator/block.h"
+#include "emulator/read_write_lock.h"
 
 namespace emu {
 
@@ -93,7 +94,7 @@ class AddressSpace {
   uintptr_t alias_distance_ = 0;
   Block** chunks_ = nullptr;  // chunk number -> block that starts or lies there
 
-  mutable std::shared_mutex blocks_mutex_;
+  mutable ReadWriteLock blocks_mutex_;
   std::unordered_map<uintptr_t, std::shared_ptr<Block>> blocks_;
   std::deque<Freed> freed_;  // the last ones
   std::mutex room_mutex_;

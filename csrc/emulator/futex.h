@@ -29,6 +29,15 @@ inline void futex_wake_all(const std::atomic<uint32_t>* word) {
   syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
 }
 
+// For locks of this process: by the kind it is told which sleepers wait for a lock (host_freeze.py).
+inline void futex_wait_private(const std::atomic<uint32_t>* word, uint32_t expected) {
+  syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, nullptr, nullptr, 0);
+}
+
+inline void futex_wake_all_private(const std::atomic<uint32_t>* word) {
+  syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+}
+
 inline void cpu_relax() {
 #if defined(__x86_64__)
   __asm__ volatile("pause");

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "emulator/error.h"
+#include "emulator/read_write_lock.h"
 #include "emulator/stack.h"
 
 namespace emu {
@@ -118,7 +119,7 @@ class HandleTable {
   }
 
   const char* what_;
-  mutable std::shared_mutex mutex_;
+  mutable ReadWriteLock mutex_;
   std::vector<Slot> slots_;
   std::deque<uint32_t> free_;
 };

@@ -8,6 +8,8 @@
 #include <optional>
 #include <shared_mutex>
 
+#include "emulator/read_write_lock.h"
+
 namespace emu {
 
 // Host ranges that the program registered (aclrtHostRegister): pinned, though not allocated here.
@@ -32,7 +34,7 @@ class HostMemory {
   };
   const Range* find(uintptr_t address, size_t length) const;
 
-  mutable std::shared_mutex mutex_;
+  mutable ReadWriteLock mutex_;
   std::condition_variable_any let_go_;
   std::map<uintptr_t, Range> ranges_;
 };

@@ -47,9 +47,11 @@ _SHARED_CODE = (
     "libgomp",
     "[vdso]",
 )
-# A thread that never leaves it (a copy of many gigabytes) holds no lock for that long.
+# A thread that never leaves it (a copy of many gigabytes) holds no lock for that long. On a processor: a busy
+# machine keeps one waiting in the middle of anything.
 _PATIENCE_S = 2.0
 _FIRST_STEP_S, _LONGEST_STEP_S = 0.0002, 0.005  # how long such a thread goes on before the next look
+_STUCK_AFTER_S = 0.01  # what waits for a lock for so long, with nobody else to give it back, does so for ever
 _FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine())
 _PRIVATE, _WAITS = 0x80, (0, 9)  # FUTEX_WAIT and FUTEX_WAIT_BITSET; the runtime's own sleeps are not private
 # What a system call returns to the kernel itself when the kernel is to begin it anew (linux/errno.h).
@@ -100,6 +102,14 @@ class _Gone(Exception):
 
 
 @dataclass
+class _Turns:
+    """What a thread has had of the processors."""
+
+    ran_s: float
+    turns: int
+
+
+@dataclass
 class _Traced:
     """A host thread that was told to stop."""
 
@@ -108,10 +118,12 @@ class _Traced:
     is_settled: bool = False  # it may stay where it is
     goes_on: bool = False  # let go for a moment, to be told again
     waits: bool = False  # for a lock, it may be
-    waited_in: str = ""  # the call in which it did so when all others had settled
-    patient_until: float = 0.0
+    waited_in: str = ""  # the call in which it did so when all others had settled …
+    waited_since: float = 0.0  # … and since when
+    told: _Turns | None = None  # what it had had of the processors when it was told first
     step_s: float = _FIRST_STEP_S
     next_at: float = 0.0
+    went_on: _Turns | None = None
 
 
 class HostFreeze:
@@ -123,7 +135,7 @@ class HostFreeze:
         self._block = block
         self._libc = _libc()
         self._give_up_at = time.monotonic() + within_s
-        self._patience_s = min(_PATIENCE_S, within_s / 2)
+        self._patient_until = time.monotonic() + 0.8 * within_s
         self._traced: dict[int, _Traced] = {}
         self._shared_code: list[tuple[int, int]] = []
         self._thaw = threading.Event()
@@ -194,7 +206,7 @@ class HostFreeze:
                 continue
             with contextlib.suppress(_Gone):
                 self._ptrace(_SEIZE, thread)
-                self._traced[thread] = _Traced(patient_until=time.monotonic() + self._patience_s)
+                self._traced[thread] = _Traced(told=self._turns(thread))
                 self._interrupt(thread)
                 found = True
         return found
@@ -234,7 +246,7 @@ class HostFreeze:
         """Sends on who stopped where it may hold a lock that the device needs, and stops it again."""
         for thread, traced in self._traced.items():
             with contextlib.suppress(_Gone):
-                if traced.goes_on and time.monotonic() >= traced.next_at:
+                if traced.goes_on and self._went_on(thread, traced):
                     traced.goes_on = False
                     self._interrupt(thread)
                 elif traced.signal is not None and not (traced.is_settled or traced.waits):
@@ -244,16 +256,19 @@ class HostFreeze:
         # after that is none of the device's.
         if all(traced.is_settled or traced.waits for traced in self._traced.values()):
             for thread, traced in self._traced.items():
-                if traced.waits and traced.waited_in == traced.was_in:
+                if not traced.waits:
+                    continue
+                if traced.waited_in != traced.was_in:
+                    traced.waited_in, traced.waited_since = traced.was_in, time.monotonic()
+                elif time.monotonic() > traced.waited_since + _STUCK_AFTER_S:
                     traced.waits, traced.is_settled = False, True
-                elif traced.waits:
-                    traced.waited_in = traced.was_in
-                    with contextlib.suppress(_Gone):
-                        self._go_on(thread, traced)
+                    continue
+                with contextlib.suppress(_Gone):
+                    self._go_on(thread, traced)
 
     def _settle(self, thread: int, traced: _Traced) -> None:
         now, before = _Place.of(self._call_of(thread)), _Place.of(traced.was_in)
-        if time.monotonic() > traced.patient_until or now is None:  # a kernel that does not tell
+        if now is None or self._is_too_long(thread, traced):  # a kernel that does not tell
             traced.is_settled = True
         elif before is not None and self._slept(thread, before, now):
             traced.waits = before.waits_for_a_lock()
@@ -262,6 +277,20 @@ class HostFreeze:
             self._go_on(thread, traced)
         else:
             traced.is_settled = True
+
+    def _is_too_long(self, thread: int, traced: _Traced) -> bool:
+        if time.monotonic() > self._patient_until:
+            return True
+        turns = self._turns(thread)
+        return turns is not None and traced.told is not None and turns.ran_s > traced.told.ran_s + _PATIENCE_S
+
+    def _went_on(self, thread: int, traced: _Traced) -> bool:
+        """Whether one that was sent on had a processor since: without one another stop changes nothing."""
+        now = time.monotonic()
+        if now < traced.next_at:
+            return False
+        turns = self._turns(thread)
+        return turns is None or turns != traced.went_on or now > self._patient_until
 
     def _slept(self, thread: int, before: _Place, now: _Place) -> bool:
         """Whether it stopped out of its sleep in a system call, to sleep on in it afterwards.
@@ -303,6 +332,15 @@ class HostFreeze:
         except OSError:
             return ""
 
+    def _turns(self, thread: int) -> _Turns | None:
+        """None from a kernel that does not tell."""
+        try:
+            with open(f"/proc/{self._block.pid}/task/{thread}/schedstat") as times:
+                ran_ns, _, turns = times.read().split()
+        except (OSError, ValueError):
+            return None
+        return _Turns(int(ran_ns) / 1e9, int(turns))
+
     def _interrupt(self, thread: int) -> None:
         self._traced[thread].was_in = self._call_of(thread)
         self._ptrace(_INTERRUPT, thread)
@@ -310,6 +348,7 @@ class HostFreeze:
     def _go_on(self, thread: int, traced: _Traced) -> None:
         signal, traced.signal = traced.signal, None
         traced.goes_on, traced.waits = True, False
+        traced.went_on = self._turns(thread)
         traced.next_at = time.monotonic() + traced.step_s
         traced.step_s = min(traced.step_s * 1.5, _LONGEST_STEP_S)
         self._ptrace(_CONTINUE, thread, signal or 0)

@@ -73,7 +73,8 @@ void TraceFile::open() {
 }
 
 void TraceFile::write_loop() {
-  pthread_setname_np(pthread_self(), "emu-trace");
+  // As the device's threads are called, which go on while the host is frozen: their trace goes on, too.
+  pthread_setname_np(pthread_self(), "npu-trace");
   for (;;) {
     {
       std::unique_lock lock(mutex_);
