@@ -88,6 +88,7 @@ def test_queries_about_the_device_answer() -> None:
 
 
 def test_core_limits_are_set_and_reset() -> None:
+    torch.zeros(1, device="npu:3")
     torch.npu.set_device_limit(3, 12, 20)  # torch_npu allows it once per process
     limited = torch.npu.get_device_limit(3)
     stream = torch.npu.Stream()

@@ -76,6 +76,29 @@ def test_arrows_lead_from_submit_to_task_and_from_record_to_wait(tmp_path: Path)
     assert waited["tid"] == named(events, "task", "aclrtStreamWaitEvent")[0]["tid"]
 
 
+TELLS = """
+import threading, time
+from tests.emulated_runtime.acl_harness import HostFunction
+acl.context(0)
+told, stream = threading.Event(), acl.stream()
+@HostFunction
+def tell(_):
+    told.set()
+    time.sleep(0.02)
+acl.aclrtLaunchHostFunc(stream, tell, None)
+told.wait()
+acl.library.emuFlush()
+say("flushed")
+hear()
+"""
+
+
+def test_a_flush_has_the_host_function_that_told_of_something_and_has_not_returned(tmp_path: Path) -> None:
+    events, _ = trace_of(TELLS, tmp_path, ends=False)
+
+    assert len(named(events, "task", "aclrtLaunchHostFunc")) == 1
+
+
 def test_a_killed_process_leaves_what_it_wrote(tmp_path: Path) -> None:
     events, _ = trace_of(TRACED + "\nacl.aclrtMemsetAsync(mem, 4, 1, 4, one)\nhear()\n", tmp_path, ends=False)
 
@@ -186,6 +209,14 @@ def run_pair(directory: Path, wait: str, flag: str, host_waits: bool = False) ->
 @pytest.mark.parametrize("flag", [VALUE_WRITE, WORD_COPY], ids=["value_write", "copy_of_a_word"])
 def test_processes_that_wait_for_each_others_words_do_not_race(tmp_path: Path, flag: str) -> None:
     run_pair(tmp_path, VALUE_WAIT, flag)
+
+    assert races.find_races([tmp_path]) == []
+
+
+def test_a_word_that_is_copied_to_a_peer_may_be_polled_by_it(tmp_path: Path) -> None:
+    polls, reads_elsewhere = "acl.copy(mine + 64, mem, 8, stream)", "mem += 1 << 16"
+
+    run_pair(tmp_path, f"{polls}; {reads_elsewhere}", WORD_COPY)
 
     assert races.find_races([tmp_path]) == []
 

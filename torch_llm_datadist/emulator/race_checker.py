@@ -86,8 +86,8 @@ class Checker:
     def _steps_of(self, event: Event, order: int, steps: list[tuple[int, int, Any, Event]]) -> None:
         category, name, facts = event.get("cat"), event.get("name"), event.get("args", {})
         if category == "task" and event["ph"] == "X":
-            if "word" in facts:
-                self._know_word(event)
+            if word := facts.get("word") or facts.get("tells"):
+                self._know_word(event, word)
             if facts["submitted"]:
                 steps.append((facts["submitted"], order, self.submitted, event))
             steps.append((facts["begin"], order, self.begun, event))
@@ -107,8 +107,8 @@ class Checker:
             if step is not None:
                 steps.append((facts["at"], order, step, event))
 
-    def _know_word(self, event: Event) -> None:
-        file, begin, _ = event["args"]["word"]
+    def _know_word(self, event: Event, word: list[int]) -> None:
+        file, begin, _ = word
         words = self.sync_words.setdefault(memory_of(event, file), [])
         i = bisect_left(words, begin)
         if i == len(words) or words[i] != begin:

@@ -36,6 +36,18 @@ std::string ranges_text(const std::vector<Range>& ranges, int32_t& peer, bool& i
   return out + "]";
 }
 
+// Eight bytes that are copied into another process's memory: what a value write says where it is refused.
+std::string word_for_a_peer(const TaskFacts& facts) {
+  std::string out;
+  if (facts.writes.size() != 1) return out;
+  Places::each(facts.writes[0], [&](const Spot& spot) {
+    if (spot.block == nullptr || spot.block->import == nullptr) return;
+    if (spot.begin % sizeof(uint64_t) == 0 && spot.end - spot.begin == sizeof(uint64_t))
+      out = ",\"tells\":" + spot_json(spot);
+  });
+  return out;
+}
+
 const char* name_of(Direction direction) {
   switch (direction) {
     case Direction::H2D:
@@ -95,6 +107,7 @@ std::string facts_json(const TaskFacts& facts) {
     out += text(",\"value\":%" PRIu64, facts.value);
   } else if (facts.kind == TaskKind::Copy && facts.bytes == sizeof(uint64_t)) {
     if (const auto value = Places::word_at(facts.reads)) out += text(",\"value\":%" PRIu64, *value);
+    out += word_for_a_peer(facts);
   }
   if (peer != 0) out += text(",\"peer\":%d", peer);
   if (facts.sync != nullptr) {

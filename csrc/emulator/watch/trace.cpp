@@ -3,8 +3,10 @@
 #include <pthread.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cinttypes>
 #include <ctime>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -29,6 +31,16 @@ uint64_t now_ns() {
   timespec now{};
   clock_gettime(CLOCK_MONOTONIC, &now);
   return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
+}
+
+// A task is written down when it has ended. What it told somebody, a host function its caller say, may be
+// acted upon before that; so who wants all of it waits so long for tasks under way. One that is held takes
+// longer.
+constexpr auto kFlushWithin = std::chrono::milliseconds(100);
+
+bool tells(TaskKind kind) {
+  return kind != TaskKind::ValueWait && kind != TaskKind::EventWait && kind != TaskKind::NotifyWait &&
+         kind != TaskKind::Replay && kind != TaskKind::Delay;
 }
 
 thread_local uint64_t call_began = 0;
@@ -126,7 +138,10 @@ void Trace::dropped(Stream& stream, const Task& task, uint64_t number) {
   add_now("task", "dropped", track_of(stream), text("\"number\":%" PRIu64, number));
 }
 
-void Trace::begun(Stream&, const Task&, const TaskFacts& facts) { push(facts); }
+void Trace::begun(Stream&, const Task&, const TaskFacts& facts) {
+  if (tells(facts.kind)) telling_.fetch_add(1);
+  push(facts);
+}
 
 void Trace::ended(Stream& stream, const Task&, const TaskFacts& facts, aclError code) {
   const uint64_t now = now_ns();
@@ -149,10 +164,12 @@ void Trace::ended(Stream& stream, const Task&, const TaskFacts& facts, aclError 
   if (running.at_ns != 0) {
     file_.add({'f', "submit", facts.name, track, began, now, flow_of_task(stream, running.number), ""});
   }
-  if (facts.sync == nullptr) return;
-  const bool records = facts.kind == TaskKind::EventRecord || facts.kind == TaskKind::NotifyRecord;
-  file_.add(
-      {records ? 's' : 'f', "sync", "sync", track, records ? began : now, now, facts.sync->number(), ""});
+  if (facts.sync != nullptr) {
+    const bool records = facts.kind == TaskKind::EventRecord || facts.kind == TaskKind::NotifyRecord;
+    file_.add(
+        {records ? 's' : 'f', "sync", "sync", track, records ? began : now, now, facts.sync->number(), ""});
+  }
+  if (tells(facts.kind)) telling_.fetch_sub(1);
 }
 
 void Trace::released(SyncPoint& point, Stream& stream) {
@@ -201,7 +218,12 @@ void Trace::host_memory_forgotten(uintptr_t base, size_t size) {
   add_now("memory", "freed", host_track(), "\"spot\":" + spot_json({0, base, base + size, nullptr, nullptr}));
 }
 
-void Trace::flush() { file_.flush(); }
+void Trace::flush() {
+  const auto until = std::chrono::steady_clock::now() + kFlushWithin;
+  while (telling_.load() != 0 && std::chrono::steady_clock::now() < until)
+    std::this_thread::sleep_for(std::chrono::microseconds(200));
+  file_.flush();
+}
 
 void Trace::stream_gone(Stream& stream) {
   std::lock_guard lock(mutex_);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <memory>
@@ -59,6 +60,7 @@ class Trace final : public Observer, public RangeKeeper {
   uint64_t track_of(const Stream& stream);
 
   TraceFile file_;
+  std::atomic<int> telling_{0};  // tasks that may have told somebody something, and are not in the file
   std::mutex mutex_;
   std::unordered_map<const Stream*, Line> lines_;
 };

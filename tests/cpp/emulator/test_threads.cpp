@@ -40,9 +40,10 @@ struct Buffer {
 
 TEST(emulator_threads_make_and_end_streams_with_copies_on_them) {
   with_threads(4, [](int) {
-    Buffer a(4096);
-    Buffer b(4096);
     for (int i = 0; i < 20; ++i) {
+      // What a stream did that was destroyed by force may still be under way.
+      Buffer a(4096);
+      Buffer b(4096);
       aclrtStream stream = nullptr;
       OK(aclrtCreateStreamWithConfig(&stream, 0, ACL_STREAM_FAST_LAUNCH));
       OK(aclrtMemsetAsync(a.address, 4096, i, 4096, stream));
