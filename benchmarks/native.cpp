@@ -1,8 +1,10 @@
-// What the benchmarks compare with: the same pieces copied by one thread, the chain of a transfer made by hand,
-// and ops that do nothing. Built by benchmarks/native.py; called through ctypes, the ops through torch.ops.
+// What the benchmarks compare with: the same pieces copied by one thread, the chain of a transfer made by
+// hand, and ops that do nothing. Built by benchmarks/native.py; called through ctypes, the ops through
+// torch.ops.
 #include <ATen/core/Tensor.h>
 #include <acl/acl_rt.h>
 #include <torch/library.h>
+#include <torch_npu/csrc/core/npu/NPUStream.h>
 #include <torch_npu/csrc/framework/OpCommand.h>
 
 #include <chrono>
@@ -24,37 +26,63 @@ void check(aclError code, const char* call) {
 #undef CHECK
 #define CHECK(call) check((call), #call)
 
-// An op writes a word on the caller's stream; a second stream, fed by a thread, waits for the word, copies
-// and writes another; a third waits for that, and the host for the third.
-class Chain {
+// A transfer made by hand. At the sender an op writes a word on the caller's stream; a second stream, fed by
+// a thread, waits for the word, copies to the receiver and writes a word there. At the receiver a third
+// stream waits for that, and the host for the third stream.
+constexpr size_t kMemory = 2 << 20;  // what is exported: the word, then what arrives
+constexpr size_t kKeyBytes = 65;
+
+void* allocate(size_t bytes) {
+  void* memory = nullptr;
+  CHECK(aclrtMalloc(&memory, bytes, ACL_MEM_MALLOC_HUGE_FIRST));
+  CHECK(aclrtMemset(memory, bytes, 0, bytes));
+  return memory;
+}
+
+class ChainReceiver {
  public:
-  explicit Chain(int device, size_t bytes) : bytes_(bytes) {
+  explicit ChainReceiver(int device) {
+    CHECK(aclrtSetDevice(device));
+    CHECK(aclrtCreateStream(&third_));
+    memory_ = static_cast<char*>(allocate(kMemory));
+  }
+  void export_key(char* key) {
+    CHECK(aclrtIpcMemGetExportKey(memory_, kMemory, key, kKeyBytes,
+                                  ACL_RT_IPC_MEM_EXPORT_FLAG_DISABLE_PID_VALIDATION));
+  }
+  void wait(uint64_t number) { CHECK(aclrtValueWait(memory_, number, ACL_STREAM_WAIT_VALUE_GEQ, third_)); }
+  void synchronize() { CHECK(aclrtSynchronizeStream(third_)); }
+
+ private:
+  aclrtStream third_ = nullptr;
+  char* memory_ = nullptr;
+};
+
+class ChainSender {
+ public:
+  ChainSender(int device, size_t bytes, const char* key) : bytes_(bytes) {
     CHECK(aclrtSetDevice(device));
     CHECK(aclrtGetCurrentContext(&context_));
     CHECK(aclrtCreateStream(&second_));
-    CHECK(aclrtCreateStream(&third_));
-    CHECK(aclrtMalloc(reinterpret_cast<void**>(&words_), 128, ACL_MEM_MALLOC_HUGE_FIRST));
-    CHECK(aclrtMemset(words_, 128, 0, 128));
-    CHECK(aclrtMalloc(&src_, bytes, ACL_MEM_MALLOC_HUGE_FIRST));
-    CHECK(aclrtMalloc(&dst_, bytes, ACL_MEM_MALLOC_HUGE_FIRST));
+    void* there = nullptr;
+    CHECK(aclrtIpcMemImportByKey(&there, key, ACL_RT_IPC_MEM_IMPORT_FLAG_ENABLE_PEER_ACCESS));
+    there_ = static_cast<char*>(there);
+    start_ = allocate(64);
+    src_ = allocate(bytes);
     thread_ = std::thread([this, device] { feed(device); });
   }
 
-  // Nanoseconds from the call to the flag.
-  int64_t run(aclrtStream caller) {
-    const uint64_t number = ++number_;
-    CHECK(aclrtValueWait(words_ + 64, number, ACL_STREAM_WAIT_VALUE_GEQ, third_));
-    const auto started = std::chrono::steady_clock::now();
+  void begin() {
     {
       std::lock_guard lock(mutex_);
-      to_feed_ = number;
+      ++number_;
     }
     wake_.notify_one();
-    at_npu::native::OpCommand::RunOpApiV2("chain_by_hand", [=, word = words_]() -> int {
+  }
+  void start(aclrtStream caller) {
+    at_npu::native::OpCommand::RunOpApiV2("chain_by_hand", [=, number = number_, word = start_]() -> int {
       return aclrtValueWrite(word, number, 0, caller);
     });
-    CHECK(aclrtSynchronizeStream(third_));
-    return (std::chrono::steady_clock::now() - started).count();
   }
 
  private:
@@ -64,26 +92,24 @@ class Chain {
     for (uint64_t fed = 0;;) {
       {
         std::unique_lock lock(mutex_);
-        wake_.wait(lock, [&] { return to_feed_ != fed; });
-        fed = to_feed_;
+        wake_.wait(lock, [&] { return number_ != fed; });
+        fed = number_;
       }
-      CHECK(aclrtValueWait(words_, fed, ACL_STREAM_WAIT_VALUE_GEQ, second_));
-      CHECK(aclrtMemcpyAsync(dst_, bytes_, src_, bytes_, ACL_MEMCPY_DEVICE_TO_DEVICE, second_));
-      CHECK(aclrtValueWrite(words_ + 64, fed, 0, second_));
+      CHECK(aclrtValueWait(start_, fed, ACL_STREAM_WAIT_VALUE_GEQ, second_));
+      CHECK(aclrtMemcpyAsync(there_ + 64, bytes_, src_, bytes_, ACL_MEMCPY_DEVICE_TO_DEVICE, second_));
+      CHECK(aclrtValueWrite(there_, fed, 0, second_));
     }
   }
 
   const size_t bytes_;
   aclrtContext context_ = nullptr;
   aclrtStream second_ = nullptr;
-  aclrtStream third_ = nullptr;
-  char* words_ = nullptr;
+  char* there_ = nullptr;
+  void* start_ = nullptr;
   void* src_ = nullptr;
-  void* dst_ = nullptr;
-  uint64_t number_ = 0;
   std::mutex mutex_;
   std::condition_variable wake_;
-  uint64_t to_feed_ = 0;
+  uint64_t number_ = 0;
   std::thread thread_;
 };
 
@@ -99,9 +125,16 @@ int64_t copy_pieces(const uint64_t* dst, const uint64_t* src, size_t count, size
   return (std::chrono::steady_clock::now() - started).count();
 }
 
-// Lives until the process ends.
-void* chain_create(int device, size_t bytes) { return new Chain(device, bytes); }
-int64_t chain_run(void* chain, void* stream) { return static_cast<Chain*>(chain)->run(stream); }
+// Both live until their processes end.
+void* chain_receiver(int device, char* key) {
+  auto* receiver = new ChainReceiver(device);
+  receiver->export_key(key);
+  return receiver;
+}
+void chain_wait(void* receiver, uint64_t number) { static_cast<ChainReceiver*>(receiver)->wait(number); }
+void chain_synchronize(void* receiver) { static_cast<ChainReceiver*>(receiver)->synchronize(); }
+void* chain_sender(int device, size_t bytes, const char* key) { return new ChainSender(device, bytes, key); }
+void chain_begin(void* sender) { static_cast<ChainSender*>(sender)->begin(); }
 }
 
 namespace {
@@ -109,6 +142,12 @@ namespace {
 // Ops of ours queue a handler each; so do these, and theirs does nothing.
 void queue_nothing() {
   at_npu::native::OpCommand::RunOpApiV2("nothing", []() -> int { return 0; });
+}
+
+// Starts what `chain_begin` has handed to the thread.
+void chain_op(const at::Tensor& status, const at::Tensor&, int64_t, int64_t sender) {
+  reinterpret_cast<ChainSender*>(sender)->start(
+      c10_npu::getCurrentNPUStream(status.device().index()).stream(false));
 }
 
 void layer_op(const at::Tensor&, const at::Tensor&, int64_t, int64_t) { queue_nothing(); }
@@ -121,6 +160,7 @@ void blocks_op(const at::Tensor&, at::TensorList, const at::Tensor&, const at::T
 }  // namespace
 
 TORCH_LIBRARY(datadist_bench, m) {
+  m.def("chain_op(Tensor(a!) status, Tensor after, int layer, int sender) -> ()");
   m.def("layer_op(Tensor(a!) status, Tensor after, int layer, int binding) -> ()");
   m.def(
       "blocks_op(Tensor(a!) status, Tensor(b!)[] cache, Tensor src_blocks, Tensor dst_blocks, int link, "
@@ -129,6 +169,7 @@ TORCH_LIBRARY(datadist_bench, m) {
 }
 
 TORCH_LIBRARY_IMPL(datadist_bench, PrivateUse1, m) {
+  m.impl("chain_op", &chain_op);
   m.impl("layer_op", &layer_op);
   m.impl("blocks_op", &blocks_op);
 }

@@ -52,8 +52,12 @@ def load() -> ctypes.CDLL:
     library = ctypes.CDLL(str(build()))
     library.copy_pieces.restype = ctypes.c_int64
     library.copy_pieces.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
-    library.chain_create.restype = ctypes.c_void_p
-    library.chain_create.argtypes = [ctypes.c_int, ctypes.c_size_t]
-    library.chain_run.restype = ctypes.c_int64
-    library.chain_run.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    library.chain_receiver.restype = library.chain_sender.restype = ctypes.c_void_p
+    library.chain_receiver.argtypes = [ctypes.c_int, ctypes.c_char_p]
+    library.chain_sender.argtypes = [ctypes.c_int, ctypes.c_size_t, ctypes.c_char_p]
+    library.chain_wait.argtypes = [ctypes.c_void_p, ctypes.c_uint64]
+    for call in (library.chain_synchronize, library.chain_begin):
+        call.argtypes = [ctypes.c_void_p]
+    for call in (library.chain_wait, library.chain_synchronize, library.chain_begin):
+        call.restype = None
     return library

@@ -16,6 +16,7 @@ from . import instance, native
 from .cases import Case
 
 SENDER, RECEIVER = 1, 2
+KEY_BYTES = 65
 
 
 class End:
@@ -62,6 +63,7 @@ def receive(pipe: Connection, case: Case) -> None:
     end = End(RECEIVER, case)
     expected = content_of(case)
     stream = torch.npu.current_stream()
+    chain = 0
     pipe.send(end.datadist.listen_port)
     for what, *given in iter(pipe.recv, None):
         if what == "wait":
@@ -71,6 +73,15 @@ def receive(pipe: Connection, case: Case) -> None:
             stream.synchronize()
             pipe.send((time.monotonic_ns(), end.status.item()))
             end.binding.bind(())
+        elif what == "chain":
+            key = ctypes.create_string_buffer(KEY_BYTES)
+            chain = native.load().chain_receiver(end.device, key)
+            pipe.send(key.raw)
+        elif what == "wait by hand":
+            native.load().chain_wait(chain, given[0])
+            pipe.send("waits")
+            native.load().chain_synchronize(chain)
+            pipe.send(time.monotonic_ns())
         else:  # check, and spoil what arrived: the next transfer must bring it again
             src, dst = given
             right = all(
@@ -89,7 +100,7 @@ class Pair:
 
     def __init__(self, case: Case) -> None:
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
+        self.pipe, theirs = context.Pipe()
         self._process = context.Process(target=receive, args=(theirs, case), daemon=True)
         self._process.start()
         theirs.close()  # else the death of the receiver is no end of file here
@@ -103,7 +114,7 @@ class Pair:
         for tensor, bytes_ in zip(self.end.tensors, self.content, strict=True):
             tensor.copy_(bytes_)
         torch.npu.synchronize()
-        instance.link(self.end.datadist, RECEIVER, self._pipe.recv())
+        instance.link(self.end.datadist, RECEIVER, self.pipe.recv())
         self.key = datadist.BlocksCacheKey(RECEIVER, 0)
         self._chooser = random.Random(0)
 
@@ -119,8 +130,8 @@ class Pair:
         task = end.datadist.cache_manager.prepare_push(
             self.key, end.cache, src, dst, tensor_num_per_layer=self.case.tensors
         )
-        self._pipe.send(("wait", task.ticket))
-        if self._pipe.recv() != "waits":
+        self.pipe.send(("wait", task.ticket))
+        if self.pipe.recv() != "waits":
             raise SystemExit("the receiver is gone")
         if idle_s:
             time.sleep(idle_s)
@@ -128,7 +139,7 @@ class Pair:
         end.binding.bind([task])
         called = time.monotonic_ns()
         ops.push_layer(end.status, end.status, 0, end.binding.id)
-        seen, status = self._pipe.recv()
+        seen, status = self.pipe.recv()
         if status != 0:
             raise SystemExit(f"the transfer failed with {status}")
         ops.finish(end.status, end.status, end.binding.id)
@@ -146,14 +157,44 @@ class Pair:
         return seconds
 
     def check(self, src: list[int], dst: list[int]) -> None:
-        self._pipe.send(("check", src, dst))
-        if not self._pipe.recv():
+        self.pipe.send(("check", src, dst))
+        if not self.pipe.recv():
             raise SystemExit(f"wrong bytes arrived: blocks {src} -> {dst} of {self.case}")
 
     def close(self) -> None:
-        self._pipe.send(None)
+        self.pipe.send(None)
         self._process.join(20)
         self.end.datadist.finalize()
+
+
+class ByHand:
+    """The same chain of streams without this library (``native.cpp``), between the same two processes."""
+
+    def __init__(self, pair: Pair) -> None:
+        import torch
+
+        self._library = native.load()
+        self._pair = pair
+        pair.pipe.send(("chain",))
+        self._sender = self._library.chain_sender(pair.end.device, pair.case.block_bytes, pair.pipe.recv())
+        self._op = torch.ops.datadist_bench.chain_op.default
+        self._number = 0
+
+    def run(self, idle_s: float = 0.0) -> tuple[float, float]:
+        """Seconds to the flag at the receiver from when the thread is told what to feed, and from the op."""
+        pair, status = self._pair, self._pair.end.status
+        self._number += 1
+        pair.pipe.send(("wait by hand", self._number))
+        if pair.pipe.recv() != "waits":
+            raise SystemExit("the receiver is gone")
+        if idle_s:
+            time.sleep(idle_s)
+        began = time.monotonic_ns()
+        self._library.chain_begin(self._sender)
+        called = time.monotonic_ns()
+        self._op(status, status, 0, self._sender)
+        seen = pair.pipe.recv()
+        return (seen - began) / 1e9, (seen - called) / 1e9
 
 
 class Memcpy:
