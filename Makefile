@@ -26,11 +26,13 @@ races: build
 
 build: $(VENV)/built
 
-# The short set, some minutes. What it finds goes to build/bench, for `make plots` and `make performance`.
+# The short set, within 5 minutes. What it finds goes to build/bench, for `make plots` and `make performance`.
 bench: build
 	$(RUN) run -m benchmarks.bench_blocks --json build/bench/blocks.json $(ARGS)
 	$(RUN) run -m benchmarks.bench_blocks --profile a3 --json build/bench/projected.json
 	$(RUN) run -m benchmarks.bench_scale --json build/bench/scale.json
+	$(RUN) run -m benchmarks.bench_dispatch --calls 200 --json build/bench/dispatch.json
+	$(RUN) run -m benchmarks.bench_layerwise_overlap --json build/bench/overlap.json
 
 # Other libraries, in an environment of their own; Debian packages are unpacked there, nothing is installed.
 PEERS := build/peers
@@ -47,11 +49,16 @@ peers: build
 compare-peers: build
 	$(RUN) run -m benchmarks.compare_peers --json build/bench/peers.json $(ARGS)
 
-# What `make bench` and `make compare-peers` found: as pictures, and as docs/performance.md.
+# What `make bench` and `make compare-peers` found, as pictures.
 plots: build
 	$(PIP) matplotlib==3.11.2
 	$(BIN)/python -m benchmarks.plots build/bench
-performance: build
+
+# Runs the short set, and where `make peers` was, the other libraries, and writes docs/performance.md of it.
+performance: bench
+	$(PIP) matplotlib==3.11.2
+	if test -x $(PEERS)/venv/bin/python; then \
+		$(RUN) run -m benchmarks.compare_peers --rounds 2 --json build/bench/peers.json; fi
 	$(BIN)/python -m benchmarks.write_performance build/bench docs/performance.md
 
 # Instructions of the planner's paths against recorded figures; needs valgrind.

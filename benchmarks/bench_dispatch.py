@@ -96,6 +96,7 @@ def cases(ends: Ends) -> dict[str, Measured]:
     )
     rows, slot = torch.ones(1, *ROW, device="npu:0"), torch.tensor([5], device="npu:0")
     table = torch.arange(4, device="npu:0")
+    on_host = [torch.zeros(tensor.shape).pin_memory() for tensor in tensors]
     one, many = torch.tensor([2]), torch.arange(0, 2 * MANY, 2)
     here, there = ends.bindings
     native.load()
@@ -148,6 +149,11 @@ def cases(ends: Ends) -> dict[str, Measured]:
         "pull_cache": Measured(lambda _: ops.pull_cache(status, entries, link=link, cache_id=remote)),
         "publish (CacheManager)": Measured(publish, after=discard),
         "copy_blocks": Measured(lambda _: ops.copy_blocks(status, tensors, one, one + 1)),
+        f"copy_blocks, {MANY} blocks": Measured(lambda _: ops.copy_blocks(status, tensors, many, many + 1)),
+        "swap_blocks, to host memory": Measured(
+            lambda _: ops.swap_blocks(status, tensors, on_host, one, one + 1)
+        ),
+        "checksum_blocks": Measured(lambda _: ops.checksum_blocks(tensors, table)),
         "copy_cache": Measured(lambda _: ops.copy_cache(status, entries, entries, dst_batch=1, size=4096)),
         "store_layer": Measured(
             lambda i: ops.store_layer(status, rows, rows, slot, layer=i % LAYERS, cache=handle), LAYER

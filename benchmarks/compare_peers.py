@@ -1,6 +1,6 @@
 """This library beside what one would use instead, on the same pieces, interleaved round by round.
 
-    make peers && python -m benchmarks.compare_peers [--cases abcdef] [--rounds N] [--runs N] [--json FILE]
+    make peers && python -m benchmarks.compare_peers [--cases abcdef] [--rounds N] [--json FILE [--add]]
 
 Each round starts every library anew in two fresh processes, one library after the other, and takes some runs
 of it; a figure is the median of the rounds' medians. Every byte of every run is verified. The last column is
@@ -141,6 +141,7 @@ def main() -> None:
     parser.add_argument("--cases", default="abcdef")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--runs", type=int, help="per round; by default a few")
+    parser.add_argument("--add", action="store_true", help="keep the other cases that the JSON file has")
     options = parser.parse_args()
     if not PYTHON.exists():
         raise SystemExit("compare_peers: the peers are not installed; run `make peers`")
@@ -154,6 +155,8 @@ def main() -> None:
         "theirs is CPU memory"
     )
     results: dict[str, Any] = {"machine": facts, "network": network, "cases": {}}
+    if options.add and options.json is not None and options.json.exists():
+        results["cases"] = json.loads(options.json.read_text())["cases"]
     for case in options.cases:
         results["cases"][case] = measure(case, options.rounds, options.runs or RUNS[case], prefix)
         print_case(case, results["cases"][case])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,21 +52,30 @@ def projected(axes: Any, results: dict[str, Any]) -> None:
     axes.legend()
 
 
-def main() -> None:
+def draw(how: Callable[[Any, dict[str, Any]], None], results: dict[str, Any], target: Path, dpi: int) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    figure, axes = pyplot.subplots(figsize=(9, 5))
+    how(axes, results)
+    figure.savefig(target, dpi=dpi, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def draw_peers(results: dict[str, Any], target: Path) -> None:
+    draw(bars, results, target, 75)
+
+
+def main() -> None:
     directory = Path(sys.argv[1])
-    for name, draw in (("peers", bars), ("blocks", blocks), ("projected", projected)):
+    for name, how in (("peers", bars), ("blocks", blocks), ("projected", projected)):
         source = directory / f"{name}.json"
         if not source.exists():
             print(f"{source} is not there; nothing drawn of it")
             continue
-        figure, axes = pyplot.subplots(figsize=(9, 5))
-        draw(axes, json.loads(source.read_text()))
-        figure.savefig(directory / f"{name}.png", dpi=120, bbox_inches="tight")
+        draw(how, json.loads(source.read_text()), directory / f"{name}.png", 120)
         print(directory / f"{name}.png")
 
 

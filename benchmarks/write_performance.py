@@ -11,11 +11,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .plots import NOTE, draw_peers
 from .projected import WAYS, by_size
+
+PICTURE = "performance_peers.png"
 
 TEXT = """# Performance
 
-Written by `make performance` from the last runs of `make bench` and `make compare-peers`.
+Written by `make performance`, which runs `make bench` and, where `make peers` was, a short `make compare-peers`.
 
 **All figures of this page are of emulated device memory on a CPU, or projected; none was measured on an NPU.**
 
@@ -27,6 +30,7 @@ Written by `make performance` from the last runs of `make bench` and `make compa
   faster. The emulated copy engines write past the caches, several pages side by side, where the processor can.
 - A transfer is timed from the call at the sender to the moment when the receiver's stream has passed the wait for its
   flag. Other blocks each time; all bytes are compared after every run, and spoiled before the next.
+- Median and 99th percentile, of the runs that stand beside them.
 - *projected* figures are simulated time: what the cost table of a product says that the queued tasks take. Each number of the
   table has its source; some are assumed.
 
@@ -39,6 +43,16 @@ Written by `make performance` from the last runs of `make bench` and `make compa
 - Push what a forward produced through `prepare_push` and a `Binding`, bound before the forward: nothing is planned when a layer
   is released.
 - `TASK_QUEUE_ENABLE=1`, torch_npu's default, takes the queueing off the calling thread.
+"""
+
+
+MEMORY = """## What a link holds
+
+At each end, whether it is busy or not: 268 KiB of device memory, which is 256 transfers in flight x 128 layers x 8 bytes of arrival
+flags and 12 KiB of mail, in pieces of 16 links (4.2 MiB); and 6 KiB of page-locked host memory, the watchdog's copy of that mail. A
+socket of ZeroMQ and the peer's cache tables come to it. A link that has been idle for 5 seconds holds no stream. What goes packed
+needs staging, which the first `expect` on a link makes (`packed_staging_bytes`); host caches need 2 MiB, made by the first of
+their transfers.
 """
 
 
@@ -82,6 +96,7 @@ def blocks(results: dict[str, Any]) -> list[str]:
 
 def peers(results: dict[str, Any]) -> list[str]:
     lines = ["## Beside other libraries", "", *head(results["machine"])]
+    lines += [f"![Each library's speed by case, as a multiple of memcpy: {NOTE}]({PICTURE})", ""]
     lines += [
         f"TCP in {results['network']}. Ours is emulated device memory, theirs is CPU memory. A figure is the median of the rounds' "
         "medians, each round in fresh processes.", "",
@@ -104,23 +119,57 @@ def scale(results: dict[str, Any]) -> list[str]:
         "## Scale",
         "",
         *head(results["machine"]),
-        "| | host time of an op, median µs | p99 µs | |",
-        "|---|--:|--:|---|",
+        f"{results['processes']} processes with many instances each, linked with one another more and more. The op is `push_blocks` of one block "
+        "of two tensors by an instance of the first process; beside it, in turn, the same of two further processes with one link and two "
+        "tensors. What a link takes is counted at one end.",
+        "",
+        "| links | registered tensors | host time of an op, median µs | p99 µs | runs | beside one link, median µs | ratio | to make one |",
+        "|--:|--:|--:|--:|--:|--:|--:|---|",
     ]
     for row in results["links"]:
-        lines.append(
-            f"| {row['links']} links | {row['median_us']:.1f} | {row['p99_us']:.0f} | {row['set_up_ms_each']:.1f} ms and "
-            f"{row['kib_each']:.0f} KiB to make each, both ends in this process |"
+        made = (
+            f"a link: {row['set_up_ms_each']:.1f} ms, {row['device_kib_each']:.0f} KiB of device memory, {row['kib_each']:.0f} KiB resident"
+            if "set_up_ms_each" in row
+            else f"a registered tensor: {row['register_ms_each']:.2f} ms"
         )
-    for row in results["tensors"]:
         lines.append(
-            f"| {row['tensors']} registered tensors | {row['median_us']:.1f} | {row['p99_us']:.0f} | "
-            f"{row['set_up_ms_each']:.2f} ms to register each |"
+            f"| {row['links']} | {row['tensors']} | {row['median_us']:.1f} | {row['p99_us']:.0f} | {row['runs']} | "
+            f"{row['one_link']['median_us']:.1f} | {row['to_one_link']:.2f} | {made} |"
         )
+    lines += ["", "| the planner alone | median µs | p99 µs | runs |", "|---|--:|--:|--:|"]
     for row in results["planning"]:
         lines.append(
-            f"| planning {row['blocks']} blocks | {row['median_us']:.0f} | {row['p99_us']:.0f} | no op: the planner alone |"
+            f"| {row['blocks']} blocks in random order | {row['median_us']:.0f} | {row['p99_us']:.0f} | {row['runs']} |"
         )
+    return lines
+
+
+def dispatch(results: dict[str, Any]) -> list[str]:
+    lines = [
+        "## Host cost of the ops", "", *head(results["machine"]), f"{results['sizes']}.", "",
+        "| | median µs | p99 µs | over an empty C++ op of its kind, µs | over an empty Python custom_op, µs |",
+        "|---|--:|--:|--:|--:|",
+    ]  # fmt: skip
+    lines += [
+        f"| {row['op']} | {row['median_us']:.1f} | {row['p99_us']:.0f} | {row['over_empty_us']:+.1f} | "
+        f"{row['over_custom_op_us']:+.1f} |"
+        for row in results["ops"]
+    ]
+    return lines
+
+
+def overlap(results: dict[str, Any]) -> list[str]:
+    lines = [
+        "## Pushes inside of a forward", "", *head(results["machine"]),
+        "From the first kernel to the last arrival, in ms, of emulated kernels and an emulated link. The bound is the same forward "
+        "without transfers + 1.2 transfers of a layer + 5 ms.", "",
+        "| | layers | forward alone | pushed per layer | bound | pushed afterwards |", "|---|--:|--:|--:|--:|--:|",
+    ]  # fmt: skip
+    lines += [
+        f"| {mode} | {row['layers']} | {row['forward_alone_ms']:.1f} | {row['overlapped_ms']:.1f} | {row['bound_ms']:.1f} | "
+        f"{row['afterwards_ms']:.1f} |"
+        for mode, row in results["modes"].items()
+    ]
     return lines
 
 
@@ -146,12 +195,23 @@ def projected(results: dict[str, Any]) -> list[str]:
 def main() -> None:
     directory, target = Path(sys.argv[1]), Path(sys.argv[2])
     text = TEXT
-    for name, write in (("blocks", blocks), ("peers", peers), ("scale", scale), ("projected", projected)):
+    for name, write in (
+        ("blocks", blocks),
+        ("peers", peers),
+        ("dispatch", dispatch),
+        ("overlap", overlap),
+        ("scale", scale),
+        ("projected", projected),
+    ):
         source = directory / f"{name}.json"
         if source.exists():
-            text += "\n" + "\n".join(write(json.loads(source.read_text()))) + "\n"
+            results = json.loads(source.read_text())
+            text += "\n" + "\n".join(write(results)) + "\n"
+            if name == "peers":
+                draw_peers(results, target.parent / PICTURE)
         else:
             print(f"{source} is not there; left out")
+    text += "\n" + MEMORY
     target.write_text(text)
 
 

@@ -16,7 +16,9 @@ Round::Round(Engine& engine, std::shared_ptr<Gates> gates, std::shared_ptr<const
       status_(std::make_shared<Status>(std::vector<Word>{gates_->status, gates_->graph_status})),
       is_open_(layers_->size(), false),
       pushes_(layers_->size()),
-      waits_(layers_->size()) {}
+      waits_(layers_->size()) {
+  marks_.reserve(kMarks);
+}
 
 void Round::connect(std::vector<std::shared_ptr<Transfer>> tasks,
                     std::vector<std::shared_ptr<Ticket>> tickets, std::set<int64_t> open_layers,

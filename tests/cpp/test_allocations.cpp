@@ -1,0 +1,153 @@
+// What the hot paths take from the heap in steady state: nothing, or no more for more blocks.
+#include <cstdlib>
+#include <new>
+#include <numeric>
+
+#include "check.h"
+#include "plan/copies.h"
+#include "side.h"
+
+namespace {
+
+thread_local bool is_counting = false;
+thread_local size_t counted = 0;
+
+void* take(size_t bytes) {
+  if (is_counting) ++counted;
+  void* const memory = std::malloc(bytes == 0 ? 1 : bytes);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+
+}  // namespace
+
+void* operator new(size_t bytes) { return take(bytes); }
+void* operator new[](size_t bytes) { return take(bytes); }
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete[](void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+void operator delete[](void* memory, size_t) noexcept { std::free(memory); }
+
+namespace datadist {
+namespace {
+
+// How often this thread took memory in the call.
+template <typename Call>
+size_t allocations_of(Call&& call) {
+  counted = 0;
+  is_counting = true;
+  call();
+  is_counting = false;
+  return counted;
+}
+
+TEST(allocations_are_counted) {
+  CHECK_EQUAL(allocations_of([] {}), size_t{0});
+  CHECK_EQUAL(allocations_of([] { std::vector<int>(3).swap(*std::make_unique<std::vector<int>>(5)); }),
+              size_t{3});
+}
+
+TEST(allocations_of_a_plan_are_none_in_steady_state) {
+  constexpr int64_t kBlocks = 100'000;
+  std::vector<int64_t> src(kBlocks), dst(kBlocks);
+  std::iota(src.begin(), src.end(), 0);
+  for (int64_t i = 0; i < kBlocks; ++i) dst[i] = (i * 7919) % kBlocks;
+  std::vector<TensorPair> tensors;
+  for (uintptr_t t = 0; t < 4; ++t) {
+    tensors.push_back({reinterpret_cast<char*>((t + 1) << 40), reinterpret_cast<char*>((t + 9) << 40), 4096,
+                       4096, 4096, 0, 0});
+  }
+  std::vector<Run> runs;
+  size_t copies = 0;
+  const auto plan = [&] {
+    runs.clear();
+    plan_runs({src.data(), src.size(), dst.data(), dst.size(), kBlocks, kBlocks}, "plan", &runs);
+    Copies all;
+    all.begin(tensors.data(), tensors.size(), runs.data(), runs.size(), {});
+    copies = 0;
+    for (Rows rows; all.next(&rows);) ++copies;
+  };
+  plan();
+
+  CHECK_EQUAL(allocations_of(plan), size_t{0});
+  CHECK(copies > 0);
+}
+
+struct Linked {
+  Linked() : a(1, 0), b(2, 1) {
+    const Introduction of_a = a.introduce({2, "cluster 2", 1, getpid(), start_time_of(getpid()), true});
+    const Introduction of_b = b.introduce({1, "cluster 1", 0, getpid(), start_time_of(getpid()), true});
+    to_b = of_a.link;
+    a.meet(to_b, of_b);
+    b.meet(of_b.link, of_a);
+  }
+  Side a;
+  Side b;
+  int64_t to_b = 0;
+};
+
+TEST(allocations_of_layer_ops_are_none) {
+  Linked linked;
+  const auto sends = linked.a.make_binding();
+  const auto waits = linked.b.make_binding();
+  Forward sender(0), receiver(1);
+  const auto queue = [](int device, Forward& forward, const OpSteps& steps) {
+    DATADIST_ACL(acl::set_device(device));
+    forward.queue(steps);
+  };
+  for (int forward = 0; forward < 3; ++forward) {
+    std::vector<std::shared_ptr<Transfer>> tasks;
+    std::vector<int64_t> tickets;
+    for (int64_t request = 0; request < 4; ++request) {  // a batch
+      tasks.push_back(linked.a.prepare(linked.to_b, {request}, {request}));
+      tickets.push_back(tasks.back()->ticket());
+    }
+    waits->bind({}, tickets, {}, std::chrono::seconds(20));
+    sends->bind(tasks, {}, {}, std::chrono::seconds(20));
+
+    size_t allocations = 0;
+    OpSteps steps;
+    for (int layer = 0; layer < kSideLayers; ++layer) {
+      allocations += allocations_of([&] { steps = sends->push_layer(layer, sender.stream()); });
+      CHECK_EQUAL(steps.starts.size(), size_t{4});
+      queue(0, sender, steps);
+      allocations += allocations_of([&] { steps = waits->wait_layer(layer, receiver.stream()); });
+      CHECK_EQUAL(steps.awaited.size(), size_t{4});
+      queue(1, receiver, steps);
+    }
+    allocations += allocations_of([&] { steps = sends->finish(sender.stream()); });
+    CHECK_EQUAL(steps.passed.size(), size_t{4});
+    queue(0, sender, steps);
+
+    CHECK_EQUAL(allocations, size_t{0});
+    CHECK_EQUAL(sender.status(), int64_t{kSuccess});
+    DATADIST_ACL(acl::set_device(1));
+    CHECK_EQUAL(receiver.status(), int64_t{kSuccess});
+  }
+  sends->close();
+  waits->close();
+}
+
+TEST(allocations_of_a_task_do_not_grow_with_its_blocks) {
+  Linked linked;
+  const auto prepare = [&](int64_t blocks) {
+    std::vector<int64_t> src, dst;
+    for (int64_t i = 0; i < blocks; ++i) {
+      src.push_back(2 * i);  // none beside another
+      dst.push_back(2 * i + 1);
+    }
+    std::shared_ptr<Transfer> task;
+    const size_t found = allocations_of([&] { task = linked.a.prepare(linked.to_b, src, dst); });
+    task->discard("the test");
+    CHECK(task->wait().first != kSuccess);
+    return found;
+  };
+  prepare(12);
+  const size_t of_one = prepare(1);
+
+  // Twelve runs: their list grows a few times.
+  CHECK(prepare(12) <= of_one + 5);
+}
+
+}  // namespace
+}  // namespace datadist
