@@ -105,7 +105,7 @@ def cases(ends: Ends) -> dict[str, Measured]:
     published: list[Any] = []
 
     def publish(_: int) -> None:
-        published.append(ends.instances[0].cache_manager.publish(ends.caches[0], 2))
+        published.append(ends.instances[0].cache_manager.publish(status, ends.caches[0], None, 2))
 
     def discard() -> None:
         while published:
