@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "check.h"
+#include "link/page.h"
 #include "plan/copies.h"
 #include "side.h"
 
@@ -71,6 +72,30 @@ TEST(allocations_of_a_plan_are_none_in_steady_state) {
 
   CHECK_EQUAL(allocations_of(plan), size_t{0});
   CHECK(copies > 0);
+}
+
+// docs/performance.md, "What a link holds".
+TEST(allocations_of_links_are_as_documented) {
+  DATADIST_ACL(acl::set_device(0));
+  constexpr size_t kDocumented = 268 << 10;
+  CHECK_EQUAL(kPageBytes, kDocumented);
+  CHECK(sizeof(Mail) <= (6 << 10) + 64);
+  size_t bytes = 0;
+  PageArena arena([&](size_t asked) {
+    bytes += asked;
+    return mapped::allocate(0, asked);
+  });
+  const size_t before = bytes;
+  std::vector<Page> pages;
+  for (int link = 0; link < 16; ++link) pages.push_back(arena.take());
+
+  CHECK_EQUAL(bytes - before, 16 * kDocumented);
+  pages.push_back(arena.take());
+  CHECK_EQUAL(bytes, 32 * kDocumented);
+
+  for (const Page& page : pages) arena.give_back(page);
+  for (int link = 0; link < 17; ++link) arena.take();  // what is given back is taken again
+  CHECK(bytes <= 32 * kDocumented);
 }
 
 struct Linked {
