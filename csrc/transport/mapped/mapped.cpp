@@ -3,8 +3,10 @@
 #include <ATen/ops/empty.h>
 #include <torch_npu/csrc/core/npu/NPUCachingAllocator.h>
 #include <torch_npu/csrc/core/npu/NPUFunctions.h>
+#include <torch_npu/csrc/core/npu/NPUStream.h>
 
 #include <map>
+#include <mutex>
 
 #include "acl/address_range.h"
 #include "acl/check.h"
@@ -36,6 +38,32 @@ class AllocatorScope {
 };
 
 using Segments = decltype(c10_npu::NPUCachingAllocator::snapshot().segments);
+
+// Nothing is ever queued on it. The allocator keeps what was freed for the stream on which it was taken,
+// since the next user comes behind the last one there; ours run on streams of ours, and would write memory
+// that a kernel of the caller's stream has yet to read.
+c10_npu::NPUStream stream_of_our_memory(int device) {
+  static std::mutex mutex;
+  static auto* const streams = new std::map<int, acl::Stream*>;  // kept: exit order is not ours
+  std::lock_guard lock(mutex);
+  acl::Stream*& stream = (*streams)[device];
+  if (stream == nullptr) stream = new acl::Stream(*new acl::Context(device), acl::OnFailure::kContinue);
+  return c10_npu::getStreamFromExternal(stream->get(), static_cast<c10::DeviceIndex>(device));
+}
+
+class CurrentStreamScope {
+ public:
+  explicit CurrentStreamScope(const c10_npu::NPUStream& stream)
+      : previous_(c10_npu::getCurrentNPUStream(stream.device_index())) {
+    c10_npu::setCurrentNPUStream(stream);
+  }
+  ~CurrentStreamScope() { c10_npu::setCurrentNPUStream(previous_); }
+  CurrentStreamScope(const CurrentStreamScope&) = delete;
+  CurrentStreamScope& operator=(const CurrentStreamScope&) = delete;
+
+ private:
+  const c10_npu::NPUStream previous_;
+};
 
 // The allocator shares a block by its first byte only, and a cache may be a view into a slab. nullptr: not
 // its memory.
@@ -145,6 +173,7 @@ class MappedTransport : public StreamCopies {
 
 DeviceMemory allocate(int device, size_t bytes) {
   AllocatorScope scope(device);
+  const CurrentStreamScope ours(stream_of_our_memory(device));
   const auto options =
       at::TensorOptions().dtype(at::kByte).device(c10::Device(c10::DeviceType::PrivateUse1, device));
   auto tensor = std::make_shared<at::Tensor>(at::empty({static_cast<int64_t>(bytes)}, options));
