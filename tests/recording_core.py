@@ -117,7 +117,7 @@ class RecordingInstance:
             return False, int(LLMStatusCode.LLM_NOT_YET_LINK), "the peer closed the link"
         return True, 0, ""
 
-    def close_link(self, link: int) -> None:
+    def close_link(self, link: int, patience_ms: int | None = None) -> None:
         self.links[link].is_closed = True
 
     def open_links(self) -> list[RecordingLink]:

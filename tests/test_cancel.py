@@ -152,7 +152,7 @@ def test_a_publication_is_cancelled_at_either_end(pair: Pair) -> None:
     here.manager.cancel(first, timeout_s=WITHIN_S)
     there.manager.cancel(second.ticket, timeout_s=WITHIN_S)
 
-    assert first.state() == (True, FAILED, "cancelled by its sender")
+    assert first.state() == (True, FAILED, "cancelled by its holder")
     until(lambda: second.state().has_ended)
     assert second.state().code == FAILED
 
@@ -330,6 +330,7 @@ def test_the_blocks_of_a_late_push_are_in_doubt_at_the_peer(pair: Pair) -> None:
 @pytest.mark.races_on_purpose("looks at blocks that a held copy has yet to write")
 @pytest.mark.parametrize("direction", ["push", "pull"])
 def test_the_next_transfer_into_blocks_in_doubt_comes_after_the_late_one(pair: Pair, direction: str) -> None:
+    """Mended: the original's late bytes may land on those of the next transfer."""
     here, there = pair
     move, mover = (push, here) if direction == "push" else (pull, there)
     sent = restore(here)

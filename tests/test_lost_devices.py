@@ -17,6 +17,7 @@ from torch_llm_datadist import BlocksCacheKey, CacheDesc, DataType, LLMException
 from torch_llm_datadist.emulator import faults
 
 ENDS_WITHIN_S = 20.0  # on a machine that has better things to do; the answer takes about a second
+ANSWERED_WITHIN_S = 5.0  # each call, once the device is lost
 SRC, DST = [0, 1], [2, 3]
 
 
@@ -37,9 +38,11 @@ def answer_of(call: Any) -> str:
     return str(found)
 
 
-def push(state: SimpleNamespace) -> str:
+def push(state: SimpleNamespace) -> tuple[str, float]:
     torch.npu.set_device(state.device)
-    return answer_of(lambda: instances.push_blocks(state, 2, SRC, DST))
+    began = time.monotonic()
+    answer = answer_of(lambda: instances.push_blocks(state, 2, SRC, DST))
+    return answer, time.monotonic() - began
 
 
 def wait_on_the_device(state: SimpleNamespace) -> str:
@@ -53,8 +56,14 @@ def unlink(state: SimpleNamespace, force: bool) -> tuple[str, float]:
     return codes[0].name, time.monotonic() - began
 
 
-def finalize(state: SimpleNamespace) -> None:
+def finalize(state: SimpleNamespace) -> float:
+    began = time.monotonic()
     state.datadist.finalize()
+    return time.monotonic() - began
+
+
+def state_of_the_task(state: SimpleNamespace) -> tuple[bool, int]:
+    return tuple(state.task.state()[:2])  # type: ignore[return-value]
 
 
 def lose(peer: Peer) -> None:
@@ -89,14 +98,16 @@ def test_every_call_is_answered_after_the_device_was_lost(pair: tuple[Peer, Peer
     there.send(wait_for_layer, ticket)
     lose(here)
 
-    pushed = here.call(push, within_s=ENDS_WITHIN_S)
+    pushed, took_s = here.call(push, within_s=ENDS_WITHIN_S)
     assert pushed in ("LLM_FAILED", "LLM_NOT_YET_LINK") or "5070" in pushed
+    assert took_s < ANSWERED_WITHIN_S
     assert "5070" in here.call(wait_on_the_device, within_s=ENDS_WITHIN_S)
     assert there.answer(ENDS_WITHIN_S) != 0  # the other end's forward goes on, with a code
     for force in (False, True):
-        code, _ = here.call(unlink, force, within_s=ENDS_WITHIN_S)
+        code, took_s = here.call(unlink, force, within_s=ENDS_WITHIN_S)
         assert code == "LLM_SUCCESS"  # the link has died with the device
-    here.call(finalize, within_s=ENDS_WITHIN_S)
+        assert took_s < ANSWERED_WITHIN_S
+    assert here.call(finalize, within_s=ENDS_WITHIN_S) < ANSWERED_WITHIN_S
     assert there.call(links.wait_unlinked, 1, ENDS_WITHIN_S).startswith("LLM_NOT_YET_LINK")
 
 
@@ -104,7 +115,30 @@ def test_finalize_comes_back_when_nothing_else_has_noticed_the_loss(pair: tuple[
     here, _ = pair
     lose(here)
 
+    assert here.call(finalize, within_s=ENDS_WITHIN_S) < ANSWERED_WITHIN_S
+
+
+def until_it_failed(state: SimpleNamespace) -> None:
+    give_up_at = time.monotonic() + ENDS_WITHIN_S
+    while not state.task.state().code:
+        assert time.monotonic() < give_up_at
+        time.sleep(0.005)
+
+
+def test_a_task_has_ended_without_a_watchdog_when_its_streams_are_gone_and_no_earlier(
+    pair: tuple[Peer, Peer],
+) -> None:
+    here, _ = pair
+    here.call(prepare_and_hold)
+    lose(here)
+    here.call(until_it_failed, within_s=ENDS_WITHIN_S)
+    assert here.call(state_of_the_task)[0] is False  # its stream is there, whatever a lost device does
+
     here.call(finalize, within_s=ENDS_WITHIN_S)
+
+    has_ended, code = here.call(state_of_the_task)
+    assert has_ended
+    assert code != 0
 
 
 def finish_on_host(state: SimpleNamespace) -> tuple[int, str]:

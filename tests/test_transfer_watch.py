@@ -129,3 +129,16 @@ def test_add_refuses_what_is_no_transfer_and_a_name_in_use() -> None:
     watch.add("x", 1)
     with pytest.raises(ValueError, match="watched already"):
         watch.add("x", 2)
+
+
+def test_a_ticket_that_was_discarded_has_not_arrived(pair: Any) -> None:
+    here, _ = pair
+    task = prepare(here)
+    watch: TransferWatch[str] = TransferWatch()
+    watch.add("it", task.ticket, blocks=DST)
+
+    datadist.discard(task.ticket)
+
+    found = poll_until(watch, 1)
+    assert found.arrived == set()
+    assert (found.failed["it"].detail, found.failed["it"].blocks) == ("discarded", tuple(DST))

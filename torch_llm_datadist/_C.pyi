@@ -33,7 +33,11 @@ class Instance:
         transfer_timeout_ms: int = 1000,
         max_in_flight: int = 256,
         streams_per_link: int = 64,
+        stream_budget: int = 1024,
         packed_staging_bytes: int = 67108864,
+        stream_idle_ms: int = 5000,
+        close_timeout_ms: int = 1000,
+        staging_limit: int = 1 << 30,
     ) -> None: ...
     def close(self) -> None:
         """Ends every link, joins the threads and frees the streams. Idempotent."""
@@ -84,8 +88,9 @@ class Instance:
     def link_status(self, link: int) -> tuple[bool, int, str]:
         """(is alive, code, the bare cause); code 0 and no cause while it is alive."""
 
-    def close_link(self, link: int) -> None:
-        """Lets running transfers end, fails the rest (LLM_NOT_YET_LINK), tells the peer's watchdog, and frees
+    def close_link(self, link: int, patience_ms: int | None = None) -> None:
+        """Lets running transfers end, for so long (None: ``close_timeout_ms``, or the timeout of a transfer
+        where that is shorter), fails the rest (LLM_NOT_YET_LINK), tells the peer's watchdog, and frees
         streams and mappings. Idempotent."""
 
 # Transfers. A one-shot handle through which a blocking call waits for an op that it has just called.
@@ -164,6 +169,7 @@ def task_cancel(task: int, why: str) -> None:
     """Ends one that has not ended yet; the first reason is the one that counts."""
 
 def task_discard(task: int) -> None: ...
+def task_is_bound(task: int) -> bool: ...
 def task_free(task: int) -> None: ...
 def ticket_state(ticket: int) -> tuple[bool, int, str]: ...
 def ticket_cancel(ticket: int, timeout_ms: int) -> tuple[bool, int, str]:
@@ -182,6 +188,9 @@ def paged_open(tensors: Sequence[Tensor]) -> int:
 def paged_close(handle: int) -> None: ...
 def tensor_from_address(address: int, shape: Sequence[int], dtype: object, device: int) -> Tensor:
     """A tensor over caller-owned memory of a device, or with device -1 of the host; keeps nothing alive."""
+
+def wait_for_current_stream(device: int, timeout_ms: int, asked: str) -> None:
+    """Returns when the calling thread's current stream has got here; LLM_TIMEOUT after so long."""
 
 def allocate_shared_host(device: int, bytes: int) -> Tensor:
     """uint8[bytes] on the CPU, zeroed, page-locked, in a file that peers on this host can map."""

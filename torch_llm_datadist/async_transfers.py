@@ -12,6 +12,7 @@ from .binding import Task
 from .cache import Cache
 from .cache_task import CacheTask
 from .data_type import Placement
+from .doubtful_blocks import DoubtfulBlocks
 from .errors import ParamInvalidError
 from .layer_push import LayerPush
 from .layer_transfer import LayerSend, LayerTransfers, Pieces
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from . import _C
 
 
-class AsyncTransfers(PeerCaches):
+class AsyncTransfers(DoubtfulBlocks, PeerCaches):
     def __init__(
         self,
         native: ModuleType,
@@ -123,7 +124,8 @@ class AsyncTransfers(PeerCaches):
         """On a worker: takes one config's push at its link."""
         config = request.configs[index]
         asked = transfer_request.ASKED
-        push = LayerPush(self._native, f"{asked}: {name}", request, config, request.layers[index])
+        layers = request.layers[index]
+        push = LayerPush(self._native, f"{asked}: {name}", request, config, layers, self._doubts)
         with self._links.table.using(config.dst_cluster_id, asked) as link:
             if isinstance(config, TransferWithCacheKeyConfig):
                 record, _ = self._remote(asked, link, config.cache_key)

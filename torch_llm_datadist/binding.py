@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch_llm_datadist import _native
@@ -43,12 +44,26 @@ class Task:
     False
     """
 
-    def __init__(self, number: int, writes: BlocksInDoubt | None = None) -> None:
+    def __init__(
+        self,
+        number: int,
+        writes: BlocksInDoubt | None = None,
+        dropped: Callable[[int, BlocksInDoubt | None], None] | None = None,
+    ) -> None:
+        """For ``CacheManager``.
+
+        Args:
+            writes: what is in doubt when it fails.
+            dropped: takes the number, and frees it, when nobody refers to this object any more.
+        """
         native = _native.load()
         self.number = number
-        self.writes = writes  # what is in doubt when it fails
+        self.writes = writes
         self.ticket: int = native.task_ticket(number)
-        weakref.finalize(self, native.task_free, number).atexit = False
+        if dropped is None:
+            weakref.finalize(self, native.task_free, number).atexit = False
+        else:
+            weakref.finalize(self, dropped, number, writes).atexit = False
 
     def state(self) -> TransferState:
         """Polls; never blocks."""
@@ -66,6 +81,12 @@ class Task:
 
     def __repr__(self) -> str:
         return f"Task({self.number}, ticket={self.ticket})"
+
+
+def unsettled(tasks: Iterable[Task]) -> list[BlocksInDoubt]:
+    """What those that have not ended may still write."""
+    found = [(task.writes, task.state()) for task in tasks]
+    return [replace(writes, why=state.detail) for writes, state in found if writes and not state.has_ended]
 
 
 class Publication:

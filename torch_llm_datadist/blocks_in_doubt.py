@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
-from .binding import TransferState, ticket_state
+from .binding import Task, TransferState, ticket_state
 from .errors import LLMException
 from .link import LinkService
 from .registry import CacheRegistry
@@ -16,7 +17,7 @@ from .registry import CacheRegistry
 if TYPE_CHECKING:
     from . import _C
 
-_DISCARDED = "discarded"  # the core's word for a ticket that was discarded, which is no failure
+DISCARDED = "discarded"  # the core's word for a ticket that was discarded, which is no failure
 _SWEEP_AT = 256  # tickets known before those that have ended are looked for
 
 
@@ -54,7 +55,6 @@ class _Unfinished(NamedTuple):
     """A transfer of this instance that failed and has something queued."""
 
     task: int
-    owner: object  # who frees the task's number; None: nobody but us
     found: BlocksInDoubt
 
 
@@ -72,6 +72,8 @@ class Doubts:
         self._assigned: dict[int, _Assigned] = {}
         self._sweep_at = _SWEEP_AT
         self._unfinished: list[_Unfinished] = []
+        self._tasks: dict[int, weakref.ref[Task]] = {}
+        self._dropped: dict[int, BlocksInDoubt | None] = {}  # bound tasks that nobody refers to any more
 
     def assign(self, ticket: int, cache_id: int, blocks: tuple[int, ...]) -> None:
         cluster_id = self._cluster_of(ticket >> 32)
@@ -81,13 +83,44 @@ class Doubts:
                 self._sweep()
                 self._sweep_at = max(_SWEEP_AT, 2 * len(self._assigned))
 
-    def failed(self, task: int, found: BlocksInDoubt, owner: object = None) -> None:
-        """What it had queued may still run, on a stream of this instance."""
+    def task(self, number: int, writes: BlocksInDoubt) -> Task:
+        """The handle of a push by layers, whose blocks are in doubt when it fails in whatever way."""
+        task = Task(number, writes, self._drop)
+        self._tasks[number] = weakref.ref(task)
+        if len(self._dropped) >= _SWEEP_AT:
+            with self._lock:
+                self._failed_tasks()
+        return task
+
+    def _drop(self, number: int, writes: BlocksInDoubt | None) -> None:
+        """Called by the garbage collector, at any place: takes no lock."""
+        self._tasks.pop(number, None)
+        if _is_over(self._native, number):
+            self._native.task_free(number)
+        else:
+            self._dropped[number] = writes
+
+    def _failed_tasks(self) -> list[BlocksInDoubt]:
+        """With the lock."""
+        for number in self._dropped.copy():
+            if _is_over(self._native, number):
+                del self._dropped[number]
+                self._native.task_free(number)
+        watched = self._dropped.copy()
+        alive = [task for known in self._tasks.copy().values() if (task := known()) is not None]
+        watched |= {task.number: task.writes for task in alive}
+        states, _ = self._native.poll(list(watched), []) if watched else ([], [])
+        return [
+            replace(writes, why=why)
+            for (number, writes), (has_ended, code, why) in zip(watched.items(), states, strict=True)
+            if code and not has_ended and writes is not None and not self._native.task_way(number)[1]
+        ]
+
+    def failed(self, task: int, found: BlocksInDoubt) -> None:
+        """What it had queued may still run, on a stream of this instance. Takes the task's number."""
         with self._lock:
             self._forget_finished()
-            # One that is cancelled again is the same transfer.
-            if all(known.task != task for known in self._unfinished):
-                self._unfinished.append(_Unfinished(task, owner, found))
+            self._unfinished.append(_Unfinished(task, found))
 
     def of_ticket(self, ticket: int, why: str) -> list[BlocksInDoubt]:
         """What the transfer behind a ticket may write; anything, where ``assign`` was not told."""
@@ -103,10 +136,11 @@ class Doubts:
             self._sweep()
             self._forget_finished()
             found = [unfinished.found for unfinished in self._unfinished]
+            found += self._failed_tasks()
             assigned = dict(self._assigned)
         for ticket, (cache_id, blocks, cluster_id) in assigned.items():
             has_ended, code, why = _state_of(ticket)
-            if not has_ended and (code or why == _DISCARDED):
+            if not has_ended and (code or why == DISCARDED):
                 found.append(BlocksInDoubt(cache_id, blocks, cluster_id, ticket >> 32, ticket, why))
         for cluster_id, link, why in self._links.lost_peers():
             found += self._everything(cluster_id, link, None, why)
@@ -134,9 +168,14 @@ class Doubts:
         for unfinished in self._unfinished:
             if not self._native.task_wait_drained(unfinished.task, 0):
                 running.append(unfinished)
-            elif unfinished.owner is None:
+            else:
                 self._native.task_free(unfinished.task)
         self._unfinished = running
+
+
+def _is_over(native: ModuleType, task: int) -> bool:
+    """Nothing of it is written any more, or ever will be."""
+    return not native.task_is_bound(task) or TransferState(*native.task_state(task)).has_ended
 
 
 def _state_of(ticket: int) -> TransferState:

@@ -90,7 +90,7 @@ class CacheStore:
         tensors = read_tensors(asked, self._native, self._options.device, desc, addrs)
         keys = read_keys(asked, desc, cache_keys)
         is_reachable = self._is_reachable(asked, desc, remote_accessible)
-        await_kernels(tensors)
+        self._wait_until_written(asked, tensors)
         with self._changing:
             cache = self._add(desc, tensors, False, None, is_reachable, keys=keys)
         self._settle_names(asked, cache, has_name=bool(keys))
@@ -106,8 +106,11 @@ class CacheStore:
         """Makes tensors of the caller known as a cache of blocks, here and to all linked peers.
 
         Tensors are kept alive until the cache is unregistered and nobody can touch them any more; with
-        addresses that is the caller's duty. The call waits for what the current stream has queued, outside of
-        captures: peers write from then on, and a kernel that only then zeroed the tensors would undo it.
+        addresses that is the caller's duty.
+
+        Returns when all that was queued on the current stream is done, outside of captures: peers read and
+        write from then on, and a kernel that only then zeroed the tensors would undo it. What another stream
+        writes is the caller's to order.
 
         Args:
             cache_desc: shape[0] is the number of blocks; a block is the rest of the shape.
@@ -123,7 +126,9 @@ class CacheStore:
 
         Raises:
             TypeError, ValueError: wrong types; an address outside its range.
-            LLMException: ``LLM_PARAM_INVALID`` for tensors that do not fit the desc.
+            LLMException: ``LLM_PARAM_INVALID`` for tensors that do not fit the desc, ``LLM_TIMEOUT`` when
+                what is queued on the current stream is not done within ``LLMConfig.register_timeout``:
+                nothing was registered.
 
         Source: manual page register_blocks_cache; tensors, and reaching peers that are already linked, are
             additions.
@@ -139,7 +144,7 @@ class CacheStore:
         model_id = read_blocks_key(asked, blocks_cache_key)
         is_reachable = self._is_reachable(asked, desc, remote_accessible)
         tensors = read_tensors(asked, self._native, self._options.device, desc, addrs)
-        await_kernels(tensors)
+        self._wait_until_written(asked, tensors)
         with self._changing:
             cache = self._add(desc, tensors, True, model_id, is_reachable)
         self._settle_names(asked, cache, has_name=model_id is not None)
@@ -197,6 +202,13 @@ class CacheStore:
         )
 
     # Inside.
+
+    def _wait_until_written(self, asked: str, tensors: Sequence[torch.Tensor]) -> None:
+        """A kernel that is queued may still initialise the tensors, and the first pull may come at once."""
+        if any(tensor.device.type == "npu" for tensor in tensors):
+            timeout_ms = self._options.register_timeout_ms
+            self._native.wait_for_current_stream(self._options.device, timeout_ms, asked)
+            await_kernels(tensors)  # it is through by now; what torch_npu still owes the stream ends here
 
     def close(self, timeout_s: float = 0.0) -> None:
         """Withdraws every cache; calls fail from here on. For ``LLMDataDist.finalize``."""

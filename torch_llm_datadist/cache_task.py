@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, wait
+from typing import TYPE_CHECKING
 
 from . import checks
 from .errors import LLMStatusCode
+
+if TYPE_CHECKING:
+    from .blocks_in_doubt import BlocksInDoubt
 
 Poll = Callable[[], LLMStatusCode | None]
 
@@ -17,7 +21,7 @@ class CacheTask:
 
     Nothing of it raises for a transfer that failed: the codes say how each config ended.
 
-    Source: manual page CacheTask; ``done``, ``details`` and ``await`` are additions.
+    Source: manual page CacheTask; ``done``, ``details``, ``is_settled`` and ``await`` are additions.
 
     >>> class Ready(llm_datadist.LayerSynchronizer):
     ...     def synchronize_layer(self, layer_index, timeout_in_millis):
@@ -28,17 +32,31 @@ class CacheTask:
     [<LLMStatusCode.LLM_SUCCESS: 0>]
     """
 
-    def __init__(self, polls: Sequence[Poll], details: Callable[[], list[str]], ended: Future[None]) -> None:
+    def __init__(
+        self,
+        polls: Sequence[Poll],
+        details: Callable[[], list[str]],
+        ended: Future[None],
+        stop: Callable[[str], None],
+        may_write: Callable[[], list[BlocksInDoubt]],
+        is_settled: Callable[[], bool],
+    ) -> None:
         """For ``CacheManager``.
 
         Args:
             polls: for each config its code, or None while it runs.
             details: what happened to each config, in words; "" where all is well.
             ended: done when every config has a code.
+            stop: ends what still runs, for the reason given.
+            may_write: what its tasks may still write.
+            is_settled: nothing of it is written any more.
         """
         self._polls = polls
         self._details = details
         self._ended = ended
+        self._stop = stop
+        self._may_write = may_write
+        self._is_settled = is_settled
 
     def synchronize(self, timeout_in_millis: int | None = None) -> LLMStatusCode:
         """Waits until every config has ended.
@@ -70,6 +88,20 @@ class CacheTask:
     def done(self) -> bool:
         """Every config has ended. Never blocks."""
         return self._ended.done()
+
+    def is_settled(self) -> bool:
+        """``done()``, and nothing of it is read or written any more: also of configs that failed with copies
+        queued. Never blocks.
+        """
+        return self.done() and self._is_settled()
+
+    def give_up(self, why: str) -> None:
+        """For ``CacheManager.cancel``, which waits: ends every config that still runs."""
+        self._stop(why)
+
+    def in_doubt(self) -> list[BlocksInDoubt]:
+        """For ``CacheManager.cancel``: what may still be written."""
+        return self._may_write()
 
     def __await__(self) -> Generator[object, None, LLMStatusCode]:
         """``await task`` waits without blocking the event loop and gives what ``synchronize`` returns."""

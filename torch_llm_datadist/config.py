@@ -199,6 +199,54 @@ class LLMConfig:
         "the peer gathers in as much, at most. 16 tickets of a link use it at one time, in two "
         "chunks each; a block that is larger than a chunk is not packed.",
     )
+
+    streams_per_link: Option[int] = Option(
+        OWN_PREFIX + "StreamsPerLink",
+        64,
+        accept.positive,
+        doc="Streams that a link has at most for transfers that wait for something, beside the one that it "
+        "always may have: a device has 1984 in all. Whole transfers share that one when no other is free.",
+    )
+    stream_budget: Option[int] = Option(
+        OWN_PREFIX + "StreamBudget",
+        1024,
+        accept.positive,
+        doc="Streams that all links of a device hold at most together in this process; of several instances "
+        "the least counts. A device has 1984 in all, for every process and library. When all are taken, "
+        "whole transfers share the one stream that each link may always have, and ``bind`` and ``expect`` "
+        "raise ``LLM_LINK_BUSY``.",
+    )
+    stream_idle_ms: Option[int] = Option(
+        OWN_PREFIX + "StreamIdleMs",
+        5000,
+        accept.positive,
+        doc="Milliseconds without work after which a link gives its streams and staging buffers back.",
+    )
+    staging_limit: Option[int] = Option(
+        OWN_PREFIX + "StagingLimit",
+        1 << 30,
+        accept.in_range(1, 2**40),
+        doc="Bytes, on the device and in page-locked host memory together, that all links of the instance "
+        "may use as buffers of transfers between host and device. A link in use takes 2 MiB of either for "
+        "its whole transfers and 512 KiB of either for each that waits for its layers; a transfer that "
+        "finds no room fails with ``LLM_LINK_BUSY``.",
+    )
+    close_timeout: Option[int] = Option(
+        OWN_PREFIX + "CloseTimeoutMs",
+        1000,
+        accept.positive,
+        doc="Milliseconds that closing a link waits for what runs on it (never longer than "
+        "``sync_kv_timeout``; not at all where ``force`` was asked for), and once more for the peer to hear "
+        "of the end. A lost device is not waited for.",
+    )
+    register_timeout: Option[int] = Option(
+        OWN_PREFIX + "RegisterTimeoutMs",
+        10000,
+        accept.positive,
+        doc="Milliseconds that ``register_cache`` and ``register_blocks_cache`` wait for what is queued on "
+        "the current stream, and may still write the tensors.",
+    )
+
     link_port: Option[int | None] = Option(
         OWN_PREFIX + "LinkPort",
         None,

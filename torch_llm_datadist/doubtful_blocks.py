@@ -11,15 +11,17 @@ from functools import cached_property
 import torch
 
 from . import checks
-from .binding import Publication, Task, TransferState
+from .binding import Publication, Task, TransferState, unsettled
 from .blocks_in_doubt import BlocksInDoubt, Doubts
 from .cache import Cache
 from .cache_store import CacheStore
+from .cache_task import CacheTask
 from .errors import LLMException, ParamInvalidError, TimeoutExceededError
 from .link_table import Link
 
 _CONFIRMED_WITHIN_S = 10.0
 _LOOK_S = 0.005
+_BY_ITS_SENDER = "cancelled by its sender"
 
 
 class DoubtfulBlocks(CacheStore):
@@ -96,15 +98,19 @@ class DoubtfulBlocks(CacheStore):
                 raise _in_doubt(TimeoutExceededError(f"{asked}: after {timeout_s} s"), found)
             time.sleep(_LOOK_S)
 
-    def cancel(self, transfer: Task | Publication | int, *, timeout_s: float = _CONFIRMED_WITHIN_S) -> None:
+    def cancel(
+        self, transfer: Task | Publication | CacheTask | int, *, timeout_s: float = _CONFIRMED_WITHIN_S
+    ) -> None:
         """Gives a transfer up, also one that runs, and returns when nothing of it is read or written any
         more: its blocks may be handed out again.
 
         Waits of either end go on, with a code. One that has ended stays as it is.
 
         Args:
-            transfer: at the sender a task, bound or not; at the holder a publication; at the other end of
-                either the ticket, also one that a forward waits for or that is being pulled with.
+            transfer: at the sender a task, bound or not, or a ``CacheTask``, all of whose configs end (its
+                synchronizer may be asked for one more layer); at the holder a publication; at the other end
+                of a task or a publication the ticket, also one that a forward waits for or that is being
+                pulled with.
             timeout_s: seconds that the confirmation may take.
 
         Raises:
@@ -124,25 +130,27 @@ class DoubtfulBlocks(CacheStore):
         asked = "cancel"
         self._require_usable(asked)
         timeout_ms = checks.seconds_as_ms(f"{asked}: timeout_s", timeout_s)
-        if isinstance(transfer, (Task, Publication)):
-            self._native.task_cancel(transfer.number, "cancelled by its sender")
-            if self._native.task_wait_drained(transfer.number, timeout_ms):
-                return
-            known = transfer.writes if isinstance(transfer, Task) else transfer.is_read
-            found = [] if known is None else [known]
-            if isinstance(transfer, Task) and known is not None:
-                self._doubts.failed(transfer.number, known, owner=transfer)
+        if isinstance(transfer, CacheTask):
+            transfer.give_up(_BY_ITS_SENDER)
+            deadline = time.monotonic() + timeout_ms / 1000
+            while not transfer.is_settled():
+                if time.monotonic() >= deadline:
+                    raise _in_doubt(_unconfirmed(asked, timeout_s), transfer.in_doubt())
+                time.sleep(_LOOK_S)
+        elif isinstance(transfer, Task):
+            self._native.task_cancel(transfer.number, _BY_ITS_SENDER)
+            if not self._native.task_wait_drained(transfer.number, timeout_ms):
+                raise _in_doubt(_unconfirmed(asked, timeout_s), unsettled([transfer]))
+        elif isinstance(transfer, Publication):
+            self._native.task_cancel(transfer.number, "cancelled by its holder")
+            if not self._native.task_wait_drained(transfer.number, timeout_ms):
+                raise _may_be_read(asked, timeout_s, transfer)
         else:
             ticket = checks.integer(f"{asked}: transfer", transfer, 1, 2**53 - 1)
             state = TransferState(*self._native.ticket_cancel(ticket, timeout_ms))
-            if state.has_ended:
-                return
-            found = self._doubts.of_ticket(ticket, state.detail)
-        error = TimeoutExceededError(
-            f"{asked}: it is given up, and the end that moves its bytes has not confirmed within {timeout_s} "
-            "s that they are through"
-        )
-        raise _in_doubt(error, found)
+            if not state.has_ended:
+                found = self._doubts.of_ticket(ticket, state.detail)
+                raise _in_doubt(_unconfirmed(asked, timeout_s), found)
 
     def _unfinished(
         self, link: Link, cache_id: int, blocks: torch.Tensor | Sequence[int], *, is_at_peer: bool
@@ -160,6 +168,24 @@ class DoubtfulBlocks(CacheStore):
     @cached_property
     def _doubts(self) -> Doubts:
         return Doubts(self._native, self._instance, self._links, self._registry)
+
+
+def _unconfirmed(asked: str, timeout_s: float) -> TimeoutExceededError:
+    return TimeoutExceededError(
+        f"{asked}: it is given up, and the end that moves its bytes has not confirmed within {timeout_s} s "
+        "that they are through"
+    )
+
+
+def _may_be_read(asked: str, timeout_s: float, publication: Publication) -> TimeoutExceededError:
+    found = () if publication.is_read is None else (publication.is_read,)
+    error = TimeoutExceededError(
+        f"{asked}: it is given up, and the peer has not confirmed within {timeout_s} s that it does not "
+        f"pull. Until it has, which publication.state().has_ended says, {'; '.join(map(_named, found))} "
+        "may still be read; nothing is written."
+    )
+    error.blocks_in_doubt = found
+    return error
 
 
 def _in_doubt(error: LLMException, found: Sequence[BlocksInDoubt]) -> LLMException:

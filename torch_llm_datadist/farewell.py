@@ -37,7 +37,7 @@ class Farewell:
         if peer is None:
             answer.set_result(LLMStatusCode.LLM_SUCCESS)
         elif force:
-            self._peers.end(peer, "unlinked by this end, with force")
+            self._peers.end(peer, "unlinked by this end, with force", at_once=True)
             answer.set_result(LLMStatusCode.LLM_SUCCESS)
         else:
             peer.unlinks.append(answer)
@@ -82,7 +82,7 @@ class Farewell:
 
     def on_deadline(self, peer: Peer) -> None:
         if peer.state == LinkState.LEAVING or self._closed:
-            self._peers.end(peer, "unlinked; not all of it ended in time")
+            self._peers.end(peer, "unlinked; not all of it ended in time", at_once=True)
             return
         # The peer did not answer. The link stays as it was, and the caller may use force.
         peer.state = LinkState.LINKED
@@ -161,6 +161,7 @@ class Farewell:
         if is_late:
             for peer in self._peers:
                 if peer.is_open:
-                    self._peers.end(peer, "finalized; the peer did not answer in time", level=logging.WARNING)
+                    why = "finalized; the peer did not answer in time"
+                    self._peers.end(peer, why, level=logging.WARNING, at_once=True)
         if is_late or not (is_linked or self._registry.held()):
             resolve(self._closed, None)

@@ -9,6 +9,7 @@ import torch
 
 from .address_map import RemotePlace, first_layer_of, locate
 from .binding import Task
+from .blocks_in_doubt import BlocksInDoubt, Doubts
 from .cache import Cache
 from .checks import as_int64
 from .errors import ParamInvalidError
@@ -27,6 +28,7 @@ class LayerPush:
     Args:
         name: for messages: "transfer_cache_async: transfer_configs[0] (cluster 2)".
         layers: of the source.
+        doubts: knows the tasks, and what they may still write when they fail.
     """
 
     def __init__(
@@ -36,8 +38,10 @@ class LayerPush:
         request: TransferRequest,
         config: TransferConfig | TransferWithCacheKeyConfig,
         layers: range,
+        doubts: Doubts,
     ) -> None:
         self._native = native
+        self._doubts = doubts
         self._name = name
         self._request = request
         self._cache: Cache = request.cache
@@ -79,13 +83,15 @@ class LayerPush:
         start = config.dst_layer_range.start
         self.check_block_bytes(record, start * TENSORS_PER_LAYER)
         if isinstance(key, BlocksCacheKey):
-            return self._prepare(link, self._layers, start, TENSORS_PER_LAYER, model_id=key.model_id)
+            return self._prepare(
+                link, self._layers, start, TENSORS_PER_LAYER, record.cache_id, model_id=key.model_id
+            )
         if self._dst and key.batch_index:
             raise ParamInvalidError(
                 f"{self._name}: batch_index of the key is {key.batch_index}, expected 0 for blocks"
             )
         return self._prepare(
-            link, self._layers, start, TENSORS_PER_LAYER, cache_id=key.cache_id, entry=key.batch_index
+            link, self._layers, start, TENSORS_PER_LAYER, key.cache_id, entry=key.batch_index
         )
 
     def by_addresses(self, link: Link) -> Task | Pieces:
@@ -102,7 +108,7 @@ class LayerPush:
                 self._layers,
                 start,
                 TENSORS_PER_LAYER,
-                cache_id=where.cache.cache_id,
+                where.cache.cache_id,
                 entry=where.entry,
             )
 
@@ -123,7 +129,7 @@ class LayerPush:
             range(tensor, tensor + 1),
             place.tensor,
             1,
-            cache_id=place.cache.cache_id,
+            place.cache.cache_id,
             entry=place.entry,
         )
 
@@ -133,16 +139,20 @@ class LayerPush:
         layers: range,
         dst_layer: int,
         tensors_per_layer: int,
+        cache_id: int,
         *,
-        model_id: int = 0,
-        cache_id: int | None = None,
+        model_id: int | None = None,
         entry: int = 0,
     ) -> Task:
-        """``entry``: where the destination begins: a batch entry, or the block that counts as the first."""
+        """
+        Args:
+            model_id: the native call finds the destination by it, where there is one, else by its id.
+            entry: where the destination begins: a batch entry, or the block that counts as the first.
+        """
         dst = [block + entry for block in self._dst]
         number = self._native.prepare_push(
             link.handle,
-            as_int64(model_id),
+            as_int64(model_id or 0),
             self._cache.tensors,
             torch.tensor(self._src, dtype=torch.int64),
             torch.tensor(dst, dtype=torch.int64),
@@ -151,9 +161,12 @@ class LayerPush:
             len(layers),
             tensors_per_layer,
             0,
-            cache_id=cache_id,
+            cache_id=cache_id if model_id is None else None,
             src_batch=self._config.src_batch_index,
             dst_batch=0 if dst else entry,
             has_ticket=False,
         )
-        return Task(number)
+        written = BlocksInDoubt(
+            cache_id, tuple(dst) or (entry,), link.cluster_id, link.handle, None, "", is_at_peer=True
+        )
+        return self._doubts.task(number, written)

@@ -20,7 +20,8 @@ import torch
 import torch_npu
 
 from . import ops
-from .binding import Binding, Task
+from .binding import Binding, Task, unsettled
+from .blocks_in_doubt import BlocksInDoubt
 from .cache_task import CacheTask
 from .errors import LinkBusyError, LLMException, LLMStatusCode, status_code_of
 from .transfer import LayerSynchronizer
@@ -70,6 +71,7 @@ class _Send:
         self._prepare: Callable[[], Task | Pieces] | None = wanted.prepare
         self._pieces: Pieces | None = None
         self._lock = threading.Lock()
+        self._working = threading.Lock()  # held while the worker takes or releases something
         self._failure: tuple[LLMStatusCode, str] | None = None
         self._tasks: list[Task] = []
         self._is_complete = False  # no more tasks come
@@ -96,6 +98,10 @@ class _Send:
         is_done = is_complete and all(state.has_ended for state in states)
         return (LLMStatusCode.LLM_SUCCESS if is_done else None), ""
 
+    def has_failed(self) -> bool:
+        with self._lock:
+            return self._failure is not None
+
     def fail(self, code: LLMStatusCode, why: str) -> None:
         """Ends it, unless it has ended: the layers that were not released are not sent."""
         if self.poll() is not None:
@@ -106,10 +112,27 @@ class _Send:
         for task in tasks:
             self._native.task_cancel(task.number, why)
 
+    def may_write(self) -> list[BlocksInDoubt]:
+        """What its tasks may still write."""
+        with self._lock:
+            tasks = list(self._tasks)
+        return unsettled(tasks)
+
+    def is_settled(self) -> bool:
+        """It has ended, and nothing of it is written any more. Never blocks."""
+        if self.poll() is None or not self._working.acquire(blocking=False):
+            return False  # a worker that is taking something has yet to see that it failed
+        try:
+            return not self.may_write()
+        finally:
+            self._working.release()
+
     def start(self) -> None:
         prepare, self._prepare = self._prepare, None
         assert prepare is not None
-        with self._failing():
+        with self._working, self._failing():
+            if self.has_failed():
+                return
             prepared = prepare()
             if isinstance(prepared, Task):
                 self._add(prepared, self.layers)
@@ -119,7 +142,9 @@ class _Send:
 
     def release(self, layer: int, status: torch.Tensor) -> None:
         """Lets the layer go, once the current stream has got here."""
-        with self._failing():
+        with self._working, self._failing():
+            if self.has_failed():
+                return
             if self._pieces is None:
                 self._release_layer(layer, status)
                 return
@@ -187,7 +212,14 @@ class _Transfer:
         self._lock = threading.Lock()
 
     def task(self) -> CacheTask:
-        return CacheTask([s.poll for s in self._sends], lambda: [s.detail() for s in self._sends], self.ended)
+        return CacheTask(
+            [s.poll for s in self._sends],
+            lambda: [s.detail() for s in self._sends],
+            self.ended,
+            lambda why: self.stop(LLMStatusCode.LLM_FAILED, why),
+            lambda: [found for s in self._sends for found in s.may_write()],
+            lambda: all(s.is_settled() for s in self._sends),
+        )
 
     def run(self, status: torch.Tensor) -> None:
         """On a worker, whose stream is the current one."""

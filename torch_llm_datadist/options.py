@@ -31,6 +31,9 @@ class Options:
             not set).
         mem_pool, host_mem_pool: the pools that ``allocate_*`` serves from, on the device and on the host.
         sync_kv_timeout_ms: limit of one blocking push or pull.
+        streams_per_link, stream_budget, stream_idle_ms, staging_limit, close_timeout_ms: what links may
+            take, see ``LLMConfig``.
+        register_timeout_ms: limit of what ``register_*`` waits for.
         link_total_time_s: limit of a two-sided link.
         is_older_api: ``kv_cache_manager`` in place of ``cache_manager``.
         enable_switch_role: of the older API, which needs it.
@@ -49,6 +52,12 @@ class Options:
     host_mem_pool: PoolConfig | None
     max_in_flight: int
     packed_staging_bytes: int
+    streams_per_link: int
+    stream_budget: int
+    stream_idle_ms: int
+    staging_limit: int
+    close_timeout_ms: int
+    register_timeout_ms: int
     transfer_workers: int
     link_total_time_s: float
     link_port: int | None
@@ -95,6 +104,16 @@ def read_options(options: object) -> Options:
         max_in_flight=_number(given, "max_in_flight", OWN_PREFIX + "MaxInFlight", 256, low=1),
         packed_staging_bytes=_number(
             given, "packed_staging_bytes", OWN_PREFIX + "PackedStagingBytes", 64 << 20, low=2048
+        ),
+        streams_per_link=_number(given, "streams_per_link", OWN_PREFIX + "StreamsPerLink", 64, low=1),
+        stream_budget=_number(given, "stream_budget", OWN_PREFIX + "StreamBudget", 1024, low=1),
+        stream_idle_ms=_number(given, "stream_idle_ms", OWN_PREFIX + "StreamIdleMs", 5000, low=1),
+        staging_limit=_number(
+            given, "staging_limit", OWN_PREFIX + "StagingLimit", 1 << 30, low=1, high=2**40
+        ),
+        close_timeout_ms=_number(given, "close_timeout", OWN_PREFIX + "CloseTimeoutMs", 1000, low=1),
+        register_timeout_ms=_number(
+            given, "register_timeout", OWN_PREFIX + "RegisterTimeoutMs", 10000, low=1
         ),
         transfer_workers=_number(given, "transfer_workers", OWN_PREFIX + "TransferWorkers", 16, low=1),
         link_total_time_s=_link_total_time(given),

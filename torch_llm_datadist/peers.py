@@ -81,8 +81,11 @@ class Peers:
         self._close(peer, reason)
         resolve(attempt, code)
 
-    def end(self, peer: Peer, reason: str, *, level: int = logging.INFO) -> None:
-        """Closes this end of an open link, says so to the peer, and answers all who wait for it."""
+    def end(self, peer: Peer, reason: str, *, level: int = logging.INFO, at_once: bool = False) -> None:
+        """Closes this end of an open link, says so to the peer, and answers all who wait for it.
+
+        ``at_once``: what runs on it is not waited for.
+        """
         logger.log(level, "the link to %s ended: %s", peer, reason)
         self.table.remember_end(peer.cluster_id, f"the link to {peer} ended: {reason}")
         was_asked = peer.state == LinkState.UNLINKING
@@ -91,20 +94,20 @@ class Peers:
         )
         unlinks, syncs = peer.unlinks, list(peer.syncs.values())
         peer.unlinks, peer.syncs = [], {}
-        self._close(peer, reason)
+        self._close(peer, reason, at_once)
         for answer in unlinks:
             resolve(answer, code)
         for waiter in syncs:
             resolve(waiter, False)
 
-    def _close(self, peer: Peer, reason: str) -> None:
+    def _close(self, peer: Peer, reason: str, at_once: bool = False) -> None:
         peer.state = LinkState.CLOSED
         peer.deadline = 0.0
         peer.departed_at = time.monotonic()
         if peer.link:
             self.table.remove(peer.cluster_id, peer.link)
             try:
-                self.native.close_link(peer.link)
+                self.native.close_link(peer.link, 0 if at_once else None)
             except Exception:
                 logger.exception("closing the link to %s failed", peer)
         peer.send(wire.Closed(reason[:4096]))

@@ -186,9 +186,9 @@ class Pushes(DoubtfulBlocks, PeerCaches):
                 packed=packed,
             )
             writes = BlocksInDoubt(
-                remote.cache_id, tuple(dst_blocks), link.cluster_id, link.handle, None, "cancelled", True
+                remote.cache_id, tuple(dst_blocks), link.cluster_id, link.handle, None, "", True
             )
-        return Task(task, writes)
+        return self._doubts.task(task, writes)
 
     def wait_arrival(self, cluster_id: int, tag: Tag, timeout: int = 3000) -> None:
         """Blocks until a push with that tag has landed here; its bytes are there for every stream.

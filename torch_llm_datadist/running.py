@@ -51,6 +51,11 @@ class Running:
             transfer_timeout_ms=self.options.sync_kv_timeout_ms,
             max_in_flight=self.options.max_in_flight,
             packed_staging_bytes=self.options.packed_staging_bytes,
+            streams_per_link=self.options.streams_per_link,
+            stream_budget=self.options.stream_budget,
+            stream_idle_ms=self.options.stream_idle_ms,
+            close_timeout_ms=self.options.close_timeout_ms,
+            staging_limit=self.options.staging_limit,
         )
         secret = self.options.link_secret
         identity = own_identity(

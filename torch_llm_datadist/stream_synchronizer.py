@@ -9,8 +9,8 @@ from concurrent.futures import Future
 
 import torch
 
-from . import ops
-from .binding import Binding, Task
+from . import _native, ops
+from .binding import Binding, Task, unsettled
 from .cache_task import CacheTask
 from .errors import FeatureNotEnabledError, LLMException, LLMStatusCode, status_code_of
 from .layer_transfer import Pieces
@@ -81,7 +81,20 @@ class StreamTask(CacheTask):
     def __init__(self, sends: Sequence[Task | tuple[LLMStatusCode, str]]) -> None:
         self._sends = sends
         polls = [lambda send=send: self._look(send)[0] for send in sends]
-        super().__init__(polls, lambda: [self._look(send)[1] for send in sends], Future())
+        tasks = [send for send in sends if isinstance(send, Task)]
+
+        def stop(why: str) -> None:
+            for task in tasks:
+                _native.load().task_cancel(task.number, why)
+
+        super().__init__(
+            polls,
+            lambda: [self._look(send)[1] for send in sends],
+            Future(),
+            stop,
+            lambda: unsettled(tasks),
+            lambda: not unsettled(tasks),
+        )
 
     @staticmethod
     def _look(send: Task | tuple[LLMStatusCode, str]) -> tuple[LLMStatusCode | None, str]:

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 from . import _native
 from .binding import Publication, Task, TransferState
+from .blocks_in_doubt import DISCARDED
 from .cache_task import CacheTask
 from .checks import integers, is_integer
 from .errors import LLMStatusCode, status_code_of
@@ -36,7 +37,7 @@ class Finished(Generic[Name]):
     Attributes:
         sent: tasks whose last byte has left, and publications that were pulled: their source blocks are free.
         arrived: tickets all of whose layers have arrived and were waited for, or were pulled.
-        failed: the others: nothing of them is read or written any more.
+        failed: the others, also tickets that were discarded: nothing of them is read or written any more.
         in_doubt: they failed just now, and something may still be read or written: their results are not to
             be trusted, and their blocks are not to be used yet. They stay watched and come again in
             ``failed``.
@@ -111,7 +112,7 @@ class TransferWatch(Generic[Name]):
                     continue
                 self._doubted.discard(name)
                 transfer, blocks = self._watched.pop(name)
-                if state.code != LLMStatusCode.LLM_SUCCESS:
+                if state.code != LLMStatusCode.LLM_SUCCESS or state.detail == DISCARDED:
                     finished.failed[name] = _failed(state, blocks)
                 elif isinstance(transfer, int):
                     finished.arrived.add(name)
@@ -135,10 +136,13 @@ class TransferWatch(Generic[Name]):
 
 
 def _failed(state: TransferState, blocks: tuple[int, ...]) -> FailedTransfer:
-    return FailedTransfer(status_code_of(state.code), state.detail, blocks)
+    # One that was discarded ends without a code: its other end may have sent all of it.
+    code = status_code_of(state.code) if state.code else LLMStatusCode.LLM_FAILED
+    return FailedTransfer(code, state.detail, blocks)
 
 
 def _state_of(task: CacheTask) -> TransferState:
     if not task.done():
         return TransferState(False, 0, "")
-    return TransferState(True, int(task.synchronize(0)), "; ".join(filter(None, task.details())))
+    details = "; ".join(filter(None, task.details()))
+    return TransferState(task.is_settled(), int(task.synchronize(0)), details)

@@ -1,6 +1,7 @@
 #include "link/destination.h"
 
 #include <algorithm>
+#include <functional>
 
 #include "error.h"
 #include "link/engine.h"
@@ -15,28 +16,29 @@ bool is_before(const Range& one, const Range& other) {
 }
 
 // Where tensor t of the destination begins.
-Range place_of(const Link& link, const TransferPlan& plan, int64_t t) {
-  if (plan.direction == Direction::kPull) {
-    return {"", reinterpret_cast<uint64_t>(plan.local->tensors[static_cast<size_t>(t)].address), 0};
-  }
-  const Exported& there = plan.remote->exports[static_cast<size_t>(t)];
+Range place_of(const Link& link, const LocalCache& local, const RemoteCache& remote, bool is_pull,
+               int64_t t) {
+  if (is_pull) return {0, reinterpret_cast<uint64_t>(local.tensors[static_cast<size_t>(t)].address), 0};
+  const Exported& there = remote.exports[static_cast<size_t>(t)];
   const bool is_bare = there.handle.empty();
-  return {join(link.handle(), "/", there.handle),
+  return {std::hash<std::string>()(join(link.handle(), "/", there.handle)) | 1,
           is_bare ? there.address : static_cast<uint64_t>(there.offset), 0};
 }
 
 }  // namespace
 
-Destination::Destination(const Link& link, const TransferPlan& plan) {
-  if (plan.remote == nullptr || plan.local == nullptr) return;
+Destination::Destination(const Link& link, const TransferPlan& plan,
+                         const std::shared_ptr<LocalCache>& local_cache,
+                         const std::shared_ptr<RemoteCache>& remote_cache) {
+  if (local_cache == nullptr || remote_cache == nullptr) return;
   const LayerRange& local = plan.local_layers;
   const bool is_pull = plan.direction == Direction::kPull;
   for (int64_t i = 0; i < local.layers * local.tensors_per_layer; ++i) {
     const int64_t l = local.first_layer * local.tensors_per_layer + i;
     const int64_t r = plan.remote_layers.first_layer * plan.remote_layers.tensors_per_layer + i;
-    const int64_t local_stride = plan.local->geometry.strides[static_cast<size_t>(l)];
-    const int64_t remote_stride = plan.remote->geometry.strides[static_cast<size_t>(r)];
-    const Range tensor = place_of(link, plan, is_pull ? l : r);
+    const int64_t local_stride = local_cache->geometry.strides[static_cast<size_t>(l)];
+    const int64_t remote_stride = remote_cache->geometry.strides[static_cast<size_t>(r)];
+    const Range tensor = place_of(link, *local_cache, *remote_cache, is_pull, is_pull ? l : r);
     for (const Run& run : plan.runs) {
       const Span span = span_of(plan.shape, run, is_pull ? remote_stride : local_stride,
                                 is_pull ? local_stride : remote_stride, local_stride);

@@ -12,13 +12,17 @@ namespace datadist {
 
 struct Destination {
   struct Range {
-    std::string space;  // "" here; else the peer's segment
+    uint64_t space;  // 0 here; else of the peer's segment, by its hash: two that are one cost a wait at most
     uint64_t begin;
     uint64_t end;
   };
   std::vector<Range> ranges;  // sorted, apart
 
-  explicit Destination(const Link& link, const TransferPlan& plan);
+  Destination(const Link& link, const TransferPlan& plan)
+      : Destination(link, plan, plan.local, plan.remote) {}
+  // Of a plan whose caches another thread may give up meanwhile.
+  Destination(const Link& link, const TransferPlan& plan, const std::shared_ptr<LocalCache>& local,
+              const std::shared_ptr<RemoteCache>& remote);
   bool overlaps(const Destination& other) const;
 };
 

@@ -16,6 +16,7 @@
 #include "link/binding.h"
 #include "link/forked.h"
 #include "link/link.h"
+#include "link/stream_mark.h"
 #include "link/transfer.h"
 #include "transport/mapped/mapped.h"
 
@@ -27,6 +28,7 @@ constexpr int kIdleTickMs = 50;
 constexpr int kSyncTimeoutMs = 1000;
 constexpr auto kGiveUp = std::chrono::seconds(5);  // without one look at the words
 constexpr auto kGiveUpALostDevice = std::chrono::seconds(1);
+constexpr auto kBlindAfter = std::chrono::milliseconds(500);
 constexpr auto kClockGap =
     std::chrono::milliseconds(500);  // a tick this late: a debugger, a suspend, a SIGSTOP
 
@@ -76,7 +78,7 @@ Engine::Engine(int device)
       pages_([this](size_t bytes) { return allocate_filled(bytes, 0); }),
       failed_status_(allocate_filled(sizeof(uint64_t), 0xFF)),  // -1, as LLM_FAILED reads in an int32
       mail_word_(allocate_filled(sizeof(uint64_t), 0)),
-      local_feeder_(device, acl::OnFailure::kContinue, &words_, nullptr),
+      local_feeder_(device, acl::OnFailure::kContinue, &words_, nullptr, &streams_, {}),
       wake_fd_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)),
       timer_fd_(timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)),
       thread_([this] { run(); }) {}
@@ -95,9 +97,17 @@ void Engine::stop() {
   wake();
   if (thread_.joinable()) thread_.join();
   local_feeder_.stop();
+  std::vector<std::shared_ptr<Link>> links;
+  {
+    std::lock_guard lock(mutex_);
+    links = links_;
+  }
+  // Without the lock: what ends on them wakes us. Then nothing of any transfer is queued any more.
+  for (const auto& link : links) link->stop_streams();
   std::lock_guard lock(mutex_);
   for (const auto& transfer : transfers_) transfer->abandon("this process shuts its devices down");
   for (const auto& binding : bindings_) binding->abandon();
+  for (const auto& mark : marks_) mark->abandon();
   transfers_.clear();
   bindings_.clear();
   for (const auto& link : links_) datadist::links().release(link->handle());
@@ -131,6 +141,15 @@ void Engine::watch(std::shared_ptr<Binding> binding) {
   std::lock_guard lock(mutex_);
   require(!must_stop_, kFailed, "device ", device_, " is shut down in this process");
   bindings_.push_back(std::move(binding));
+}
+
+void Engine::watch(std::shared_ptr<StreamMark> mark) {
+  {
+    std::lock_guard lock(mutex_);
+    require(!must_stop_, kFailed, "device ", device_, " is shut down in this process");
+    marks_.push_back(std::move(mark));
+  }
+  wake();
 }
 
 std::vector<std::shared_ptr<Transfer>> Engine::transfers() {
@@ -186,11 +205,15 @@ void Engine::run() {
       try {
         is_busy = look(streams);
         looked = now;
+        is_blind_ = false;
       } catch (const acl::DeviceLost&) {
         if (Clock::now() - looked > kGiveUpALostDevice) throw;
+        is_blind_ = true;
       } catch (const Error&) {
         // A call that is refused once, or a device that is stuck for a while, is not our peers' fault.
-        if (now - looked > kGiveUp) throw;
+        const auto blind_for = Clock::now() - looked;
+        if (blind_for > kGiveUp) throw;
+        is_blind_ = blind_for > kBlindAfter;
       }
     }
   } catch (const std::exception& error) {
@@ -236,21 +259,25 @@ void Engine::abandon(const std::string& stopped) {
                "LLM_FAILED.\n",
                why.c_str(), links_.size(), transfers_.size(), bindings_.size());
   must_stop_ = true;
+  is_blind_ = true;
   for (const auto& link : links_) link->die(kFailed, why);
   for (const auto& transfer : transfers_) transfer->abandon(why);
   for (const auto& binding : bindings_) binding->abandon();
+  for (const auto& mark : marks_) mark->abandon();
 }
 
 bool Engine::tick(const Tick& tick) {
   std::vector<std::shared_ptr<Link>> links;
   std::vector<std::shared_ptr<Transfer>> transfers;
   std::vector<std::shared_ptr<Binding>> bindings;
+  std::vector<std::shared_ptr<StreamMark>> marks;
   bool is_waited_for = false;
   {
     std::lock_guard lock(mutex_);
     links = links_;
     transfers = transfers_;
     bindings = bindings_;
+    marks = marks_;
     is_waited_for = waiting_ > 0;
   }
   local_feeder_.tick();
@@ -260,6 +287,7 @@ bool Engine::tick(const Tick& tick) {
     link->tick(tick);
     is_busy = is_busy || link->is_busy();
   }
+  std::erase_if(marks, [](const auto& mark) { return !mark->tick(); });  // those that are through stay
   size_t retired = 0;
   for (const auto& transfer : transfers) retired += transfer->tick(tick) ? 1 : 0;
   is_busy = is_busy || retired < transfers.size();
@@ -274,6 +302,9 @@ bool Engine::tick(const Tick& tick) {
   std::erase_if(transfers_,
                 [](const auto& transfer) { return transfer.use_count() == 1 && transfer->is_retired(); });
   std::erase_if(bindings_, [](const auto& binding) { return binding->is_gone(); });
+  std::erase_if(marks_,
+                [&](const auto& mark) { return std::find(marks.begin(), marks.end(), mark) != marks.end(); });
+  is_busy = is_busy || !marks_.empty();
   std::erase_if(links_, [&](const auto& link) {
     const bool is_gone = std::find(gone.begin(), gone.end(), link.get()) != gone.end();
     // A ticket names its link by this handle: not before nothing of the old one is written any more.

@@ -20,6 +20,7 @@ namespace datadist {
 
 class Binding;
 class Link;
+class StreamMark;
 class Transfer;
 
 class Engine : public std::enable_shared_from_this<Engine> {
@@ -36,11 +37,13 @@ class Engine : public std::enable_shared_from_this<Engine> {
   WordPool& words() { return words_; }
   PageArena& pages() { return pages_; }
   Feeder& local_feeder() { return local_feeder_; }
+  StreamBudget& streams() { return streams_; }
   char* failed_status() const { return failed_status_.address; }  // holds LLM_FAILED for ever
 
   void watch(std::shared_ptr<Link> link);
   void watch(std::shared_ptr<Transfer> transfer);
   void watch(std::shared_ptr<Binding> binding);
+  void watch(std::shared_ptr<StreamMark> mark);
 
   // Transfers that failed and still have something queued: counted, so that nobody looks for none.
   void doubt_begins() { ++doubts_; }
@@ -54,6 +57,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void wake_soon();
   // Waits for the watchdog's next tick; false when the deadline passed before.
   bool wait_for_tick(Clock::time_point deadline);
+  // The watchdog has had no look at its device for a while.
+  bool is_blind() const { return is_blind_.load(std::memory_order_acquire); }
   void stop();
   bool has_stopped();
 
@@ -74,11 +79,13 @@ class Engine : public std::enable_shared_from_this<Engine> {
   PageArena pages_;
   const DeviceMemory failed_status_;
   const DeviceMemory mail_word_;
+  StreamBudget streams_;
   Feeder local_feeder_;
   int wake_fd_;
   int timer_fd_;
   std::atomic<bool> timer_is_set_{false};
   std::atomic<int> doubts_{0};
+  std::atomic<bool> is_blind_{false};
 
   std::mutex mutex_;
   std::condition_variable ticked_;
@@ -88,6 +95,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::vector<std::shared_ptr<Link>> links_;
   std::vector<std::shared_ptr<Transfer>> transfers_;
   std::vector<std::shared_ptr<Binding>> bindings_;
+  std::vector<std::shared_ptr<StreamMark>> marks_;
   std::thread thread_;
 };
 

@@ -15,9 +15,8 @@
 namespace datadist {
 namespace {
 
-constexpr uint64_t kQueueLimit = 1500;   // entries; a stream's queue holds 2048
-constexpr uint64_t kStepsPerMark = 256;  // a progress write behind that many
-constexpr auto kIdleStreamsFor = std::chrono::seconds(5);
+constexpr uint64_t kQueueLimit = 1500;     // entries; a stream's queue holds 2048
+constexpr uint64_t kStepsPerMark = 256;    // a progress write behind that many
 constexpr uint64_t kEntriesOfAWait = 4;    // a value wait is a small loop on the device
 constexpr uint64_t kEntriesOfAKernel = 4;  // it may be made of several
 
@@ -29,20 +28,38 @@ uint64_t entries_of(const Step& step) {
 
 }  // namespace
 
-Feeder::Feeder(int device, acl::OnFailure mode, WordPool* words, Transport* transport)
-    : device_(device), mode_(mode), words_(words), transport_(transport), thread_([this] { run(); }) {}
+Feeder::Feeder(int device, acl::OnFailure mode, WordPool* words, Transport* transport, StreamBudget* budget,
+               Idle idle)
+    : device_(device),
+      mode_(mode),
+      words_(words),
+      transport_(transport),
+      budget_(budget),
+      idle_after_(std::move(idle)),
+      thread_([this] { run(); }) {}
 
 Feeder::~Feeder() { stop(); }
 
-std::shared_ptr<Lane> Feeder::take_lane(size_t max_lanes) {
+std::shared_ptr<Lane> Feeder::take_lane(size_t max_lanes, Budget budget) {
+  const auto take_share = [&] {
+    return budget == Budget::kExempt ? budget_->take_anyway() : budget_->take();
+  };
+  std::shared_ptr<void> share;
   {
     std::lock_guard lock(mutex_);
     while (!idle_.empty()) {
       auto lane = idle_.back();
+      if (!lane->is_dropped() && !lane->must_drop_) {
+        if (lane->share_ == nullptr) lane->share_ = take_share();
+        if (lane->share_ == nullptr) return nullptr;
+        idle_.pop_back();
+        return lane;
+      }
       idle_.pop_back();
-      if (!lane->is_dropped() && !lane->must_drop_) return lane;
     }
     if (lanes_.size() >= max_lanes || must_stop_) return nullptr;
+    share = take_share();
+    if (share == nullptr) return nullptr;
   }
   auto lane = std::make_shared<Lane>(words_->take(), words_->take());  // may allocate, so not under the lock
   std::lock_guard lock(mutex_);
@@ -51,6 +68,7 @@ std::shared_ptr<Lane> Feeder::take_lane(size_t max_lanes) {
     words_->give_back(lane->outgoing_);
     return nullptr;
   }
+  lane->share_ = std::move(share);
   lanes_.push_back(lane);
   return lane;
 }
@@ -64,6 +82,8 @@ void Feeder::submit(const std::shared_ptr<Lane>& lane, std::unique_ptr<Program> 
   {
     std::lock_guard lock(mutex_);
     if (!must_stop_ && !lane->is_dropped() && !lane->must_drop_) {
+      // Whoever has the lane may use it, though it gave its stream back while it had no work.
+      if (lane->share_ == nullptr) lane->share_ = budget_->take_anyway();
       lane->queue_.push_back(std::move(program));
       must_look_ = true;
     }
@@ -96,7 +116,7 @@ void Feeder::tick() {
     const auto now = Clock::now();
     if (has_work) worked_at_ = now;
     // An idle link holds no stream: a device has 1984 of them.
-    may_release_ = now - worked_at_ > kIdleStreamsFor;
+    may_release_ = now - worked_at_ > idle_after_.after;
     if (has_work || (may_release_ && holds_streams_.exchange(false))) must_look_ = true;
     has_work = must_look_;
   }
@@ -142,14 +162,17 @@ void Feeder::run() {
         lanes_;  // feeding works without the lock; only this thread touches a lane's queue head and stream
     lock.unlock();
     bool has_more = false;
+    bool is_idle = may_release_;
     for (const auto& lane : lanes) {
       if (lane->is_dropped()) continue;
       if (stopping || lane->must_drop_) {
         drop(*lane, kNotYetLink, "its stream was given up");
       } else {
         has_more = feed(*lane) || has_more;
+        is_idle = is_idle && lane->stream_ == nullptr;
       }
     }
+    if (is_idle && !stopping && idle_after_.then) idle_after_.then();
     lock.lock();
     std::erase_if(lanes_, [](const auto& lane) { return lane->is_dropped(); });
     must_look_ = must_look_ || has_more;
@@ -180,7 +203,7 @@ bool Feeder::feed(Lane& lane) {
     std::lock_guard lock(mutex_);
     if (!lane.queue_.empty()) program = lane.queue_.front().get();
   }
-  if (program == nullptr && lane.in_queue_ == 0 && may_release_) lane.stream_.reset();
+  if (program == nullptr && lane.in_queue_ == 0 && may_release_) release_stream(lane);
   if (program == nullptr || lane.in_queue_ + kStepsPerMark * 2 > kQueueLimit) return false;
 
   std::string what;
@@ -233,6 +256,12 @@ bool Feeder::feed(Lane& lane) {
     drop(lane, status, what);
   head->ended(lane.next_mark_ - 1, status, what);
   return has_more && !lane.is_dropped();
+}
+
+void Feeder::release_stream(Lane& lane) {
+  lane.stream_.reset();
+  std::lock_guard lock(mutex_);
+  if (lane.queue_.empty()) lane.share_.reset();
 }
 
 bool Feeder::next_step(Lane& lane, Program& program, Step* step) {
@@ -364,6 +393,7 @@ void Feeder::drop(Lane& lane, int64_t code, const std::string& why) {
   {
     std::lock_guard lock(mutex_);
     rest.swap(lane.queue_);
+    lane.share_.reset();
     lane.in_queue_ = 0;
     lane.unseen_.clear();
   }

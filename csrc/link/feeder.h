@@ -5,12 +5,14 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
 
 #include "link/lane.h"
+#include "link/stream_budget.h"
 #include "link/tick.h"
 #include "transport/transport.h"
 
@@ -18,11 +20,18 @@ namespace datadist {
 
 class Feeder {
  public:
-  Feeder(int device, acl::OnFailure mode, WordPool* words, Transport* transport);
+  struct Idle {
+    std::chrono::milliseconds after{5000};  // without work: its streams go back
+    std::function<void()> then;             // on its thread, with nothing queued
+  };
+  Feeder(int device, acl::OnFailure mode, WordPool* words, Transport* transport, StreamBudget* budget,
+         Idle idle);
   ~Feeder();  // stops
 
-  // A lane without work, new or left by someone else. nullptr when `max_lanes` are taken.
-  std::shared_ptr<Lane> take_lane(size_t max_lanes);
+  enum class Budget { kBound, kExempt };
+  // A lane without work, new or left by someone else. nullptr when `max_lanes` are taken, or the budget is
+  // spent; who is exempt from that is counted all the same.
+  std::shared_ptr<Lane> take_lane(size_t max_lanes, Budget budget);
   void give_back_lane(std::shared_ptr<Lane> lane);
   void submit(const std::shared_ptr<Lane>& lane, std::unique_ptr<Program> program);
   // Destroys the lane's stream with all that is queued on it; programs that were not submitted end with
@@ -40,6 +49,7 @@ class Feeder {
  private:
   void run();
   bool feed(Lane& lane);
+  void release_stream(Lane& lane);
   static bool next_step(Lane& lane, Program& program, Step* step);
   bool submit_step(Lane& lane, const Step& step, std::string* what, aclError* code);
   bool copy_rows(Lane& lane, const Step& step, aclError* code);
@@ -51,6 +61,8 @@ class Feeder {
   const acl::OnFailure mode_;
   WordPool* const words_;
   Transport* const transport_;
+  StreamBudget* const budget_;
+  const Idle idle_after_;
   std::unique_ptr<acl::Context> context_;
   bool takes_rows_ = true;  // until the runtime refuses a copy of rows
 

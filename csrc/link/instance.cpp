@@ -1,5 +1,7 @@
 #include "link/instance.h"
 
+#include <utility>
+
 #include "error.h"
 #include "link/forked.h"
 
@@ -13,6 +15,9 @@ Instance::Instance(int device, int64_t cluster_id, LinkOptions options)
           "max_in_flight = ", options.max_in_flight, ", expected 1 to ", kSlots);
   require(options.streams >= 1, kParamInvalid, "streams_per_link = ", options.streams,
           ", expected at least 1");
+  require(options.stream_budget >= 1, kParamInvalid, "stream_budget = ", options.stream_budget,
+          ", expected at least 1");
+  engine_->streams().add_limit(options.stream_budget);
 }
 
 Instance::~Instance() { close(); }
@@ -22,8 +27,13 @@ std::shared_ptr<Link> Instance::open_link(Peer peer) {
   require(!is_closed_, kFailed, "open_link: the instance of cluster ", cluster_id_, " is finalized");
   auto link = std::make_shared<Link>(engine_, caches_, std::move(peer), options_);
   link->set_handle(links().add(link));
-  links_[link->handle()] = link;
-  engine_->watch(link);
+  try {
+    engine_->watch(link);
+    links_[link->handle()] = link;
+  } catch (...) {
+    links().release(link->handle());  // nobody else would: its engine does not know it
+    throw;
+  }
   return link;
 }
 
@@ -35,7 +45,7 @@ std::shared_ptr<Link> Instance::link(int64_t handle, const char* asked) const {
   return found->second;
 }
 
-void Instance::close_link(int64_t handle) {
+void Instance::close_link(int64_t handle, std::optional<std::chrono::milliseconds> patience) {
   std::shared_ptr<Link> link;
   {
     std::lock_guard lock(mutex_);
@@ -44,7 +54,9 @@ void Instance::close_link(int64_t handle) {
     link = found->second;
     links_.erase(found);
   }
-  link->close();  // the engine releases the handle when nothing of it is in use any more
+  link->close(patience.value_or(
+      std::min(options_.transfer_timeout,
+               options_.closing)));  // the engine releases the handle when nothing of it is in use any more
 }
 
 void Instance::close() {
@@ -52,7 +64,7 @@ void Instance::close() {
   std::vector<int64_t> handles;
   {
     std::lock_guard lock(mutex_);
-    is_closed_ = true;
+    if (!std::exchange(is_closed_, true)) engine_->streams().remove_limit(options_.stream_budget);
     for (const auto& [handle, _] : links_) handles.push_back(handle);
   }
   for (const int64_t handle : handles) close_link(handle);

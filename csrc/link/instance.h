@@ -48,7 +48,8 @@ class Instance {
   int device() const { return engine_->device(); }
   std::shared_ptr<Link> open_link(Peer peer);
   std::shared_ptr<Link> link(int64_t handle, const char* asked) const;
-  void close_link(int64_t handle);
+  // `patience`: for the transfers that run on it; none given: what the options say.
+  void close_link(int64_t handle, std::optional<std::chrono::milliseconds> patience = std::nullopt);
   void close();
 
  private:

@@ -75,6 +75,7 @@ class Lane {
   std::vector<DeviceMemory> workspaces_;  // of its kernels, one of which runs at a time; the last is in use
   uint64_t workspace_bytes_ = 0;
   std::deque<std::unique_ptr<Program>> queue_;
+  std::shared_ptr<void> share_;  // of the device's streams, while it has or may need one
   bool head_is_prepared_ = false;
   Step rows_{};  // of a runtime that copies rows one by one: what is copied now, and how far
   size_t row_ = 1;

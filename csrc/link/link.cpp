@@ -44,7 +44,8 @@ Link::Link(std::shared_ptr<Engine> engine, std::shared_ptr<LocalCaches> caches, 
                                         {peer_.device, peer_.pid, peer_.start_time, peer_.in_this_process})),
       slots_(options.max_in_flight),
       feeder_(std::make_unique<Feeder>(engine_->device(), acl::OnFailure::kStop, &engine_->words(),
-                                       transport_.get())),
+                                       transport_.get(), &engine_->streams(),
+                                       Feeder::Idle{options_.idle, [this] { free_idle_staging(); }})),
       packed_staging_(engine_->device()),
       sending_(kSlots),
       sent_(kSlots, 0),
@@ -54,8 +55,7 @@ Link::Link(std::shared_ptr<Engine> engine, std::shared_ptr<LocalCaches> caches, 
       liveness_(options_.keep_alive, Clock::now()) {}
 
 Link::~Link() {
-  feeder_->stop();
-  if (scatter_feeder_ != nullptr) scatter_feeder_->stop();
+  stop_streams();
   if (page_.address != nullptr && peer_handle_ == 0)
     engine_->pages().give_back(page_);  // no peer ever knew it
   if (pidfd_ >= 0) ::close(pidfd_);
@@ -78,15 +78,15 @@ void Link::connect(int64_t peer_link, const Exported& peer_page) {
   state_.store(kAlive, std::memory_order_release);
 }
 
-void Link::close() {
-  const auto patience = Clock::now() + std::min(options_.transfer_timeout, std::chrono::milliseconds(1000));
-  while (is_alive() && transfers_ > 0 && engine_->wait_for_tick(patience)) {
+void Link::close(std::chrono::milliseconds patience) {
+  const auto transfers_end = Clock::now() + patience;
+  while (is_alive() && transfers_ > 0 && engine_->wait_for_tick(transfers_end)) {
   }
   die(kNotYetLink, "the link was closed here");
-  feeder_->stop();
-  if (Feeder* const scatters = scatters_.load()) scatters->stop();
-  // The peer learns from its page that nothing more will come; only then may our view of that page go.
-  const auto deadline = Clock::now() + std::chrono::seconds(1);
+  stop_streams();
+  // The peer learns from its page that nothing more will come; only then may our view of that page go. A
+  // watchdog that gets no look at a lost device tells nobody, and one such wait is enough for all links.
+  const auto deadline = engine_->is_blind() ? Clock::now() : Clock::now() + options_.closing;
   while (true) {
     {
       std::lock_guard lock(mutex_);
@@ -111,6 +111,11 @@ void Link::close() {
   }
 }
 
+void Link::stop_streams() {
+  feeder_->stop();
+  if (Feeder* const scatters = scatters_.load()) scatters->stop();
+}
+
 void Link::free_all_staging() {
   std::vector<std::unique_ptr<Staging>> lent;
   {
@@ -118,12 +123,11 @@ void Link::free_all_staging() {
     lent.swap(lent_staging_);
     free_staging_.clear();
   }
-  lent.push_back(std::make_unique<Staging>(
-      Staging{staging_.bytes, std::exchange(staging_.device, {}), std::move(staging_.host)}));
+  lent.push_back(staging_.take_buffers());
   const bool is_in_use = transfers_ > 0;  // without a watchdog to tell when it ends
   for (auto& staging : lent) {
     if (is_in_use) {
-      staging.release();
+      [[maybe_unused]] auto* const kept = staging.release();
     } else if (staging->host != nullptr) {
       DATADIST_ACL(acl::set_device(engine_->device()));
       break;
@@ -207,15 +211,18 @@ std::shared_ptr<Lane> Link::take_scatter_lane() {
     std::lock_guard lock(scatter_mutex_);
     if (scatter_feeder_ == nullptr) {
       require_alive("expect");
-      scatter_feeder_ = std::make_unique<Feeder>(engine_->device(), acl::OnFailure::kStop, &engine_->words(),
-                                                 transport_.get());
+      scatter_feeder_ =
+          std::make_unique<Feeder>(engine_->device(), acl::OnFailure::kStop, &engine_->words(),
+                                   transport_.get(), &engine_->streams(), Feeder::Idle{options_.idle, {}});
       scatters_ = scatter_feeder_.get();
     }
     scatters = scatter_feeder_.get();
   }
-  auto lane = scatters->take_lane(SIZE_MAX);
+  auto lane = scatters->take_lane(SIZE_MAX, Feeder::Budget::kBound);
   if (lane == nullptr) require_alive("expect");
-  require(lane != nullptr, kFailed, "expect: the device is shut down");
+  require(lane != nullptr, kLinkBusy, "expect: all ", engine_->streams().limit(),
+          " streams that stream_budget ", "leaves the links of npu:", engine_->device(),
+          " are taken; let a transfer end, or raise it. The ticket and the link are still usable");
   return lane;
 }
 
@@ -256,7 +263,7 @@ std::shared_ptr<Lane> Link::take_staging_lane() {
     main = main_lane_;
   }
   if (main == nullptr || main->is_dropped()) {
-    main = feeder_->take_lane(options_.streams + 1);
+    main = feeder_->take_lane(options_.streams + 1, Feeder::Budget::kExempt);
     std::lock_guard lock(mutex_);
     main_lane_ = main;
   }
@@ -265,14 +272,22 @@ std::shared_ptr<Lane> Link::take_staging_lane() {
 
 std::shared_ptr<Lane> Link::take_lane(bool needs_its_own) {
   auto main = take_staging_lane();
-  auto lane = feeder_->take_lane(options_.streams + 1);
+  auto lane = feeder_->take_lane(options_.streams + 1, Feeder::Budget::kBound);
   return lane != nullptr || needs_its_own ? lane : main;
+}
+
+void Link::free_idle_staging() {
+  acl::ContextScope restore;                   // what frees through torch's allocator changes the thread's
+  std::vector<std::unique_ptr<Staging>> idle;  // freed without the lock: the allocator may wait for streams
+  idle.push_back(staging_.take_buffers());
+  std::lock_guard lock(mutex_);
+  for (Staging* staging : free_staging_) idle.push_back(staging->take_buffers());
 }
 
 Staging* Link::borrow_staging() {
   std::lock_guard lock(mutex_);
   if (free_staging_.empty()) {
-    lent_staging_.push_back(std::make_unique<Staging>(Staging{kLayerStagingBytes, {}, nullptr}));
+    lent_staging_.push_back(std::make_unique<Staging>(kLayerStagingBytes));
     return lent_staging_.back().get();
   }
   Staging* const staging = free_staging_.back();
@@ -461,7 +476,7 @@ void Link::cancel_ahead(uint32_t slot, uint32_t epoch_low, const std::string& wh
   {
     std::lock_guard lock(mutex_);
     std::erase_if(cancelled_ahead_, [&](const auto& other) { return other.slot == slot; });
-    cancelled_ahead_.push_back({slot, epoch_low, why});
+    cancelled_ahead_.push_back({slot, epoch_low, why, std::nullopt});
   }
   engine_->wake();
 }
@@ -477,16 +492,23 @@ void Link::cancel_what_was_told() {
   std::vector<CancelledAhead> waiting;
   {
     std::lock_guard lock(mutex_);
+    for (CancelledAhead& cancelled : cancelled_ahead_) {
+      if (!cancelled.beats) cancelled.beats = liveness_.beats();
+    }
     waiting = cancelled_ahead_;
   }
   for (const CancelledAhead& cancelled : waiting) {
-    const auto [slot, epoch_low, why] = cancelled;
+    const auto [slot, epoch_low, why, beats] = cancelled;
     const uint32_t ahead = (epoch_low - sent(slot).epoch) & TicketNumber::kEpochMask;
     const bool is_used_up = ahead > TicketNumber::kEpochMask / 2;
-    if (!is_used_up && (ahead != 0 || !is_told_of(slot))) continue;
+    const bool is_told = ahead == 0 && is_told_of(slot);
+    // A sender tells of a ticket before its application can: at the latest with its next word, so that two
+    // beats are enough, and one more for a word that the runtime refused.
+    const bool is_never_issued = !is_told && ahead != 0 && liveness_.beats() >= *beats + 4;
+    if (!is_used_up && !is_told && !is_never_issued) continue;
     try {
       // Without our lock: a ticket takes its own first.
-      if (!is_used_up) ticket(slot, epoch_low, "cancel")->cancel(why);
+      if (is_told) ticket(slot, epoch_low, "cancel")->cancel(why);
     } catch (const Error&) {
       // Its sender gave it up first.
     }

@@ -46,7 +46,11 @@ struct LinkOptions {
   std::chrono::milliseconds transfer_timeout{1000};
   size_t max_in_flight = 256;
   size_t streams = 64;
+  size_t stream_budget = 1024;  // of all links of the device
   size_t packed_staging_bytes = 64 << 20;
+  std::chrono::milliseconds idle{5000};     // without work, until streams and staging go back
+  std::chrono::milliseconds closing{1000};  // for running transfers, and for the peer to hear of the end
+  std::shared_ptr<StagingBudget> staging = std::make_shared<StagingBudget>(size_t{1} << 30);
 };
 
 class Link : public std::enable_shared_from_this<Link> {
@@ -58,7 +62,8 @@ class Link : public std::enable_shared_from_this<Link> {
   void set_handle(int64_t handle) { handle_ = handle; }
   const Page& page() const { return page_; }
   void connect(int64_t peer_link, const Exported& peer_page);
-  void close();  // ends it if it is alive, and waits until its streams are gone
+  // Ends it if it is alive, and waits until its streams are gone. `patience`: for what runs on it.
+  void close(std::chrono::milliseconds patience);
 
   // Calls of any thread.
   int64_t handle() const { return handle_; }
@@ -115,7 +120,8 @@ class Link : public std::enable_shared_from_this<Link> {
   // at any time.
   std::pair<std::optional<Outcome>, std::shared_ptr<Ticket>> look_up(uint32_t slot, uint32_t epoch_low) const;
   std::shared_ptr<Ticket> ticket(uint32_t slot, uint32_t epoch_low, const char* asked);
-  // For a ticket that the sender has not told of yet: it is cancelled as soon as that comes.
+  // For a ticket that the sender has not told of yet: it is cancelled as soon as that comes. Forgotten when
+  // the sender has had time to tell and did not: it never issued that number.
   void cancel_ahead(uint32_t slot, uint32_t epoch_low, const std::string& why);
   bool is_cancelled_ahead(uint32_t slot, uint32_t epoch_low) const;
   char* own_flag(uint32_t slot, int64_t layer) const { return page_.address + flag_offset(slot, layer); }
@@ -138,6 +144,7 @@ class Link : public std::enable_shared_from_this<Link> {
   int pidfd() const { return pidfd_; }
   bool watches_process() const;
   bool is_busy() const;
+  void stop_streams();             // what is queued on them is cut off
   bool is_gone(const Tick& tick);  // closed, and nothing of it is in use any more: the engine may forget it
 
   void die(int64_t code, const std::string& why);
@@ -153,6 +160,7 @@ class Link : public std::enable_shared_from_this<Link> {
     uint32_t slot;
     uint32_t epoch_low;
     std::string why;
+    std::optional<uint64_t> beats;  // of the peer, when the watchdog first looked
   };
 
   bool peer_may_write() const;  // with the lock
@@ -165,6 +173,7 @@ class Link : public std::enable_shared_from_this<Link> {
   void post(size_t offset, uint64_t value);
   void free_all_staging();
   bool streams_have_stopped() const;
+  void free_idle_staging();  // feeding thread, which has nothing queued
 
   const std::shared_ptr<Engine> engine_;
   const std::shared_ptr<LocalCaches> caches_;
@@ -186,7 +195,7 @@ class Link : public std::enable_shared_from_this<Link> {
   std::atomic<Feeder*> scatters_{nullptr};
   std::mutex main_lane_mutex_;
   std::shared_ptr<Lane> main_lane_;  // whole transfers share it when no other stream is free
-  Staging staging_{kStagingBytes, {}, nullptr};
+  Staging staging_{kStagingBytes};
   std::vector<std::unique_ptr<Staging>> lent_staging_;  // all that were made, as many as tasks were under way
   std::vector<Staging*> free_staging_;
   std::atomic<int64_t> transfers_{0};

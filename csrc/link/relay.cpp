@@ -26,7 +26,7 @@ class Relay::Program : public datadist::Program {
   size_t at_ = 0;
 };
 
-Relay::Relay(Feeder& feeder) : feeder_(feeder), lane_(feeder.take_lane(SIZE_MAX)) {
+Relay::Relay(Feeder& feeder) : feeder_(feeder), lane_(feeder.take_lane(SIZE_MAX, Feeder::Budget::kExempt)) {
   require(lane_ != nullptr, kFailed, "bind: the device is shut down");
 }
 

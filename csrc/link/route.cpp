@@ -129,9 +129,37 @@ RouteNeeds needs_of(Reach src, Reach dst) {
   return {device == Reach::kImported, !is_pinned, !is_pinned, true};
 }
 
-void Staging::prepare(const RouteNeeds& needs, int device_index) {
-  if (needs.device_buffer && device.address == nullptr) device = mapped::allocate(device_index, bytes);
-  if (needs.host_buffer && host == nullptr) host = std::make_unique<acl::PinnedBuffer>(bytes);
+std::shared_ptr<void> StagingBudget::take(size_t bytes) {
+  const size_t before = taken_->fetch_add(bytes);
+  std::shared_ptr<void> share(nullptr, [taken = taken_, bytes](void*) { *taken -= bytes; });
+  require(before + bytes <= limit_bytes_, kLinkBusy, "it needs a buffer of ", bytes,
+          " bytes on its way between host and device, and the links of this instance have ", before,
+          " of the ", limit_bytes_,
+          " bytes that staging_limit allows; let others end, since an idle link gives its buffers back, or "
+          "raise it. Nothing was sent");
+  return share;
+}
+
+void Staging::prepare(const RouteNeeds& needs, int device_index, StagingBudget& budget) {
+  if (needs.device_buffer && device.address == nullptr) {
+    auto share = budget.take(bytes);
+    device = mapped::allocate(device_index, bytes);
+    device_share = std::move(share);
+  }
+  if (needs.host_buffer && host == nullptr) {
+    auto share = budget.take(bytes);
+    host = std::make_unique<acl::PinnedBuffer>(bytes);
+    host_share = std::move(share);
+  }
+}
+
+std::unique_ptr<Staging> Staging::take_buffers() {
+  auto taken = std::make_unique<Staging>(bytes);
+  taken->device = std::exchange(device, {});
+  taken->host = std::move(host);
+  taken->device_share = std::move(device_share);
+  taken->host_share = std::move(host_share);
+  return taken;
 }
 
 void Route::begin(const Place& dst, const Place& src, size_t bytes) {

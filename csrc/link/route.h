@@ -14,6 +14,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -75,13 +76,30 @@ struct RouteNeeds {
 
 RouteNeeds needs_of(Reach src, Reach dst);
 
+// What the buffers of all links of an instance may take together, device and host.
+class StagingBudget {
+ public:
+  explicit StagingBudget(size_t limit_bytes) : limit_bytes_(limit_bytes) {}
+  // LLM_LINK_BUSY when that is more than there is left. What it returns gives it back.
+  std::shared_ptr<void> take(size_t bytes);
+
+ private:
+  const size_t limit_bytes_;
+  const std::shared_ptr<std::atomic<size_t>> taken_ = std::make_shared<std::atomic<size_t>>(0);
+};
+
 // The buffers of one stream, each made when it is first needed.
 struct Staging {
+  explicit Staging(size_t bytes_of_each) : bytes(bytes_of_each) {}
+
   const size_t bytes;  // of each
   DeviceMemory device;
   std::unique_ptr<acl::PinnedBuffer> host;
+  std::shared_ptr<void> device_share;  // of the budget
+  std::shared_ptr<void> host_share;
 
-  void prepare(const RouteNeeds& needs, int device_index);  // feeding thread
+  void prepare(const RouteNeeds& needs, int device_index, StagingBudget& budget);  // feeding thread
+  std::unique_ptr<Staging> take_buffers();                                         // leaves it without any
 };
 
 class Route {

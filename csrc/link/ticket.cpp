@@ -71,12 +71,14 @@ std::tuple<bool, int64_t, std::string> cancel_ticket(int64_t number, Clock::time
   const TicketNumber ticket = TicketNumber::unpack(number);
   const auto link = number > 0 ? links().find(ticket.link) : nullptr;
   auto state = ticket_state(number);
+  bool is_ahead = link != nullptr && link->is_cancelled_ahead(ticket.slot, ticket.epoch_low);
   if (!std::get<0>(state) && std::get<1>(state) == kSuccess) {
     try {
       if (const auto found = find_ticket(number, "cancel", std::nullopt)) {
         found->cancel(kCancelled);
       } else {
         link->cancel_ahead(ticket.slot, ticket.epoch_low, kCancelled);
+        is_ahead = true;
       }
     } catch (const Error&) {
       // It has ended, or its link died just now: the state says so.
@@ -89,6 +91,12 @@ std::tuple<bool, int64_t, std::string> cancel_ticket(int64_t number, Clock::time
       // Its link is gone for good and the index serves another, or its slot was issued again: it has ended.
       return {true, error.code(), error.what()};
     }
+    const bool is_given_up = is_ahead && !link->is_cancelled_ahead(ticket.slot, ticket.epoch_low);
+    require(!is_given_up ||
+                link->sent(ticket.slot).epoch % (TicketNumber::kEpochMask + 1) == ticket.epoch_low ||
+                std::get<0>(state) || std::get<1>(state) != kSuccess,
+            kParamInvalid, "cancel: ", number, " is no ticket: ", link->peer().name,
+            " has issued none of that number on this link");
     if (std::get<0>(state) || !link->engine().wait_for_tick(deadline)) return state;
   }
 }

@@ -21,7 +21,9 @@ class TransferProgram : public Program {
 
   void prepare() override {
     if (plan_.remote == nullptr) return;
-    if (plan_.needs.buffers()) transfer_->staging_->prepare(plan_.needs, transfer_->link_->engine().device());
+    Link& link = *transfer_->link_;
+    if (plan_.needs.buffers())
+      transfer_->staging_->prepare(plan_.needs, link.engine().device(), *link.options().staging);
     RemoteCache& remote = *plan_.remote;
     const LayerRange& range = plan_.remote_layers;
     const int64_t first = range.first_layer * range.tensors_per_layer;
@@ -295,10 +297,10 @@ void Transfer::submit(bool notify_host, const char* asked) {
     link_->require_alive(asked);  // a link that dies just now gives no more streams
   }
   require(lane != nullptr, kLinkBusy, asked, ": all ", link_->options().streams, " streams of the link to ",
-          link_->peer().name,
-          " serve transfers that wait for their layers; let one finish. Nothing "
-          "was sent; the link is "
-          "still usable.");
+          link_->peer().name, " (streams_per_link), or all ", link_->engine().streams().limit(),
+          " of the links of npu:", link_->engine().device(),
+          " (stream_budget), serve transfers that wait for their layers; let one finish. Nothing was sent; "
+          "the link is still usable.");
   {
     std::lock_guard lock(mutex_);
     lane_ = lane;
@@ -362,16 +364,35 @@ std::tuple<bool, int64_t, std::string> Transfer::wait_until(Clock::time_point de
 
 std::tuple<bool, int64_t, std::string> Transfer::state() const {
   std::lock_guard lock(mutex_);
-  // What failed has ended when nothing of it is queued any more.
-  return {is_over() && (is_publication() || code_ == kSuccess || is_drained_), code_, why_};
+  // What failed has ended when nothing of it is queued any more: without a watchdog, when its stream is gone.
+  const bool is_through = is_drained_ || (is_abandoned_ && has_left_its_stream());
+  return {is_over() && (is_publication() || code_ == kSuccess || is_through), code_, why_};
 }
 
-std::optional<std::string> Transfer::why_in_doubt(const Destination& destination) const {
-  std::lock_guard lock(mutex_);
-  if (!is_in_doubt_ || plan_.way == TransferPlan::Way::kPacked ||
-      !Destination(*link_, plan_).overlaps(destination))
-    return std::nullopt;
-  return why_;
+// What it writes may be a long list: it is made once, and without the lock, which the watchdog needs.
+std::optional<std::string> Transfer::why_in_doubt(const Destination& destination) {
+  std::shared_ptr<LocalCache> local;
+  std::shared_ptr<RemoteCache> remote;
+  std::shared_ptr<const Destination> writes;
+  std::string why;
+  {
+    std::lock_guard lock(mutex_);
+    if (!is_in_doubt_ || plan_.way == TransferPlan::Way::kPacked) return std::nullopt;
+    local = plan_.local;
+    remote = plan_.remote;
+    writes = writes_;
+    why = why_;
+  }
+  if (writes == nullptr) {
+    writes = std::make_shared<Destination>(*link_, plan_, local, remote);
+    acl::ContextScope restore;  // we may be the last to hold the caches
+    local.reset();
+    remote.reset();
+    std::lock_guard lock(mutex_);
+    if (is_in_doubt_) writes_ = writes;
+  }
+  if (!writes->overlaps(destination)) return std::nullopt;
+  return why;
 }
 
 bool Transfer::wait_drained(Clock::time_point deadline) {
@@ -379,7 +400,7 @@ bool Transfer::wait_drained(Clock::time_point deadline) {
   link_->engine().wake();
   const auto is_through = [this] { return is_drained_ && is_over(); };
   changed_.wait_until(lock, deadline, [&] { return is_through() || is_abandoned_; });
-  return is_through();
+  return is_through() || (is_abandoned_ && has_left_its_stream());
 }
 
 Gate Transfer::start_gate_for(int64_t local_layer) {
@@ -614,6 +635,7 @@ bool Transfer::has_left_its_stream() const {
 void Transfer::drained() {
   is_drained_ = true;
   if (std::exchange(is_in_doubt_, false)) link_->engine().doubt_ends();
+  writes_.reset();
   changed_.notify_all();
   if (slot_)
     link_->slot_drained(*slot_, sent_word(code_ == kSuccess ? SentWord::kDrained : SentWord::kFailed, code_));

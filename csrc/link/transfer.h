@@ -87,7 +87,7 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   // Blocks until it ended and nothing of it is queued any more; false at the deadline, or without a watchdog.
   bool wait_drained(Clock::time_point deadline);
   // Why it failed, while it may still write there.
-  std::optional<std::string> why_in_doubt(const Destination& destination) const;
+  std::optional<std::string> why_in_doubt(const Destination& destination);
 
   // --- what a caller's stream needs; each call says that the stream will write the word
   Gate start_gate_for(int64_t layer);
@@ -206,6 +206,7 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   bool is_drained_ = false;
   bool is_abandoned_ = false;
   bool is_in_doubt_ = false;
+  std::shared_ptr<const Destination> writes_;  // made when somebody asks what is in doubt
   // Of a publication.
   std::optional<TakenWord> taken_;
   bool is_settled_ = false;

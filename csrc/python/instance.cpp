@@ -88,15 +88,22 @@ void add_remote_cache(Instance& instance, int64_t handle, int64_t cache_id, std:
 }
 
 LinkOptions link_options(int64_t keep_alive_ms, int64_t transfer_timeout_ms, int64_t max_in_flight,
-                         int64_t streams_per_link, int64_t packed_staging_bytes) {
+                         int64_t streams_per_link, int64_t stream_budget, int64_t packed_staging_bytes,
+                         int64_t stream_idle_ms, int64_t close_timeout_ms, int64_t staging_limit) {
   require(chunk_bytes_of(static_cast<size_t>(std::max<int64_t>(packed_staging_bytes, 0))) > 0, kParamInvalid,
           "packed_staging_bytes = ", packed_staging_bytes, ", expected at least ",
           kStagingWindows * kChunksPerWindow * kPackedAlignment);
   require(keep_alive_ms >= 100 && transfer_timeout_ms >= 1, kParamInvalid, "keep_alive_ms = ", keep_alive_ms,
           " (at least 100), transfer_timeout_ms = ", transfer_timeout_ms, " (at least 1)");
-  return {std::chrono::milliseconds(keep_alive_ms), std::chrono::milliseconds(transfer_timeout_ms),
-          static_cast<size_t>(max_in_flight), static_cast<size_t>(streams_per_link),
-          static_cast<size_t>(packed_staging_bytes)};
+  return {std::chrono::milliseconds(keep_alive_ms),
+          std::chrono::milliseconds(transfer_timeout_ms),
+          static_cast<size_t>(max_in_flight),
+          static_cast<size_t>(streams_per_link),
+          static_cast<size_t>(stream_budget),
+          static_cast<size_t>(packed_staging_bytes),
+          std::chrono::milliseconds(stream_idle_ms),
+          std::chrono::milliseconds(close_timeout_ms),
+          std::make_shared<StagingBudget>(static_cast<size_t>(staging_limit))};
 }
 
 }  // namespace
@@ -116,14 +123,20 @@ void define_instance(py::module_& m) {
 
   py::class_<Instance>(m, "Instance")
       .def(py::init([](int device, int64_t cluster_id, int64_t keep_alive_ms, int64_t transfer_timeout_ms,
-                       int64_t max_in_flight, int64_t streams_per_link, int64_t packed_staging_bytes) {
-             return std::make_unique<Instance>(device, cluster_id,
-                                               link_options(keep_alive_ms, transfer_timeout_ms, max_in_flight,
-                                                            streams_per_link, packed_staging_bytes));
+                       int64_t max_in_flight, int64_t streams_per_link, int64_t stream_budget,
+                       int64_t packed_staging_bytes, int64_t stream_idle_ms, int64_t close_timeout_ms,
+                       int64_t staging_limit) {
+             return std::make_unique<Instance>(
+                 device, cluster_id,
+                 link_options(keep_alive_ms, transfer_timeout_ms, max_in_flight, streams_per_link,
+                              stream_budget, packed_staging_bytes, stream_idle_ms, close_timeout_ms,
+                              staging_limit));
            }),
            py::arg("device"), py::arg("cluster_id"), py::kw_only(), py::arg("keep_alive_ms") = 3000,
            py::arg("transfer_timeout_ms") = 1000, py::arg("max_in_flight") = 256,
-           py::arg("streams_per_link") = 64, py::arg("packed_staging_bytes") = 64 << 20, nogil)
+           py::arg("streams_per_link") = 64, py::arg("stream_budget") = 1024,
+           py::arg("packed_staging_bytes") = 64 << 20, py::arg("stream_idle_ms") = 5000,
+           py::arg("close_timeout_ms") = 1000, py::arg("staging_limit") = int64_t{1} << 30, nogil)
       .def("close", &Instance::close, nogil)
       .def("register_cache", &register_cache, py::arg("tensors"), py::arg("num_blocks"),
            py::arg("is_blocks") = true, nogil)
@@ -183,7 +196,16 @@ void define_instance(py::module_& m) {
             return std::make_tuple(link->is_alive(), code, why);
           },
           py::arg("link"), nogil)
-      .def("close_link", &Instance::close_link, py::arg("link"), nogil);
+      .def(
+          "close_link",
+          [](Instance& self, int64_t link, std::optional<int64_t> patience_ms) {
+            if (patience_ms) {
+              self.close_link(link, std::chrono::milliseconds(*patience_ms));
+            } else {
+              self.close_link(link);
+            }
+          },
+          py::arg("link"), py::arg("patience_ms") = std::nullopt, nogil);
 }
 
 }  // namespace datadist

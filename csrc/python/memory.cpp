@@ -1,8 +1,14 @@
 // Memory that is not a registered cache: tensors over addresses, shared host memory, paged caches.
 #include <torch_npu/csrc/aten/common/from_blob.h>
 #include <torch_npu/csrc/core/npu/NPUFunctions.h>
+#include <torch_npu/csrc/framework/OpCommand.h>
 
+#include "acl/queue.h"
 #include "cache/paged.h"
+#include "link/engine.h"
+#include "link/forked.h"
+#include "link/stream_mark.h"
+#include "ops/arguments.h"
 #include "python/tensors.h"
 #include "transport/mapped/host_memory.h"
 
@@ -21,6 +27,35 @@ at::Tensor tensor_from_address(int64_t address, const std::vector<int64_t>& shap
                                    at::TensorOptions().dtype(dtype).device(npu));
 }
 
+// Returns when the calling thread's current stream has got here. It waits neither with the GIL nor by a call
+// that waits for a stream.
+void wait_for_current_stream(int device, int64_t timeout_ms, const std::string& asked) {
+  require_not_forked(asked.c_str());
+  const auto engine = Engine::of(device);
+  const auto mark = std::make_shared<StreamMark>(&engine->words());
+  {
+    const StreamInUse stream(device);
+    if (c10_npu::isStreamCapturingMayInitCtx(stream.raw)) return;  // its kernels run in replays
+    engine->watch(mark);
+    try {
+      at_npu::native::OpCommand::RunOpApiV2("wait_for_current_stream", [stream = stream.raw, mark]() -> int {
+        if (acl::queue_write(mark->word(), 1, stream) != 0) mark->refuse();
+        return 0;
+      });
+    } catch (...) {
+      mark->refuse();
+      throw;
+    }
+  }
+  engine->wake_soon();
+  const bool is_through =
+      mark->wait_until(Clock::now() + std::chrono::milliseconds(timeout_ms), asked.c_str());
+  require(is_through, kTimeout, asked, ": the current stream of npu:", device,
+          " has not come to the end of what was queued there within ", timeout_ms,
+          " ms, and that may still write the tensors. Nothing was registered; synchronize the stream first, "
+          "or raise register_timeout");
+}
+
 }  // namespace
 
 void define_memory(py::module_& m) {
@@ -34,6 +69,8 @@ void define_memory(py::module_& m) {
   m.def("paged_close", [](int64_t handle) { paged_caches().remove(handle); }, py::arg("handle"), nogil);
   m.def("tensor_from_address", &tensor_from_address, py::arg("address"), py::arg("shape"), py::arg("dtype"),
         py::arg("device"), nogil);
+  m.def("wait_for_current_stream", &wait_for_current_stream, py::arg("device"), py::arg("timeout_ms"),
+        py::arg("asked"), nogil);
   m.def("allocate_shared_host", &mapped::allocate_shared_host, py::arg("device"), py::arg("bytes"), nogil);
 }
 

@@ -145,6 +145,9 @@ void define_tasks(py::module_& m) {
   m.def(
       "task_discard", [](int64_t task) { tasks().get(task, "discard")->discard("discard"); }, py::arg("task"),
       nogil);
+  m.def(
+      "task_is_bound", [](int64_t task) { return tasks().get(task, "task_is_bound")->is_bound(); },
+      py::arg("task"), nogil);
   m.def("task_free", &task_free, py::arg("task"), nogil);
   m.def("ticket_state", &ticket_state, py::arg("ticket"), nogil);
   m.def("ticket_cancel", &ticket_cancel, py::arg("ticket"), py::arg("timeout_ms"), nogil);

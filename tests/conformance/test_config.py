@@ -49,6 +49,12 @@ OPTIONS: list[tuple[str, Any, dict[str, str]]] = [
     ("keep_alive_ms", 500, {"torch_llm_datadist.KeepAliveMs": "500"}),
     ("max_in_flight", 8, {"torch_llm_datadist.MaxInFlight": "8"}),
     ("packed_staging_bytes", 4096, {"torch_llm_datadist.PackedStagingBytes": "4096"}),
+    ("streams_per_link", 4, {"torch_llm_datadist.StreamsPerLink": "4"}),
+    ("stream_budget", 100, {"torch_llm_datadist.StreamBudget": "100"}),
+    ("stream_idle_ms", 50, {"torch_llm_datadist.StreamIdleMs": "50"}),
+    ("staging_limit", 2**40, {"torch_llm_datadist.StagingLimit": str(2**40)}),
+    ("close_timeout", 100, {"torch_llm_datadist.CloseTimeoutMs": "100"}),
+    ("register_timeout", 60_000, {"torch_llm_datadist.RegisterTimeoutMs": "60000"}),
 ]  # fmt: skip
 
 
@@ -96,6 +102,13 @@ def test_option_defaults_are_the_originals() -> None:
         config.listen_ip_info == config.local_comm_res == config.transfer_backend == config.mem_pool_cfg == ""
     )
     assert (config.keep_alive_ms, config.max_in_flight) == (3000, 256)
+    assert (config.streams_per_link, config.stream_budget, config.stream_idle_ms, config.staging_limit) == (
+        64,
+        1024,
+        5000,
+        2**30,
+    )
+    assert (config.close_timeout, config.register_timeout) == (1000, 10_000)
 
 
 def test_named_options_win_over_ge_options() -> None:

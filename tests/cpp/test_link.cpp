@@ -82,6 +82,16 @@ TEST(link_fails_what_is_prepared_when_it_is_closed) {
   CHECK_THROWS(Error, "the link was closed here", pair.a.move(Direction::kPush, pair.to_b, {0}, {0}));
 }
 
+TEST(link_that_cannot_be_opened_leaves_no_handle_behind) {
+  Side side(1, 0);
+  Engine::of(0)->stop();
+
+  for (int attempt = 0; attempt < 3; ++attempt)
+    CHECK_THROWS(Error, "is shut down", side.instance().open_link({2, "cluster 2", 1, getpid(), 0, true}));
+
+  for (int64_t handle = 1; handle < 8; ++handle) CHECK(links().find(handle) == nullptr);
+}
+
 TEST(link_refuses_numbers_that_no_cache_has) {
   Pair pair;
 

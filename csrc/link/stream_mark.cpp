@@ -1,0 +1,29 @@
+#include "link/stream_mark.h"
+
+#include "error.h"
+
+namespace datadist {
+
+bool StreamMark::wait_until(Clock::time_point deadline, const char* asked) {
+  std::unique_lock lock(mutex_);
+  changed_.wait_until(lock, deadline, [this] { return has_passed_ || is_abandoned_; });
+  require(!is_abandoned_ && !is_refused_.load(), kFailed, asked,
+          ": the current stream takes no work any more, so nobody knows when it is through");
+  return has_passed_;
+}
+
+bool StreamMark::tick() {
+  std::lock_guard lock(mutex_);
+  if (word_.seen() == 0 && !is_refused_.load()) return false;
+  has_passed_ = true;
+  changed_.notify_all();
+  return true;
+}
+
+void StreamMark::abandon() {
+  std::lock_guard lock(mutex_);
+  is_abandoned_ = true;
+  changed_.notify_all();
+}
+
+}  // namespace datadist
