@@ -18,7 +18,7 @@ from .block_transfer import (
 )
 from .cache import Cache
 from .data_type import Placement
-from .entry_transfer import EntryTransfer, read_entry
+from .entry_transfer import EntryTransfer, Key, read_entry
 from .errors import ParamInvalidError
 from .key_table import only_name_of
 from .keys import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
@@ -89,14 +89,10 @@ class Pulls(Publications, PeerCaches):
         )
         self._refuse_own(asked, cache_key.cluster_id)
         with self._links.table.using(cache_key.cluster_id, asked) as link:
-            remote, remote_entry = self._remote(asked, link, cache_key)
-            if src_layers is None:
-                check_remote_count(asked, link, len(remote.segments), dst_layers, per_layer)
-            first = src_layers.start if src_layers is not None else 0
-            transfer = EntryTransfer(
-                _NO_BLOCKS, remote.cache_id, remote_entry, entry, length,
-                first, dst_layers.start, len(dst_layers), per_layer,
-            )  # fmt: skip
+            remote, remote_entry, layers = self._source(
+                asked, link, cache_key, src_layers, dst_layers, per_layer
+            )
+            transfer = EntryTransfer(_NO_BLOCKS, remote.cache_id, remote_entry, entry, length, *layers)
             doubt = self._unfinished(link, cache.cache_id, [entry], is_at_peer=False)
             self._call.move_entry(asked, ops.pull_cache, cache, transfer, link, doubt, published)
             self._took(link, remote, transfer)
@@ -158,11 +154,9 @@ class Pulls(Publications, PeerCaches):
         )
         self._refuse_own(asked, src_cache_key.cluster_id)
         with self._links.table.using(src_cache_key.cluster_id, asked) as link:
-            remote, remote_entry = self._remote(asked, link, src_cache_key)
-            if src_layers is None:
-                check_remote_count(asked, link, len(remote.segments), dst_layers, per_layer)
-            first = src_layers.start if src_layers is not None else 0
-            layers = (first, dst_layers.start, len(dst_layers), per_layer)
+            remote, remote_entry, layers = self._source(
+                asked, link, src_cache_key, src_layers, dst_layers, per_layer
+            )
             doubt = self._unfinished(link, dst_cache.cache_id, dst, is_at_peer=False)
             if isinstance(src_cache_key, BlocksCacheKey):
                 blocks = BlockTransfer(src, dst, *layers)
@@ -175,6 +169,24 @@ class Pulls(Publications, PeerCaches):
             entry = EntryTransfer(dst, remote.cache_id, remote_entry, 0, -1, *layers)
             self._call.move_entry(asked, ops.pull_cache, dst_cache, entry, link, doubt, published)
             self._took(link, remote, entry)
+
+    def _source(
+        self,
+        asked: str,
+        link: Link,
+        key: Key,
+        src_layers: range | None,
+        dst_layers: range,
+        per_layer: int,
+    ) -> tuple[CacheRecord, int, tuple[int, int, int, int]]:
+        """The peer's cache, its entry, and the layers: the first ones there and here, how many, tensors of
+        each. Without a range all of the cache there are meant.
+        """
+        remote, remote_entry = self._remote(asked, link, key)
+        if src_layers is None:
+            check_remote_count(asked, link, len(remote.segments), dst_layers, per_layer)
+        first = 0 if src_layers is None else src_layers.start
+        return remote, remote_entry, (first, dst_layers.start, len(dst_layers), per_layer)
 
     def _check_layouts(self, asked: str, remote: CacheRecord, local: LocalCache) -> None:
         """2.8: a host entry goes to device blocks only where remote access is on."""
