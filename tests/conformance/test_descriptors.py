@@ -117,6 +117,11 @@ DESC_ERRORS = [
         lambda: CacheDesc(1, [1], DataType.DT_INT8, seq_len_dim_index=-2),
     ),
     row(
+        "2.5 CacheDesc(1, [1], DT_INT8, seq_len_dim_index=None)",
+        TypeError,
+        lambda: CacheDesc(1, [1], DataType.DT_INT8, seq_len_dim_index=None),
+    ),  # type: ignore[arg-type]
+    row(
         "2.5 CacheDesc(1, [1], DT_INT8, kv_tensor_format=3)",
         TypeError,
         lambda: CacheDesc(1, [1], DataType.DT_INT8, kv_tensor_format=3),
