@@ -165,9 +165,15 @@ std::unique_lock<std::mutex> Binding::begin_capture(const char* asked, const OpS
   std::unique_lock alone(bind_mutex_, std::try_to_lock);
   require(alone.owns_lock(), kParamInvalid, asked, ": another thread binds or captures binding ", number_,
           " while this one captures; do one after the other");
+  std::shared_ptr<Round> bound;
   {
     std::lock_guard lock(mutex_);
     if (graph_gates_ != nullptr) return alone;
+    if (round_ != nullptr && round_->is_untouched()) bound = round_;
+  }
+  if (bound != nullptr) bound->make_relays();
+  {
+    std::lock_guard lock(mutex_);
     if (round_ == nullptr || !round_->is_untouched())
       replace_round(std::make_shared<Round>(*engine_, next_gates_, layers_));
     graph_gates_ = round_->gates();
@@ -246,10 +252,17 @@ int64_t Binding::push_layer_from_host(int64_t layer) {
 }
 
 int64_t Binding::wait_layer_on_host(int64_t layer) {
+  const size_t index = index_of(layer, "wait_layer");
   std::unique_lock lock(mutex_);
   round_for_op("wait_layer", {});
-  const size_t index = index_of(layer, "wait_layer");
-  const auto round = round_;
+  auto round = round_;
+  for (std::shared_ptr<Round> ready; ready != round; round = round_) {
+    ready = round;
+    lock.unlock();
+    ready->make_relay_for_waits();
+    lock.lock();
+    round_for_op("wait_layer", {});
+  }
   if (round->wait_on_host(index)) return round->code();
   engine_->wake();
   passed_.wait(lock, [&] { return round->has_passed(index) || is_abandoned_; });

@@ -23,12 +23,8 @@ Round::Round(Engine& engine, std::shared_ptr<Gates> gates, std::shared_ptr<const
 void Round::connect(std::vector<std::shared_ptr<Transfer>> tasks,
                     std::vector<std::shared_ptr<Ticket>> tickets, std::set<int64_t> open_layers,
                     std::chrono::milliseconds timeout) {
-  Feeder& feeder = engine_.local_feeder();
-  if (!tasks.empty()) {
-    push_relay_ = std::make_shared<Relay>(feeder);
-    finish_relay_ = std::make_shared<Relay>(feeder);
-  }
-  if (!tickets.empty()) wait_round_ = std::make_shared<WaitRound>(feeder, status_);
+  if (!tickets.empty()) wait_round_ = std::make_shared<WaitRound>(status_);
+  if (is_for_graphs()) make_relays(!tasks.empty());
   size_t bound_tickets = 0;
   size_t bound_tasks = 0;
   try {
@@ -55,6 +51,19 @@ void Round::connect(std::vector<std::shared_ptr<Transfer>> tasks,
     pushes_[i].is_needed = !is_open_[i] && std::any_of(tasks_.begin(), tasks_.end(), carries);
   }
   if (is_for_graphs()) serve_graphs();
+}
+
+void Round::make_relays(bool for_tasks) {
+  Feeder& feeder = engine_.local_feeder();
+  if (for_tasks && push_relay_ == nullptr) {
+    push_relay_ = std::make_shared<Relay>(feeder);
+    finish_relay_ = std::make_shared<Relay>(feeder);
+  }
+  make_relay_for_waits();
+}
+
+void Round::make_relay_for_waits() {
+  if (wait_round_ != nullptr) wait_round_->make_relay(engine_.local_feeder());
 }
 
 void Round::serve_graphs() {

@@ -47,6 +47,10 @@ class Round {
   void connect(std::vector<std::shared_ptr<Transfer>> tasks, std::vector<std::shared_ptr<Ticket>> tickets,
                std::set<int64_t> open_layers, std::chrono::milliseconds timeout);
   bool is_connected() const { return is_connected_; }
+  // What eager ops do without: streams for relays. Before `serve_graphs`, or `wait_on_host`, of a connected
+  // round; without a lock, since it may allocate.
+  void make_relays() { make_relays(has_tasks()); }
+  void make_relay_for_waits();
   // A graph begins to know the gates, and no eager op was called yet.
   void serve_graphs();
   const std::shared_ptr<Gates>& gates() const { return gates_; }
@@ -116,6 +120,7 @@ class Round {
     uint64_t last = 0;
   };
 
+  void make_relays(bool for_tasks);
   void relay_pushes();
   void relay_waits();
   void relay_finish();

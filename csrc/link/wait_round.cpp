@@ -2,13 +2,25 @@
 
 namespace datadist {
 
+void WaitRound::make_relay(Feeder& feeder) {
+  {
+    std::lock_guard lock(mutex_);
+    if (relay_ != nullptr) return;
+  }
+  auto made = std::make_shared<Relay>(feeder);  // without the lock: it may allocate
+  std::lock_guard lock(mutex_);
+  if (relay_ == nullptr) relay_ = std::move(made);
+}
+
 void WaitRound::start(std::vector<Step> steps, std::vector<Opening> openings) {
+  std::shared_ptr<Relay> relay;
   {
     std::lock_guard lock(mutex_);
     openings_ = std::move(openings);
     has_relay_ = true;  // also where no ticket is left to wait for
+    relay = relay_;
   }
-  relay_->start(std::move(steps));
+  relay->start(std::move(steps));
 }
 
 void WaitRound::give_up(const std::string& why) {

@@ -17,8 +17,10 @@ namespace datadist {
 
 class WaitRound {
  public:
-  WaitRound(Feeder& feeder, std::shared_ptr<Status> status)
-      : status_(std::move(status)), relay_(std::make_shared<Relay>(feeder)) {}
+  explicit WaitRound(std::shared_ptr<Status> status) : status_(std::move(status)) {}
+
+  // Before `start` and all that leads to it; any thread, and again does nothing.
+  void make_relay(Feeder& feeder);
 
   struct Opening {
     Word gate;
@@ -49,8 +51,8 @@ class WaitRound {
 
  private:
   const std::shared_ptr<Status> status_;
-  const std::shared_ptr<Relay> relay_;
   mutable std::mutex mutex_;
+  std::shared_ptr<Relay> relay_;
   std::vector<Opening> openings_;
   std::optional<std::pair<int64_t, std::string>> failure_;
   std::optional<std::string> given_up_;
