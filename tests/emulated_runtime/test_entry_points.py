@@ -82,6 +82,9 @@ LOOKED_UP = {
         aclmdlRICaptureThreadExchangeMode aclmdlRICaptureTaskGrpBegin aclmdlRICaptureTaskGrpEnd
         aclmdlRICaptureTaskUpdateBegin aclmdlRICaptureTaskUpdateEnd aclmdlRIExecuteAsync
         aclmdlRIDestroy aclmdlRIGetId aclmdlRIDebugPrint aclmdlRIDebugJsonPrint
+        aclmdlRICaptureToModelRIBegin aclmdlRIAddCondTask aclmdlRICondHandleCreate
+        aclmdlRICondHandleGetCondPtr aclmdlRIExecute aclmdlRIGetStreams aclmdlRIGetTasksByStream
+        aclmdlRITaskGetParams aclmdlRITaskSetParams aclmdlRIUpdate
     """,
     "errors": """
         aclGetRecentErrMsg aclrtPeekAtLastError aclrtGetLastError aclrtDeviceTaskAbort
@@ -100,7 +103,8 @@ LOOKED_UP = {
     """,
     "copies": """
         aclrtMemcpyBatchV2 aclrtMemcpyBatchAsyncV2 aclrtMemcpy2d aclrtMemcpy2dAsync aclrtMemsetD32
-        aclrtMemsetD32Async
+        aclrtMemsetD32Async aclrtGetMemcpyDescSize aclrtSetMemcpyDesc aclrtMemcpyAsyncWithDesc
+        aclrtMemcpyAsyncWithOffset
     """,
 }
 
@@ -110,3 +114,50 @@ def test_functions_of_the_group_are_there(group: str) -> None:
     shown = symbols(c.LIBRARY, "--defined-only")
 
     assert [name for name in {**LINKED, **LOOKED_UP}[group].split() if name not in shown] == []
+
+
+# torch_npu looks these up in other libraries and does without them: a stub that succeeds would be a lie.
+ABSENT = {
+    "libacl_op_compiler.so": """
+        aclSetCompileopt aclGetCompileopt aclGetCompileoptSize aclGenGraphAndDumpForOp
+        aclCreateGraphDumpOpt aclDestroyGraphDumpOpt aclopStartDumpArgs aclopStopDumpArgs
+    """,
+    "libhccl.so": "HcclGetRootInfo HcclCommInitRootInfo HcclAllReduce HcclSend HcclRecv HcclCommDestroy",
+    "libascendcl.so": "aclGetCannAttributeList aclGetCannAttribute aclrtLaunchKernelWithHostArgs",
+}
+PROFILING = """
+    aclprofInit aclprofFinalize aclprofStart aclprofStop aclprofCreateConfig aclprofDestroyConfig
+    aclprofSetConfig aclprofWarmup aclprofCreateStepInfo aclprofDestroyStepInfo aclprofGetStepTimestamp
+    aclprofMarkEx aclprofRegisterDeviceCallback
+"""
+
+
+@pytest.mark.parametrize("library", ABSENT)
+def test_what_torch_npu_does_without_is_absent(library: str) -> None:
+    shown = symbols(c.LIBRARY.parent / library, "--defined-only")
+
+    assert [name for name in ABSENT[library].split() if name in shown] == []
+
+
+def test_functions_that_a_profiler_starts_with_are_there() -> None:
+    shown = symbols(c.LIBRARY.parent / "libmsprofiler.so", "--defined-only")
+
+    assert [name for name in PROFILING.split() if name not in shown] == []
+
+
+@pytest.mark.parametrize(
+    "library",
+    [
+        "libnnopbase",
+        "libdcmi",
+        "libascend_dump",
+        "libhcomm",
+        "libascend_ml",
+        "liblcal",
+        "libshmem",
+        "libatb",
+        "libfmk_parser",
+    ],
+)
+def test_library_of_something_else_is_absent(library: str) -> None:
+    assert not (c.LIBRARY.parent / f"{library}.so").exists()
