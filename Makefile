@@ -19,7 +19,8 @@ test: build
 	$(PYTEST) tests/emulated_runtime $(ARGS)
 	$(PYTEST) $(ARGS)
 
-# The whole suite under the race checker, all processes together; takes 1.3 times the suite's processor time.
+# The whole suite under the race checker, all processes together: 35 minutes of processor time, where each file was
+# run by itself; a third of that is the start of two workers per file.
 races: build
 	$(PYTEST) $(UNDER_RACES) tests/emulated_runtime $(ARGS)
 	$(PYTEST) $(UNDER_RACES) $(ARGS)

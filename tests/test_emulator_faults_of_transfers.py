@@ -67,6 +67,7 @@ def test_flipped_byte_of_a_transfer_arrives_flipped(pair):
     assert arrived[tuple(wrong[0])] == right[tuple(wrong[0])] ^ 0xFF
 
 
+@pytest.mark.races_on_purpose("looks at bytes of a copy that is under way")
 def test_transfer_that_stands_still_in_a_copy_shows_half_of_it_and_goes_on(pair):
     a, b = pair
     held = faults.of(a.pid).hold_copy(after=COPY_BYTES // 2, direction="peer", bytes=COPY_BYTES)
@@ -82,6 +83,7 @@ def test_transfer_that_stands_still_in_a_copy_shows_half_of_it_and_goes_on(pair)
     assert torch.equal(b.call(instances.content), expected())
 
 
+@pytest.mark.races_on_purpose("looks at bytes of a copy that is under way")
 def test_senders_device_goes_on_while_its_host_is_frozen(pair):
     a, b = pair
     theirs = faults.of(a.pid)
@@ -140,6 +142,7 @@ def test_device_lost_under_a_transfer_ends_it_with_an_error_and_no_hang(pair):
     theirs.reset()
 
 
+@pytest.mark.races_on_purpose("the flag that orders them is early")
 def test_flag_that_overtakes_its_bytes_lets_the_receiver_read_old_ones(pair):
     """What an interconnect that reorders would do to the arrival flags: the ordering tests would see it."""
     a, b = pair

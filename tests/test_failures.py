@@ -201,6 +201,8 @@ def refuse_then_push(state, function, nth):
     try:
         instances.push_blocks(state, 2, [0, 2, 4, 6], [7, 5, 3, 1])
     except datadist.LLMException as error:
+        # What was queued before the refusal may still write.
+        state.datadist.cache_manager.wait_until_settled(timeout_s=20)
         return error.status_code.name, str(error)
     finally:
         emulator.fail_next(function, 0, 0)

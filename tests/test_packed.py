@@ -247,23 +247,26 @@ def test_the_planner_decides_where_nobody_does(pair: Pair) -> None:
     src, dst = [5, 60, 3, 41, 22, 9, 33, 18, 50, 27], [9, 2, 33, 47, 60, 5, 21, 12, 38, 55]
     key = BlocksCacheKey(2, 5)
 
+    def arrives(task: Any) -> None:  # before the next one writes the same blocks
+        push(here, task)
+        assert wait(there, task.ticket).item() == 0
+
     in_time = here.manager.prepare_push(key, here.many.cache, src, dst)
     assert there.manager.expect(in_time.ticket, dst)
     until(lambda: in_time.is_expected)
-    push(here, in_time)
+    arrives(in_time)
     too_late = here.manager.prepare_push(key, here.many.cache, src, dst)
     push(here, too_late)
     there.manager.expect(too_late.ticket, list(range(10)))  # its sender has made up its mind
+    assert wait(there, too_late.ticket).item() == 0
     single = here.manager.prepare_push(key, here.many.cache, src[:1], dst[:1])
     assert not there.manager.expect(single.ticket, dst[:1])
-    push(here, single)
+    arrives(single)
     refused = here.manager.prepare_push(key, here.many.cache, src, dst, packed=False)
     assert not there.manager.expect(refused.ticket, dst)
-    push(here, refused)
+    arrives(refused)
 
     assert [t.is_packed for t in (in_time, too_late, single, refused)] == [True, False, False, False]
-    for task in (in_time, too_late, single, refused):
-        assert wait(there, task.ticket).item() == 0
     assert torch.equal(instances.content(there.many)[:, dst], instances.content(here.many)[:, src])
     for end in (here.many, there.many):
         end.datadist.cache_manager.unregister_cache(end.cache.cache_id)

@@ -183,6 +183,21 @@ MUTANTS = [
         "from.error.check(address, length, why); code == -1)",
         "test_device_errors.py -k each_task",
     ),
+    # --- copies that read their addresses ---
+    Mutant(
+        "a copy that reads its addresses stays inside its device",
+        "emulator/indirect_copy.cpp",
+        "      if (lies_on(end, device_)) continue;",
+        "      if (end != 0) continue;",
+        "test_indirect_copies.py -k no_memory_of_the_device",
+    ),
+    Mutant(
+        "a described copy is of the size that its description has when it runs",
+        "emulator/indirect_copy.cpp",
+        "                  .width = found.bytes,",
+        "                  .width = 64,",
+        "test_indirect_copies.py -k description",
+    ),
     # --- what pointers are ---
     Mutant(
         "imported memory is device memory",

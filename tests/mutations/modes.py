@@ -204,4 +204,19 @@ MUTANTS = [
         "        pass\n",
         "test_emulator_modes.py -k allocation_per_tensor",
     ),
+    # --- traces ---
+    Mutant(
+        "a flush has the task that told of something",
+        "emulator/watch/trace.cpp",
+        "  while (telling_.load() != 0 &&",
+        "  while (telling_.load() < 0 &&",
+        "test_traces.py -k told_of_something",
+    ),
+    Mutant(
+        "eight bytes that are copied to a peer are a word",
+        "emulator/watch/facts_json.cpp",
+        "    out += word_for_a_peer(facts);",
+        "    static_cast<void>(word_for_a_peer(facts));",
+        "test_traces.py -k polled",
+    ),
 ]
