@@ -622,6 +622,31 @@ def test_host_thread_that_stops_late_stays_frozen_until_the_thaw(
     assert unstoppable.peer.hear() == "spawned"
 
 
+def test_device_thread_that_gets_its_name_while_it_is_looked_at_is_not_frozen(
+    acl: Acl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_device, seen = host_freeze.HostFreeze._is_device, set[int]()
+
+    def has_its_name_from_the_second_look_on(freeze: host_freeze.HostFreeze, thread: int) -> bool:
+        is_first = thread not in seen
+        seen.add(thread)
+        return is_device(freeze, thread) and not is_first
+
+    monkeypatch.setattr(host_freeze.HostFreeze, "_is_device", has_its_name_from_the_second_look_on)
+    with peer(OBEDIENT) as other:
+        memory, stream = acl.import_key(key := bytes.fromhex(other.hear().split()[0])), acl.stream()
+        assert asked(other, "wait for 7") == "queued"
+        theirs = faults.of(other.process.pid)
+
+        theirs.freeze_host()
+
+        acl.aclrtValueWrite(memory, 7, 0, stream)
+        acl.aclrtValueWait(memory + 8, 8, c.EQ, stream)
+        acl.synchronize(stream)
+        theirs.thaw_host()
+        acl.aclrtIpcMemClose(key)
+
+
 def test_host_waits_survive_a_freeze(acl: Acl) -> None:
     program = """
     import select, time

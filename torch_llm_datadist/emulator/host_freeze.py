@@ -183,9 +183,9 @@ class HostFreeze:
             while not (self._all_stopped() and self._all_settled()) or self._stop_new():
                 self._go_on_settling()
                 time.sleep(0)
-            if self._block.births() == 0:
+            if self._block.births() == 0 and not any(self._is_device(thread) for thread in self._traced):
                 return
-            # A thread of the device may be among the stopped, as it has no name yet.
+            # A thread of the device may be among the stopped: it had no name when it was looked at.
             self._let_go()
             time.sleep(0.001)
             self._check_time("its device kept starting threads")
