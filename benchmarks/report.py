@@ -32,14 +32,27 @@ def machine() -> dict[str, Any]:
         "cpu": f"{model or platform.processor()} ({platform.machine()}), {os.cpu_count()} cores",
         "versions": {name: metadata.version(name) for name in ("torch", "torch_npu")}
         | {"python": platform.python_version(), "kernel": platform.release()},
-        "load": round(os.getloadavg()[0], 1),
+        "load": round(os.getloadavg()[0], 1),  # of the last minute
+        "runnable": runnable(),  # now
     }
+
+
+def runnable() -> int:
+    """Threads of the machine that want a core at this moment, besides this one."""
+    with open("/proc/loadavg") as loadavg:
+        return int(loadavg.read().split()[3].split("/")[0]) - 1
+
+
+def load(facts: dict[str, Any]) -> str:
+    return (
+        f"load of the minute before {facts['load']}, {facts['runnable']} other threads runnable at the start"
+    )
 
 
 def print_head(facts: dict[str, Any]) -> None:
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     print(f"{facts['where']}; no figure of a real device")
-    print(f"{facts['cpu']}; load {facts['load']} at the start; {versions}")
+    print(f"{facts['cpu']}; {load(facts)}; {versions}")
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 
 from .plots import NOTE, draw_peers
 from .projected import WAYS, by_size
+from .report import load
 
 PICTURE = "performance_peers.png"
 
@@ -24,8 +25,8 @@ Written by `make performance`, which runs `make bench` and, where `make peers` w
 
 ## How to read it
 
-- Compare ratios, not absolute times: machines differ, and so does what else runs on them. The load of the machine
-  when a run began stands with it.
+- Compare ratios, not absolute times: machines differ, and so does what else runs on them. What ran when a run
+  began stands with it.
 - *x memcpy* is the time of one thread's memcpy of the same pieces over ours, in the same run, in turn. Above 1 we are
   faster. The emulated copy engines write past the caches, several pages side by side, where the processor can.
 - A transfer is timed from the call at the sender to the moment when the receiver's stream has passed the wait for its
@@ -58,7 +59,7 @@ their transfers.
 
 def head(machine: dict[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    return [f"{machine['where']}; {machine['cpu']}, load {machine['load']}; {versions}.", ""]
+    return [f"{machine['where']}; {machine['cpu']}; {load(machine)}; {versions}.", ""]
 
 
 def blocks(results: dict[str, Any]) -> list[str]:
