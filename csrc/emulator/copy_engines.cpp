@@ -16,6 +16,9 @@ constexpr int kLooks = 400;
 // Looks for the end of the others' parts before the caller sleeps: a part takes microseconds, unless the
 // thread that does it lost its core.
 constexpr int kLooksForEnd = 2000;
+// Copies without help after one whose engine lost its core.
+constexpr uint32_t kLeastRest = 64;
+constexpr uint32_t kMostRest = 4096;
 
 size_t spare_cores() {
   const size_t cores = std::thread::hardware_concurrency();  // that this process may use
@@ -62,19 +65,20 @@ class CopyEngines::Engine {
     if (asleep_.load() != 0) futex_wake_all(&state_);
   }
 
-  // Returns when the engine does not touch the work any more.
-  void take_back(uint32_t claim) {
+  // Returns when the engine does not touch the work any more. True when that took long.
+  bool take_back(uint32_t claim) {
     const uint32_t number = claim & ~kState;
     const uint32_t working = number | kWorking;
     uint32_t given = number | kGiven;
-    if (state_.compare_exchange_strong(given, number | kIdle)) return;
+    if (state_.compare_exchange_strong(given, number | kIdle)) return false;
     for (int i = 0; i < kLooksForEnd; ++i) {
-      if (state_.load(std::memory_order_acquire) != working) return;
+      if (state_.load(std::memory_order_acquire) != working) return false;
       cpu_relax();
     }
     sleeping_callers_.fetch_add(1);
     while (state_.load() == working) futex_wait(&state_, working);
     sleeping_callers_.fetch_sub(1);
+    return true;
   }
 
   void work() {
@@ -137,6 +141,24 @@ size_t CopyEngines::start() {
   return started_.load(std::memory_order_acquire);
 }
 
+bool CopyEngines::rests() {
+  uint32_t left = to_rest_.load(std::memory_order_relaxed);
+  while (left > 0 && !to_rest_.compare_exchange_weak(left, left - 1, std::memory_order_relaxed)) {
+  }
+  return left > 0;
+}
+
+void CopyEngines::judge(bool was_held_up) {
+  const uint32_t rest = rest_.load(std::memory_order_relaxed);
+  if (was_held_up) {
+    const uint32_t longer = std::clamp(2 * rest, kLeastRest, kMostRest);
+    rest_.store(longer, std::memory_order_relaxed);
+    to_rest_.store(longer, std::memory_order_relaxed);
+  } else if (rest > 0) {
+    rest_.store(rest - 1, std::memory_order_relaxed);
+  }
+}
+
 void CopyEngines::run(size_t parts, DoPart do_part, const void* work, bool wakes) {
   Work shared{parts, do_part, work};
   struct Help {
@@ -147,7 +169,7 @@ void CopyEngines::run(size_t parts, DoPart do_part, const void* work, bool wakes
   size_t helpers = 0;
   const size_t callers = callers_.fetch_add(1, std::memory_order_relaxed) + 1;
   const size_t idle_cores = count_ + 1 > callers ? count_ + 1 - callers : 0;
-  const size_t wanted = std::min(parts - 1, idle_cores);
+  const size_t wanted = rests() ? 0 : std::min(parts - 1, idle_cores);
   if (wanted > 0) {
     const size_t count = wakes ? start() : started_.load(std::memory_order_acquire);
     for (size_t i = 0; i < count && helpers < wanted; ++i) {
@@ -157,7 +179,9 @@ void CopyEngines::run(size_t parts, DoPart do_part, const void* work, bool wakes
   }
   for (size_t i = 0; i < helpers; ++i) help[i].engine->give(help[i].claim, &shared);
   shared.do_parts();
-  for (size_t i = 0; i < helpers; ++i) help[i].engine->take_back(help[i].claim);
+  bool was_held_up = false;
+  for (size_t i = 0; i < helpers; ++i) was_held_up |= help[i].engine->take_back(help[i].claim);
+  if (helpers > 0) judge(was_held_up);
   callers_.fetch_sub(1, std::memory_order_relaxed);
 }
 

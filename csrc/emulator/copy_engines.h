@@ -42,6 +42,8 @@ class CopyEngines {
   static constexpr size_t kMost = 3;  // more do not make memory any faster
 
   size_t start();
+  bool rests();
+  void judge(bool was_held_up);
 
   const size_t count_;
   std::once_flag once_;
@@ -49,6 +51,8 @@ class CopyEngines {
   std::atomic<size_t> started_{0};
   std::atomic<size_t> callers_{0};
   std::atomic<uint64_t> parts_of_helpers_{0};
+  std::atomic<uint32_t> to_rest_{0};  // so many copies go without help
+  std::atomic<uint32_t> rest_{0};     // how many they will be the next time
 };
 
 }  // namespace emu
