@@ -28,10 +28,11 @@ from torch_llm_datadist import (
     DataType,
     LLMStatusCode,
     Placement,
+    TransferConfig,
     TransferWithCacheKeyConfig,
 )
 
-EXAMPLES = int(os.environ.get("DATA_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("DATA_EXAMPLES", "80"))
 HERE, THERE = 1, 2
 POOL = json.dumps({"memory_size": 1 << 24, "page_shift": 10})
 PLACEMENTS = ["device", "pool", "plain"]
@@ -62,8 +63,9 @@ class Side:
 
 @dataclass(frozen=True)
 class Move:
-    """``how`` is a method of the manager, "C2B", or "transfer" for transfer_cache_async; ranges are None or
-    (first source, first destination, number).
+    """``how`` is a method of the manager, "C2B" for one that cuts an entry into blocks, or "transfer" for
+    transfer_cache_async, "transfer C2B" for one that cuts; ranges are None or (first source, first
+    destination, number).
     """
 
     how: str
@@ -79,37 +81,60 @@ class Example:
     there: Side
     per_layer: int
     moves: tuple[Move, ...] = field(default_factory=tuple)
+    remote_accessible: bool = True
+
+
+WAYS = {
+    "blocks": ["pull_blocks", "push_blocks", "transfer"],
+    "entries": ["pull_cache", "push_cache", "transfer"],
+    "slices": ["C2B"],  # a remote entry, cut into local blocks
+    "sent slices": ["transfer C2B"],  # a local entry, cut into remote blocks
+}
 
 
 @st.composite
-def examples(draw: Any, max_layers: int = 5) -> Example:
-    per_layer = draw(st.integers(1, 4))
+def examples(draw: Any, how: str, remote_accessible: bool, most_tensors: int = 0) -> Example:
+    """``how``: the first move. ``most_tensors``: draws caches of so many, too; else of a few layers."""
+    is_transfer = how.startswith("transfer")
+    per_layer = 2 if is_transfer else draw(st.integers(1, 4))
     data_type = draw(st.sampled_from(DTYPES))
     item = instances.TORCH_DTYPES[data_type].itemsize
-    kind = draw(st.sampled_from(["blocks", "entries", "slices"]))
+    kinds = [kind for kind, ways in WAYS.items() if how in ways]
+    kind = draw(st.sampled_from(kinds))
     widths = st.lists(st.integers(1, 40), min_size=per_layer, max_size=per_layer)
     ours = draw(widths)
     theirs = ours
+    few = st.integers(1, 5)
+    layers = st.one_of(few, st.just(most_tensors // per_layer)) if most_tensors else few
     if kind == "entries":  # the peer's entries may be larger
         theirs = (
             [n + extra for n, extra in zip(ours, draw(widths), strict=True)] if draw(st.booleans()) else ours
         )
     elif kind == "slices":  # a remote entry, cut into local blocks
         theirs = [n * draw(st.integers(1, 3)) + draw(st.integers(0, n - 1)) for n in ours]
+    elif kind == "sent slices":  # a local entry, cut into remote blocks, which are all as large
+        block = draw(st.integers(1, 40))
+        theirs = [block] * 2
+        ours = [block * draw(st.integers(1, 3)) + draw(st.integers(0, block - 1))] * 2
 
-    def side(widths: list[int], is_blocks: bool) -> Side:
+    def side(widths: list[int], is_blocks: bool, places: list[str]) -> Side:
         return Side(
-            layers=draw(st.integers(1, max_layers)),
+            layers=draw(layers),
             block_bytes=tuple(n * item for n in widths),
             entries=draw(st.integers(2, 9)),
             is_blocks=is_blocks,
-            where=draw(st.sampled_from(PLACEMENTS)),
+            where=draw(st.sampled_from(places)),
             data_type=data_type,
         )
 
-    here, there = side(ours, kind != "entries"), side(theirs, kind == "blocks")
-    moves = [draw_move(draw, kind, here, there) for _ in range(draw(st.integers(1, 3)))]
-    return Example(here, there, per_layer, tuple(moves))
+    here = side(ours, kind in ("blocks", "slices"), ["device"] if is_transfer else PLACEMENTS)
+    # An entry in host memory goes to device blocks with remote access only.
+    is_fixed = kind == "slices" and here.where == "device" and not remote_accessible
+    there = side(theirs, kind in ("blocks", "sent slices"), ["device"] if is_fixed else PLACEMENTS)
+    more = [way for way in WAYS[kind] if can(way, here, remote_accessible)]
+    ways = [how, *draw(st.lists(st.sampled_from(more), max_size=2))]
+    moves = [draw_move(draw, way, kind, here, there) for way in ways]
+    return Example(here, there, per_layer, tuple(moves), remote_accessible)
 
 
 def is_sent(how: str) -> bool:
@@ -117,15 +142,14 @@ def is_sent(how: str) -> bool:
     return how.startswith(("push", "transfer"))
 
 
-def draw_move(draw: Any, kind: str, here: Side, there: Side) -> Move:
-    ways = {
-        "blocks": ["push_blocks", "pull_blocks"],
-        "entries": ["push_cache", "pull_cache"],
-        "slices": ["C2B"],
-    }
-    if len(here.block_bytes) == 2 and here.where == "device" and kind != "slices":
-        ways[kind].append("transfer")  # two tensors per layer, from device memory
-    how = draw(st.sampled_from(ways[kind]))
+def can(how: str, here: Side, remote_accessible: bool) -> bool:
+    """A transfer sends two tensors per layer from device memory; a push needs remote access."""
+    if how.startswith("transfer"):
+        return len(here.block_bytes) == 2 and here.where == "device"
+    return remote_accessible or not how.startswith("push")
+
+
+def draw_move(draw: Any, how: str, kind: str, here: Side, there: Side) -> Move:
     src, dst = (here, there) if is_sent(how) else (there, here)
     number = draw(st.integers(1, min(src.layers, dst.layers)))
     layers = (draw(st.integers(0, src.layers - number)), draw(st.integers(0, dst.layers - number)), number)
@@ -141,9 +165,9 @@ def draw_move(draw: Any, kind: str, here: Side, there: Side) -> Move:
     if kind == "blocks":
         count = draw(st.integers(1, dst.entries))
         return Move(how, some(src, count, False), some(dst, count, True), None if is_whole else layers)
-    if kind == "slices":
-        slices = min(-(-far // near) for far, near in zip(there.block_bytes, here.block_bytes, strict=True))
-        count = draw(st.integers(1, min(slices, here.entries)))
+    if kind in ("slices", "sent slices"):
+        slices = min(-(-whole // cut) for whole, cut in zip(src.block_bytes, dst.block_bytes, strict=True))
+        count = draw(st.integers(1, min(slices, dst.entries)))
         return Move(how, some(src, 1, True), some(dst, count, True), None if is_whole else layers)
     return Move(how, some(src, 1, True), some(dst, 1, True), None if is_whole else layers, size)
 
@@ -156,9 +180,9 @@ def apply(move: Move, per_layer: int, src: list[torch.Tensor], dst: list[torch.T
     first_src, first_dst, number = move.layers or (0, 0, len(src) // per_layer)
     for t in range(number * per_layer):
         of, to = src[first_src * per_layer + t], dst[first_dst * per_layer + t]
-        if local.is_blocks and move.how != "C2B":
+        if local.is_blocks and not move.how.endswith("C2B"):
             to[list(move.dst)] = of[list(move.src)]
-        elif move.how == "C2B":
+        elif move.how.endswith("C2B"):
             for block, piece in zip(move.dst, of[move.src[0]].split(to.shape[1]), strict=False):
                 to[block, : len(piece)] = piece
         else:
@@ -169,22 +193,30 @@ def apply(move: Move, per_layer: int, src: list[torch.Tensor], dst: list[torch.T
 # At the peers.
 
 
-def serve(state: SimpleNamespace, cluster_id: int, device: int) -> int:
-    port = instances.start(state, cluster_id, device, {"host_mem_pool_cfg": POOL, "mem_pool_cfg": POOL})
+def serve(state: SimpleNamespace, cluster_id: int, device: int, remote_accessible: bool) -> int:
+    options = {
+        "host_mem_pool_cfg": POOL,
+        "mem_pool_cfg": POOL,
+        "enable_remote_cache_accessible": remote_accessible,
+    }
+    port = instances.start(state, cluster_id, device, options)
     state.manager = state.datadist.cache_manager
     state.serial = 0
     return port
 
 
-def make(state: SimpleNamespace, side: Side, seed: int) -> int:
-    return caches.add(
+def make(state: SimpleNamespace, side: Side, seed: int) -> tuple[int, list[int]]:
+    """Its id and its addresses."""
+    cache_id = caches.add(
         state, "one", seed, side.describe(), is_blocks=side.is_blocks,
         key=BlocksCacheKey(state.cluster_id, 0) if side.is_blocks else None,
         allocate=side.where == "pool", remote_accessible=None if side.where == "pool" else True,
     )  # fmt: skip
+    return cache_id, state.caches["one"].tensor_addrs
 
 
-def carry_out(state: SimpleNamespace, remote_id: int, example: Example) -> None:
+def carry_out(state: SimpleNamespace, remote: tuple[int, list[int]], example: Example) -> None:
+    remote_id, _ = remote
     cache = state.caches["one"]
     for move in example.moves:
         arguments: dict[str, Any] = {"tensor_num_per_layer": example.per_layer}
@@ -206,18 +238,28 @@ def carry_out(state: SimpleNamespace, remote_id: int, example: Example) -> None:
             key = CacheKeyByIdAndIndex(THERE, remote_id, move.src[0])
             state.manager.pull_blocks(key, cache, [], list(move.dst), **arguments)
         else:
-            transfer(state, remote_id, example.here, move)
+            transfer(state, remote, example, move)
 
 
-def transfer(state: SimpleNamespace, remote_id: int, here: Side, move: Move) -> None:
-    src, dst, number = move.layers or (0, 0, here.layers)
+def transfer(state: SimpleNamespace, remote: tuple[int, list[int]], example: Example, move: Move) -> None:
+    src, dst, number = move.layers or (0, 0, example.here.layers)
     ranges = range(src, src + number), range(dst, dst + number)
-    if here.is_blocks:
+    cuts = move.how.endswith("C2B")
+    to_blocks = example.there.is_blocks
+    config: TransferConfig | TransferWithCacheKeyConfig
+    if not example.remote_accessible:
+        entry = 0 if to_blocks else move.dst[0]
+        sizes = example.there.block_bytes
+        addresses = [remote[1][t] + entry * sizes[t % 2] for t in range(2 * dst, 2 * (dst + number))]
+        config = TransferConfig(THERE, addresses, ranges[0], 0 if example.here.is_blocks else move.src[0])
+    elif to_blocks and not cuts:
         config = TransferWithCacheKeyConfig(BlocksCacheKey(THERE, 0), *ranges)
-        lists = [list(move.src), list(move.dst)]
     else:
-        key = CacheKeyByIdAndIndex(THERE, remote_id, move.dst[0])
-        config, lists = TransferWithCacheKeyConfig(key, *ranges, move.src[0]), []
+        key = CacheKeyByIdAndIndex(THERE, remote[0], 0 if cuts else move.dst[0])
+        config = TransferWithCacheKeyConfig(key, *ranges, move.src[0])
+    lists: list[Any] = [None if cuts else list(move.src), list(move.dst)] if to_blocks else []
+    if cuts:
+        lists.append(example.there.block_bytes[0])
     task = state.manager.transfer_cache_async(state.caches["one"], Always(), [config], *lists)
     assert task.get_results(30_000) == [LLMStatusCode.LLM_SUCCESS], task.details()
 
@@ -228,27 +270,33 @@ def end(state: SimpleNamespace) -> list[torch.Tensor]:
     return content
 
 
+Pairs = dict[bool, tuple[Peer, Peer]]
+
+
 @pytest.fixture(scope="module")
-def pair() -> Iterator[tuple[Peer, Peer]]:
-    here, there = Peer(), Peer()
-    here.call(serve, HERE, 0)
-    port = there.call(serve, THERE, 1)
-    assert here.call(instances.link, THERE, port) == ["LLM_SUCCESS"]
-    there.call(instances.wait_linked, HERE)
-    yield here, there
-    for peer in (here, there):
-        peer.stop()
+def pairs() -> Iterator[Pairs]:
+    """With remote access, and without."""
+    found = {remote_accessible: (Peer(), Peer()) for remote_accessible in (True, False)}
+    for remote_accessible, (here, there) in found.items():
+        here.call(serve, HERE, 0, remote_accessible)
+        port = there.call(serve, THERE, 1, remote_accessible)
+        assert here.call(instances.link, THERE, port) == ["LLM_SUCCESS"]
+        there.call(instances.wait_linked, HERE)
+    yield found
+    for pair in found.values():
+        for peer in pair:
+            peer.stop()
 
 
-def check(pair: tuple[Peer, Peer], example: Example) -> None:
-    here, there = pair
+def check(pairs: Pairs, example: Example) -> None:
+    here, there = pairs[example.remote_accessible]
     here.call(make, example.here, 1)
-    remote_id = there.call(make, example.there, 2)
+    remote = there.call(make, example.there, 2)
     ours = caches.rows(caches.bytes_of(1, example.here.sizes), example.here.entries)
     theirs = caches.rows(caches.bytes_of(2, example.there.sizes), example.there.entries)
 
     try:
-        here.call(carry_out, remote_id, example)
+        here.call(carry_out, remote, example)
     finally:
         found = here.call(end), there.call(end)
 
@@ -261,12 +309,24 @@ def check(pair: tuple[Peer, Peer], example: Example) -> None:
 
 # What the words of the promise are in an example; a run that never drew one of them shows nothing of it.
 
-HOW = {"push_blocks", "pull_blocks", "push_cache", "pull_cache", "C2B", "transfer"}
+HOW = [
+    (how, remote_accessible)
+    for how in sorted({how for ways in WAYS.values() for how in ways})
+    for remote_accessible in (True, False)
+    if remote_accessible or not how.startswith("push")
+]
+
+
+def word_of(how: str, remote_accessible: bool) -> str:
+    return how if remote_accessible else f"{how} without remote access"
+
+
 WORDS = {
-    *HOW, *(f"{n} tensors per layer" for n in range(1, 5)), "no range", "source starts later",
-    "destination starts later", "different starts", "source entry above 0", "destination entry above 0",
-    "part of an entry", "mixed placements", *(f"{where} here" for where in PLACEMENTS),
-    *(f"{where} there" for where in PLACEMENTS), "several moves", "different numbers of layers",
+    *(word_of(*how) for how in HOW), *(f"{n} tensors per layer" for n in range(1, 5)),
+    "no range", "source starts later", "destination starts later", "different starts",
+    "source entry above 0", "destination entry above 0", "part of an entry", "mixed placements",
+    *(f"{where} here" for where in PLACEMENTS), *(f"{where} there" for where in PLACEMENTS),
+    "several moves", "different numbers of layers",
 }  # fmt: skip
 
 
@@ -281,7 +341,7 @@ def words_of(example: Example) -> Iterator[str]:
     if len(example.moves) > 1:
         yield "several moves"
     for move in example.moves:
-        yield move.how
+        yield word_of(move.how, example.remote_accessible)
         if move.layers is None:
             yield "no range"
         else:
@@ -292,10 +352,10 @@ def words_of(example: Example) -> Iterator[str]:
                 "different starts": src != dst,
             }
             yield from (word for word, is_there in found.items() if is_there)
-        if not here.is_blocks or move.how == "C2B":
+        if not here.is_blocks or move.how.endswith("C2B"):
             if move.src[0] > 0:
                 yield "source entry above 0"
-            if not here.is_blocks and move.dst[0] > 0:
+            if not here.is_blocks and move.how != "transfer C2B" and move.dst[0] > 0:
                 yield "destination entry above 0"
         if move.size > 0:
             yield "part of an entry"
@@ -311,41 +371,44 @@ def drawn(number: int) -> Any:
     )
 
 
-def test_what_moves_is_what_plain_torch_moves(pair: tuple[Peer, Peer]) -> None:
+def test_what_moves_is_what_plain_torch_moves(pairs: Pairs) -> None:
     seen: set[str] = set()
 
-    @drawn(EXAMPLES)
-    @given(example=examples())
-    def run(example: Example) -> None:
-        seen.update(words_of(example))
-        check(pair, example)
+    for how, remote_accessible in HOW:
 
-    run()
+        @drawn(max(EXAMPLES // len(HOW), 3))
+        @given(example=examples(how, remote_accessible))
+        def run(example: Example) -> None:
+            seen.update(words_of(example))
+            check(pairs, example)
+
+        run()
 
     assert seen == WORDS
 
 
-def test_what_moves_of_up_to_a_thousand_tensors_is_what_plain_torch_moves(pair: tuple[Peer, Peer]) -> None:
+def test_what_moves_of_up_to_a_thousand_tensors_is_what_plain_torch_moves(pairs: Pairs) -> None:
     tensors: list[int] = []
 
-    @drawn(max(EXAMPLES // 8, 5))
-    @given(example=examples(max_layers=250))
-    def run(example: Example) -> None:
-        tensors.append(example.here.layers * example.per_layer)
-        check(pair, example)
+    @drawn(max(EXAMPLES // 8, 8))
+    @given(data=st.data(), how=st.sampled_from(HOW))
+    def run(data: Any, how: tuple[str, bool]) -> None:
+        example = data.draw(examples(*how, most_tensors=1000))
+        tensors.append(max(example.here.layers, example.there.layers) * example.per_layer)
+        check(pairs, example)
 
     run()
 
-    assert max(tensors) > 300
+    assert max(tensors) in (999, 1000)  # layers of three tensors
 
 
 @pytest.mark.parametrize("where", ["device", "pool"])
-def test_a_thousand_tensors(pair: tuple[Peer, Peer], where: str) -> None:
+def test_a_thousand_tensors(pairs: Pairs, where: str) -> None:
     blocks = Side(250, (48, 16, 48, 16), 4, True, where, DataType.DT_FLOAT16)
     move = Move("push_blocks", (0, 3), (2, 1), (10, 0, 240))
     back = Move("pull_blocks", (1, 2), (0, 1), None)
 
-    check(pair, Example(blocks, blocks, 4, (move, back)))
+    check(pairs, Example(blocks, blocks, 4, (move, back)))
 
 
 # Copies within an instance.
@@ -385,11 +448,11 @@ def copy_within(state: SimpleNamespace, dst: Side, src: Side, where: tuple[int, 
 @drawn(EXAMPLES)
 @given(example=local_copies())
 def test_what_is_copied_is_what_plain_torch_copies(
-    pair: tuple[Peer, Peer], example: tuple[Side, Side, int, int, int, int]
+    pairs: Pairs, example: tuple[Side, Side, int, int, int, int]
 ) -> None:
     dst, src, dst_entry, src_entry, offset, size = example
 
-    found = pair[0].call(copy_within, dst, src, (dst_entry, src_entry, offset, size))
+    found = pairs[True][0].call(copy_within, dst, src, (dst_entry, src_entry, offset, size))
 
     expected = caches.rows(caches.bytes_of(4, dst.sizes), dst.entries)
     for to, of in zip(expected, caches.rows(caches.bytes_of(3, src.sizes), src.entries), strict=True):

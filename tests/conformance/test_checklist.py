@@ -75,6 +75,7 @@ ITEMS = {
     ],
     "9: registering after linking": [
         "test_link_caches.py::test_a_cache_registered_after_linking_is_announced",
+        "test_data_properties.py::test_what_moves_is_what_plain_torch_moves",  # each cache after linking
         "test_two_sided_links.py::test_a_cache_registered_after_link_is_reachable",
     ],
     "10: two caches that share an address": [
