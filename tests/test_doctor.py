@@ -16,7 +16,7 @@ import pytest
 
 import torch_llm_datadist as datadist
 from torch_llm_datadist import doctor, emulator
-from torch_llm_datadist.doctor import device, machine, packages, peer
+from torch_llm_datadist.doctor import device, machine, networks, packages, peer
 from torch_llm_datadist.doctor.finding import Finding, State
 
 DOCTOR = [sys.executable, "-m", "torch_llm_datadist", "doctor", "--emulate"]
@@ -139,6 +139,39 @@ def test_forbidden_tracing_is_told(monkeypatch, tmp_path):
     assert "ptrace_scope is 1" in found.found
 
 
+def test_nixl_that_is_missing_is_told_with_the_extra_that_has_it(monkeypatch):
+    monkeypatch.setattr(networks, "NIXL", "a-package-that-nobody-has")
+    found = only(networks.examine(), "NIXL")
+    assert (found.state, found.found) == (State.NOTE, "a-package-that-nobody-has is not installed")
+    assert "torch_llm_datadist[nixl]" in found.advice
+
+
+def test_rdma_devices_and_their_states_are_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(networks, "RDMA_DEVICES", tmp_path)
+    assert only(networks.examine(), "RDMA devices").state is State.NOTE
+    for nic, state in (("mlx5_0", "4: ACTIVE"), ("mlx5_1", "1: DOWN")):
+        (tmp_path / nic / "ports" / "1").mkdir(parents=True)
+        (tmp_path / nic / "ports" / "1" / "state").write_text(state + "\n")
+    found = only(networks.examine(), "RDMA devices")
+    assert (found.state, found.found) == (State.OK, "mlx5_0 (ACTIVE), mlx5_1 (DOWN)")
+
+
+@pytest.mark.parametrize(("control", "state"), [("bbr", State.NOTE), ("cubic", State.OK)])
+def test_tcp_that_paces_is_told(monkeypatch, tmp_path, control, state):
+    (tmp_path / "control").write_text(control + "\n")
+    monkeypatch.setattr(networks, "CONGESTION_CONTROL", tmp_path / "control")
+    found = only(networks.examine(), "TCP")
+    assert found.state is state
+    assert control in found.found
+
+
+def test_hixl_that_cann_lacks_is_told(real_npu, monkeypatch):
+    monkeypatch.setattr(networks.ctypes.util, "find_library", lambda name: None)
+    found = only(networks.examine(), "HIXL")
+    assert found.state is State.NOTE
+    assert "CANN has no libcann_hixl.so" in found.found
+
+
 def test_listener_of_an_instance_is_recognised():
     config = datadist.LLMConfig()
     config.device_id = 0
@@ -150,8 +183,9 @@ def test_listener_of_an_instance_is_recognised():
         found = list(peer.examine("127.0.0.1", instance.listen_port))
     finally:
         instance.finalize()
-    assert [each.state for each in found] == [State.OK, State.OK]
+    assert [each.state for each in found] == [State.OK] * 3
     assert "mechanism NULL: links need no secret" in found[1].found
+    assert f"cluster 4, pid {os.getpid()} of this host, would link" in found[2].found
 
 
 def test_address_where_nobody_listens_is_broken():

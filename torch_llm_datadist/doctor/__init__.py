@@ -8,7 +8,7 @@ import json
 
 from torch_llm_datadist import emulator
 from torch_llm_datadist.cluster import parse_endpoint
-from torch_llm_datadist.doctor import device, machine, packages, peer
+from torch_llm_datadist.doctor import device, machine, networks, packages, peer
 from torch_llm_datadist.doctor.finding import Finding, State
 from torch_llm_datadist.emulator import presence
 from torch_llm_datadist.errors import LLMException
@@ -24,7 +24,7 @@ def examine(
         peer_at: (ip, port) of an instance that listens somewhere else.
         timeout_s: limit of each step that starts a process.
     """
-    findings = [*packages.examine(), *machine.examine(listen)]
+    findings = [*packages.examine(), *machine.examine(listen), *networks.examine()]
     if peer_at is not None:
         findings += peer.examine(*peer_at)
     # Last, since it takes longest and says least about the cause.

@@ -1,0 +1,54 @@
+"""Simulated time: what happens, in order, and the processors on which it happens."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections.abc import Callable
+
+START_S = 1000.0  # the code under simulation takes 0 for "no time"
+
+
+class Simulation:
+    """Deterministic by its seed: of what is due at one moment, what was asked for first happens first."""
+
+    def __init__(self, seed: int) -> None:
+        self.now = START_S
+        self.chance = random.Random(seed)
+        self.happened = 0
+        self._due: list[tuple[float, int, Callable[[], object]]] = []
+        self._numbers = itertools.count()
+
+    def monotonic(self) -> float:
+        """In the place of ``time.monotonic``."""
+        return self.now
+
+    def at(self, when: float, what: Callable[[], object]) -> None:
+        heapq.heappush(self._due, (max(when, self.now), next(self._numbers), what))
+
+    def after(self, delay_s: float, what: Callable[[], object]) -> None:
+        self.at(self.now + delay_s, what)
+
+    def run(self, until: float = float("inf")) -> None:
+        """All that is due before that time; the clock stands at the last of it, or at ``until``."""
+        while self._due and self._due[0][0] <= until:
+            self.now, _, what = heapq.heappop(self._due)
+            self.happened += 1
+            what()
+        if until != float("inf"):
+            self.now = max(self.now, until)
+
+
+class Cores:
+    """Processors that some processes share: who comes first is served first, to the end."""
+
+    def __init__(self, simulation: Simulation, count: int) -> None:
+        self._simulation = simulation
+        self._free_at = [START_S] * count
+
+    def use(self, seconds: float) -> float:
+        """When that much work that is ready now ends."""
+        began = max(self._simulation.now, heapq.heappop(self._free_at))
+        heapq.heappush(self._free_at, began + seconds)
+        return began + seconds

@@ -1,0 +1,266 @@
+"""Real processes of this machine, for the model to be checked against: what each step of a link takes.
+
+Each is forked from a server that has imported torch and touched no device, so sixteen of them are soon there.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+import torch_llm_datadist as datadist
+from torch_llm_datadist import _native, control, loop
+
+from .. import instance
+from .costs import Constant, LinkCosts, Model
+
+STEPS = ("dial", "hello", "welcome", "join", "joined")
+_SETTLED_S = 0.15  # after which threads that a link started have run
+_DEVICES = 8
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload([__name__])
+
+
+class Stopwatch:
+    """Processor time of the control thread by step, in this process."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._step = ""
+        self._depth = 0
+        self._wrap(loop.ControlLoop, "_read", "event")
+        self._wrap(control.Control, "begin_link", "dial")
+        self._name_steps()
+
+    def _wrap(self, owner: type, name: str, step: str) -> None:
+        timed = getattr(owner, name)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            self._depth += 1
+            if self._depth == 1:
+                self._step = step
+            began = time.thread_time()
+            try:
+                return timed(*args, **kwargs)
+            finally:
+                self._depth -= 1
+                if self._depth == 0:
+                    self.seconds[self._step] += time.thread_time() - began
+
+        setattr(owner, name, run)
+
+    def _name_steps(self) -> None:
+        dispatch, on_router = control.Control._dispatch, control.Control._on_router_message
+
+        def named(watched: Any, peer: Any, message: Any) -> None:
+            self._step = type(message).__name__.lower()
+            dispatch(watched, peer, message)
+
+        def greeted(watched: Any, *given: Any) -> None:
+            self._step = "hello"  # unless a peer that is known sent it
+            on_router(watched, *given)
+
+        control.Control._dispatch = named  # type: ignore[method-assign]
+        control.Control._on_router_message = greeted  # type: ignore[method-assign]
+
+
+@dataclass
+class Spent:
+    """By one process since it was asked last."""
+
+    wall_s: float
+    cpu_s: float
+    steps_s: dict[str, float]
+    resident_kib: int
+
+
+def _resident_kib() -> int:
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
+
+
+def _serve(pipe: Connection, cluster_id: int, tensors: int) -> None:
+    torch.set_num_threads(1)
+    watch = Stopwatch()
+    device = cluster_id % _DEVICES
+    end = instance.start(cluster_id, device)
+    raw = [torch.zeros(16, 4096, dtype=torch.uint8, device=f"npu:{device}") for _ in range(tensors)]
+    desc = datadist.CacheDesc(tensors, [16, 4096], datadist.DataType.DT_UINT8)
+    end.cache_manager.register_blocks_cache(desc, raw, datadist.BlocksCacheKey(cluster_id, 0))
+    torch.npu.synchronize()
+    pipe.send(end.listen_port)
+    cpu_s, wall_s = 0.0, 0.0
+    for what, given in iter(pipe.recv, None):
+        if what == "begin":
+            watch.seconds.clear()
+            cpu_s, wall_s = time.process_time(), 0.0
+            pipe.send(None)
+        elif what == "spent":
+            pipe.send(Spent(wall_s, time.process_time() - cpu_s, dict(watch.seconds), _resident_kib()))
+        else:
+            clusters = [_cluster(*each) for each in given]
+            began = time.perf_counter()
+            if what == "link":
+                code, _ = end.link_clusters(clusters, timeout=60_000)
+            else:
+                code, _ = end.unlink_clusters(clusters, timeout=10_000)
+            wall_s = time.perf_counter() - began
+            pipe.send(code.name)
+    end.finalize()
+    os._exit(0)
+
+
+def _cluster(cluster_id: int, port: int) -> datadist.LLMClusterInfo:
+    info = datadist.LLMClusterInfo()
+    info.remote_cluster_id = cluster_id
+    info.append_local_ip_info("127.0.0.1", 0)
+    info.append_remote_ip_info("127.0.0.1", port)
+    return info
+
+
+class Real:
+    """So many processes, by cluster id from 1."""
+
+    def __init__(self, count: int, tensors: int) -> None:
+        self._pipes: dict[int, Connection] = {}
+        self._processes = []
+        for cluster_id in range(1, count + 1):
+            pipe, theirs = _context.Pipe()
+            process = _context.Process(target=_serve, args=(theirs, cluster_id, tensors), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes[cluster_id] = pipe
+            self._processes.append(process)
+        self.ports = {cluster_id: pipe.recv() for cluster_id, pipe in self._pipes.items()}
+
+    def ask(self, what: str, of: dict[int, Any] | None = None) -> dict[int, Any]:
+        """All of them at the same time; their answers."""
+        asked = dict.fromkeys(self._pipes) if of is None else of
+        for cluster_id, given in asked.items():
+            self._pipes[cluster_id].send((what, given))
+        return {cluster_id: self._pipes[cluster_id].recv() for cluster_id in asked}
+
+    def link(self, wanted: dict[int, Sequence[int]], what: str = "link") -> float:
+        """Seconds until the last one has all of its links."""
+        began = time.perf_counter()
+        said = self.ask(what, {one: [(o, self.ports[o]) for o in others] for one, others in wanted.items()})
+        seconds = time.perf_counter() - began
+        if set(said.values()) != {"LLM_SUCCESS"}:
+            raise SystemExit(f"{what}: {said}")
+        return seconds
+
+    def close(self) -> None:
+        for pipe in self._pipes.values():
+            pipe.send(None)
+        for process in self._processes:
+            process.join(20)
+
+
+@contextmanager
+def processes(count: int, tensors: int) -> Iterator[Real]:
+    real = Real(count, tensors)
+    try:
+        yield real
+    finally:
+        real.close()
+
+
+def mesh(count: int) -> dict[int, list[int]]:
+    """Who links to whom: the first half of the processes to all of the other half."""
+    half = count // 2
+    return {one: list(range(half + 1, count + 1)) for one in range(1, half + 1)}
+
+
+def measure(count: int, model: Model) -> dict[str, float]:
+    """A mesh of so many fresh processes: seconds until all links are there, and KiB of a process for them."""
+    with processes(count, model.tensors) as real:
+        time.sleep(_SETTLED_S)
+        before = real.ask("spent")
+        seconds = real.link(mesh(count))
+        time.sleep(_SETTLED_S)
+        after = real.ask("spent")
+    kib = [after[each].resident_kib - before[each].resident_kib for each in after]
+    return {"seconds": seconds, "kib": statistics.mean(kib)}
+
+
+@dataclass
+class OneLink:
+    """What both ends of one link spent while it was made, and shortly after."""
+
+    wall_s: float
+    passed_s: float
+    cpu_s: float
+    steps_s: dict[str, float]
+
+    def control_s(self) -> float:
+        return sum(self.steps_s[step] for step in STEPS)
+
+
+def calibrate(model: Model, rounds: int, pairs: int = 3) -> LinkCosts:
+    """What the steps of one link cost on this machine, from fresh pairs of processes whose link is remade."""
+    first, again, idle, grown = [], [], [], []
+    for _ in range(pairs):
+        with processes(2, model.tensors) as real:
+            time.sleep(_SETTLED_S)
+            before = real.ask("spent")
+            first.append(_make_one_link(real))
+            grown += [
+                after.resident_kib - before[each].resident_kib for each, after in real.ask("spent").items()
+            ]
+            for _ in range(rounds):
+                real.link({1: [2]}, "unlink")
+                time.sleep(_SETTLED_S / 3)
+                again.append(_make_one_link(real))
+            idle.append(_idle_cpu_per_s(real))
+    idle_per_s = statistics.median(idle)
+
+    def median_us(links: list[OneLink], what: Callable[[OneLink], float]) -> float:
+        return 1e6 * statistics.median(map(what, links))
+
+    def aside_s(link: OneLink) -> float:  # of one end
+        return max(0.0, link.cpu_s - idle_per_s * link.passed_s - link.control_s()) / 2
+
+    found = {step: median_us(again, lambda link, step=step: link.steps_s[step]) for step in STEPS}
+    chain = sum(found.values())
+    found["aside"] = median_us(again, aside_s)
+    found["latency"] = (
+        max(0.0, median_us(again, lambda link: link.wall_s) - chain) / 4
+    )  # of its four messages
+    found["first"] = max(0.0, median_us(first, OneLink.control_s) - chain) / 2
+    found["first_aside"] = max(0.0, median_us(first, aside_s) - found["aside"])
+    source = f"measured: {pairs} pairs of processes, {rounds} links each, on this machine"
+    constants = {f"{name}_us": Constant(us, source) for name, us in found.items()}
+    sizes = _native.load().link_sizes()
+    pages_kib = sizes["pages_per_chunk"] * sizes["page_bytes"] / 1024
+    first_kib = max(0.0, statistics.median(grown) - pages_kib - LinkCosts().host_kib.value)
+    return replace(LinkCosts(), **constants, first_kib=Constant(first_kib, source))
+
+
+def _idle_cpu_per_s(real: Real) -> float:
+    real.ask("begin")
+    time.sleep(2 * _SETTLED_S)
+    return sum(spent.cpu_s for spent in real.ask("spent").values()) / (2 * _SETTLED_S)
+
+
+def _make_one_link(real: Real) -> OneLink:
+    real.ask("begin")
+    began = time.perf_counter()
+    wall_s = real.link({1: [2]})
+    time.sleep(_SETTLED_S)
+    spent = real.ask("spent").values()
+    steps: dict[str, float] = defaultdict(float)
+    for each in spent:
+        for step, seconds in each.steps_s.items():
+            steps[step] += seconds
+    return OneLink(wall_s, time.perf_counter() - began, sum(each.cpu_s for each in spent), steps)
