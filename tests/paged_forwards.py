@@ -5,6 +5,7 @@ between which they move a paged cache. Compiled, captured or eager: the referenc
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -54,9 +55,9 @@ class Side:
         assert code == datadist.LLMStatusCode.LLM_SUCCESS
         other.datadist.wait_linked([self.cluster_id], timeout_s=10)
 
-    def prepare(self, to: Side, src: Sequence[int], dst: Sequence[int]) -> datadist.Task:
+    def prepare(self, to: Side, src: Sequence[int], dst: Sequence[int], **options: Any) -> datadist.Task:
         return self.datadist.cache_manager.prepare_push(
-            datadist.BlocksCacheKey(to.cluster_id), self.cache, list(src), list(dst), timeout_s=20
+            datadist.BlocksCacheKey(to.cluster_id), self.cache, list(src), list(dst), timeout_s=20, **options
         )
 
     def clear(self) -> None:

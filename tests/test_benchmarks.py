@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Iterator
 
+import pytest
+import torch
+
+from benchmarks import bench_dispatch as dispatch
 from benchmarks import bench_layerwise_overlap as overlap
+from benchmarks import native
+from torch_llm_datadist import ops
 
 LAYERS, COMPUTE_MS, TRANSFER_MS = 4, 100.0, 20.0
 
@@ -22,3 +28,29 @@ def test_layers_that_are_pushed_one_by_one_arrive_while_the_forward_computes(mod
     ends = pushed["kernel_ends"]
     assert len(ends) == (0 if mode == "replayed" else LAYERS)
     assert all(there - end >= TRANSFER_MS for end, there in zip(ends, pushed["arrived"], strict=False))
+
+
+@pytest.fixture
+def empty_ops(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In place of those in C++, which take a minute to build."""
+    library = torch.library.Library("datadist_bench", "FRAGMENT")
+    if not hasattr(torch.ops.datadist_bench, "layer_op"):
+        library.define("layer_op(Tensor(a!) status, Tensor after, int layer, int binding) -> ()")
+        schema = torch.ops.torch_llm_datadist.push_blocks.default._schema
+        library.define(str(schema).replace("torch_llm_datadist::push_blocks", "blocks_op"))
+        for name in ("layer_op", "blocks_op"):
+            library.impl(name, lambda *arguments: None, "PrivateUse1")
+    monkeypatch.setattr(native, "load", lambda: None)
+    yield
+    library._destroy()
+
+
+def test_the_host_cost_of_every_op_stands_beside_empty_ones(empty_ops: None) -> None:
+    rows = {row["op"]: row for row in dispatch.measure(1)}
+
+    for name in ops.__all__:
+        found = [row for op, row in rows.items() if op.split()[0].rstrip(",") == name]
+        assert found, name
+        assert all(row["runs"] > 0 and row["median_us"] > 0 for row in found), found
+    assert rows[dispatch.PYTHON]["over_custom_op_us"] == 0
+    assert rows[dispatch.LAYER]["over_empty_us"] == rows[dispatch.MOVE]["over_empty_us"] == 0

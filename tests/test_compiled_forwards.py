@@ -16,7 +16,7 @@ from torch._inductor import config as inductor_config
 from tests import paged_forwards as forwards
 from tests.nodes import wait_until
 from tests.paged_forwards import MAX_BLOCKS, TOKENS, Side, decode_forward, prefill_forward, slots_of, table_of
-from torch_llm_datadist import LLMStatusCode
+from torch_llm_datadist import LLMException, LLMStatusCode
 from torch_llm_datadist import binding as bindings
 
 # No pool of compiling processes, no precompiled headers, no trials of vector instructions.
@@ -105,10 +105,12 @@ class Request:
             assert side.status.item() in (0, LLMStatusCode.LLM_PARAM_INVALID)
             side.status.zero_()
 
-    def run(self, prefill, decode) -> None:
+    def run(self, prefill, decode, **options) -> None:
         """Decode is queued first, so it waits for what it reads."""
         src, dst = self.src[: self.num_blocks], self.dst[: self.num_blocks]
-        task = self.prefill.prepare(self.decode, src, dst) if src else None
+        task = self.prefill.prepare(self.decode, src, dst, **options) if src else None
+        if options.get("packed"):
+            assert self.decode.datadist.cache_manager.expect(task.ticket, dst)
         self.prefill.binding.bind([task] if task else [])
         self.decode.binding.bind([task.ticket] if task else [])
         inputs, prompt = self.inputs(self.decode), self.inputs(self.prefill)
@@ -154,7 +156,23 @@ def test_one_compiled_forward_serves_other_requests_peers_block_tables_and_none(
     with torch.compiler.set_stance("fail_on_recompile"):
         for i in range(2, 6):
             Request(sides[0], sides[1 + i % 2], i).run(prefill, decodes[i % 2])
-        Request(sides[0], sides[1], 6, num_blocks=1).run(prefill, decodes[0])
+        for num_blocks in (1, 0, MAX_BLOCKS, 1):
+            Request(sides[0], sides[1], 6, num_blocks=num_blocks).run(prefill, decodes[0])
 
     assert counters["stats"]["unique_graphs"] == compiled_so_far == 3
     assert caches == [[tensor.data_ptr() for tensor in side.tensors] for side in sides]
+
+
+def test_a_compiled_forward_sends_packed_and_waits_for_what_it_expects(sides, compiled, backend):
+    prefill, decode, _ = compiled
+    if backend == "inductor":
+        with pytest.raises(LLMException, match="host memory takes part"):
+            sides[0].prepare(sides[1], [0], [1], packed=True)
+        return
+    warm_up = Request(sides[0], sides[1], 0, num_blocks=0)
+    if backend == "npugraph_ex":
+        warm_up.warm_up(prefill, decode)
+    warm_up.run(prefill, decode)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for i, packed in enumerate([True, False, True]):
+            Request(sides[0], sides[1], i).run(prefill, decode, packed=packed)
