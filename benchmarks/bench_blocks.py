@@ -29,15 +29,12 @@ IDLE_S = 0.002
 def measure(case: Case, runs: int) -> dict[str, Any]:
     pair, memcpy = Pair(case), Memcpy(case)
     ours, blocking, copies = [], [], []
-    for run in range(runs + 1):
+    pair.warm_up()
+    for _ in range(runs):
         src, dst = pair.blocks()
-        copied = memcpy.run(src, dst)
-        flagged, _ = pair.push(src, dst)
-        returned = pair.push_blocking(*pair.blocks())
-        if run > 0:  # the first maps the peer's memory
-            ours.append(flagged)
-            blocking.append(returned)
-            copies.append(copied)
+        copies.append(memcpy.run(src, dst))
+        ours.append(pair.push(src, dst)[0])
+        blocking.append(pair.push_blocking(*pair.blocks()))
     pair.close()
     return {
         "case": str(case),

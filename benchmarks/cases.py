@@ -15,6 +15,10 @@ class Case:
     def total_bytes(self) -> int:
         return self.tensors * self.blocks * self.block_bytes
 
+    def halves(self) -> tuple[list[int], list[int]]:
+        """Two transfers that touch every block once: no page is met for the first time while it counts."""
+        return list(range(self.blocks)), list(range(self.blocks, 2 * self.blocks))
+
     def __str__(self) -> str:
         return f"{self.tensors} x {self.blocks} blocks of {self.block_bytes >> 10} KiB"
 

@@ -122,6 +122,10 @@ class Pair:
         count = self.case.blocks
         return self._chooser.sample(range(2 * count), count), self._chooser.sample(range(2 * count), count)
 
+    def warm_up(self) -> None:
+        for half in self.case.halves():
+            self.push(half, half)
+
     def push(self, src: list[int], dst: list[int], idle_s: float = 0.0) -> tuple[float, float]:
         """Seconds from ``bind``, and from ``push_layer``, to the flag at the receiver, whose stream waits."""
         from torch_llm_datadist import ops

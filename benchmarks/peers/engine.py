@@ -220,8 +220,12 @@ def measure(name: str, case: Case, runs: int, seed: int) -> list[float]:
     engine = ENGINES[name](cache, pipe, True)
     chooser = random.Random(seed)
     found = []
-    for run in range(runs + 1):
-        src, dst = (chooser.sample(range(2 * case.blocks), case.blocks) for _ in range(2))
+    warm_up = case.halves()
+    for run in range(len(warm_up) + runs):
+        if run < len(warm_up):
+            src = dst = warm_up[run]
+        else:
+            src, dst = (chooser.sample(range(2 * case.blocks), case.blocks) for _ in range(2))
         pipe.send((run, src, dst))
         if pipe.recv() != "waits":
             raise SystemExit(f"{name}: the receiver is gone")
@@ -230,7 +234,7 @@ def measure(name: str, case: Case, runs: int, seed: int) -> list[float]:
         seen, is_right = pipe.recv()
         if not is_right:
             raise SystemExit(f"{name}: wrong bytes arrived for blocks {src} -> {dst}")
-        if run > 0:  # the first connects
+        if run >= len(warm_up):
             found.append((seen - started) / 1e9)
     pipe.send(None)
     return found

@@ -17,13 +17,11 @@ def main() -> None:
     case = CASES[name]
     pair, memcpy = Pair(case), Memcpy(case)
     ours, copies = [], []
-    for run in range(int(runs) + 1):
+    pair.warm_up()
+    for _ in range(int(runs)):
         src, dst = pair.blocks()
-        copied = memcpy.run(src, dst)
-        flagged, _ = pair.push(src, dst)
-        if run > 0:  # the first maps the peer's memory
-            ours.append(flagged)
-            copies.append(copied)
+        copies.append(memcpy.run(src, dst))
+        ours.append(pair.push(src, dst)[0])
     pair.close()
     print(json.dumps({"ours": ours, "memcpy": copies}))
 
