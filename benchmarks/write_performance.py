@@ -97,6 +97,7 @@ def blocks(results: dict[str, Any]) -> list[str]:
 
 def peers(results: dict[str, Any]) -> list[str]:
     lines = ["## Beside other libraries", "", *head(results["machine"])]
+    lines += [line for note in results.get("notes", []) for line in (note, "")]
     lines += [f"![Each library's speed by case, as a multiple of memcpy: {NOTE}]({PICTURE})", ""]
     lines += [
         f"TCP in {results['network']}. Ours is emulated device memory, theirs is CPU memory. A figure is the median of the rounds' "
