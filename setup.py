@@ -223,7 +223,7 @@ def write_ninja(build: Path, package: Path) -> None:
 
     plugin = package / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     plugin_sources = [
-        *cpp_in("acl", "cache", "plan", "link", "ops", "python", "transport"),
+        *cpp_in("acl", "cache", "messages", "plan", "link", "ops", "python", "transport"),
         ROOT / "csrc/ops.cpp",
     ]
     built_for = f"-DBUILT_FOR_TORCH_NPU='\"{version_of(torch_npu)}\"'"

@@ -54,6 +54,24 @@ def test_link_group_leaves_nothing_behind_when_a_rank_is_missing(group: list[Sim
     assert linked(one) == {2}  # it was there before
 
 
+def test_link_group_needs_the_secret_of_every_rank() -> None:
+    """With another secret at one rank there is no link to any."""
+    secrets = ["correct horse battery staple"] * 2 + ["another horse battery staple"]
+    one, two, three = made = [start(1 + i, i, link_secret=secret) for i, secret in enumerate(secrets)]
+    try:
+        one.datadist.link_group(ranks([two]))
+        said = check_raises(
+            LLMStatusCode.LLM_LINK_FAILED, lambda: two.datadist.link_group(ranks([three]), timeout=20_000)
+        )
+
+        assert "cluster 3 at 127.0.0.1:" in said
+        assert linked(one) == {2}
+        assert linked(three) == set()
+    finally:
+        for each in made:
+            each.datadist.finalize()
+
+
 @pytest.mark.parametrize(
     ("expected", "arguments"),
     [

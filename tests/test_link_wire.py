@@ -17,6 +17,7 @@ from tests.nodes import (
     NO_LINK,
     OK,
     link,
+    unused_port,
 )
 from tests.recording_core import Node
 from torch_llm_datadist import process_token, wire
@@ -117,6 +118,56 @@ def test_a_server_that_claims_to_be_in_this_process_gets_nothing(node: Callable[
         asked.join(DEADLINE_S)
     assert code == LLMStatusCode.LLM_LINK_FAILED
     assert client.native.links == {}
+
+
+def test_who_listens_in_an_instances_place_is_shown_nothing_to_pass_for_a_client_with(
+    node: Callable[..., Node],
+) -> None:
+    """What it is shown could be shown to the instance, which listens elsewhere by now."""
+    client, server = node(2), node(1, listens=True)
+    server.links.switch_role(None)
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as squatter:
+        squatter.setsockopt(zmq.LINGER, 0)
+        bind_again(squatter, server.port)
+        asked = threading.Thread(target=lambda: client.links.link([Target(1, "127.0.0.1", server.port)], 1.0))
+        asked.start()
+
+        assert squatter.poll(int(DEADLINE_S * 1000))
+        _, data = squatter.recv_multipart()
+
+        asked.join(DEADLINE_S)
+    hello = wire.decode(data)
+    assert isinstance(hello, wire.Hello)
+    assert hello.token == b""
+    with RawPeer(other := node(1, listens=True)) as raw:
+        answer = raw.ask(data)
+        assert isinstance(answer, wire.Refused)
+        assert other.native.links == {}
+
+
+def bind_again(socket: zmq.Socket[bytes], port: int) -> None:
+    """Once the one that had the port has let it go."""
+    for _ in range(1000):
+        try:
+            socket.bind(f"tcp://127.0.0.1:{port}")
+            return
+        except zmq.ZMQError:
+            threading.Event().wait(0.01)
+    raise AssertionError(f"port {port} stays in use")
+
+
+def test_addresses_at_which_this_process_listens_are_known(node: Callable[..., Node]) -> None:
+    server, port = node(1, listens=True), unused_port()
+    process_token.listens("0.0.0.0", port)
+
+    assert process_token.is_here("127.0.0.1", server.port)
+    assert not process_token.is_here("127.0.0.2", server.port)
+    assert process_token.is_here("127.0.0.2", port)
+
+    process_token.listens_no_more("0.0.0.0", port)
+    server.links.close(1.0)
+    assert not process_token.is_here("127.0.0.2", port)
+    assert not process_token.is_here("127.0.0.1", server.port)
 
 
 def _welcome_once(socket: zmq.Socket[bytes], impostor: Node, token: bytes) -> None:

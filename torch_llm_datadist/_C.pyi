@@ -38,6 +38,7 @@ class Instance:
         stream_idle_ms: int = 5000,
         close_timeout_ms: int = 1000,
         staging_limit: int = 1 << 30,
+        verifies: bool = False,
     ) -> None: ...
     def close(self) -> None:
         """Ends every link, joins the threads and frees the streams. Idempotent."""

@@ -9,7 +9,8 @@ from collections import OrderedDict
 from typing import TypeAlias
 
 from . import checks
-from .errors import LLMStatusCode, NotYetLinkError, TimeoutExceededError, class_for_code
+from .errors import LLMStatusCode, class_for_code
+from .messages import refusal
 
 logger = logging.getLogger("torch_llm_datadist")
 
@@ -77,12 +78,10 @@ class Arrivals:
             )
             if not self._has(cluster_id, tag):
                 if cluster_id not in self._linked:
-                    raise NotYetLinkError(
-                        f"{asked}: tag {tag!r} has not arrived, and there is no link to cluster {cluster_id}"
-                    )
-                raise TimeoutExceededError(
-                    f"{asked}: tag {tag!r} of cluster {cluster_id} has not arrived within {timeout_s} s; the "
-                    "link is still usable"
+                    why = f", and tag {tag!r} has not arrived"
+                    raise refusal("no_link_to_cluster", asked=asked, value=cluster_id, why=why)
+                raise refusal(
+                    "tag_is_late", asked=asked, value=repr(tag), cluster_id=cluster_id, timeout=timeout_s
                 )
             code, detail = self._unclaimed[cluster_id].pop(tag)
         if code != LLMStatusCode.LLM_SUCCESS:

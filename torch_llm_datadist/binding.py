@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch_llm_datadist import _native
-from torch_llm_datadist.errors import TimeoutExceededError, class_for_code
+from torch_llm_datadist.errors import class_for_code
+from torch_llm_datadist.messages import refusal
 
 if TYPE_CHECKING:
     from torch_llm_datadist.blocks_in_doubt import BlocksInDoubt
@@ -123,10 +124,8 @@ class Publication:
         """
         found = TransferState(*_native.load().task_wait_for(self.number, _milliseconds(timeout_s)))
         if not found.has_ended:
-            raise TimeoutExceededError(
-                f"wait_taken: ticket {self.ticket} has not been pulled within {timeout_s} s"
-                + (f", and the peer may still read: {found.detail}" if found.code else "")
-            )
+            why = f", and the peer may still read: {found.detail}" if found.code else ""
+            raise refusal("ticket_not_pulled", value=self.ticket, timeout=timeout_s, why=why)
         if found.code:
             raise class_for_code(found.code)(f"wait_taken: ticket {self.ticket}: {found.detail}")
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from . import checks
-from .errors import ParamInvalidError
 from .link_table import Link
+from .messages import refusal
 
 DEFAULT_TENSORS_PER_LAYER = 2
 
@@ -39,10 +39,7 @@ def read_blocks(
     src = read_block_list(asked, "src_blocks", () if src_blocks is None else src_blocks)
     dst = read_block_list(asked, "dst_blocks", dst_blocks)
     if len(src) != len(dst):
-        raise ParamInvalidError(
-            f"{asked}: src_blocks has {len(src)} entries and dst_blocks {len(dst)}; expected as many. "
-            "Nothing was sent."
-        )
+        raise refusal("lists_of_unequal_length", asked=asked, src=len(src), dst=len(dst))
     check_blocks_inside(asked, local, src if local == "src_blocks" else dst, num_blocks)
     return torch.tensor(src, dtype=torch.int64), torch.tensor(dst, dtype=torch.int64)
 
@@ -51,16 +48,16 @@ def read_block_list(asked: str, name: str, blocks: object) -> list[int]:
     """A list or tuple of block indices that is not empty."""
     found = checks.integers(f"{asked}: {name}", blocks)
     if not found:
-        raise ParamInvalidError(f"{asked}: {name} is empty, expected at least one block. Nothing was sent.")
+        raise refusal("list_is_empty", asked=asked, list=name, value=blocks)
     return found
 
 
 def check_blocks_inside(asked: str, name: str, blocks: Sequence[int], num_blocks: int) -> None:
     if max(blocks) >= num_blocks:
         i = next(i for i, block in enumerate(blocks) if block >= num_blocks)
-        raise ParamInvalidError(
-            f"{asked}: {name}[{i}] = {blocks[i]} is outside the local cache, which has {num_blocks} blocks. "
-            "Nothing was sent; the link is still usable."
+        cache = "the local cache"
+        raise refusal(
+            "block_outside", asked=asked, list=name, at=i, value=blocks[i], cache=cache, count=num_blocks
         )
 
 
@@ -74,16 +71,15 @@ def read_layer_range(asked: str, name: str, value: object) -> range | None:
 def read_tensors_per_layer(asked: str, value: object) -> int:
     checked = checks.uint32(f"{asked}: tensor_num_per_layer", value)
     if checked == 0:
-        raise ParamInvalidError(f"{asked}: tensor_num_per_layer is 0, expected 1 or more")
+        raise refusal("no_tensors_per_layer", asked=asked, value=checked)
     return checked
 
 
 def whole_layers(asked: str, num_tensors: int, tensors_per_layer: int) -> int:
     """How many layers the local cache has; the seed wants the number of tensors to be a multiple."""
     if tensors_per_layer > num_tensors or num_tensors % tensors_per_layer:
-        raise ParamInvalidError(
-            f"{asked}: tensor_num_per_layer is {tensors_per_layer}, expected a divisor of the {num_tensors} "
-            "tensors of the local cache. Nothing was sent."
+        raise refusal(
+            "tensors_per_layer_do_not_divide", asked=asked, value=tensors_per_layer, count=num_tensors
         )
     return num_tensors // tensors_per_layer
 
@@ -155,23 +151,28 @@ def check_remote_count(
     """
     wanted = len(layers) * tensors_per_layer
     if remote_tensors != wanted:
-        raise ParamInvalidError(
-            f"{asked}: the remote cache has {remote_tensors} tensors, expected {wanted}, the tensors to fill "
-            f"(cluster {link.cluster_id}, {link.peer}); src_layer_range chooses a part. Nothing was sent; "
-            "the link is still usable."
+        raise refusal(
+            "other_number_of_tensors",
+            asked=asked,
+            value=remote_tensors,
+            count=wanted,
+            cluster_id=link.cluster_id,
+            peer=link.peer,
         )
 
 
 def _check_local_range(asked: str, name: str, layers: range, num_layers: int) -> None:
     if layers.stop > num_layers:
-        raise ParamInvalidError(
-            f"{asked}: {name} is {layers}, the local cache has {num_layers} layers. Nothing was sent."
-        )
+        raise refusal("layer_range_outside", asked=asked, name=name, value=layers, count=num_layers)
 
 
 def _check_same_length(asked: str, src: range, dst: range) -> None:
     if len(src) != len(dst):
-        raise ParamInvalidError(
-            f"{asked}: src_layer_range has {len(src)} layers ({src}) and dst_layer_range {len(dst)} ({dst}); "
-            "expected as many. Nothing was sent."
+        raise refusal(
+            "layer_ranges_of_unequal_length",
+            asked=asked,
+            src=len(src),
+            src_range=src,
+            dst=len(dst),
+            dst_range=dst,
         )

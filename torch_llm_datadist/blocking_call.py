@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from types import MappingProxyType, ModuleType
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import torch
 
@@ -17,10 +17,6 @@ from .entry_transfer import EntryTransfer
 from .errors import EngineFailedError, LLMException, LLMStatusCode, class_for_code
 from .link_table import Link
 from .options import Options
-from .verification import read_back, shown_differences
-
-if TYPE_CHECKING:
-    from . import _C
 
 # A transfer that failed and may still write: takes its task, which it frees, and completes the error.
 Unfinished: TypeAlias = Callable[[int, LLMException], LLMException]
@@ -29,9 +25,8 @@ Unfinished: TypeAlias = Callable[[int, LLMException], LLMException]
 class BlockingCall:
     """Thread-safe."""
 
-    def __init__(self, native: ModuleType, options: Options, instance: _C.Instance) -> None:
+    def __init__(self, native: ModuleType, options: Options) -> None:
         self._native = native
-        self._instance = instance
         self._options = options
         self._per_thread = threading.local()
 
@@ -58,27 +53,11 @@ class BlockingCall:
         Raises:
             LLMException: by the op, before anything was queued, or for how the transfer ended.
         """
-        tensors = list(cache.tensors)
-        self._move_blocks(asked, op, tensors, transfer, link, model_id, unfinished, ticket)
-        if self._options.verify_blocks and not ticket:
-            self._verify(asked, op is ops.push_blocks, tensors, transfer, link, model_id)
-
-    def _move_blocks(
-        self,
-        asked: str,
-        op: Callable[..., None],
-        tensors: list[torch.Tensor],
-        transfer: BlockTransfer,
-        link: Link,
-        model_id: int,
-        unfinished: Unfinished,
-        ticket: Mapping[str, int] = MappingProxyType({}),
-    ) -> None:
         self._run(
             asked,
             lambda status, handle: op(
                 status,
-                tensors,
+                list(cache.tensors),
                 transfer.src_blocks,
                 transfer.dst_blocks,
                 link=link.handle,
@@ -94,32 +73,6 @@ class BlockingCall:
             ),
             unfinished,
         )
-
-    def _verify(
-        self,
-        asked: str,
-        is_push: bool,
-        tensors: list[torch.Tensor],
-        transfer: BlockTransfer,
-        link: Link,
-        model_id: int,
-    ) -> None:
-        """Reads the peer's blocks once more, and compares them with the local ones."""
-
-        def failed(task: int, error: LLMException) -> LLMException:
-            self._native.task_free(task)  # nobody uses the memory that it may still write
-            return error
-
-        def read(scratch: list[torch.Tensor], reading: BlockTransfer) -> None:
-            self._move_blocks(asked, ops.pull_blocks, scratch, reading, link, model_id, failed)
-
-        differences = read_back(self._instance, read, tensors, transfer, is_push=is_push)
-        if differences:
-            raise EngineFailedError(
-                f"{asked}: {len(differences)} blocks are not the same at both ends after the transfer with "
-                f"cluster {link.cluster_id} ({link.peer}): {shown_differences(differences)}. What is in them "
-                "is of no use; the link is still usable, transfer them again"
-            )
 
     def move_entry(
         self,

@@ -15,13 +15,13 @@ from .data_type import Placement
 from .errors import (
     EngineFailedError,
     FeatureNotEnabledError,
-    KvCacheNotExistError,
     NotYetLinkError,
     ParamInvalidError,
 )
 from .keys import BlocksCacheKey, CacheKey
 from .link import LinkService
 from .memory_pool import MemoryPool
+from .messages import refusal
 from .options import Options
 from .registration import addresses_of, await_kernels, read_blocks_key, read_keys, read_tensors
 from .registry import CacheRegistry, HeldCacheInfo, LocalCache, nobody_cares
@@ -56,7 +56,7 @@ class CacheStore:
         self._registry = registry
         self._options = options
         self._pools = pools
-        self._call = BlockingCall(native, options, instance)
+        self._call = BlockingCall(native, options)
         self._changing = threading.Lock()  # caches and keys; peers learn of caches in the order of their ids
         self._is_closed = False
         registry.on_taken = self._on_taken
@@ -321,28 +321,28 @@ class CacheStore:
         found = checks.instance(f"{asked}: {name}", cache, Cache)
         self._require_usable(asked)
         if found.is_blocks_cache != is_blocks:
-            raise ParamInvalidError(
-                f"{asked}: {name} is a {'contiguous' if is_blocks else 'blocks'} cache, expected a "
-                f"{'blocks' if is_blocks else 'contiguous'} cache"
+            kinds = ("contiguous cache", "blocks cache")
+            raise refusal(
+                "other_kind_of_cache",
+                asked=asked,
+                cache=name,
+                found=kinds[not is_blocks],
+                wanted=kinds[is_blocks],
             )
         local = self._registry.find(found)
         if local is None:
-            raise KvCacheNotExistError(
-                f"{asked}: {name} (cache_id {found.cache_id}) is not registered at this instance, or not any "
-                "more. Nothing was sent."
-            )
+            raise refusal("cache_not_registered", asked=asked, name=name, value=found.cache_id)
         return local
 
     def _find_reachable(self, asked: str, name: str, cache: object, *, is_blocks: bool) -> LocalCache:
         local = self._find(asked, name, cache, is_blocks=is_blocks)
         if self._options.remote_accessible and not local.cache.remote_accessible:
-            raise ParamInvalidError(
-                f"{asked}: {name} (cache_id {local.cache.cache_id}) was registered with "
-                "remote_accessible=False"
-                + (
-                    ", the default of host memory"
-                    if local.cache.cache_desc.placement == Placement.HOST
-                    else ""
-                )
+            is_default = local.cache.cache_desc.placement == Placement.HOST
+            raise refusal(
+                "cache_not_reachable",
+                asked=asked,
+                name=name,
+                value=local.cache.cache_id,
+                why=", the default of host memory" if is_default else "",
             )
         return local

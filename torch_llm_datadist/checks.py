@@ -10,7 +10,7 @@ import reprlib
 from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
-from .errors import ParamInvalidError
+from .messages import refusal
 
 T = TypeVar("T")
 
@@ -23,9 +23,9 @@ def is_integer(value: object) -> bool:
 
 def integer(name: str, value: object, low: int, high: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected an int")
+        raise _wrong_type(name, repr(value), value, "an int")
     if not low <= value <= high:
-        raise ValueError(f"{name} is {value}, expected {low} to {high}")
+        raise refusal("outside_c_type", name=name, value=value, low=low, high=high)
     return int(value)
 
 
@@ -52,9 +52,9 @@ def int64(name: str, value: object) -> int:
 def seconds_as_ms(name: str, value: object) -> int:
     """A number of seconds above 0, as milliseconds that an int32 holds."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}, expected a number of seconds")
+        raise refusal("not_a_number_of_seconds", name=name, value=repr(value))
     if not 0 < value <= INT32_MAX / 1000:
-        raise ValueError(f"{name} is {value}, expected more than 0 and at most 2**31 ms")
+        raise refusal("seconds_out_of_range", name=name, value=value)
     return max(1, round(value * 1000))
 
 
@@ -65,10 +65,12 @@ def as_int64(number: int) -> int:
 
 def instance(name: str, value: object, kind: type[T], *, what: str = "") -> T:
     if not isinstance(value, kind):
-        raise TypeError(
-            f"{name} is {shown(value)} ({type(value).__name__}), expected {what or kind.__name__}"
-        )
+        raise _wrong_type(name, shown(value), value, what or kind.__name__)
     return value
+
+
+def _wrong_type(name: str, shown_as: str, value: object, expected: str) -> Exception:
+    return refusal("wrong_type", name=name, value=shown_as, type=type(value).__name__, expected=expected)
 
 
 def shown(value: object) -> str:
@@ -84,24 +86,24 @@ def integers(name: str, value: Any, *, kinds: tuple[type, ...] = (list, tuple)) 
     """A list or tuple of ints, as a list; each in 0 … 2**63-1."""
     if not isinstance(value, kinds):
         wanted = " or ".join(kind.__name__ for kind in kinds)
-        raise TypeError(f"{name} is of type {type(value).__name__}, expected a {wanted} of ints")
+        raise refusal("wrong_list_type", name=name, value=type(value).__name__, expected=wanted)
     value = cast(Sequence[int], value)
     if not set(map(type, value)) <= {int}:
         for i, item in enumerate(value):
             if not is_integer(item):
-                raise TypeError(f"{name}[{i}] is {item!r} ({type(item).__name__}), expected an int")
+                raise refusal("wrong_item_type", name=name, at=i, value=repr(item), type=type(item).__name__)
     if value and (min(value) < 0 or max(value) >= 2**63):
         i, item = next((i, v) for i, v in enumerate(value) if not 0 <= v < 2**63)
-        raise ValueError(f"{name}[{i}] is {item}, expected 0 to {2**63 - 1}")
+        raise refusal("item_outside_c_type", name=name, at=i, value=item, high=2**63 - 1)
     return list(value)
 
 
 def layer_range(name: str, value: object) -> range:
     """A range of layers with step 1 that is not empty."""
     if not isinstance(value, range):
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected a range")
+        raise _wrong_type(name, repr(value), value, "a range")
     if value.step != 1 or value.start < 0 or not value or value.stop > INT32_MAX:
-        raise ParamInvalidError(f"{name} is {value}, expected a range from 0 or more, not empty, with step 1")
+        raise refusal("bad_layer_range", name=name, value=value)
     return value
 
 
@@ -109,5 +111,5 @@ def timeout_ms(name: str, value: object) -> int:
     """A time limit in milliseconds: an int > 0 that an int32 holds."""
     checked = int32(name, value)
     if checked <= 0:
-        raise ParamInvalidError(f"{name} is {checked} ms, expected more than 0")
+        raise refusal("bad_timeout", name=name, value=checked)
     return checked

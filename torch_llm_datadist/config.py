@@ -274,9 +274,11 @@ class LLMConfig:
 
     verify_blocks = _flag(
         OWN_PREFIX + "VerifyBlocks",
-        "After each blocking ``push_blocks``, and each ``pull_blocks`` without a ticket, the peer's blocks "
-        "are read once more and compared by ``ops.checksum_blocks``; ``LLM_FAILED`` when some differ. It "
-        "takes as long again, and device memory for the blocks of the call.",
+        "Every transfer that begins at this instance, of either direction, by layers, with a ticket or "
+        "packed, reads back what it copied at both ends and compares each byte, on the host, before it says "
+        "that anything has arrived. Where some differ it ends with ``LLM_FAILED``, and so does the status of "
+        "who waits for it at the other end. The message names the block. It takes several times as long: "
+        "``sync_kv_timeout`` may have to be longer.",
         drop=False,
     )
 

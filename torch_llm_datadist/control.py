@@ -205,6 +205,7 @@ class Control:
 
     def begin_close(self, closed: Future[None], deadline: float) -> None:
         self._handshake.is_refusing = True
+        self._gatekeeper.close_all()
         self._farewell.begin_close(closed, deadline)
 
     def announce(self, local: LocalCache) -> None:

@@ -191,7 +191,7 @@ def _may_be_read(asked: str, timeout_s: float, publication: Publication) -> Time
 def _in_doubt(error: LLMException, found: Sequence[BlocksInDoubt]) -> LLMException:
     """The same error, which now says what may still be written."""
     named = type(error)(
-        f"{error}. Until what was queued is done, which wait_until_settled() waits for, "
+        f"{str(error).rstrip('.')}. Until what was queued is done, which wait_until_settled() waits for, "
         f"{'; '.join(map(_named, found)) or 'blocks that nobody has told'} may still be written.",
         status_code=error.status_code,
     )

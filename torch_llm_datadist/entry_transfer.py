@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from . import checks
-from .errors import KvCacheNotExistError, ParamInvalidError
 from .key_table import KeyName, only_name_of
 from .keys import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 from .link_table import Link
+from .messages import refusal
 from .registry import LocalCache
 from .wire import CacheRecord
 
@@ -44,10 +44,8 @@ def read_entry(asked: str, name: str, value: object, local: LocalCache) -> int:
     """A batch entry of the local cache."""
     entry = checks.uint32(f"{asked}: {name}", value)
     if entry >= local.cache.num_entries:
-        raise ParamInvalidError(
-            f"{asked}: {name} is {entry}, the local cache has {local.cache.num_entries} batch entries. "
-            "Nothing was sent; the link is still usable."
-        )
+        cache, count = "the local cache", local.cache.num_entries
+        raise refusal("entry_outside", asked=asked, name=name, value=entry, cache=cache, count=count)
     return entry
 
 
@@ -67,7 +65,7 @@ def find_remote(asked: str, link: Link, key: Key) -> tuple[CacheRecord, int] | N
     return None
 
 
-def no_such_cache(asked: str, link: Link, key: Key) -> KvCacheNotExistError:
+def no_such_cache(asked: str, link: Link, key: Key) -> Exception:
     caches = list(link.remote_caches.values())
     if isinstance(key, BlocksCacheKey):
         what = f"blocks cache with model_id {key.model_id}"
@@ -78,8 +76,11 @@ def no_such_cache(asked: str, link: Link, key: Key) -> KvCacheNotExistError:
     else:
         what = f"cache for {only_name_of(asked, key)}; the key was never there, or was removed or pulled"
         there = [str(KeyName(k.is_prefix, k.number, k.model_id)) for c in caches for k in c.keys][:10]
-    return KvCacheNotExistError(
-        f"{asked}: cluster {link.cluster_id} ({link.peer}) has no {what}; it has "
-        f"{', '.join(there) or 'none'}. "
-        "Nothing was sent; the link is still usable."
+    return refusal(
+        "no_such_remote_cache",
+        asked=asked,
+        cluster_id=link.cluster_id,
+        peer=link.peer,
+        value=what,
+        known=", ".join(there) or "none",
     )

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
+from . import process_token
 from .cluster import endpoint
 from .link_keys import LinkKeys
 from .link_secret import SECRET_VARIABLE
@@ -65,6 +66,7 @@ class Gatekeeper:
     def open(self, router: zmq.Socket[bytes], ip: str, port: int) -> None:
         """It is bound, there."""
         self._doors[router].ip, self._doors[router].port = ip, port
+        process_token.listens(ip, port)
         if self._keys is None and not _is_loopback(ip) and not self._has_warned:
             self._has_warned = True
             logger.warning(
@@ -75,8 +77,15 @@ class Gatekeeper:
                 SECRET_VARIABLE,
             )
 
+    def close_all(self) -> None:
+        """The sockets are closed by whoever owns them."""
+        for router in list(self._doors):
+            self.close(router)
+
     def close(self, router: zmq.Socket[bytes]) -> None:
-        self._doors.pop(router, None)
+        door = self._doors.pop(router, None)
+        if door is not None and door.ip:
+            process_token.listens_no_more(door.ip, door.port)
 
     def on_message(self, router: zmq.Socket[bytes], frame: zmq.Frame) -> None:
         """The sender of the message has passed all checks: its connection is not closed for another's."""

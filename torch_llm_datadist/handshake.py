@@ -96,7 +96,9 @@ class Handshake:
         peer.comm = target.comm.name if target.comm else ""
         peer.is_fenced = target.fenced
         self._peers.add(peer)
-        token = process_token.of_hello(self._own.instance, target.cluster_id)
+        token = b""
+        if process_token.is_here(target.ip, target.port):
+            token = process_token.of_hello(self._own.instance, target.cluster_id)
         peer.send(
             wire.Hello(
                 wanted_cluster_id=target.cluster_id,

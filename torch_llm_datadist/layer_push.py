@@ -16,6 +16,7 @@ from .errors import ParamInvalidError
 from .keys import BlocksCacheKey
 from .layer_transfer import Piece, Pieces
 from .link_table import Link
+from .messages import refusal
 from .transfer import TransferConfig, TransferWithCacheKeyConfig
 from .transfer_request import TENSORS_PER_LAYER, TransferRequest
 from .wire import CacheRecord
@@ -71,9 +72,12 @@ class LayerPush:
         for tensor in range(first_tensor, min(last, len(record.tensor_bytes))):
             found = record.tensor_bytes[tensor] // record.num_blocks
             if found != wanted:
-                raise ParamInvalidError(
-                    f"{self._name}: dst_block_memory_size is {wanted}, a block of the remote cache "
-                    f"{record.cache_id} has {found} bytes. Nothing was sent."
+                raise refusal(
+                    "other_block_bytes_than_said",
+                    asked=self._name,
+                    value=wanted,
+                    cache=record.cache_id,
+                    found=found,
                 )
 
     def by_key(self, link: Link, record: CacheRecord) -> Task:

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from .arrivals import Arrivals
-from .errors import NotYetLinkError, TimeoutExceededError
+from .errors import TimeoutExceededError
+from .messages import refusal
 from .wire import CacheRecord
 
 _REMEMBERED_ENDS = 1024
@@ -138,11 +139,7 @@ class LinkTable:
         if link is not None and link.is_accepting:
             return link
         why = "it is being unlinked" if link else self._why_none(cluster_id)
-        raise NotYetLinkError(
-            f"{asked}: there is no link to cluster {cluster_id}"
-            + (f": {why}" if why else "")
-            + ". Nothing was sent; link_clusters makes a link."
-        )
+        raise refusal("no_link_to_cluster", asked=asked, value=cluster_id, why=f": {why}" if why else "")
 
     def _why_none(self, cluster_id: int) -> str:
         if cluster_id not in self._ended:

@@ -37,7 +37,7 @@ class Options:
         link_total_time_s: limit of a two-sided link.
         is_older_api: ``kv_cache_manager`` in place of ``cache_manager``.
         enable_switch_role: of the older API, which needs it.
-        verify_blocks: blocking transfers of blocks are read back and compared.
+        verify_blocks: what transfers copied is read back and compared.
         link_secret: what peers must know to link; None lets everyone link.
         link_port: base of the ports at which members of two-sided links meet; None: the environment says.
     """

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from .cache_store import CacheStore
 from .entry_transfer import Key, find_remote, no_such_cache
-from .errors import ParamInvalidError
 from .link_table import Link
+from .messages import refusal
 from .wire import CacheRecord
 
 
@@ -22,10 +22,8 @@ class PeerCaches(CacheStore):
 
     def _require_remote_access(self, asked: str) -> None:
         if not self._options.remote_accessible:
-            raise ParamInvalidError(
-                f"{asked}: enable_remote_cache_accessible is off here; pushing needs it at both ends"
-            )
+            raise refusal("remote_access_is_off", asked=asked, value=False)
 
     def _refuse_own(self, asked: str, cluster_id: int) -> None:
         if cluster_id == self._links.identity.cluster_id:
-            raise ParamInvalidError(f"{asked}: cluster {cluster_id} is this instance itself, expected a peer")
+            raise refusal("own_cluster", asked=asked, value=cluster_id)

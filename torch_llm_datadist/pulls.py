@@ -23,6 +23,7 @@ from .errors import ParamInvalidError
 from .key_table import only_name_of
 from .keys import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 from .link_table import Link
+from .messages import refusal
 from .peer_caches import PeerCaches
 from .publications import Publications
 from .registry import LocalCache
@@ -232,10 +233,7 @@ def _read_size(asked: str, value: object, local: LocalCache) -> int:
     size = checks.int64(f"{asked}: size", value)
     entry_bytes = min(local.tensor_bytes) // local.cache.num_entries
     if size != -1 and not 0 < size <= entry_bytes:
-        raise ParamInvalidError(
-            f"{asked}: size is {size}, expected -1 or 1 to {entry_bytes}, the bytes of a local batch entry. "
-            "Nothing was sent; the link is still usable."
-        )
+        raise refusal("size_out_of_range", asked=asked, value=size, high=entry_bytes)
     return size
 
 
@@ -245,10 +243,9 @@ def _read_pull_blocks(
     num_blocks = local.cache.num_blocks
     if not is_entry:
         return read_blocks(asked, src_blocks, dst_blocks, local="dst_blocks", num_blocks=num_blocks)
-    if checks.integers(f"{asked}: src_blocks", src_blocks):
-        raise ParamInvalidError(
-            f"{asked}: src_blocks is not empty, expected none for the key of a batch entry. Nothing was sent."
-        )
+    given = checks.integers(f"{asked}: src_blocks", src_blocks)
+    if given:
+        raise refusal("list_is_not_empty", asked=asked, list="src_blocks", value=given[0])
     dst = read_block_list(asked, "dst_blocks", dst_blocks)
     check_blocks_inside(asked, "dst_blocks", dst, num_blocks)
     return _NO_BLOCKS, torch.tensor(dst, dtype=torch.int64)

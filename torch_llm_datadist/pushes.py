@@ -15,8 +15,8 @@ from .cache import Cache
 from .checks import as_int64
 from .doubtful_blocks import DoubtfulBlocks
 from .entry_transfer import EntryTransfer, read_entry
-from .errors import ParamInvalidError
 from .keys import BlocksCacheKey, CacheKeyByIdAndIndex
+from .messages import refusal
 from .peer_caches import PeerCaches
 from .tagged import tagged
 
@@ -115,7 +115,7 @@ class Pushes(DoubtfulBlocks, PeerCaches):
         local = self._find_reachable(asked, "src_cache", src_cache, is_blocks=False)
         entry = read_entry(asked, "src_batch_index", src_batch_index, local)
         if checks.int64(f"{asked}: size", size) != -1:
-            raise ParamInvalidError(f"{asked}: size is {size}, expected -1, a whole local entry")
+            raise refusal("size_is_not_whole", asked=asked, value=size)
         src_layers, dst_layers, per_layer = read_push_layers(
             asked, len(local.tensor_bytes), src_layer_range, dst_layer_range, tensor_num_per_layer
         )

@@ -15,6 +15,7 @@ from .cache import CacheDesc
 from .data_type import Placement, torch_dtype
 from .errors import ParamInvalidError
 from .keys import BlocksCacheKey, CacheKey
+from .messages import refusal
 
 ON_HOST = -1  # the device of host memory
 
@@ -30,7 +31,7 @@ def read_tensors(
         )
     wanted = read_desc(asked, desc)
     if not addrs:
-        raise ParamInvalidError(f"{asked}: addrs is empty, expected num_tensors = {desc.num_tensors} of them")
+        raise refusal("no_addresses", asked=asked, value=addrs, count=desc.num_tensors)
     if any(isinstance(item, torch.Tensor) for item in addrs):
         for i, item in enumerate(addrs):
             _check_tensor(f"{asked}: addrs[{i}]", item, where, *wanted[min(i, len(wanted) - 1)])
@@ -39,9 +40,7 @@ def read_tensors(
     else:
         found = checks.integers(f"{asked}: addrs", addrs, kinds=(list,))
         if 0 in found:
-            raise ParamInvalidError(
-                f"{asked}: addrs[{found.index(0)}] is 0, expected the address of a tensor"
-            )
+            raise refusal("address_is_0", asked=asked, at=found.index(0), value=0)
         _check_count(asked, found, desc)
         tensors = tensors_at(native, found, desc, where)
     _check_apart(asked, tensors)
@@ -60,7 +59,7 @@ def await_kernels(tensors: Sequence[torch.Tensor]) -> None:
 def read_desc(asked: str, desc: CacheDesc) -> list[tuple[list[int], torch.dtype, int]]:
     """Shape, dtype and bytes of each tensor; raises where there can be no such tensors."""
     if desc.num_tensors == 0:
-        raise ParamInvalidError(f"{asked}: num_tensors is 0, expected at least one tensor")
+        raise refusal("no_tensors", asked=asked, value=0)
     try:
         dtypes = {data_type: torch_dtype(data_type) for _, data_type in desc.tensors}
         pairs = zip(desc.tensors, desc.tensor_sizes, strict=True)
@@ -85,9 +84,7 @@ def addresses_of(tensors: Sequence[torch.Tensor]) -> list[int]:
 
 def _check_count(asked: str, addrs: Sequence[object], desc: CacheDesc) -> None:
     if len(addrs) != desc.num_tensors:
-        raise ParamInvalidError(
-            f"{asked}: addrs has {len(addrs)} entries, expected num_tensors = {desc.num_tensors}"
-        )
+        raise refusal("other_number_of_addresses", asked=asked, value=len(addrs), count=desc.num_tensors)
 
 
 def _check_tensor(
@@ -96,17 +93,23 @@ def _check_tensor(
     tensor = checks.instance(name, item, torch.Tensor, what="a tensor, as the others")
     if device == ON_HOST:
         if tensor.device.type != "cpu":
-            raise ParamInvalidError(f"{name} is on {tensor.device}, the CacheDesc says Placement.HOST")
+            expected = "the CPU, since the CacheDesc says Placement.HOST"
+            raise refusal("tensor_on_another_device", name=name, value=tensor.device, expected=expected)
     elif tensor.device.type != "npu" or tensor.device.index != device:
-        raise ParamInvalidError(f"{name} is on {tensor.device}, expected npu:{device}, the instance's device")
+        expected = f"npu:{device}, the instance's device"
+        raise refusal("tensor_on_another_device", name=name, value=tensor.device, expected=expected)
     if tensor.dtype != dtype:
-        raise ParamInvalidError(f"{name} is of {tensor.dtype}, the CacheDesc says {dtype}")
+        raise refusal("tensor_of_another_dtype", name=name, value=tensor.dtype, expected=dtype)
     if not tensor.is_contiguous():
-        raise ParamInvalidError(f"{name} with strides {tensor.stride()} is not contiguous")
+        raise refusal("tensor_not_contiguous", name=name, value=tensor.stride())
     if tensor.nbytes != length_bytes:
-        raise ParamInvalidError(
-            f"{name} of shape {list(tensor.shape)} has {tensor.nbytes} bytes, the desc {length_bytes} "
-            f"({shape})"
+        raise refusal(
+            "tensor_of_another_size",
+            name=name,
+            shape=list(tensor.shape),
+            value=tensor.nbytes,
+            expected=length_bytes,
+            wanted=shape,
         )
 
 
@@ -115,9 +118,15 @@ def _check_apart(asked: str, tensors: list[torch.Tensor]) -> None:
     by_address = sorted((tensor.data_ptr(), i) for i, tensor in enumerate(tensors))
     for (low, i), (high, k) in pairwise(by_address):
         if low + tensors[i].nbytes > high:
-            raise ParamInvalidError(
-                f"{asked}: addrs[{min(i, k)}] and addrs[{max(i, k)}] overlap ({low:#x} and {high:#x}, "
-                f"{tensors[i].nbytes} and {tensors[k].nbytes} bytes)"
+            raise refusal(
+                "tensors_overlap",
+                asked=asked,
+                first=min(i, k),
+                second=max(i, k),
+                first_address=hex(low),
+                second_address=hex(high),
+                first_bytes=tensors[i].nbytes,
+                second_bytes=tensors[k].nbytes,
             )
 
 
@@ -126,9 +135,7 @@ def read_keys(asked: str, desc: CacheDesc, cache_keys: object) -> list[CacheKey]
         raise TypeError(f"{asked}: cache_keys is {cache_keys!r}, expected a list or tuple of CacheKey")
     keys = [checks.instance(f"{asked}: cache_keys[{i}]", key, CacheKey) for i, key in enumerate(cache_keys)]
     if len(keys) > desc.shape[0]:
-        raise ParamInvalidError(
-            f"{asked}: cache_keys has {len(keys)} entries, expected at most the batch size {desc.shape[0]}"
-        )
+        raise refusal("too_many_keys", asked=asked, value=len(keys), count=desc.shape[0])
     return keys
 
 

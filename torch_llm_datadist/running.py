@@ -56,6 +56,7 @@ class Running:
             stream_idle_ms=self.options.stream_idle_ms,
             close_timeout_ms=self.options.close_timeout_ms,
             staging_limit=self.options.staging_limit,
+            verifies=self.options.verify_blocks,
         )
         secret = self.options.link_secret
         identity = own_identity(

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "error.h"
+#include "messages/messages.h"
 
 namespace datadist {
 namespace {
@@ -60,8 +61,8 @@ std::shared_ptr<LocalCache> LocalCaches::get(int64_t id, const char* asked) cons
 std::shared_ptr<LocalCache> LocalCaches::find_id(int64_t id, const char* asked) const {
   std::lock_guard lock(mutex_);
   const auto found = by_id_.find(id);
-  require(found != by_id_.end() && !found->second->is_withdrawn, kKvCacheNotExist, asked,
-          ": this instance has no cache ", id);
+  if (found == by_id_.end() || found->second->is_withdrawn)
+    refuse(Message::no_such_local_cache, {{"asked", asked}, {"value", id}});
   return pin(found->second);
 }
 
@@ -85,11 +86,12 @@ std::shared_ptr<LocalCache> LocalCaches::find(const std::vector<char*>& tensors,
     }
   }
   if (of_other_shape != nullptr) return pin(of_other_shape);
-  require(of_other_kind == nullptr, kParamInvalid, asked, ": cache ",
-          of_other_kind == nullptr ? 0 : of_other_kind->id, " is a ",
-          is_blocks ? "contiguous cache, a blocks cache was expected"
-                    : "blocks cache, a contiguous one was expected",
-          ". Nothing was sent; the link is still usable.");
+  if (of_other_kind != nullptr) {
+    refuse(Message::other_kind_of_cache, {{"asked", asked},
+                                          {"cache", join("cache ", of_other_kind->id)},
+                                          {"found", is_blocks ? "contiguous cache" : "blocks cache"},
+                                          {"wanted", is_blocks ? "blocks cache" : "contiguous cache"}});
+  }
   throw Error(kKvCacheNotExist, join(asked, ": these ", tensors.size(),
                                      " tensors are not a registered cache of this instance, in the order in "
                                      "which it was registered. In a "
@@ -186,22 +188,29 @@ void RemoteCaches::clear() {
 }
 
 LayerRange resolve_layers(const Geometry& geometry, LayerRange range, const char* side, const char* asked) {
-  require(range.tensors_per_layer >= 1 && range.tensors_per_layer <= geometry.num_tensors(), kParamInvalid,
-          asked, ": tensor_num_per_layer = ", range.tensors_per_layer, ", expected 1 to ",
-          geometry.num_tensors(), ", the tensors of the ", side, " cache");
-  require(geometry.num_tensors() % range.tensors_per_layer == 0, kParamInvalid, asked,
-          ": tensor_num_per_layer = ", range.tensors_per_layer, " does not divide the ",
-          geometry.num_tensors(), " tensors of the ", side, " cache");
+  const int64_t tensors = geometry.num_tensors();
+  if (range.tensors_per_layer < 1 || range.tensors_per_layer > tensors) {
+    refuse(Message::tensors_per_layer_out_of_range,
+           {{"asked", asked}, {"value", range.tensors_per_layer}, {"count", tensors}, {"side", side}});
+  }
+  if (tensors % range.tensors_per_layer != 0) {
+    refuse(Message::tensors_are_no_whole_layers,
+           {{"asked", asked}, {"value", range.tensors_per_layer}, {"count", tensors}, {"side", side}});
+  }
   const int64_t layers = geometry.num_tensors() / range.tensors_per_layer;
   const bool begins_inside = range.first_layer >= 0 && range.first_layer < layers;
   if (range.layers < 0 && begins_inside) range.layers = layers - range.first_layer;
   // For the message, which is made of numbers that may be anything: it wraps around.
   const auto end =
       static_cast<int64_t>(static_cast<uint64_t>(range.first_layer) + static_cast<uint64_t>(range.layers));
-  require(begins_inside && range.layers >= 1 && range.layers <= layers - range.first_layer, kParamInvalid,
-          asked, ": ", side, " layers ", range.first_layer, " to ", end, " are outside the ", side,
-          " cache, which has ", layers, " layers of ", range.tensors_per_layer,
-          " tensors. Nothing was sent; the link is still usable.");
+  if (!begins_inside || range.layers < 1 || range.layers > layers - range.first_layer) {
+    refuse(Message::layers_outside, {{"asked", asked},
+                                     {"side", side},
+                                     {"first", range.first_layer},
+                                     {"last", end},
+                                     {"count", layers},
+                                     {"per_layer", range.tensors_per_layer}});
+  }
   return range;
 }
 

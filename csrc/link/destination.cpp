@@ -5,6 +5,7 @@
 
 #include "error.h"
 #include "link/engine.h"
+#include "messages/messages.h"
 
 namespace datadist {
 namespace {
@@ -72,10 +73,10 @@ void wait_until_settled(const Link& link, const TransferPlan& plan, const char* 
       if (!why) why = transfer->why_in_doubt(wanted);
     }
     if (!why) return;
-    require(engine.wait_for_tick(deadline), kTimeout, asked,
-            ": some of its destination blocks are in doubt, since an earlier transfer failed (", *why,
-            ") and what that had queued has not ended within ", plan.timeout.count(),
-            " ms. Nothing was sent; the link is still usable: CacheManager.wait_until_settled waits for it.");
+    if (!engine.wait_for_tick(deadline)) {
+      refuse(Message::blocks_are_in_doubt,
+             {{"asked", asked}, {"why", *why}, {"value", plan.timeout.count()}});
+    }
   }
 }
 

@@ -9,6 +9,7 @@
 #include "link/engine.h"
 #include "link/spans.h"
 #include "link/ticket.h"
+#include "messages/messages.h"
 
 namespace datadist {
 namespace {
@@ -310,9 +311,10 @@ std::shared_ptr<Expectation> make_expectation(const std::shared_ptr<Ticket>& tic
           ticket->last_layer(), " of ", layers.tensors_per_layer, " tensors for cache ", offer.cache,
           ", which is no blocks cache of so many on the device", kStillGood);
   require(offer.blocks > 0, kParamInvalid, asked, ": ", link.peer().name, " offers no blocks", kStillGood);
-  require(on_device ? count >= offer.blocks : count == offer.blocks, kParamInvalid, asked,
-          ": dst_blocks has ", count, " entries, and ", link.peer().name, " sends ", offer.blocks, " blocks",
-          kStillGood);
+  if (on_device ? count < offer.blocks : count != offer.blocks) {
+    refuse(Message::other_number_of_blocks,
+           {{"asked", asked}, {"value", count}, {"peer", link.peer().name}, {"count", offer.blocks}});
+  }
   const int64_t largest = *std::max_element(strides.begin(), strides.end());
   const size_t chunk = link.staging().own_chunk_bytes();
   require(static_cast<size_t>(largest) <= chunk, kParamInvalid, asked, ": a block of ", largest,
@@ -322,11 +324,16 @@ std::shared_ptr<Expectation> make_expectation(const std::shared_ptr<Ticket>& tic
   if (!on_device) {
     std::vector<bool> is_taken(static_cast<size_t>(cache->geometry.num_blocks), false);
     for (size_t i = 0; i < count; ++i) {
-      require(ids[i] >= 0 && ids[i] < cache->geometry.num_blocks, kParamInvalid, asked, ": dst_blocks[", i,
-              "] = ", ids[i], " is outside the cache, which has ", cache->geometry.num_blocks, " blocks",
-              kStillGood);
-      require(!is_taken[ids[i]], kParamInvalid, asked, ": dst_blocks lists block ", ids[i], " twice",
-              kStillGood);
+      if (ids[i] < 0 || ids[i] >= cache->geometry.num_blocks) {
+        refuse(Message::block_outside, {{"asked", asked},
+                                        {"list", "dst_blocks"},
+                                        {"at", i},
+                                        {"value", ids[i]},
+                                        {"cache", "the cache"},
+                                        {"count", cache->geometry.num_blocks}});
+      }
+      if (is_taken[ids[i]])
+        refuse(Message::block_is_listed_twice, {{"asked", asked}, {"list", "dst_blocks"}, {"value", ids[i]}});
       is_taken[ids[i]] = true;
     }
     list.assign(ids, ids + count);

@@ -4,6 +4,7 @@
 
 #include "error.h"
 #include "link/forked.h"
+#include "messages/messages.h"
 
 namespace datadist {
 Instance::Instance(int device, int64_t cluster_id, LinkOptions options)
@@ -41,7 +42,8 @@ std::shared_ptr<Link> Instance::link(int64_t handle, const char* asked) const {
   require_not_forked(asked);
   std::lock_guard lock(mutex_);
   const auto found = links_.find(handle);
-  require(found != links_.end(), kNotYetLink, asked, ": cluster ", cluster_id_, " has no link ", handle);
+  if (found == links_.end())
+    refuse(Message::no_link_of_cluster, {{"asked", asked}, {"cluster_id", cluster_id_}, {"value", handle}});
   return found->second;
 }
 
@@ -73,9 +75,7 @@ void Instance::close() {
 std::shared_ptr<Link> require_link(int64_t handle, const char* asked) {
   require_not_forked(asked);
   auto link = links().find(handle);
-  require(link != nullptr, kNotYetLink, asked, ": there is no link ", handle,
-          " in this process; it was closed, or made anew under "
-          "another number");
+  if (link == nullptr) refuse(Message::no_link_of_number, {{"asked", asked}, {"value", handle}});
   link->require_alive(asked);
   return link;
 }

@@ -12,6 +12,7 @@
 #include "link/process.h"
 #include "link/ticket.h"
 #include "link/transfer.h"
+#include "messages/messages.h"
 #include "transport/mapped/mapped.h"
 
 namespace datadist {
@@ -23,9 +24,9 @@ int open_pidfd(const Peer& peer) {
   const int64_t start_time = start_time_of(peer.pid);
   if (fd < 0 || start_time != peer.start_time) {
     if (fd >= 0) ::close(fd);
-    throw Error(kLinkFailed, join("open_link: ", peer.name, " says it is process ", peer.pid,
-                                  ", started at tick ", peer.start_time, "; there is ",
-                                  start_time == 0 ? "no such process" : "another process of that id"));
+    const char* found = start_time == 0 ? "no such process" : "another process of that id";
+    refuse(Message::peer_is_no_such_process,
+           {{"peer", peer.name}, {"value", peer.pid}, {"start_time", peer.start_time}, {"found", found}});
   }
   return fd;
 }
@@ -128,7 +129,7 @@ void Link::free_all_staging() {
   for (auto& staging : lent) {
     if (is_in_use) {
       [[maybe_unused]] auto* const kept = staging.release();
-    } else if (staging->host != nullptr) {
+    } else if (staging->host != nullptr || staging->compared != nullptr) {
       DATADIST_ACL(acl::set_device(engine_->device()));
       break;
     }
@@ -155,11 +156,9 @@ std::pair<int64_t, std::string> Link::reason() const {
 
 void Link::require_alive(const char* asked) const {
   if (is_alive()) return;
-  const auto [code, why] = reason();
-  throw Error(
-      code == kSuccess ? static_cast<int64_t>(kNotYetLink) : code,
-      join(asked, ": ", code == kSuccess ? join("the link to ", peer_.name, " is not connected yet") : why,
-           ". Nothing was sent; other links are not affected, link again to go on."));
+  const auto [code, why] = end();
+  if (code == kSuccess) refuse(Message::link_is_not_connected, {{"asked", asked}, {"peer", peer_.name}});
+  throw Error(code, render(Message::link_is_down, {{"asked", asked}, {"peer", peer_.name}, {"why", why}}));
 }
 
 int64_t Link::ticket_of(SlotUse use) const {

@@ -51,6 +51,7 @@ struct LinkOptions {
   std::chrono::milliseconds idle{5000};     // without work, until streams and staging go back
   std::chrono::milliseconds closing{1000};  // for running transfers, and for the peer to hear of the end
   std::shared_ptr<StagingBudget> staging = std::make_shared<StagingBudget>(size_t{1} << 30);
+  bool verifies = false;  // transfers that begin here read back what they copied, and compare
 };
 
 class Link : public std::enable_shared_from_this<Link> {

@@ -8,6 +8,7 @@
 #include "error.h"
 #include "link/engine.h"
 #include "link/instance.h"
+#include "messages/messages.h"
 #include "plan/choice.h"
 
 namespace datadist {
@@ -50,14 +51,14 @@ std::string why_not(Link& link, const TransferRequest& request, const TransferPl
 void plan_packing(Link& link, const TransferRequest& request, std::optional<bool> wanted,
                   TransferPlan* plan) {
   if (link.peer().is_fenced && !wanted) wanted = true;
-  require(!link.peer().is_fenced || *wanted, kParamInvalid, request.asked,
-          ": packed is False, and the link to ", link.peer().name,
-          " is fenced, so it takes packed transfers only. Nothing was sent.");
+  if (link.peer().is_fenced && !*wanted) {
+    refuse(Message::fenced_takes_packed_only,
+           {{"asked", request.asked}, {"value", "False"}, {"peer", link.peer().name}});
+  }
   if (wanted == false) return;
   const std::string why = why_not(link, request, *plan);
-  require(why.empty() || !wanted, kFeatureNotEnabled, request.asked,
-          ": this push cannot travel packed (207000): ", why,
-          ". Nothing was sent; the link is still usable.");
+  if (!why.empty() && wanted)
+    refuse(Message::cannot_travel_packed, {{"asked", request.asked}, {"value", why}});
   if (!why.empty()) return;
   if (!wanted) {
     const auto per_layer = plan->local_layers.tensors_per_layer;
@@ -68,12 +69,18 @@ void plan_packing(Link& link, const TransferRequest& request, std::optional<bool
       return;
   }
   plan->way = wanted ? TransferPlan::Way::kPacked : TransferPlan::Way::kOffered;
+  if (plan->needs.comparison) plan->needs.device_buffer = true;  // the peer's staging is read back over it
   plan->packed_src.assign(request.src_blocks, request.src_blocks + request.src_length);
 }
+
+PackedProgram::PackedProgram(std::shared_ptr<Transfer> transfer)
+    : transfer_(std::move(transfer)), verification_(transfer_->staging_, transfer_->host_copies_.get()) {}
 
 void PackedProgram::prepare() {
   Link& link = *transfer_->link_;
   const TransferPlan& plan = transfer_->plan_;
+  if (plan.needs.buffers())
+    transfer_->staging_->prepare(plan.needs, link.engine().device(), *link.options().staging);
   window_ = link.staging().prepare_window(transfer_->window_, link.transport());
   const auto& strides = plan.local->geometry.strides;
   const int64_t largest = *std::max_element(strides.begin(), strides.end());
@@ -92,10 +99,40 @@ void PackedProgram::begin_layer() {
   packing_ =
       Packing(plan.local->geometry.strides.data() + (plan.local_layers.first_layer + layer_) * per_layer,
               per_layer, static_cast<int64_t>(plan.packed_src.size()), window_.chunk_bytes);
+  compared_ = packing_;
 }
 
-char* PackedProgram::own_chunk() const {
-  return window_.own + chunk_ % kChunksPerWindow * window_.chunk_bytes;
+char* PackedProgram::chunk_in(char* window) const {
+  return window + chunk_ % kChunksPerWindow * window_.chunk_bytes;
+}
+
+int64_t PackedProgram::tensor_of(const PackedPiece& piece) const {
+  const LayerRange& layers = transfer_->plan_.local_layers;
+  return (layers.first_layer + layer_) * layers.tensors_per_layer + piece.tensor;
+}
+
+// The blocks of the chunk, one by one, with what lies in the receiver's staging.
+bool PackedProgram::next_comparison(Step* step) {
+  if (verification_.next(step)) return true;
+  if (left_.blocks == 0 && !compared_.next(&left_)) return false;
+  const TransferPlan& plan = transfer_->plan_;
+  const int64_t tensor = tensor_of(left_);
+  const int64_t stride = plan.local->geometry.strides[tensor];
+  const int64_t block = plan.packed_src[left_.first];
+  Place src = plan.local->tensors[tensor];
+  src.address += block * stride;
+  const Place dst{chunk_in(window_.peer) + left_.offset, Reach::kImported};
+  Compared what;
+  what.tensor = tensor;
+  what.src = block;
+  what.dst_is_staging = true;
+  what.dst = left_.first;
+  what.block_bytes = static_cast<size_t>(stride);
+  verification_.begin(src, dst, what.block_bytes, what);
+  ++left_.first;
+  --left_.blocks;
+  left_.offset += what.block_bytes;
+  return verification_.next(step);
 }
 
 bool PackedProgram::next(Step* step) {
@@ -123,20 +160,31 @@ bool PackedProgram::next(Step* step) {
     case At::kGather: {
       PackedPiece piece;
       if (packing_.next(&piece)) {
-        const int64_t tensor =
-            (plan.local_layers.first_layer + layer_) * plan.local_layers.tensors_per_layer + piece.tensor;
-        *step = {Step::kGather, own_chunk() + piece.offset, plan.local->tensors[tensor].address,
+        const int64_t tensor = tensor_of(piece);
+        *step = {Step::kGather, chunk_in(window_.own) + piece.offset, plan.local->tensors[tensor].address,
                  static_cast<uint64_t>(plan.local->geometry.strides[tensor])};
         step->height = static_cast<size_t>(piece.blocks);
         step->ids = ids_->on_device() + piece.first;
         step->rows = plan.local->geometry.num_blocks;
         return true;
       }
-      at_ = At::kFlag;
-      *step = {Step::kCopy, window_.peer + chunk_ % kChunksPerWindow * window_.chunk_bytes, own_chunk(),
-               packing_.filled()};
+      at_ = plan.needs.comparison ? At::kVerify : At::kFlag;
+      *step = {Step::kCopy, chunk_in(window_.peer), chunk_in(window_.own), packing_.filled()};
       return true;
     }
+    case At::kVerify:
+      if (next_comparison(step)) return true;
+      compared_.next_chunk();
+      at_ = At::kMark;
+      return next(step);
+    case At::kMark:
+      at_ = At::kConfirmed;
+      *step = transfer_->host_copies_->mark();
+      return true;
+    case At::kConfirmed:
+      at_ = At::kFlag;
+      *step = {Step::kWait, transfer_->confirmed_.address, nullptr, chunk_ + 1};
+      return true;
     case At::kFlag:
       ++chunk_;
       packing_.next_chunk();
@@ -156,6 +204,8 @@ bool PackedProgram::next(Step* step) {
     case At::kDone:
       at_ = At::kEnd;
       *step = {Step::kWrite, transfer_->done_.address, nullptr, 1};
+      // The watchdog opens that gate, as of any transfer with host functions.
+      if (transfer_->host_copies_ != nullptr) *step = transfer_->host_copies_->last_mark();
       return true;
     case At::kEnd:
       break;

@@ -13,6 +13,8 @@
 #include "link/lane.h"
 #include "link/link.h"
 #include "link/transfer.h"
+#include "link/verification.h"
+#include "plan/packing.h"
 
 namespace datadist {
 
@@ -24,21 +26,40 @@ void plan_packing(Link& link, const TransferRequest& request, std::optional<bool
 
 class PackedProgram : public Program {
  public:
-  explicit PackedProgram(std::shared_ptr<Transfer> transfer) : transfer_(std::move(transfer)) {}
+  explicit PackedProgram(std::shared_ptr<Transfer> transfer);
 
   void prepare() override;
   bool next(Step* step) override;
   void ended(uint64_t mark, int64_t code, const std::string& what) override;
 
  private:
-  enum class At { kIds, kStart, kRange, kCredit, kGather, kFlag, kRangeEnd, kLayerEnd, kDone, kEnd };
+  enum class At {
+    kIds,
+    kStart,
+    kRange,
+    kCredit,
+    kGather,
+    kVerify,
+    kMark,
+    kConfirmed,
+    kFlag,
+    kRangeEnd,
+    kLayerEnd,
+    kDone,
+    kEnd
+  };
   void begin_layer();
-  char* own_chunk() const;
+  bool next_comparison(Step* step);
+  char* chunk_in(char* window) const;
+  int64_t tensor_of(const PackedPiece& piece) const;
 
   const std::shared_ptr<Transfer> transfer_;
   LinkStaging::Window window_;
   const IdBuffer* ids_ = nullptr;
+  Verification verification_;
   Packing packing_;
+  Packing compared_;  // the chunk once more
+  PackedPiece left_;  // of what is compared
   At at_ = At::kIds;
   int64_t layer_ = 0;  // of the range
   uint64_t chunk_ = 0;

@@ -2,12 +2,21 @@
 #include "error.h"
 #include "link/instance.h"
 #include "link/ticket.h"
+#include "messages/messages.h"
 
 namespace datadist {
 namespace {
 
 constexpr int64_t kLongestTimeoutMs = 1'000'000'000;
-constexpr const char* kNothingSent = ". Nothing was sent; the link is still usable.";
+
+const char* kind_name(bool is_blocks) { return is_blocks ? "blocks cache" : "contiguous cache"; }
+
+// `low` is 0 where that stands for the default.
+void check_timeout(const char* asked, int64_t timeout_ms, int64_t low) {
+  if (timeout_ms >= low && timeout_ms <= kLongestTimeoutMs) return;
+  refuse(Message::timeout_out_of_range,
+         {{"asked", asked}, {"value", timeout_ms}, {"low", low}, {"high", kLongestTimeoutMs}});
+}
 
 // The two ends of a plan, seen in the direction of the bytes.
 class Ends {
@@ -49,29 +58,40 @@ class Ends {
   int64_t remote_stride(int64_t i) const { return remote().strides[remote_tensor(i)]; }
 
   void check_blocks(int64_t i) const {
-    require(local_stride(i) == remote_stride(i), kParamInvalid, request_.asked, ": a block has ",
-            local_stride(i), " bytes in tensor ", local_tensor(i), " of the local cache and ",
-            remote_stride(i), " bytes in tensor ", remote_tensor(i), " at ", peer_,
-            "; both caches need the same shape after the number of blocks, and the same dtype", kNothingSent);
+    if (local_stride(i) == remote_stride(i)) return;
+    refuse(Message::other_block_bytes, {{"asked", request_.asked},
+                                        {"local", local_stride(i)},
+                                        {"local_tensor", local_tensor(i)},
+                                        {"remote", remote_stride(i)},
+                                        {"remote_tensor", remote_tensor(i)},
+                                        {"peer", peer_}});
   }
 
   void check_entry(int64_t i) const {
     const int64_t bytes = request_.size_bytes > 0 ? request_.size_bytes : local_stride(i);
-    require(bytes <= local_stride(i) && bytes <= remote_stride(i), kParamInvalid, request_.asked, ": ",
-            request_.size_bytes > 0 ? "size = " : "the local entry of ", bytes,
-            " bytes do not fit: a batch entry has ", local_stride(i), " bytes in tensor ", local_tensor(i),
-            " of the local cache and ", remote_stride(i), " in tensor ", remote_tensor(i), " at ", peer_,
-            kNothingSent);
+    if (bytes <= local_stride(i) && bytes <= remote_stride(i)) return;
+    refuse(Message::entry_does_not_fit,
+           {{"asked", request_.asked},
+            {"what", request_.size_bytes > 0 ? "size = " : "the local entry of "},
+            {"value", bytes},
+            {"local", local_stride(i)},
+            {"local_tensor", local_tensor(i)},
+            {"remote", remote_stride(i)},
+            {"remote_tensor", remote_tensor(i)},
+            {"peer", peer_}});
   }
 
   void check_slices(int64_t i) const {
     const int64_t entry = is_push() ? local_stride(i) : remote_stride(i);
     const int64_t block = is_push() ? remote_stride(i) : local_stride(i);
     const int64_t slices = (entry + block - 1) / block;
-    require(static_cast<int64_t>(request_.dst_length) <= slices, kParamInvalid, request_.asked,
-            ": dst_blocks has ", request_.dst_length, " entries, and a batch entry of ", entry,
-            " bytes fills ", slices, " blocks of ", block, " bytes (tensor ",
-            is_push() ? local_tensor(i) : remote_tensor(i), ")", kNothingSent);
+    if (static_cast<int64_t>(request_.dst_length) <= slices) return;
+    refuse(Message::too_many_slices, {{"asked", request_.asked},
+                                      {"value", request_.dst_length},
+                                      {"entry", entry},
+                                      {"count", slices},
+                                      {"block", block},
+                                      {"tensor", is_push() ? local_tensor(i) : remote_tensor(i)}});
   }
 
   const TransferRequest& request_;
@@ -81,19 +101,24 @@ class Ends {
 
 void check_entry_index(const TransferRequest& request, const char* name, int64_t entry,
                        const Geometry& cache) {
-  require(entry >= 0 && entry < cache.num_blocks, kParamInvalid, request.asked, ": ", name, " = ", entry,
-          " is outside the cache, which has ", cache.num_blocks, " batch entries", kNothingSent);
+  if (entry >= 0 && entry < cache.num_blocks) return;
+  refuse(Message::entry_outside, {{"asked", request.asked},
+                                  {"name", name},
+                                  {"value", entry},
+                                  {"cache", "the cache"},
+                                  {"count", cache.num_blocks}});
 }
 
 std::shared_ptr<RemoteCache> find_remote(Link& link, const TransferRequest& request, bool is_blocks) {
   if (!request.cache_id)
     return link.remote_caches().find_model(request.model_id, request.asked, link.peer().name);
   auto remote = link.remote_caches().find_id(*request.cache_id, request.asked, link.peer().name);
-  require(remote->geometry.is_blocks == is_blocks, kParamInvalid, request.asked, ": cache ", remote->id,
-          " of ", link.peer().name, " is a ",
-          is_blocks ? "contiguous cache, a blocks cache was expected"
-                    : "blocks cache, a contiguous one was expected",
-          kNothingSent);
+  if (remote->geometry.is_blocks != is_blocks) {
+    refuse(Message::other_kind_of_cache, {{"asked", request.asked},
+                                          {"cache", join("cache ", remote->id, " of ", link.peer().name)},
+                                          {"found", kind_name(!is_blocks)},
+                                          {"wanted", kind_name(is_blocks)}});
+  }
   return remote;
 }
 
@@ -119,26 +144,29 @@ std::vector<Run> runs_of(const TransferRequest& request, const Ends& ends) {
 RouteNeeds needs_of(const Link& link, const TransferPlan& plan, bool is_push) {
   const Reach remote = link.transport().reach_of(plan.remote->exports.front().kind);
   RouteNeeds needs;
-  for (const Place& local : plan.local->tensors)
+  for (const Place& local : plan.local->tensors) {
     needs.add(is_push ? needs_of(local.reach, remote) : needs_of(remote, local.reach));
+    if (link.options().verifies) needs.add(needs_of_comparison(local.reach, remote));
+  }
   return needs;
 }
 
 // Over a fenced link nothing reaches a block but by the receiver's own scatter.
 void require_unfenced(const Link& link, bool may_pack, const char* asked) {
-  require(
-      !link.peer().is_fenced || may_pack, kParamInvalid, asked, ": the link to ", link.peer().name,
-      " is fenced: it takes no one-sided push or pull, only prepare_push of a ticket for which the receiver "
-      "calls CacheManager.expect",
-      kNothingSent);
+  if (link.peer().is_fenced && !may_pack)
+    refuse(Message::link_is_fenced, {{"asked", asked}, {"value", link.handle()}, {"peer", link.peer().name}});
 }
 
 // The publication that a pull waits for. Its holder's word may still be on its way here.
 std::shared_ptr<Ticket> find_publication(const Link& link, const TransferRequest& request,
                                          std::chrono::milliseconds timeout) {
   auto ticket = find_ticket(request.ticket, request.asked, Clock::now() + timeout);
-  require(&ticket->link() == &link, kParamInvalid, request.asked, ": ticket ", request.ticket, " is from ",
-          ticket->link().peer().name, ", and the pull is from ", link.peer().name, kNothingSent);
+  if (&ticket->link() != &link) {
+    refuse(Message::ticket_of_another_peer, {{"asked", request.asked},
+                                             {"value", request.ticket},
+                                             {"found", ticket->link().peer().name},
+                                             {"peer", link.peer().name}});
+  }
   return ticket;
 }
 
@@ -162,20 +190,21 @@ TransferPlan plan_transfer(Link& link, const TransferRequest& request) {
   plan.local_layers = range(plan.local->geometry, is_push ? request.src_layer : request.dst_layer, "local");
   plan.remote_layers =
       range(plan.remote->geometry, is_push ? request.dst_layer : request.src_layer, "remote");
-  require(plan.local_layers.layers == plan.remote_layers.layers, kParamInvalid, request.asked, ": ",
-          plan.local_layers.layers, " local layers and ", plan.remote_layers.layers, " at ", link.peer().name,
-          "; give both layer ranges, of the same length", kNothingSent);
-  require(request.size_bytes == -1 || request.size_bytes > 0, kParamInvalid, request.asked,
-          ": size = ", request.size_bytes, ", expected -1 (the whole local entry) or more than 0",
-          kNothingSent);
+  if (plan.local_layers.layers != plan.remote_layers.layers) {
+    refuse(Message::layers_do_not_match, {{"asked", request.asked},
+                                          {"local", plan.local_layers.layers},
+                                          {"remote", plan.remote_layers.layers},
+                                          {"peer", link.peer().name}});
+  }
+  if (request.size_bytes != -1 && request.size_bytes <= 0)
+    refuse(Message::bad_size, {{"asked", request.asked}, {"value", request.size_bytes}});
   const Ends ends(request, plan, link.peer().name);
   ends.check();
   if (has_entry) check_entry_index(request, "the source's batch index", request.src_entry, ends.source());
   plan.runs = runs_of(request, ends);
   plan.shape = {request.layout, request.src_entry, request.dst_entry, request.size_bytes};
   plan.needs = needs_of(link, plan, is_push);
-  require(request.timeout_ms >= 0 && request.timeout_ms <= kLongestTimeoutMs, kParamInvalid, request.asked,
-          ": timeout_ms = ", request.timeout_ms, ", expected 0 (the default) to ", kLongestTimeoutMs);
+  check_timeout(request.asked, request.timeout_ms, 0);
   plan.timeout = request.timeout_ms > 0 ? std::chrono::milliseconds(request.timeout_ms)
                                         : link.options().transfer_timeout;
   if (request.ticket != 0) plan.ticket = find_publication(link, request, plan.timeout);
@@ -191,13 +220,13 @@ TransferPlan plan_publication(const Link& link, int64_t cache_id, int64_t first_
   plan.local = link.caches().find_id(cache_id, asked);
   const int64_t all = plan.local->geometry.num_tensors();
   if (tensors < 0) tensors = all - first_tensor;
-  require(first_tensor >= 0 && tensors >= 1 && first_tensor <= all - tensors, kParamInvalid, asked, ": ",
-          tensors, " tensors from ", first_tensor, " on; the cache has ", all);
-  require(first_tensor + tensors <= static_cast<int64_t>(PublishedWord::kMostTensors), kParamInvalid, asked,
-          ": tensor ", first_tensor + tensors - 1, " cannot be published; the first ",
-          uint32_t{PublishedWord::kMostTensors}, " can");
-  require(timeout_ms >= 1 && timeout_ms <= kLongestTimeoutMs, kParamInvalid, asked,
-          ": timeout_ms = ", timeout_ms, ", expected 1 to ", kLongestTimeoutMs);
+  if (first_tensor < 0 || tensors < 1 || first_tensor > all - tensors)
+    refuse(Message::publication_out_of_range, {{"value", tensors}, {"first", first_tensor}, {"count", all}});
+  if (first_tensor + tensors > static_cast<int64_t>(PublishedWord::kMostTensors)) {
+    refuse(Message::tensor_cannot_be_published,
+           {{"value", first_tensor + tensors - 1}, {"count", uint32_t{PublishedWord::kMostTensors}}});
+  }
+  check_timeout(asked, timeout_ms, 1);
   plan.local_layers = {first_tensor, 1, tensors};  // of which the receiver has one flag
   plan.remote_layers = {0, 1, 1};
   plan.timeout = std::chrono::milliseconds(timeout_ms);

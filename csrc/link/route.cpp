@@ -8,6 +8,7 @@
 
 #include "error.h"
 #include "link/handles.h"
+#include "link/verification.h"
 #include "transport/mapped/mapped.h"
 
 namespace datadist {
@@ -66,9 +67,22 @@ Step HostCopies::add(Job job) {
           reinterpret_cast<const void*>(static_cast<void (*)(void*)>(&HostCopies::run_next)), 0};
 }
 
-Step HostCopies::step(const Place& dst, const Place& src, size_t bytes) { return add({dst, src, bytes}); }
+Step HostCopies::step(const Place& dst, const Place& src, size_t bytes) {
+  return add({.dst = dst, .src = src, .bytes = bytes});
+}
+
+Step HostCopies::compare(const char* src, const char* dst, size_t bytes, const Compared& what,
+                         size_t offset) {
+  return add({.dst = {const_cast<char*>(dst), Reach::kPinned},
+              .src = {const_cast<char*>(src), Reach::kPinned},
+              .bytes = bytes,
+              .compared = std::make_shared<Compared>(what),
+              .offset = offset});
+}
 
 Step HostCopies::mark() { return add({}); }
+
+Step HostCopies::last_mark() { return add({.is_last = true}); }
 
 std::optional<std::string> HostCopies::failure() const {
   std::lock_guard lock(mutex_);
@@ -78,6 +92,11 @@ std::optional<std::string> HostCopies::failure() const {
 size_t HostCopies::passed_marks() const {
   std::lock_guard lock(mutex_);
   return passed_marks_;
+}
+
+bool HostCopies::has_passed_last_mark() const {
+  std::lock_guard lock(mutex_);
+  return has_passed_last_mark_;
 }
 
 void HostCopies::close() {
@@ -94,6 +113,15 @@ void HostCopies::run_next(void* number) {
   if (copies != nullptr) copies->run_next();
 }
 
+std::optional<std::string> HostCopies::run(const Job& job) {
+  if (job.compared == nullptr) return copy_on_host(job.dst, job.src, job.bytes);
+  const char* const src = job.src.address;
+  const char* const dst = job.dst.address;
+  if (std::memcmp(src, dst, job.bytes) == 0) return std::nullopt;
+  const auto at = static_cast<size_t>(std::mismatch(src, src + job.bytes, dst).first - src);
+  return job.compared->difference(job.offset + at, src[at], dst[at]);
+}
+
 void HostCopies::run_next() {
   std::lock_guard running(running_);
   Job job;
@@ -103,9 +131,10 @@ void HostCopies::run_next() {
     job = jobs_.front();
     jobs_.pop_front();
     if (job.bytes == 0) ++passed_marks_;
+    has_passed_last_mark_ = job.is_last;
   }
   if (job.bytes > 0) {
-    auto failure = copy_on_host(job.dst, job.src, job.bytes);
+    auto failure = run(job);
     if (!failure) return;
     std::lock_guard lock(mutex_);
     failure_ = std::move(failure);
@@ -118,6 +147,7 @@ void RouteNeeds::add(const RouteNeeds& other) {
   host_buffer = host_buffer || other.host_buffer;
   host_copies = host_copies || other.host_copies;
   has_host_end = has_host_end || other.has_host_end;
+  comparison = comparison || other.comparison;
 }
 
 RouteNeeds needs_of(Reach src, Reach dst) {
@@ -127,6 +157,15 @@ RouteNeeds needs_of(Reach src, Reach dst) {
   const Reach host = is_on_device(src) ? dst : src;
   const bool is_pinned = host == Reach::kPinned;
   return {device == Reach::kImported, !is_pinned, !is_pinned, true};
+}
+
+// Both ends come to page-locked memory.
+RouteNeeds needs_of_comparison(Reach src, Reach dst) {
+  RouteNeeds needs;
+  needs.device_buffer = src == Reach::kImported || dst == Reach::kImported;
+  needs.host_copies = true;
+  needs.comparison = true;
+  return needs;
 }
 
 std::shared_ptr<void> StagingBudget::take(size_t bytes) {
@@ -151,6 +190,11 @@ void Staging::prepare(const RouteNeeds& needs, int device_index, StagingBudget& 
     host = std::make_unique<acl::PinnedBuffer>(bytes);
     host_share = std::move(share);
   }
+  if (needs.comparison && compared == nullptr) {
+    auto share = budget.take(2 * kComparedBytes);
+    compared = std::make_unique<acl::PinnedBuffer>(2 * kComparedBytes);
+    compared_share = std::move(share);
+  }
 }
 
 std::unique_ptr<Staging> Staging::take_buffers() {
@@ -159,6 +203,8 @@ std::unique_ptr<Staging> Staging::take_buffers() {
   taken->host = std::move(host);
   taken->device_share = std::move(device_share);
   taken->host_share = std::move(host_share);
+  taken->compared = std::move(compared);
+  taken->compared_share = std::move(compared_share);
   return taken;
 }
 

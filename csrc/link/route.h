@@ -29,27 +29,40 @@
 
 namespace datadist {
 
-// Host functions that copy, in the order in which they were queued. After one failed the rest do nothing. The
-// runtime holds only its number: a function that runs after its stream was given up finds nobody.
+struct Compared;
+
+constexpr size_t kComparedBytes = 256 << 10;  // of one comparison, at each end
+
+// Host functions that copy and compare, in the order in which they were queued. After one failed the rest do
+// nothing. The runtime holds only its number: a function that runs after its stream was given up finds
+// nobody.
 class HostCopies {
  public:
   // `wake`: called where a mark was passed or a copy failed.
   static std::shared_ptr<HostCopies> make(std::function<void()> wake);
 
   Step step(const Place& dst, const Place& src, size_t bytes);  // feeding thread
-  Step mark();                                                  // counts what was copied up to here
+  // Fails where two pieces of page-locked memory differ, which begin so far behind the beginning of `what`.
+  Step compare(const char* src, const char* dst, size_t bytes, const Compared& what, size_t offset);
+  Step mark();       // counts what was done up to here
+  Step last_mark();  // likewise; nothing comes behind it
   std::optional<std::string> failure() const;
   size_t passed_marks() const;
+  bool has_passed_last_mark() const;
   // Nothing is copied any more when this returns.
   void close();
 
  private:
   struct Job {
-    Place dst;
-    Place src;
-    size_t bytes;
+    Place dst = {};
+    Place src = {};
+    size_t bytes = 0;  // 0: a mark
+    bool is_last = false;
+    std::shared_ptr<const Compared> compared = nullptr;  // of two pieces; nullptr: a copy
+    size_t offset = 0;
   };
   explicit HostCopies(std::function<void()> wake) : wake_(std::move(wake)) {}
+  static std::optional<std::string> run(const Job& job);
   static void run_next(void* number);
   void run_next();
   Step add(Job job);
@@ -58,8 +71,9 @@ class HostCopies {
   int64_t number_ = 0;
   std::mutex running_;  // held while bytes are copied
   mutable std::mutex mutex_;
-  std::deque<Job> jobs_;  // without bytes: a mark
+  std::deque<Job> jobs_;
   size_t passed_marks_ = 0;
+  bool has_passed_last_mark_ = false;
   std::optional<std::string> failure_;
 };
 
@@ -68,13 +82,15 @@ struct RouteNeeds {
   bool host_buffer = false;
   bool host_copies = false;
   bool has_host_end = false;  // a copy from or to host memory, though it may need nothing else
+  bool comparison = false;    // both ends are read back and compared
 
-  bool buffers() const { return device_buffer || host_buffer; }
-  bool any() const { return device_buffer || host_buffer || host_copies; }
+  bool buffers() const { return device_buffer || host_buffer || comparison; }
+  bool any() const { return buffers() || host_copies; }
   void add(const RouteNeeds& other);
 };
 
 RouteNeeds needs_of(Reach src, Reach dst);
+RouteNeeds needs_of_comparison(Reach src, Reach dst);
 
 // What the buffers of all links of an instance may take together, device and host.
 class StagingBudget {
@@ -95,8 +111,10 @@ struct Staging {
   const size_t bytes;  // of each
   DeviceMemory device;
   std::unique_ptr<acl::PinnedBuffer> host;
-  std::shared_ptr<void> device_share;  // of the budget
+  std::unique_ptr<acl::PinnedBuffer> compared;  // kComparedBytes of either end
+  std::shared_ptr<void> device_share;           // of the budget
   std::shared_ptr<void> host_share;
+  std::shared_ptr<void> compared_share;
 
   void prepare(const RouteNeeds& needs, int device_index, StagingBudget& budget);  // feeding thread
   std::unique_ptr<Staging> take_buffers();                                         // leaves it without any

@@ -1,6 +1,7 @@
 #include "link/slots.h"
 
 #include "error.h"
+#include "messages/messages.h"
 
 namespace datadist {
 
@@ -10,11 +11,8 @@ SenderSlots::SenderSlots(size_t max_in_flight) : slots_(max_in_flight) {
 
 SlotUse SenderSlots::take(const char* asked, const std::string& peer) {
   std::lock_guard lock(mutex_);
-  require(!free_.empty(), kLinkBusy, asked, ": all ", slots_.size(), " transfers that may be in flight to ",
-          peer,
-          " are; wait for one to arrive there (or discard its ticket), or raise max_in_flight. Nothing was "
-          "sent; the link is "
-          "still usable.");
+  if (free_.empty())
+    refuse(Message::all_slots_in_flight, {{"asked", asked}, {"value", slots_.size()}, {"peer", peer}});
   const uint32_t index = free_.back();
   free_.pop_back();
   Slot& slot = slots_[index];

@@ -5,6 +5,7 @@
 #include "link/expectation.h"
 #include "link/forked.h"
 #include "link/link.h"
+#include "messages/messages.h"
 
 namespace datadist {
 namespace {
@@ -19,18 +20,20 @@ std::shared_ptr<Ticket> find_ticket(int64_t number, const char* asked,
   require_not_forked(asked);
   const TicketNumber ticket = TicketNumber::unpack(number);
   const auto link = number > 0 ? links().find(ticket.link) : nullptr;
-  require(link != nullptr && ticket.slot < kSlots, kParamInvalid, asked, ": ", number,
-          " is no ticket of a link of this process; was the link closed, or made anew since?");
+  if (link == nullptr || ticket.slot >= kSlots)
+    refuse(Message::no_such_ticket, {{"asked", asked}, {"value", number}});
   while (true) {
     const uint32_t ahead = (ticket.epoch_low - link->sent(ticket.slot).epoch) & TicketNumber::kEpochMask;
-    require(ahead <= TicketNumber::kEpochMask / 2, kParamInvalid, asked, ": ticket ", number, " from ",
-            link->peer().name, " is used up: its slot has been issued again since");
+    if (ahead > TicketNumber::kEpochMask / 2)
+      refuse(Message::ticket_is_used_up, {{"asked", asked}, {"value", number}, {"peer", link->peer().name}});
     if (ahead == 0 && link->is_told_of(ticket.slot))
       return link->ticket(ticket.slot, ticket.epoch_low, asked);
     link->require_alive(asked);
     if (!deadline) return nullptr;
-    require(link->engine().wait_for_tick(*deadline), kTimeout, asked, ": ", link->peer().name,
-            " did not confirm ticket ", number, " in time; was it issued on this link?");
+    if (!link->engine().wait_for_tick(*deadline)) {
+      refuse(Message::not_confirmed_in_time,
+             {{"asked", asked}, {"peer", link->peer().name}, {"value", number}});
+    }
   }
 }
 
@@ -47,8 +50,8 @@ std::tuple<bool, int64_t, std::string> ticket_state(int64_t number) {
   require_not_forked("ticket_state");
   const TicketNumber ticket = TicketNumber::unpack(number);
   const auto link = number > 0 ? links().find(ticket.link) : nullptr;
-  require(link != nullptr && ticket.slot < kSlots, kParamInvalid, "ticket_state: ", number,
-          " is no ticket of a link of this process; was the link closed, or made anew since?");
+  if (link == nullptr || ticket.slot >= kSlots)
+    refuse(Message::no_such_ticket, {{"asked", "ticket_state"}, {"value", number}});
   // Before the look: what was cancelled ahead becomes a ticket that is cancelled at any time.
   const bool is_cancelled_ahead = link->is_cancelled_ahead(ticket.slot, ticket.epoch_low);
   const auto [outcome, held] = link->look_up(ticket.slot, ticket.epoch_low);
@@ -57,8 +60,10 @@ std::tuple<bool, int64_t, std::string> ticket_state(int64_t number) {
   const bool is_left_alone = !link->is_alive() && link->engine().has_stopped();
   if (held != nullptr && !is_left_alone && !(is_cancelled_ahead && link->is_alive())) return held->state();
   const uint32_t ahead = (ticket.epoch_low - link->sent(ticket.slot).epoch) & TicketNumber::kEpochMask;
-  require(ahead <= TicketNumber::kEpochMask / 2, kParamInvalid, "ticket_state: ticket ", number, " from ",
-          link->peer().name, " is used up: its slot has been issued again since");
+  if (ahead > TicketNumber::kEpochMask / 2) {
+    refuse(Message::ticket_is_used_up,
+           {{"asked", "ticket_state"}, {"value", number}, {"peer", link->peer().name}});
+  }
   if (!link->is_alive()) {
     const auto [code, why] = link->reason();
     return {!link->may_be_touched(), code, why};
@@ -121,9 +126,12 @@ bool Ticket::may_be_written() const {
 void Ticket::expect(std::shared_ptr<Expectation> expectation) {
   {
     std::lock_guard lock(mutex_);
-    require(!is_discarded_ && !cancelled_ && !has_ended_, kParamInvalid, "expect: ", name(),
-            is_discarded_ ? " was discarded" : (cancelled_ ? " was cancelled" : " has ended already"));
-    require(expectation_ == nullptr, kParamInvalid, "expect: ", name(), " is expected already");
+    if (is_discarded_ || cancelled_ || has_ended_)
+      refuse(Message::ticket_has_ended, {{"asked", "expect"}, {"value", name()}, {"how", how_it_ended()}});
+    if (expectation_ != nullptr) {
+      refuse(Message::ticket_is_in_use,
+             {{"asked", "expect"}, {"value", name()}, {"how", "is expected already"}});
+    }
     expectation_ = expectation;
     link_->expect(use_);  // with the lock, so that no last word on the slot comes before this one
   }
@@ -161,32 +169,40 @@ std::string Ticket::name() const {
 }
 
 void Ticket::require_push(const char* asked) const {
-  require(!is_publication_, kParamInvalid, asked, ": ", name(),
-          " is a publication, which brings no bytes; give it to pull_blocks or pull_cache (ticket=)");
+  if (is_publication_) refuse(Message::ticket_is_a_publication, {{"asked", asked}, {"value", name()}});
 }
 
 void Ticket::require_free(const char* asked) const {
-  require(!is_discarded_ && !has_ended_ && (is_bound_ || !cancelled_), kParamInvalid, asked, ": ", name(),
-          is_discarded_ ? " was discarded" : (cancelled_ ? " was cancelled" : " has ended already"));
-  require(!is_bound_, kParamInvalid, asked, ": ", name(),
-          pull_ != nullptr ? " is being pulled with already; a ticket serves one pull"
-                           : " is bound already; a ticket serves one forward");
+  if (is_discarded_ || has_ended_ || (!is_bound_ && cancelled_))
+    refuse(Message::ticket_has_ended, {{"asked", asked}, {"value", name()}, {"how", how_it_ended()}});
+  if (is_bound_) {
+    const char* how = pull_ != nullptr ? "is being pulled with already" : "is bound already";
+    refuse(Message::ticket_is_in_use, {{"asked", asked}, {"value", name()}, {"how", how}});
+  }
+}
+
+const char* Ticket::how_it_ended() const {
+  return is_discarded_ ? "was discarded" : (cancelled_ ? "was cancelled" : "has ended already");
 }
 
 void Ticket::claim(std::shared_ptr<PullRound> pull, int64_t cache, int64_t first_tensor, int64_t tensors,
                    const char* asked) {
   std::lock_guard lock(mutex_);
   require_free(asked);
-  require(is_publication_, kParamInvalid, asked, ": ", name(),
-          " is that of a push; a binding waits for it (Binding.bind). A pull takes one of publish");
-  require((static_cast<uint64_t>(cache) & PublishedWord::kCacheMask) == published_.cache, kParamInvalid,
-          asked, ": ", name(), " says that cache ", published_.cache, " there is ready, and cache ", cache,
-          " was to be pulled. Nothing was sent; the ticket is still good.");
-  require(first_tensor >= published_.first_tensor &&
-              first_tensor + tensors <= int64_t{published_.first_tensor} + published_.tensors,
-          kParamInvalid, asked, ": ", name(), " says that ", published_.tensors, " tensors from ",
-          published_.first_tensor, " on are ready, and ", tensors, " from ", first_tensor,
-          " on were to be pulled. Nothing was sent; the ticket is still good.");
+  if (!is_publication_) refuse(Message::ticket_is_of_a_push, {{"asked", asked}, {"value", name()}});
+  if ((static_cast<uint64_t>(cache) & PublishedWord::kCacheMask) != published_.cache) {
+    refuse(Message::ticket_for_another_cache,
+           {{"asked", asked}, {"ticket", name()}, {"found", published_.cache}, {"value", cache}});
+  }
+  if (first_tensor < published_.first_tensor ||
+      first_tensor + tensors > int64_t{published_.first_tensor} + published_.tensors) {
+    refuse(Message::ticket_for_other_tensors, {{"asked", asked},
+                                               {"ticket", name()},
+                                               {"count", published_.tensors},
+                                               {"first", published_.first_tensor},
+                                               {"value", tensors},
+                                               {"wanted", first_tensor}});
+  }
   is_bound_ = true;
   pull_ = std::move(pull);
 }

@@ -116,6 +116,7 @@ class Ticket {
   std::optional<std::pair<int64_t, std::string>> failure_of_waits() const;
   void require_free(const char* asked) const;
   std::string name() const;  // for messages
+  const char* how_it_ended() const;
 
   const std::shared_ptr<Link> link_;  // which forgets us when both sides are done
   const SlotUse use_;

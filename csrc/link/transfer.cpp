@@ -6,6 +6,8 @@
 #include "link/packed_push.h"
 #include "link/spans.h"
 #include "link/ticket.h"
+#include "link/verification.h"
+#include "messages/messages.h"
 #include "plan/copies.h"
 
 namespace datadist {
@@ -17,7 +19,8 @@ class TransferProgram : public Program {
       : transfer_(std::move(transfer)),
         plan_(transfer_->plan_),
         notify_host_(notify_host),
-        route_(transfer_->staging_, transfer_->host_copies_.get()) {}
+        route_(transfer_->staging_, transfer_->host_copies_.get()),
+        verification_(transfer_->staging_, transfer_->host_copies_.get()) {}
 
   void prepare() override {
     if (plan_.remote == nullptr) return;
@@ -59,7 +62,12 @@ class TransferProgram : public Program {
         return true;
       case At::kCopies:
         if (next_copy(step)) return true;
-        at_ = transfer_->confirms_layers() ? At::kMark : At::kLayerEnd;
+        at_ = plan_.needs.comparison ? At::kVerify : behind_copies();
+        tensor_ = 0;
+        return next(step);
+      case At::kVerify:
+        if (next_comparison(step)) return true;
+        at_ = behind_copies();
         return next(step);
       case At::kMark:
         at_ = At::kConfirmed;
@@ -90,7 +98,7 @@ class TransferProgram : public Program {
         // itself: the watchdog does, once it has looked for failures.
         if (transfer_->host_copies_ != nullptr) {
           at_ = At::kEnd;
-          *step = transfer_->host_copies_->mark();
+          *step = transfer_->host_copies_->last_mark();
           return true;
         }
         at_ = notify_host_ ? At::kCall : At::kEnd;
@@ -117,6 +125,7 @@ class TransferProgram : public Program {
     kTicket,
     kRange,
     kCopies,
+    kVerify,
     kMark,
     kConfirmed,
     kLayerEnd,
@@ -125,8 +134,16 @@ class TransferProgram : public Program {
     kCall,
     kEnd
   };
+  // Of one run in one pair of tensors.
+  struct Piece {
+    Place src;
+    Place dst;
+    size_t bytes = 0;
+    Compared compared;
+  };
 
   static void device_done(void* transfer) { static_cast<Transfer*>(transfer)->device_done(); }
+  At behind_copies() const { return transfer_->confirms_layers() ? At::kMark : At::kLayerEnd; }
   size_t start_index() const { return transfer_->is_layered() ? static_cast<size_t>(layer_) : 0; }
 
   // What moves by copies of the stream alone: between device memory, and rows at a time where it can.
@@ -181,6 +198,23 @@ class TransferProgram : public Program {
 
   bool next_copy_on_route(Step* step) {
     if (route_.next(step)) return true;
+    Piece piece;
+    if (!next_piece(&piece)) return false;
+    route_.begin(piece.dst, piece.src, piece.bytes);
+    return route_.next(step);
+  }
+
+  bool next_comparison(Step* step) {
+    if (plan_.remote == nullptr) return false;
+    if (verification_.next(step)) return true;
+    Piece piece;
+    if (!next_piece(&piece)) return false;
+    verification_.begin(piece.src, piece.dst, piece.bytes, piece.compared);
+    return verification_.next(step);
+  }
+
+  // Of the layer, one after the other.
+  bool next_piece(Piece* piece) {
     const int64_t per_layer = plan_.local_layers.tensors_per_layer;
     if (plan_.runs.empty() || tensor_ == per_layer) return false;
     const int64_t local_tensor = (plan_.local_layers.first_layer + layer_) * per_layer + tensor_;
@@ -194,21 +228,35 @@ class TransferProgram : public Program {
       std::swap(src, dst);
       std::swap(src_stride, dst_stride);
     }
-    const Span span = span_of(plan_.shape, plan_.runs[run_], src_stride, dst_stride, local_stride);
+    const Run& run = plan_.runs[run_];
+    const Span span = span_of(plan_.shape, run, src_stride, dst_stride, local_stride);
     src.address += span.src;
     dst.address += span.dst;
-    route_.begin(dst, src, static_cast<size_t>(span.bytes));
+    const bool src_is_entry = plan_.shape.layout != Layout::kBlocks;
+    const bool dst_is_entry = plan_.shape.layout == Layout::kEntry;
+    piece->src = src;
+    piece->dst = dst;
+    piece->bytes = static_cast<size_t>(span.bytes);
+    Compared& compared = piece->compared;
+    compared.tensor = local_tensor;
+    compared.is_push = plan_.direction == Direction::kPush;
+    compared.src_is_entry = src_is_entry;
+    compared.dst_is_entry = dst_is_entry;
+    compared.src = src_is_entry ? plan_.shape.src_entry : run.src;
+    compared.dst = dst_is_entry ? plan_.shape.dst_entry : run.dst;
+    compared.block_bytes = static_cast<size_t>(dst_stride);
     if (++run_ == plan_.runs.size()) {
       run_ = 0;
       ++tensor_;
     }
-    return route_.next(step);
+    return true;
   }
 
   const std::shared_ptr<Transfer> transfer_;
   const TransferPlan& plan_;
   const bool notify_host_;
   Route route_;                      // where host memory takes part
+  Verification verification_;        // where it is asked for
   std::vector<TensorPair> tensors_;  // where it does not
   Copies copies_;
   At at_ = At::kStart;
@@ -296,11 +344,13 @@ void Transfer::submit(bool notify_host, const char* asked) {
     is_claimed_ = false;
     link_->require_alive(asked);  // a link that dies just now gives no more streams
   }
-  require(lane != nullptr, kLinkBusy, asked, ": all ", link_->options().streams, " streams of the link to ",
-          link_->peer().name, " (streams_per_link), or all ", link_->engine().streams().limit(),
-          " of the links of npu:", link_->engine().device(),
-          " (stream_budget), serve transfers that wait for their layers; let one finish. Nothing was sent; "
-          "the link is still usable.");
+  if (lane == nullptr) {
+    refuse(Message::all_streams_in_use, {{"asked", asked},
+                                         {"value", link_->options().streams},
+                                         {"peer", link_->peer().name},
+                                         {"limit", link_->engine().streams().limit()},
+                                         {"device", link_->engine().device()}});
+  }
   {
     std::lock_guard lock(mutex_);
     lane_ = lane;
@@ -427,9 +477,12 @@ Gate Transfer::passed_word_for_hold() {
 void Transfer::bind(std::shared_ptr<Status> status, std::chrono::milliseconds timeout,
                     const std::set<int64_t>& open_layers, const char* asked) {
   std::lock_guard lock(mutex_);
-  require(is_layered() && !is_claimed_ && !has_ended_, kParamInvalid, asked, ": the task to ",
-          link_->peer().name, has_ended_ ? " has ended already" : " was bound before",
-          "; a task is sent once, prepare_push makes another");
+  if (!is_layered() || is_claimed_ || has_ended_) {
+    refuse(Message::task_has_ended, {{"asked", asked},
+                                     {"peer", link_->peer().name},
+                                     {"value", ticket()},
+                                     {"how", has_ended_ ? "has ended already" : "was bound before"}});
+  }
   is_claimed_ = true;
   if (plan_.timeout.count() == 0) plan_.timeout = timeout;
   status_ = std::move(status);
@@ -482,9 +535,10 @@ void Transfer::device_done() {
 
 void Transfer::look_at_host_copies(const Tick& tick) {
   const size_t passed = host_copies_->passed_marks();
+  const bool is_through = host_copies_->has_passed_last_mark();
   if (const auto failure = host_copies_->failure()) {
     fail(tick, kFailed, join("the transfer with ", link_->peer().name, ": ", *failure));
-  } else if (passed == host_marks()) {
+  } else if (is_through) {
     tick.write(done_, 1);
     end(kSuccess, "");
   } else if (passed > passed_marks_) {
@@ -543,10 +597,12 @@ std::optional<std::pair<int64_t, std::string>> Transfer::trouble(const Tick& tic
   if (gate_refused_->load()) return Trouble(kFailed, "the runtime refused a gate on the caller's stream");
   if (refused_) return Trouble(refused_->first, join("the transfer with ", peer, ": ", refused_->second));
   if (deadline_ && tick.now >= *deadline_) {
-    return Trouble(kTimeout, join(is_publication() ? "what was published for " : "the transfer with ", peer,
-                                  is_publication() ? " was not taken within " : " did not end within ",
-                                  plan_.timeout.count(), " ms",
-                                  is_never_expected() ? "; the receiver never called expect for it" : ""));
+    const int64_t limit = plan_.timeout.count();
+    if (is_publication())
+      return Trouble(kTimeout, render(Message::publication_is_late, {{"peer", peer}, {"value", limit}}));
+    const char* why = is_never_expected() ? "; the receiver never called expect for it" : "";
+    return Trouble(kTimeout,
+                   render(Message::transfer_is_late, {{"peer", peer}, {"value", limit}, {"why", why}}));
   }
   if (cancelled_) return Trouble(kFailed, *cancelled_);
   return std::nullopt;

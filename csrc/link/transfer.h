@@ -157,7 +157,6 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   void judge(const Tick& tick);  // has it ended, and how?
   // Of a layered transfer with host functions: a layer's flag waits until the watchdog saw none fail.
   bool confirms_layers() const { return host_copies_ != nullptr && slot_.has_value(); }
-  size_t host_marks() const { return (confirms_layers() ? static_cast<size_t>(layers()) : 0) + 1; }
 
   // given at creation
   const std::shared_ptr<Link> link_;
@@ -167,7 +166,7 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   std::vector<Word> start_;
   const Word done_;
   const Word passed_;
-  const Word confirmed_;  // counts layers
+  const Word confirmed_;  // counts layers, or chunks of packed ones
   std::shared_ptr<Status> status_;
   const bool moves_host_memory_;
   const std::shared_ptr<HostCopies> host_copies_;  // nullptr: every byte moves by copies of the stream

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <array>
 
-#include "error.h"
+#include "messages/messages.h"
 
 namespace datadist {
 namespace {
@@ -31,8 +31,9 @@ Scratch& scratch() {
 
 [[noreturn, gnu::noinline, gnu::cold]] void refuse_outside(const char* asked, const char* list, size_t i,
                                                            int64_t id, int64_t count) {
-  throw Error(kParamInvalid, join(asked, ": ", list, "[", i, "] = ", id, " is outside the cache, which has ",
-                                  count, " blocks. Nothing was sent; the link is still usable."));
+  refuse(
+      Message::block_outside,
+      {{"asked", asked}, {"list", list}, {"at", i}, {"value", id}, {"cache", "the cache"}, {"count", count}});
 }
 
 // Stable, so that sorting by dst and then by src sorts by (src, dst). `count`: all keys are below it.
@@ -77,9 +78,7 @@ void sort_and_require_distinct_destinations(const BlockLists& lists, const char*
       std::adjacent_find(scratch.pairs.begin(), scratch.pairs.end(),
                          [](const BlockPair& a, const BlockPair& b) { return a.dst == b.dst; });
   if (twice != scratch.pairs.end()) {
-    throw Error(kParamInvalid, join(asked, ": dst_blocks lists block ", twice->dst,
-                                    " twice, and which of its sources would win is not defined. Nothing was "
-                                    "sent; the link is still usable."));
+    refuse(Message::block_is_listed_twice, {{"asked", asked}, {"list", "dst_blocks"}, {"value", twice->dst}});
   }
   sort_by([](const BlockPair& pair) { return pair.src; }, lists.src_count, scratch);
 }
@@ -88,9 +87,8 @@ void sort_and_require_distinct_destinations(const BlockLists& lists, const char*
 
 void plan_runs(const BlockLists& lists, const char* asked, std::vector<Run>* runs) {
   if (lists.src_length != lists.dst_length) {
-    throw Error(kParamInvalid,
-                join(asked, ": src_blocks has ", lists.src_length, " entries and dst_blocks has ",
-                     lists.dst_length, "; they go in pairs. Nothing was sent; the link is still usable."));
+    refuse(Message::lists_of_unequal_length,
+           {{"asked", asked}, {"src", lists.src_length}, {"dst", lists.dst_length}});
   }
   Scratch& kept = scratch();
   kept.pairs.resize(lists.src_length);

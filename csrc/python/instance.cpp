@@ -89,7 +89,8 @@ void add_remote_cache(Instance& instance, int64_t handle, int64_t cache_id, std:
 
 LinkOptions link_options(int64_t keep_alive_ms, int64_t transfer_timeout_ms, int64_t max_in_flight,
                          int64_t streams_per_link, int64_t stream_budget, int64_t packed_staging_bytes,
-                         int64_t stream_idle_ms, int64_t close_timeout_ms, int64_t staging_limit) {
+                         int64_t stream_idle_ms, int64_t close_timeout_ms, int64_t staging_limit,
+                         bool verifies) {
   require(chunk_bytes_of(static_cast<size_t>(std::max<int64_t>(packed_staging_bytes, 0))) > 0, kParamInvalid,
           "packed_staging_bytes = ", packed_staging_bytes, ", expected at least ",
           kStagingWindows * kChunksPerWindow * kPackedAlignment);
@@ -103,7 +104,8 @@ LinkOptions link_options(int64_t keep_alive_ms, int64_t transfer_timeout_ms, int
           static_cast<size_t>(packed_staging_bytes),
           std::chrono::milliseconds(stream_idle_ms),
           std::chrono::milliseconds(close_timeout_ms),
-          std::make_shared<StagingBudget>(static_cast<size_t>(staging_limit))};
+          std::make_shared<StagingBudget>(static_cast<size_t>(staging_limit)),
+          verifies};
 }
 
 }  // namespace
@@ -125,18 +127,19 @@ void define_instance(py::module_& m) {
       .def(py::init([](int device, int64_t cluster_id, int64_t keep_alive_ms, int64_t transfer_timeout_ms,
                        int64_t max_in_flight, int64_t streams_per_link, int64_t stream_budget,
                        int64_t packed_staging_bytes, int64_t stream_idle_ms, int64_t close_timeout_ms,
-                       int64_t staging_limit) {
+                       int64_t staging_limit, bool verifies) {
              return std::make_unique<Instance>(
                  device, cluster_id,
                  link_options(keep_alive_ms, transfer_timeout_ms, max_in_flight, streams_per_link,
                               stream_budget, packed_staging_bytes, stream_idle_ms, close_timeout_ms,
-                              staging_limit));
+                              staging_limit, verifies));
            }),
            py::arg("device"), py::arg("cluster_id"), py::kw_only(), py::arg("keep_alive_ms") = 3000,
            py::arg("transfer_timeout_ms") = 1000, py::arg("max_in_flight") = 256,
            py::arg("streams_per_link") = 64, py::arg("stream_budget") = 1024,
            py::arg("packed_staging_bytes") = 64 << 20, py::arg("stream_idle_ms") = 5000,
-           py::arg("close_timeout_ms") = 1000, py::arg("staging_limit") = int64_t{1} << 30, nogil)
+           py::arg("close_timeout_ms") = 1000, py::arg("staging_limit") = int64_t{1} << 30,
+           py::arg("verifies") = false, nogil)
       .def("close", &Instance::close, nogil)
       .def("register_cache", &register_cache, py::arg("tensors"), py::arg("num_blocks"),
            py::arg("is_blocks") = true, nogil)

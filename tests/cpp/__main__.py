@@ -31,8 +31,8 @@ def main() -> int:
     parser.add_argument("variant", choices=VARIANTS)
     parser.add_argument("program", nargs="*", help="one of them with its arguments; all when left out")
     args = parser.parse_args()
-    folder = build(VARIANTS[args.variant])
     commands = [args.program] if args.program else list(PROGRAMS)
+    folder = build(VARIANTS[args.variant], [command[0] for command in commands])
     failed = [command[0] for command in commands if run(folder, command) != 0]
     print(f"{args.variant}: {'failed: ' + ', '.join(failed) if failed else 'all is well'}")
     return 1 if failed else 0

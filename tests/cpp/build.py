@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "tests" / "cpp"
 # Everything under the ops that knows no torch. The transport's memory is torch's; the tests bring their own.
-CORE = ("acl", "plan", "link")
+CORE = ("acl", "messages", "plan", "link")
 COMMON = "-std=c++20 -g1 -fPIC -Wall -Wextra -pthread -fno-omit-frame-pointer"
 
 
@@ -30,7 +30,7 @@ class Variant:
 VARIANTS = {
     "plain": Variant("plain", "-O2"),
     "asan": Variant("asan", "-O0 -fsanitize=address,undefined -fno-sanitize-recover=undefined"),
-    "tsan": Variant("tsan", "-O0 -fsanitize=thread"),
+    "tsan": Variant("tsan", "-O0 -fsanitize=thread -Wno-tsan"),
 }
 
 
@@ -48,8 +48,8 @@ class Ninja:
             "rule link\n  command = $cxx $flags $in $more -o $out\n  description = link $out",
         ]
 
-    def objects(self, sources: list[Path], more: str = "") -> list[Path]:
-        made = [self._build / "objects" / source.relative_to(ROOT).with_suffix(".o") for source in sources]
+    def objects(self, sources: list[Path], more: str = "", into: str = "objects") -> list[Path]:
+        made = [self._build / into / source.relative_to(ROOT).with_suffix(".o") for source in sources]
         self._lines += [
             f"build {to}: cxx {source}\n  more = {more}" for to, source in zip(made, sources, strict=True)
         ]
@@ -61,16 +61,17 @@ class Ninja:
         self._lines.append(f"build {path}: link {' '.join(map(str, objects))}{needs}\n  more = {more}")
         return path
 
-    def run(self) -> None:
+    def run(self, programs: list[str]) -> None:
         path = self._build / "build.ninja"
         text = "\n".join(self._lines) + "\n"
         if not path.exists() or path.read_text() != text:
             path.write_text(text)
-        subprocess.run([sys.executable, "-m", "ninja", "-C", str(self._build), "--quiet"], check=True)
+        command = [sys.executable, "-m", "ninja", "-C", str(self._build), "--quiet"]
+        subprocess.run([*command, *(str(self._build / name) for name in programs)], check=True)
 
 
-def build(variant: Variant) -> Path:
-    """Returns the folder with the programs: units, emulator_units, fuzz_plan, smoke."""
+def build(variant: Variant, programs: list[str] | None = None) -> Path:
+    """Returns the folder with the programs: units, emulator_units, fuzz_plan, smoke; or some of them."""
     folder = ROOT / "build" / f"cpp-{variant.name}"
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
@@ -84,8 +85,7 @@ def build(variant: Variant) -> Path:
         units = [named["main"], named["plan_oracle"], *(p for p in tests if p.stem.startswith("test_"))]
         ninja.link("units", [*units, *own], runtime, (library,))
         ninja.link("smoke", [named["smoke"], *own], runtime, (library,))
-        planner = [path for path in core if path.parent.name == "plan"]
-        ninja.link("fuzz_plan", [named["fuzz_plan"], named["plan_oracle"], *planner], "")
+        ninja.link("fuzz_plan", _planner(ninja), "")
         of_emulator = ninja.objects(sorted((HERE / "emulator").glob("*.cpp")))
         # The runtime itself is a part of this one.
         profiler = f"-L{ROOT}/torch_llm_datadist/emulator/lib -Wl,--no-as-needed -lmsprofiler"
@@ -94,8 +94,15 @@ def build(variant: Variant) -> Path:
             [named["main"], *of_emulator, *emulator],
             f"{profiler} -ldl -Wl,-rpath,{ROOT}/torch_llm_datadist/emulator/lib",
         )
-        ninja.run()
+        ninja.run(programs or [])
     return folder
+
+
+def _planner(ninja: Ninja) -> list[Path]:
+    """What fuzz_plan is made of: few files, and compiled for speed, since it runs millions of cases."""
+    folders = [ROOT / "csrc" / part for part in ("messages", "plan")]
+    sources = [path for folder in folders for path in sorted(folder.glob("*.cpp"))]
+    return ninja.objects([HERE / "fuzz_plan.cpp", HERE / "plan_oracle.cpp", *sources], "-O2", into="fast")
 
 
 def _built() -> tuple[list[Path], list[Path], Path]:

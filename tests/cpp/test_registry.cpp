@@ -23,7 +23,7 @@ TEST(registry_finds_a_cache_by_its_tensors_in_order) {
   CHECK_EQUAL(caches.find(tensors(0), true, 4, "asked")->id, id);
   CHECK_THROWS(Error, "not a registered cache", caches.find({memory + 512, memory}, true, 4, "asked"));
   CHECK_THROWS(Error, "empty list", caches.find({}, true, 4, "asked"));
-  CHECK_THROWS(Error, "is a blocks cache, a contiguous one", caches.find(tensors(0), false, 4, "asked"));
+  CHECK_THROWS(Error, "is a blocks cache, a contiguous cache", caches.find(tensors(0), false, 4, "asked"));
 }
 
 TEST(registry_takes_the_last_of_the_caches_that_share_memory) {
