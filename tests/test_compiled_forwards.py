@@ -13,6 +13,7 @@ import torch
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor_config
 
+import torch_llm_datadist as datadist
 from tests import paged_forwards as forwards
 from tests.nodes import wait_until
 from tests.paged_forwards import MAX_BLOCKS, TOKENS, Side, decode_forward, prefill_forward, slots_of, table_of
@@ -161,6 +162,49 @@ def test_one_compiled_forward_serves_other_requests_peers_block_tables_and_none(
 
     assert counters["stats"]["unique_graphs"] == compiled_so_far == 3
     assert caches == [[tensor.data_ptr() for tensor in side.tensors] for side in sides]
+
+
+def peak_of(device, forward, *inputs) -> int:
+    """Bytes that a call allocates on the device beyond what was there."""
+    torch.npu.synchronize(device)
+    torch.npu.reset_peak_memory_stats(device)
+    before = torch.npu.memory_allocated(device)
+    forward(*inputs)
+    torch.npu.synchronize(device)
+    return torch.npu.max_memory_allocated(device) - before
+
+
+def test_a_compiled_forward_takes_no_device_memory_for_the_cache(sides, compiled, backend, monkeypatch):
+    """Of a cache that is much larger than what its forward computes."""
+    if backend == "inductor":
+        assert all(tensor.device.type == "cpu" for tensor in sides[0].tensors)
+        return
+    monkeypatch.setattr(forwards, "NUM_BLOCKS", 4096)
+    large = Side(7, 0)
+    request = Request(large, large, 0)
+    try:
+        for make, inputs in (
+            (prefill_forward, request.inputs(large)),
+            (decode_forward, large_decode_inputs(request, large)),
+        ):
+            large.binding = datadist.Binding(0, range(forwards.LAYERS))  # graphs of one wait for each other
+            eager = make(large)
+            compiled_one = torch.compile(eager, backend=backend, fullgraph=True)
+            with on(large.device):
+                large.binding.bind([])
+                expected = peak_of(large.device, eager, *inputs)
+                for _ in range(3):  # the first call compiles, and captures
+                    large.binding.bind([])
+                    peak = peak_of(large.device, compiled_one, *inputs)
+            assert peak <= expected + large.tensors[0].nbytes // 4, (peak, expected)
+    finally:
+        large.datadist.finalize()
+
+
+def large_decode_inputs(request, side) -> list[torch.Tensor]:
+    written = torch.arange(MAX_BLOCKS * forwards.BLOCK_SIZE) <= TOKENS
+    of_decode = [request.query, slots_of(request.dst, TOKENS + 1)[-1:], table_of(request.dst), written]
+    return [each.to(side.device) for each in of_decode]
 
 
 def test_a_compiled_forward_sends_packed_and_waits_for_what_it_expects(sides, compiled, backend):
