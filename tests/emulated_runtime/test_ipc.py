@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import ctypes
 import os
@@ -54,6 +55,25 @@ def test_key_is_65_defined_bytes_of_text(acl: Acl) -> None:
     assert key[64] == 0
     assert key[:64].isascii()
     assert 0 not in key[:64]
+
+
+def test_copies_and_value_writes_to_imported_memory_are_captured(acl: Acl) -> None:
+    with exporter() as (other, key):
+        memory, stream, near = acl.import_key(key), acl.stream(), acl.malloc(64, fill=7)
+        acl.aclmdlRICaptureBegin(stream, 0)
+        acl.copy(memory, near, 64, stream)
+        acl.aclrtValueWrite(memory + 64, 5, 0, stream)
+        graph = acl.last_out("aclmdlRICaptureEnd", stream, kind=ctypes.c_void_p)
+        other.say("read")
+        assert other.hear() == "{1}"
+
+        acl.aclmdlRIExecuteAsync(graph, stream)
+        acl.synchronize(stream)
+
+        other.say("read")
+        assert ast.literal_eval(other.hear()) == {0, 1, 5, 7}
+        acl.aclmdlRIDestroy(graph)
+        acl.aclrtIpcMemClose(key)
 
 
 def test_imported_memory_is_the_exporters_memory(acl: Acl) -> None:
