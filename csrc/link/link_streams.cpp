@@ -1,0 +1,124 @@
+// The streams of a link, and the buffers that belong to them.
+#include "acl/check.h"
+#include "error.h"
+#include "link/engine.h"
+#include "link/link.h"
+#include "transport/mapped/mapped.h"
+
+namespace datadist {
+
+void Link::stop_streams() {
+  feeder_->stop();
+  if (Feeder* const scatters = scatters_.load()) scatters->stop();
+}
+
+void Link::free_all_staging() {
+  std::vector<std::unique_ptr<Staging>> lent;
+  {
+    std::lock_guard lock(mutex_);
+    lent.swap(lent_staging_);
+    free_staging_.clear();
+  }
+  lent.push_back(staging_.take_buffers());
+  const bool is_in_use = transfers_ > 0;  // without a watchdog to tell when it ends
+  for (auto& staging : lent) {
+    if (is_in_use) {
+      [[maybe_unused]] auto* const kept = staging.release();
+    } else if (staging->host != nullptr || staging->compared != nullptr) {
+      DATADIST_ACL(acl::set_device(engine_->device()));
+      break;
+    }
+  }
+}
+
+std::shared_ptr<Lane> Link::take_scatter_lane() {
+  Feeder* scatters = nullptr;
+  {
+    std::lock_guard lock(scatter_mutex_);
+    if (scatter_feeder_ == nullptr) {
+      require_alive("expect");
+      scatter_feeder_ =
+          std::make_unique<Feeder>(engine_->device(), acl::OnFailure::kStop, &engine_->words(),
+                                   transport_.get(), &engine_->streams(), Feeder::Idle{options_.idle, {}});
+      scatters_ = scatter_feeder_.get();
+    }
+    scatters = scatter_feeder_.get();
+  }
+  auto lane = scatters->take_lane(SIZE_MAX, Feeder::Budget::kBound);
+  if (lane == nullptr) require_alive("expect");
+  require(lane != nullptr, kLinkBusy, "expect: all ", engine_->streams().limit(),
+          " streams that stream_budget ", "leaves the links of npu:", engine_->device(),
+          " are taken; let a transfer end, or raise it. The ticket and the link are still usable");
+  return lane;
+}
+
+void Link::submit_scatter(const std::shared_ptr<Lane>& lane, std::unique_ptr<Program> program) {
+  scatters_.load()->submit(lane, std::move(program));
+}
+
+void Link::drop_scatter_lane(const std::shared_ptr<Lane>& lane) { scatters_.load()->drop_lane(lane); }
+
+void Link::give_back_scatter_lane(std::shared_ptr<Lane> lane) {
+  scatters_.load()->give_back_lane(std::move(lane));
+}
+
+void Link::scatter_failed(const std::string& what) {
+  die(kFailed, join("what landed in its staging could not be scattered: ", what));
+}
+
+bool Link::streams_have_stopped() const {
+  const Feeder* const scatters = scatters_.load();
+  return feeder_->has_stopped() && (scatters == nullptr || scatters->has_stopped());
+}
+
+std::shared_ptr<Lane> Link::take_staging_lane() {
+  std::lock_guard lock(main_lane_mutex_);
+  std::shared_ptr<Lane> main;
+  {
+    std::lock_guard lock(mutex_);
+    main = main_lane_;
+  }
+  if (main == nullptr || main->is_dropped()) {
+    main = feeder_->take_lane(options_.streams + 1, Feeder::Budget::kExempt);
+    std::lock_guard lock(mutex_);
+    main_lane_ = main;
+  }
+  return main;
+}
+
+std::shared_ptr<Lane> Link::take_lane(bool needs_its_own) {
+  auto main = take_staging_lane();
+  auto lane = feeder_->take_lane(options_.streams + 1, Feeder::Budget::kBound);
+  return lane != nullptr || needs_its_own ? lane : main;
+}
+
+void Link::free_idle_staging() {
+  acl::ContextScope restore;                   // what frees through torch's allocator changes the thread's
+  std::vector<std::unique_ptr<Staging>> idle;  // freed without the lock: the allocator may wait for streams
+  idle.push_back(staging_.take_buffers());
+  std::lock_guard lock(mutex_);
+  for (Staging* staging : free_staging_) idle.push_back(staging->take_buffers());
+}
+
+Staging* Link::borrow_staging() {
+  std::lock_guard lock(mutex_);
+  if (free_staging_.empty()) {
+    lent_staging_.push_back(std::make_unique<Staging>(kLayerStagingBytes));
+    return lent_staging_.back().get();
+  }
+  Staging* const staging = free_staging_.back();
+  free_staging_.pop_back();
+  return staging;
+}
+
+void Link::give_back_staging(Staging* staging) {
+  std::lock_guard lock(mutex_);
+  free_staging_.push_back(staging);
+}
+
+void Link::give_back_lane(std::shared_ptr<Lane> lane) {
+  std::lock_guard lock(mutex_);
+  if (lane != main_lane_) feeder_->give_back_lane(std::move(lane));
+}
+
+}  // namespace datadist
