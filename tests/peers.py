@@ -17,6 +17,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from typing import Any
 import pytest
 
 from torch_llm_datadist.emulator import libraries
+from torch_llm_datadist.emulator.hosts import Host
 
 ANSWER_WITHIN_S = 60.0
 
@@ -124,6 +126,34 @@ class Peer:
         self._connection.close()
 
 
+class HostPeer(Peer):
+    """On an emulated host; a fresh process, so it takes seconds."""
+
+    def __init__(self, host: Host) -> None:
+        self._connection, theirs = multiprocessing.Pipe()
+        number = str(theirs.fileno())
+        self._process = _HostProcess(
+            host.popen([sys.executable, "-m", "tests.peers", number], pass_fds=[theirs.fileno()])
+        )
+        theirs.close()
+
+
+class _HostProcess:
+    """As much of multiprocessing's process as a peer needs."""
+
+    def __init__(self, popen: subprocess.Popen[Any]) -> None:
+        self._popen = popen
+        self.pid = popen.pid
+        self.kill = popen.kill
+
+    def join(self, timeout: float) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(timeout)
+
+    def is_alive(self) -> bool:
+        return self._popen.poll() is None
+
+
 @pytest.fixture
 def peers() -> Iterator[Callable[[int], list[Peer]]]:
     """``peers(n)`` starts n processes that end with the test."""
@@ -137,3 +167,7 @@ def peers() -> Iterator[Callable[[int], list[Peer]]]:
     yield start
     for peer in started:
         peer.stop()
+
+
+if __name__ == "__main__":
+    _serve_afresh(Connection(int(sys.argv[1])))

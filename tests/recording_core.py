@@ -50,7 +50,7 @@ class RecordingInstance:
         self.has_released = threading.Event()
         self.exports = 0
 
-    def export_cache(self, cache_id: int) -> list[Segment]:
+    def export_cache(self, cache_id: int, link: int) -> list[Segment]:
         self.exports += 1
         return [Segment(b"cache", 64 * i, 4096 + i) for i in range(2)]
 
@@ -73,6 +73,8 @@ class RecordingInstance:
         start_time: int,
         in_this_process: bool,
         is_fenced: bool = False,
+        is_on_this_host: bool = True,
+        transport: str = "mapped",
     ) -> tuple[int, Segment]:
         if self.fail_next_open is not None:
             error, self.fail_next_open = self.fail_next_open, None
@@ -81,7 +83,10 @@ class RecordingInstance:
         self.links[handle] = _ends[handle] = RecordingLink(cluster_id)
         return handle, Segment(b"page", 0, handle)
 
-    def connect_link(self, link: int, peer_link: int, page: Segment) -> None:
+    def link_address(self, link: int) -> bytes:
+        return b""
+
+    def connect_link(self, link: int, peer_link: int, page: Segment, transport_address: bytes = b"") -> None:
         self.links[link].peer_link = peer_link
 
     def add_remote_cache(

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from torch_llm_datadist.transports import nixl_library
+
 SMALL = ("--layers", "2", "--tokens", "4")
 # Long enough that whatever a test does to a worker happens while decode waits for prefill on its stream.
 LATE_PREFILL = (*SMALL, "--prefill-delay", "60")
@@ -156,6 +158,17 @@ SABOTAGES = [
     *[("eager", sabotage) for sabotage in ("flip", "swap", "drop-layer", "no-wait")],
     *[(mode, sabotage) for mode in ("compile", "graph") for sabotage in ("flip", "drop-layer", "no-wait")],
 ]
+
+
+@pytest.mark.skipif(bool(nixl_library()[1]), reason=nixl_library()[1])
+def test_demo_is_identical_across_two_hosts_with_a_slow_and_lossy_network(start):
+    demo = start(*SMALL, "--hosts", "2", "--latency", "20", "--loss", "0.001")
+
+    if demo.wait_for_end(START_TIMEOUT_S * 2) != 0 and "could not be made" in demo.output:
+        pytest.skip(demo.output)
+
+    assert "linked over nixl" in demo.output
+    assert "identical: yes" in demo.output
 
 
 @pytest.mark.parametrize(("mode", "sabotage"), SABOTAGES)

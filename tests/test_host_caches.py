@@ -38,8 +38,11 @@ POOL = json.dumps({"memory_size": 1 << 25, "page_shift": 12})
 BIG = (9 << 19) + 1234  # more than twice a staging buffer
 
 
-def serve(state: SimpleNamespace, cluster_id: int, device: int, mode: str) -> int:
-    port = instances.start(state, cluster_id, device, {**caches.MODES[mode], "host_mem_pool_cfg": POOL})
+def serve(
+    state: SimpleNamespace, cluster_id: int, device: int, mode: str, options: dict[str, Any] | None = None
+) -> int:
+    more = {"host_mem_pool_cfg": POOL, **(options or {})}
+    port = instances.start(state, cluster_id, device, {**caches.MODES[mode], **more})
     state.manager = state.datadist.cache_manager
     for kind in KINDS:
         add(state, f"batch {kind}", kind, False, BATCH, ENTRY)
@@ -153,6 +156,12 @@ def test_every_pair_of_placements_moves_the_bytes(peers: Any, mode: str) -> None
     none).
     """
     a, b = linked(peers, mode)
+
+    move_and_compare(a, b, mode)
+
+
+def move_and_compare(a: Any, b: Any, mode: str) -> None:
+    """``a`` moves by each way that there is, and both ends hold what plain torch would have left there."""
     ids = {f"batch {kind}": b.call(cache_id_of, f"batch {kind}") for kind in KINDS}
 
     failed = a.call(move_all, ids, mode)

@@ -118,7 +118,7 @@ def test_link_waits_for_a_server_that_listens_later(node: Callable[..., Node]) -
             "enable_remote_cache_accessible is True",
         ),
         ({"authenticated": True}, LLMStatusCode.LLM_LINK_FAILED, "authentication is off at cluster 1 and on"),
-        ({"host": "elsewhere"}, LLMStatusCode.LLM_LINK_FAILED, "only the mapped transport is there yet"),
+        ({"host": "elsewhere"}, LLMStatusCode.LLM_LINK_FAILED, "no transport reaches from cluster"),
     ],
 )
 def test_link_is_refused_when_the_two_ends_do_not_fit(

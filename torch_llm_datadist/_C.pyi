@@ -39,6 +39,9 @@ class Instance:
         close_timeout_ms: int = 1000,
         staging_limit: int = 1 << 30,
         verifies: bool = False,
+        engine_chunk_bytes: int = 1048576,
+        engine_chunks: int = 4,
+        listen_ip: str = "",
     ) -> None: ...
     def close(self) -> None:
         """Ends every link, joins the threads and frees the streams. Idempotent."""
@@ -47,7 +50,9 @@ class Instance:
     def register_cache(self, tensors: Sequence[Tensor], num_blocks: int, is_blocks: bool = True) -> int:
         """``num_blocks``: blocks, or batch entries of a contiguous cache, in each tensor."""
 
-    def export_cache(self, cache_id: int) -> list[Segment]: ...
+    def export_cache(self, cache_id: int, link: int) -> list[Segment]:
+        """As the peer of that link gets to know it."""
+
     def withdraw_cache(self, cache_id: int) -> None:
         """New transfers no longer find it; its memory stays held until `release_cache`."""
 
@@ -64,10 +69,17 @@ class Instance:
         peer_start_time: int,
         in_this_process: bool,
         is_fenced: bool = False,
+        is_on_this_host: bool = True,
+        transport: str = "mapped",
     ) -> tuple[int, Segment]:
         """Returns (link, own control page). `link` is unique in the process, generation included."""
 
-    def connect_link(self, link: int, peer_link: int, peer_page: Segment) -> None: ...
+    def link_address(self, link: int) -> bytes:
+        """What the peer's end of the transport needs for `connect_link`; b"" for "mapped"."""
+
+    def connect_link(
+        self, link: int, peer_link: int, peer_page: Segment, transport_address: bytes = b""
+    ) -> None: ...
     def add_remote_cache(
         self,
         link: int,
@@ -272,6 +284,10 @@ def packed_chunks(strides: Sequence[int], blocks: int, staging_bytes: int) -> li
 
 def link_sizes() -> dict[str, int]:
     """What a link takes in bytes and counts, as it is built in."""
+
+def set_nixl_library(path: str) -> None: ...
+def engines() -> dict[str, str]:
+    """Of each engine by name why it cannot be used here; "" where it can. Loads none."""
 
 def stop_all() -> None:
     """Ends the watchdogs of all devices; before torch_npu shuts down. Instances are closed first."""

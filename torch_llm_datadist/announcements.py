@@ -29,7 +29,8 @@ PRIVATE_HOST = 2  # kind of a segment: any peer reaches it by its address
 
 def segment_record(segment: _C.Segment, peer: Peer) -> wire.SegmentRecord:
     is_in_this_process = peer.identity is not None and peer.identity.is_in_this_process()
-    shows_address = is_in_this_process or segment.kind == PRIVATE_HOST
+    is_mapped = peer.transport == "mapped"
+    shows_address = is_in_this_process or segment.kind == PRIVATE_HOST or not is_mapped
     return wire.SegmentRecord(
         segment.handle, segment.offset, segment.address if shows_address else 0, segment.kind
     )
@@ -116,7 +117,7 @@ class Announcements:
         """None for a cache that another thread has unregistered meanwhile."""
         cache = local.cache
         try:
-            segments = [segment_record(s, peer) for s in self._native.export_cache(cache.cache_id)]
+            segments = [segment_record(s, peer) for s in self._native.export_cache(cache.cache_id, peer.link)]
         except KvCacheNotExistError:
             return None
         peer.announced.add(cache.cache_id)

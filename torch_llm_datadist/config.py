@@ -246,7 +246,27 @@ class LLMConfig:
         doc="Milliseconds that ``register_cache`` and ``register_blocks_cache`` wait for what is queued on "
         "the current stream, and may still write the tensors.",
     )
-
+    transport: Option[str] = Option(
+        OWN_PREFIX + "Transport",
+        "",
+        accept.string,
+        drop="",
+        doc="The only transport that links of this instance may take: mapped, nixl, …. Not set: the "
+        "environment variable ``TORCH_LLM_DATADIST_TRANSPORT``, else the first that reaches the peer.",
+    )
+    engine_chunk_bytes: Option[int] = Option(
+        OWN_PREFIX + "EngineChunkBytes",
+        1 << 20,
+        accept.in_range(4096, 1 << 30),
+        doc="Of transports that stage: size of a page-locked buffer. A link has three times "
+        "``engine_chunks`` of them, and frees them with itself.",
+    )
+    engine_chunks: Option[int] = Option(
+        OWN_PREFIX + "EngineChunks",
+        4,
+        accept.in_range(2, 64),
+        doc="Of transports that stage: buffers that may be under way at one time, each way.",
+    )
     link_port: Option[int | None] = Option(
         OWN_PREFIX + "LinkPort",
         None,

@@ -15,7 +15,7 @@ from . import process_token, wire
 from .announcements import Announcements, segment_record
 from .checks import as_int64
 from .cluster import endpoint
-from .errors import LLMException, LLMStatusCode
+from .errors import LinkFailedError, LLMException, LLMStatusCode
 from .identity import Identity, Refusal, different_versions, why_not_link
 from .link_keys import LinkKeys
 from .link_secret import SECRET_VARIABLE
@@ -23,6 +23,7 @@ from .link_table import Link
 from .loop import ControlLoop
 from .peer import Channel, DealerChannel, LinkState, Peer
 from .peers import Peers, resolve
+from .transports import choose
 
 logger = logging.getLogger("torch_llm_datadist")
 
@@ -178,7 +179,9 @@ class Handshake:
         self._warn_of_versions(peer, message.identity)
         peer.state = LinkState.JOINING
         page = self._open_link(peer)
-        peer.send(wire.Join(peer.link, page, self._announcements.export_to(peer)))
+        address = self._native.link_address(peer.link)
+        caches = self._announcements.export_to(peer)
+        peer.send(wire.Join(peer.link, page, caches, peer.transport, address))
 
     def on_refused(self, peer: Peer, message: wire.Refused) -> None:
         try:
@@ -269,8 +272,10 @@ class Handshake:
         peer.state = LinkState.JOINING
         try:
             page = self._open_link(peer)
+            address = self._native.link_address(peer.link)
             self._connect(peer, message)
-            joined = wire.Joined(peer.link, page, self._announcements.export_to(peer))
+            caches = self._announcements.export_to(peer)
+            joined = wire.Joined(peer.link, page, caches, peer.transport, address)
         except Exception as error:
             code = error.status_code if isinstance(error, LLMException) else LLMStatusCode.LLM_LINK_FAILED
             peer.send(wire.Refused(code, str(error)[:4096]))
@@ -297,6 +302,8 @@ class Handshake:
     def _open_link(self, peer: Peer) -> wire.SegmentRecord:
         identity = peer.identity
         assert identity is not None
+        choice = choose(self._own, identity)
+        peer.transport, peer.passed_over = choice.name, choice.passed_over
         peer.link, page = self._native.open_link(
             as_int64(peer.cluster_id),
             str(peer),
@@ -305,11 +312,18 @@ class Handshake:
             identity.start_time,
             identity.is_in_this_process(),
             peer.is_fenced,
+            identity.host == self._own.host,
+            peer.transport,
         )
         return segment_record(page, peer)
 
     def _connect(self, peer: Peer, message: wire.Join | wire.Joined) -> None:
-        self._native.connect_link(peer.link, message.link, self._announcements.segment(message.page))
+        if message.transport != peer.transport:
+            raise LinkFailedError(
+                f"{peer} takes {message.transport!r} for the link, and this end found {peer.transport!r}"
+            )
+        page = self._announcements.segment(message.page)
+        self._native.connect_link(peer.link, message.link, page, message.address)
         for record in message.caches:
             self._announcements.learn(peer, record)
 
@@ -323,12 +337,20 @@ class Handshake:
         peer.state = LinkState.LINKED
         peer.deadline = 0.0
         self._peers.table.add(
-            Link(peer.cluster_id, peer.link, f"{peer.address}, pid {peer.identity.pid}", peer.remote_caches)
+            Link(
+                peer.cluster_id,
+                peer.link,
+                f"{peer.address}, pid {peer.identity.pid}",
+                peer.remote_caches,
+                peer.transport,
+                peer.passed_over,
+            )
         )
         if answer is not None:
             peer.send(answer)
         self._announcements.catch_up(peer)
-        logger.info("linked to %s", peer)
+        passed_over = f" ({peer.passed_over})" if peer.passed_over else ""
+        logger.info("linked to %s over %s%s", peer, peer.transport, passed_over)
         resolve(peer.attempt, LLMStatusCode.LLM_SUCCESS)
 
     def _warn_of_versions(self, peer: Peer, identity: Identity) -> None:

@@ -11,14 +11,16 @@ from typing import Annotated, TypeAlias
 import msgspec
 from msgspec import Meta
 
+from . import transports
 from .errors import LLMStatusCode
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 HOST_ID_VARIABLE = "TORCH_LLM_DATADIST_HOST_ID"
 _START_TIME_FIELD = 22  # of /proc/<pid>/stat, counted from 1
 
 Natural: TypeAlias = Annotated[int, Meta(ge=0)]
 Name: TypeAlias = Annotated[str, Meta(max_length=256)]
+Reason: TypeAlias = Annotated[str, Meta(max_length=1024)]
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +33,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
         host: one kernel and one pid namespace: processes with the same one can map each other's memory.
         start_time: of the process, in clock ticks since boot; with the pid it names a process for good.
         device: device number as the process sees it.
+        transports: by name, why a link of this instance cannot use it; "" where it can.
     """
 
     cluster_id: Natural
@@ -45,6 +48,9 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     torch: Name = ""
     torch_npu: Name = ""
     cann: Name = ""
+    transports: Annotated[dict[Name, Reason], Meta(max_length=16)] = msgspec.field(
+        default_factory=lambda: {"mapped": ""}
+    )
 
     def is_in_this_process(self) -> bool:
         # It is asked for each tensor of each peer: the last two read files.
@@ -60,7 +66,13 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def own_identity(
-    cluster_id: int, device: int, *, remote_accessible: bool, cann: str, authenticated: bool = False
+    cluster_id: int,
+    device: int,
+    *,
+    remote_accessible: bool,
+    cann: str,
+    authenticated: bool = False,
+    transports: dict[str, str] | None = None,
 ) -> Identity:
     return Identity(
         cluster_id=cluster_id,
@@ -75,6 +87,7 @@ def own_identity(
         torch=_version("torch"),
         torch_npu=_version("torch_npu"),
         cann=cann,
+        transports={"mapped": ""} if transports is None else transports,
     )
 
 
@@ -134,12 +147,12 @@ def why_not_link(own: Identity, peer: Identity) -> Refusal | None:
             f"authentication is {'on' if own.authenticated else 'off'} at cluster {own.cluster_id} and "
             f"{'on' if peer.authenticated else 'off'} at cluster {peer.cluster_id}; both ends need the same",
         )
-    if peer.host != own.host:
+    choice = transports.choose(own, peer)
+    if not choice.name:
         return Refusal(
-            LLMStatusCode.LLM_LINK_FAILED,
-            f"clusters {own.cluster_id} and {peer.cluster_id} are on different hosts or in different pid "
-            f"namespaces ({own.host} and {peer.host}); only the mapped transport is there yet, and it links "
-            "processes of one host",
+            choice.code,
+            f"no transport reaches from cluster {own.cluster_id} to cluster {peer.cluster_id}: "
+            f"{choice.passed_over}",
         )
     return None
 

@@ -24,12 +24,16 @@ class LinkInfo:
         link: handle of the native link.
         peer: address and pid of the peer.
         state: "linked", "unlinking" while it is being closed, or "lost".
+        transport: what it goes over: "mapped", or the name of an engine.
+        passed_over: what was tried first, and why it was not taken.
     """
 
     cluster_id: int
     link: int
     peer: str
     state: str
+    transport: str = "mapped"
+    passed_over: str = ""
 
 
 @dataclass(eq=False)
@@ -40,6 +44,8 @@ class Link:
     handle: int
     peer: str
     remote_caches: Mapping[int, CacheRecord]
+    transport: str = "mapped"
+    passed_over: str = ""
     is_accepting: bool = True
     active: int = 0  # blocking transfers that use it right now
 
@@ -130,8 +136,15 @@ class LinkTable:
     def infos(self) -> list[LinkInfo]:
         with self._changed:
             return [
-                LinkInfo(k.cluster_id, k.handle, k.peer, "linked" if k.is_accepting else "unlinking")
-                for k in self._links.values()
+                LinkInfo(
+                    link.cluster_id,
+                    link.handle,
+                    link.peer,
+                    "linked" if link.is_accepting else "unlinking",
+                    link.transport,
+                    link.passed_over,
+                )
+                for link in self._links.values()
             ]
 
     def _get(self, cluster_id: int, asked: str) -> Link:

@@ -12,6 +12,7 @@ from .config import OWN_PREFIX
 from .errors import ParamInvalidError
 from .link_secret import SECRET_VARIABLE, SecretText, checked_secret
 from .memory_pool import DEFAULT_PAGE_SHIFT, PoolConfig, read_pool_config
+from .transports import wanted_by_environment
 
 DEFAULT_SYNC_KV_TIMEOUT_MS = 1000
 DEFAULT_LINK_TOTAL_TIME_S = 120
@@ -58,6 +59,9 @@ class Options:
     staging_limit: int
     close_timeout_ms: int
     register_timeout_ms: int
+    transport: str
+    engine_chunk_bytes: int
+    engine_chunks: int
     transfer_workers: int
     link_total_time_s: float
     link_port: int | None
@@ -115,6 +119,11 @@ def read_options(options: object) -> Options:
         register_timeout_ms=_number(
             given, "register_timeout", OWN_PREFIX + "RegisterTimeoutMs", 10000, low=1
         ),
+        transport=given.get(OWN_PREFIX + "Transport", "") or wanted_by_environment(),
+        engine_chunk_bytes=_number(
+            given, "engine_chunk_bytes", OWN_PREFIX + "EngineChunkBytes", 1 << 20, low=4096, high=1 << 30
+        ),
+        engine_chunks=_number(given, "engine_chunks", OWN_PREFIX + "EngineChunks", 4, low=2, high=64),
         transfer_workers=_number(given, "transfer_workers", OWN_PREFIX + "TransferWorkers", 16, low=1),
         link_total_time_s=_link_total_time(given),
         link_port=_number(given, "link_port", OWN_PREFIX + "LinkPort", 0, low=1, high=65535) or None,

@@ -125,6 +125,7 @@ class Peer:
         attempt: result of ``link_clusters`` for it, in the states before LINKED.
         unlinks: results of ``unlink_clusters`` for it.
         syncs: answers that are awaited, by serial.
+        transport: what the link goes over; passed_over: what was tried first, and why it was not taken.
         is_fenced: either end writes to the other's staging only.
         is_drained: it has closed its end: nothing of it can touch this instance's memory.
     """
@@ -138,6 +139,8 @@ class Peer:
     identity: Identity | None = None
     link: int = 0
     comm: str = ""
+    transport: str = "mapped"
+    passed_over: str = ""
     is_fenced: bool = False
     announced: set[int] = field(default_factory=set)
     remote_caches: dict[int, wire.CacheRecord] = field(default_factory=dict)

@@ -7,7 +7,7 @@ import os
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from . import _native, emulator
+from . import _native, emulator, transports
 from .checks import as_int64
 from .data_type import Placement
 from .errors import OutOfMemoryError, ParamInvalidError
@@ -57,6 +57,9 @@ class Running:
             close_timeout_ms=self.options.close_timeout_ms,
             staging_limit=self.options.staging_limit,
             verifies=self.options.verify_blocks,
+            engine_chunk_bytes=self.options.engine_chunk_bytes,
+            engine_chunks=self.options.engine_chunks,
+            listen_ip=self.options.listen[0] if self.options.listen is not None else "",
         )
         secret = self.options.link_secret
         identity = own_identity(
@@ -65,6 +68,7 @@ class Running:
             remote_accessible=self.options.remote_accessible,
             cann=_cann_version(native),
             authenticated=secret is not None,
+            transports=transports.offered(native, self.options.transport),
         )
         keys = derive_keys(secret) if secret is not None else None
         self.links = LinkService(self.instance, native.Segment, identity, self.registry, keys)

@@ -29,7 +29,7 @@ import msgspec
 import zmq
 from msgspec import Meta
 
-from .identity import PROTOCOL_VERSION, Identity, Natural
+from .identity import PROTOCOL_VERSION, Identity, Name, Natural
 
 MAX_MESSAGE_BYTES = 2**20
 MAX_FRAME_BYTES = 2**16  # what a connection can make its other end hold before it has shown its key
@@ -127,15 +127,25 @@ class Refused(_Message, frozen=True):
 
 
 class Join(_Message, frozen=True):
+    """
+    Attributes:
+        transport: name of the transport that both ends found.
+        address: what the other end of that transport needs; b"" where that is nothing.
+    """
+
     link: LinkNumber
     page: SegmentRecord
     caches: Annotated[list[CacheRecord], Meta(max_length=65536)]
+    transport: Name = "mapped"
+    address: Annotated[bytes, Meta(max_length=8192)] = b""
 
 
 class Joined(_Message, frozen=True):
     link: LinkNumber
     page: SegmentRecord
     caches: Annotated[list[CacheRecord], Meta(max_length=65536)]
+    transport: Name = "mapped"
+    address: Annotated[bytes, Meta(max_length=8192)] = b""
 
 
 class Announce(_Message, frozen=True):

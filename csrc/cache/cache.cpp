@@ -48,7 +48,23 @@ int64_t LocalCaches::add(Geometry geometry, std::vector<Place> tensors, std::vec
   cache->id = next_id_++;
   by_id_[cache->id] = cache;
   by_address_.emplace(cache->tensors.front().address, cache);
+  for (size_t t = 0; t < cache->tensors.size(); ++t) {
+    const Place& place = cache->tensors[t];
+    ranges_.emplace(place.address,
+                    Range{cache->id, place.address + cache->bytes_of(static_cast<int64_t>(t)), place.reach});
+  }
   return cache->id;
+}
+
+std::optional<Reach> LocalCaches::reach_of(const char* address, size_t bytes) const {
+  std::lock_guard lock(mutex_);
+  // The tensor that begins last before it, as a rule; caches may overlap.
+  for (auto range = ranges_.upper_bound(address); range != ranges_.begin();) {
+    --range;
+    const char* const end = range->second.end;
+    if (address < end && bytes <= static_cast<size_t>(end - address)) return range->second.reach;
+  }
+  return std::nullopt;
 }
 
 std::shared_ptr<LocalCache> LocalCaches::get(int64_t id, const char* asked) const {
@@ -56,6 +72,12 @@ std::shared_ptr<LocalCache> LocalCaches::get(int64_t id, const char* asked) cons
   const auto found = by_id_.find(id);
   require(found != by_id_.end(), kKvCacheNotExist, asked, ": this instance has no cache ", id);
   return found->second;
+}
+
+std::shared_ptr<LocalCache> LocalCaches::find_held(int64_t id) const {
+  std::lock_guard lock(mutex_);
+  const auto found = by_id_.find(id);
+  return found == by_id_.end() ? nullptr : found->second;
 }
 
 std::shared_ptr<LocalCache> LocalCaches::find_id(int64_t id, const char* asked) const {
@@ -116,6 +138,7 @@ void LocalCaches::release(int64_t id) {
           held->transfers->load(), " transfers");
   by_id_.erase(found);
   std::erase_if(by_address_, [&](const auto& entry) { return entry.second == held; });
+  std::erase_if(ranges_, [&](const auto& entry) { return entry.second.cache == id; });
 }
 
 void RemoteCaches::add(std::shared_ptr<RemoteCache> cache) {

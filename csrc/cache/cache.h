@@ -42,6 +42,10 @@ struct LocalCache {
   std::vector<std::shared_ptr<void>> storage;
   std::shared_ptr<std::atomic<int64_t>> transfers = std::make_shared<std::atomic<int64_t>>(0);  // that pin it
   bool is_withdrawn = false;
+
+  size_t bytes_of(int64_t tensor) const {
+    return static_cast<size_t>(geometry.num_blocks * geometry.strides[static_cast<size_t>(tensor)]);
+  }
 };
 
 // A cache that a peer announced. A tensor is mapped by the link's feeding thread when a transfer first needs
@@ -61,6 +65,7 @@ class LocalCaches {
   int64_t add(Geometry geometry, std::vector<Place> tensors, std::vector<uintptr_t> slabs,
               std::vector<std::shared_ptr<void>> storage);
   std::shared_ptr<LocalCache> get(int64_t id, const char* asked) const;
+  std::shared_ptr<LocalCache> find_held(int64_t id) const;  // nullptr: there is none, withdrawn or not
   // Pinned, and not withdrawn.
   std::shared_ptr<LocalCache> find_id(int64_t id, const char* asked) const;
   // By the addresses of its tensors, in order. Throws when that is not registered memory. Caches may share
@@ -70,12 +75,20 @@ class LocalCaches {
                                    const char* asked) const;
   void withdraw(int64_t id);
   void release(int64_t id);
+  // How all of that memory is reached; nullopt where it is not memory of one tensor of a cache.
+  std::optional<Reach> reach_of(const char* address, size_t bytes) const;
 
  private:
   mutable std::mutex mutex_;
   int64_t next_id_ = 1;
   std::map<int64_t, std::shared_ptr<LocalCache>> by_id_;
   std::multimap<char*, std::shared_ptr<LocalCache>> by_address_;  // of the first tensor
+  struct Range {
+    int64_t cache;
+    const char* end;
+    Reach reach;
+  };
+  std::multimap<const char*, Range> ranges_;  // of every tensor
 };
 
 class RemoteCaches {

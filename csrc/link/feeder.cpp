@@ -15,13 +15,14 @@
 namespace datadist {
 namespace {
 
-constexpr uint64_t kQueueLimit = 1500;     // entries; a stream's queue holds 2048
-constexpr uint64_t kStepsPerMark = 256;    // a progress write behind that many
-constexpr uint64_t kEntriesOfAWait = 4;    // a value wait is a small loop on the device
-constexpr uint64_t kEntriesOfAKernel = 4;  // it may be made of several
+constexpr uint64_t kQueueLimit = 1500;                // entries; a stream's queue holds 2048
+constexpr uint64_t kStepsPerMark = 256;               // a progress write behind that many
+constexpr uint64_t kEntriesOfAWait = 4;               // a value wait is a small loop on the device
+constexpr uint64_t kEntriesOfAKernel = 4;             // it may be made of several
+constexpr auto kEndWithin = std::chrono::seconds(1);  // then a transport is cut off from the peer
 
 uint64_t entries_of(const Step& step) {
-  if (step.kind == Step::kWait) return kEntriesOfAWait;
+  if (step.kind == Step::kWait || step.kind == Step::kSettle) return kEntriesOfAWait;
   if (step.kind == Step::kGather || step.kind == Step::kScatter) return kEntriesOfAKernel;
   return step.kind == Step::kRemoteWrite ? 2 : 1;  // two where words are copied
 }
@@ -111,7 +112,7 @@ void Feeder::tick() {
     for (const auto& lane : lanes_) {
       if (lane->is_dropped()) continue;
       lane->seen_mark_.store(lane->progress_.seen(), std::memory_order_release);
-      has_work = has_work || lane->in_queue_ > 0 || !lane->queue_.empty();
+      has_work = has_work || lane->in_queue_ > 0 || !lane->queue_.empty() || lane->must_drop_;
     }
     const auto now = Clock::now();
     if (has_work) worked_at_ = now;
@@ -166,7 +167,8 @@ void Feeder::run() {
     for (const auto& lane : lanes) {
       if (lane->is_dropped()) continue;
       if (stopping || lane->must_drop_) {
-        drop(*lane, kNotYetLink, "its stream was given up");
+        give_up(*lane, kNotYetLink, "its stream was given up");
+        end_if_drained(*lane, stopping);
       } else {
         has_more = feed(*lane) || has_more;
         is_idle = is_idle && lane->stream_ == nullptr;
@@ -194,7 +196,7 @@ bool Feeder::feed(Lane& lane) {
   if (lane.stream_ != nullptr && lane.in_queue_ > 0) {
     if (const aclError code = lane.stream_->query(); code != 0) {
       if (mode_ == acl::OnFailure::kStop) failure_.store(code, std::memory_order_release);
-      drop(lane, acl::status_code(code), acl::describe("a task of the link's stream", code));
+      give_up(lane, acl::status_code(code), acl::describe("a task of the link's stream", code));
       return false;
     }
   }
@@ -203,7 +205,9 @@ bool Feeder::feed(Lane& lane) {
     std::lock_guard lock(mutex_);
     if (!lane.queue_.empty()) program = lane.queue_.front().get();
   }
-  if (program == nullptr && lane.in_queue_ == 0 && may_release_) release_stream(lane);
+  if (program == nullptr && lane.in_queue_ == 0 && may_release_ &&
+      (lane.stream_ == nullptr || transport_ == nullptr || transport_->drop(lane.stream_->get())))
+    release_stream(lane);
   if (program == nullptr || lane.in_queue_ + kStepsPerMark * 2 > kQueueLimit) return false;
 
   std::string what;
@@ -226,10 +230,9 @@ bool Feeder::feed(Lane& lane) {
       }
       if (!submit_step(lane, step, &what, &code)) break;
     }
-    if (code == 0) {
-      code = mark(lane);
-      if (code != 0) what = acl::describe("aclrtValueWrite", code);
-    }
+    if (code == 0 && transport_ != nullptr) code = transport_->flush(lane.stream_->get());
+    if (code == 0) code = mark(lane);
+    if (code != 0 && what.empty()) what = acl::describe("aclrtValueWrite", code);
     if (code != 0) status = acl::status_code(code);
   } catch (const Error& error) {
     status = error.code();
@@ -252,8 +255,9 @@ bool Feeder::feed(Lane& lane) {
   }
   // What a refused program left on the stream must be known to have drained before its words serve anybody
   // else.
-  if (status != kSuccess && lane.stream_ != nullptr && lane.steps_since_mark_ > 0 && mark(lane) != 0)
-    drop(lane, status, what);
+  if (status != kSuccess && lane.stream_ != nullptr && lane.steps_since_mark_ > 0 &&
+      (settle(lane) != 0 || mark(lane) != 0))
+    give_up(lane, status, what);
   head->ended(lane.next_mark_ - 1, status, what);
   return has_more && !lane.is_dropped();
 }
@@ -353,6 +357,10 @@ bool Feeder::submit_step(Lane& lane, const Step& step, std::string* what, aclErr
       call = "aclnnInplaceIndexCopy";
       *code = launch(lane, step);
       break;
+    case Step::kSettle:
+      call = "aclrtValueWait";
+      *code = transport_->settle(stream);
+      break;
     case Step::kCall:
       call = "aclrtLaunchHostFunc";
       *code =
@@ -374,6 +382,10 @@ bool Feeder::submit_step(Lane& lane, const Step& step, std::string* what, aclErr
   return true;
 }
 
+aclError Feeder::settle(Lane& lane) {
+  return transport_ == nullptr ? 0 : transport_->settle(lane.stream_->get());
+}
+
 aclError Feeder::mark(Lane& lane) {
   const aclError code = acl::queue_write(lane.progress_.address, lane.next_mark_, lane.stream_->get());
   if (code != 0) return code;
@@ -385,20 +397,35 @@ aclError Feeder::mark(Lane& lane) {
   return 0;
 }
 
-void Feeder::drop(Lane& lane, int64_t code, const std::string& why) {
+// Ends the stream. What a transport took from it may still be under way.
+void Feeder::give_up(Lane& lane, int64_t code, const std::string& why) {
   acl::end_range(std::exchange(lane.range_, 0));
+  if (lane.stream_ != nullptr) lane.ended_stream_ = lane.stream_->get();
   lane.stream_.reset();
   lane.workspaces_.clear();
   std::deque<std::unique_ptr<Program>> rest;
   {
     std::lock_guard lock(mutex_);
+    must_look_ = must_look_ || !lane.must_drop_;
+    lane.must_drop_ = true;
     rest.swap(lane.queue_);
     lane.share_.reset();
     lane.in_queue_ = 0;
     lane.unseen_.clear();
   }
-  lane.is_dropped_.store(true, std::memory_order_release);
   for (const auto& program : rest) program->ended(0, code, why);
+}
+
+void Feeder::end_if_drained(Lane& lane, bool must_end) {
+  if (transport_ != nullptr && lane.ended_stream_ != nullptr) {
+    const auto deadline = Clock::now() + kEndWithin;
+    while (!transport_->drop(lane.ended_stream_)) {
+      if (!must_end) return;  // the next tick asks again
+      if (Clock::now() >= deadline) transport_->sever();
+      std::this_thread::sleep_for(std::chrono::microseconds(200));
+    }
+  }
+  lane.is_dropped_.store(true, std::memory_order_release);
   words_->give_back(lane.progress_);
   words_->give_back(lane.outgoing_);
 }

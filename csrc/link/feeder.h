@@ -55,7 +55,9 @@ class Feeder {
   bool copy_rows(Lane& lane, const Step& step, aclError* code);
   aclError launch(Lane& lane, const Step& step);
   aclError mark(Lane& lane);
-  void drop(Lane& lane, int64_t code, const std::string& why);
+  aclError settle(Lane& lane);
+  void give_up(Lane& lane, int64_t code, const std::string& why);
+  void end_if_drained(Lane& lane, bool must_end);
 
   const int device_;
   const acl::OnFailure mode_;

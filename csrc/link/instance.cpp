@@ -47,6 +47,17 @@ std::shared_ptr<Link> Instance::link(int64_t handle, const char* asked) const {
   return found->second;
 }
 
+void Instance::release_cache(int64_t id) {
+  std::vector<Place> tensors;
+  if (const auto cache = caches_->find_held(id)) tensors = cache->tensors;
+  caches_->release(id);
+  std::lock_guard lock(mutex_);
+  for (const Place& place : tensors) {
+    if (caches_->reach_of(place.address, 1)) continue;  // another cache has it, too
+    for (const auto& [_, link] : links_) link->transport().forget_memory(place.address);
+  }
+}
+
 void Instance::close_link(int64_t handle, std::optional<std::chrono::milliseconds> patience) {
   std::shared_ptr<Link> link;
   {

@@ -45,6 +45,7 @@ class Instance {
   ~Instance();
 
   LocalCaches& caches() { return *caches_; }
+  void release_cache(int64_t id);
   int device() const { return engine_->device(); }
   std::shared_ptr<Link> open_link(Peer peer);
   std::shared_ptr<Link> link(int64_t handle, const char* asked) const;

@@ -28,6 +28,7 @@ struct Step {
     kScatter,      // and back, from src to the rows at dst
     kRangeStart,   // of a profiler's timeline, named by the text at src
     kRangeEnd,
+    kSettle,  // until the peer has all that was copied and written before
   };
   Kind kind;
   void* dst;
@@ -72,6 +73,7 @@ class Lane {
       0};  // copied from the word's mirror by the watchdog for the feeding thread
   // ------------------------------------------------------------------------------------------------
   std::unique_ptr<acl::Stream> stream_;
+  aclrtStream ended_stream_ = nullptr;    // of which a transport may still have something under way
   std::vector<DeviceMemory> workspaces_;  // of its kernels, one of which runs at a time; the last is in use
   uint64_t workspace_bytes_ = 0;
   std::deque<std::unique_ptr<Program>> queue_;

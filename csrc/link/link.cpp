@@ -19,7 +19,7 @@ namespace datadist {
 namespace {
 
 int open_pidfd(const Peer& peer) {
-  if (peer.in_this_process || peer.pid <= 0) return -1;
+  if (peer.in_this_process || peer.pid <= 0 || !peer.is_on_this_host) return -1;
   const int fd = static_cast<int>(syscall(SYS_pidfd_open, peer.pid, 0));
   const int64_t start_time = start_time_of(peer.pid);
   if (fd < 0 || start_time != peer.start_time) {
@@ -41,8 +41,7 @@ Link::Link(std::shared_ptr<Engine> engine, std::shared_ptr<LocalCaches> caches, 
       options_(options),
       pidfd_(open_pidfd(peer_)),
       page_(engine_->pages().take()),
-      transport_(mapped::make_transport(engine_->device(),
-                                        {peer_.device, peer_.pid, peer_.start_time, peer_.in_this_process})),
+      transport_(make_transport()),
       slots_(options.max_in_flight),
       feeder_(std::make_unique<Feeder>(engine_->device(), acl::OnFailure::kStop, &engine_->words(),
                                        transport_.get(), &engine_->streams(),
@@ -55,20 +54,65 @@ Link::Link(std::shared_ptr<Engine> engine, std::shared_ptr<LocalCaches> caches, 
       outcomes_(kSlots),
       liveness_(options_.keep_alive, Clock::now()) {}
 
+std::unique_ptr<Transport> Link::make_transport() {
+  if (peer_.transport == "mapped") {
+    return mapped::make_transport(engine_->device(),
+                                  {peer_.device, peer_.pid, peer_.start_time, peer_.in_this_process});
+  }
+  engine::Settings settings;
+  settings.engine = peer_.transport;
+  settings.device = engine_->device();
+  settings.listen_ip = options_.listen_ip;
+  settings.peer = peer_.name;
+  settings.chunk_bytes = options_.engine_chunk_bytes;
+  settings.chunks = options_.engine_chunks;
+  settings.take_word = [engine = engine_]() -> std::shared_ptr<char> {
+    const Word word = engine->words().take();
+    return {word.address, [engine, word](char*) { engine->words().give_back(word); }};
+  };
+  settings.named_by_peer = [this](engine::Named what, const char* address, size_t bytes) {
+    return named_by_peer(what, address, bytes);
+  };
+  settings.reach_of_own = [caches = caches_](const char* address, size_t bytes) {
+    return caches->reach_of(address, bytes);
+  };
+  settings.wake = [engine = engine_->weak_from_this()] {
+    if (const auto found = engine.lock()) found->wake();
+  };
+  return engine::make_transport(std::move(settings));
+}
+
+// What a message of the peer names must be memory that this end lets it touch.
+std::optional<Reach> Link::named_by_peer(engine::Named what, const char* address, size_t bytes) const {
+  const auto is_in = [&](const char* begin, size_t size) {
+    return address >= begin && address < begin + size && bytes <= static_cast<size_t>(begin + size - address);
+  };
+  if (what == engine::Named::kWord) {
+    const bool is_word =
+        is_in(page_.address, kPageBytes) && (address - page_.address) % sizeof(uint64_t) == 0;
+    return is_word ? std::optional(Reach::kDevice) : std::nullopt;
+  }
+  if (what == engine::Named::kWritten && packed_staging_.is_own(address, bytes)) return Reach::kDevice;
+  if (peer_.is_fenced) return std::nullopt;
+  return caches_->reach_of(address, bytes);
+}
+
 Link::~Link() {
   stop_streams();
+  transport_.reset();  // what it does on a thread of its own looks at the rest
   if (page_.address != nullptr && peer_handle_ == 0)
     engine_->pages().give_back(page_);  // no peer ever knew it
   if (pidfd_ >= 0) ::close(pidfd_);
 }
 
-void Link::connect(int64_t peer_link, const Exported& peer_page) {
+void Link::connect(int64_t peer_link, const Exported& peer_page, const std::string& transport_address) {
   require(state_ == kOpening && peer_page.offset >= 0 && peer_page.kind == MemoryKind::kDevice, kLinkFailed,
           "connect_link: the link to ", peer_.name,
           " is connected already or closed, or the peer's page has a bad offset (", peer_page.offset,
           ") or is not device memory");
   require(peer_link >= 1 && peer_link <= INT32_MAX, kLinkFailed, "connect_link: ", peer_.name,
           " calls its end link ", peer_link, ", expected 1 to ", INT32_MAX);
+  transport_->connect(transport_address);
   Mapped mapping = transport_->map(peer_page, kPageBytes);
   std::lock_guard lock(mutex_);
   require(state_ == kOpening, kLinkFailed, "connect_link: the link to ", peer_.name, " was closed meanwhile");
@@ -287,6 +331,7 @@ void Link::tick(const Tick& tick) {
                "with ",
                failure, ", which stopped that context"));
     }
+    if (const auto failure = transport_->failure()) die(kNotYetLink, *failure);
     read_mail(tick);
     cancel_what_was_told();
     watch_heartbeat(tick);
@@ -309,6 +354,15 @@ void Link::tick(const Tick& tick) {
   if (is_over()) feeder_->request_stop();
   if (is_over() && scatters != nullptr) scatters->request_stop();
   send_mail(tick);
+  if (is_over() && transport_->can_sever()) cut_off_silent_peer(tick);
+}
+
+// Nobody tells of the end of a process on another host, and the way to it may be cut. What is written here
+// passes through this process, which can end it.
+void Link::cut_off_silent_peer(const Tick& tick) {
+  liveness_.look(page_.mail->heartbeat, tick.now);
+  const bool is_silent = liveness_.is_lost(tick.now) || transport_->failure().has_value();
+  if (is_silent && streams_have_stopped()) transport_->sever();
 }
 
 void Link::watch_heartbeat(const Tick& tick) {
@@ -319,12 +373,18 @@ void Link::watch_heartbeat(const Tick& tick) {
 
 // The page, and whatever else the peer has mapped, is its to write until it is gone or said that its streams
 // are drained.
-bool Link::peer_may_write() const { return peer_handle_ != 0 && !peer_is_gone_ && !peer_has_closed_; }
+bool Link::peer_may_write() const {
+  return peer_handle_ != 0 && !peer_is_gone_ && !peer_has_closed_ && !transport_->is_severed();
+}
 
 bool Link::is_gone(const Tick& tick) {
   std::lock_guard lock(mutex_);
   if (state_ != kClosed || !tickets_.empty() || transfers_ > 0) return false;
   if (peer_may_write()) return false;
+  if (transport_->can_sever() && !transport_->is_severed()) {
+    transport_->sever();
+    return false;
+  }
   if (!page_is_zeroed_) {
     DATADIST_ACL(acl::queue_fill(page_.address, 0, kPageBytes, tick.local));
     page_is_zeroed_ = true;

@@ -21,6 +21,7 @@
 #include "link/slots.h"
 #include "link/staging.h"
 #include "link/tick.h"
+#include "transport/engine/engine_transport.h"
 
 namespace datadist {
 
@@ -39,6 +40,8 @@ struct Peer {
   int64_t start_time = 0;  // of the process, so that a reused pid is not taken for it
   bool in_this_process = false;
   bool is_fenced = false;  // it writes to staging only: packed transfers, for tickets that are expected
+  bool is_on_this_host = true;
+  std::string transport = "mapped";  // or the name of an engine
 };
 
 struct LinkOptions {
@@ -52,6 +55,10 @@ struct LinkOptions {
   std::chrono::milliseconds closing{1000};  // for running transfers, and for the peer to hear of the end
   std::shared_ptr<StagingBudget> staging = std::make_shared<StagingBudget>(size_t{1} << 30);
   bool verifies = false;  // transfers that begin here read back what they copied, and compare
+  // Of transports that stage: pinned buffers of that size, that many for each way and one set for pulls.
+  size_t engine_chunk_bytes = 1 << 20;
+  size_t engine_chunks = 4;
+  std::string listen_ip;
 };
 
 class Link : public std::enable_shared_from_this<Link> {
@@ -62,7 +69,7 @@ class Link : public std::enable_shared_from_this<Link> {
   // Set-up and end; Python's control thread.
   void set_handle(int64_t handle) { handle_ = handle; }
   const Page& page() const { return page_; }
-  void connect(int64_t peer_link, const Exported& peer_page);
+  void connect(int64_t peer_link, const Exported& peer_page, const std::string& transport_address = {});
   // Ends it if it is alive, and waits until its streams are gone. `patience`: for what runs on it.
   void close(std::chrono::milliseconds patience);
 
@@ -171,6 +178,9 @@ class Link : public std::enable_shared_from_this<Link> {
   void cancel_what_was_told();
   void watch_heartbeat(const Tick& tick);
   void send_mail(const Tick& tick);
+  void cut_off_silent_peer(const Tick& tick);
+  std::unique_ptr<Transport> make_transport();
+  std::optional<Reach> named_by_peer(engine::Named what, const char* address, size_t bytes) const;
   void post(size_t offset, uint64_t value);
   void free_all_staging();
   bool streams_have_stopped() const;

@@ -110,7 +110,7 @@ void Link::send_mail(const Tick& tick) {
   {
     std::lock_guard lock(mutex_);
     // Nothing follows the last word: the peer may use its page for another link from then on.
-    if (closed_is_written_ && acl::has_run_dry(tick.mail)) told_closed_ = true;
+    if (closed_is_written_ && acl::has_run_dry(tick.mail) && transport_->has_sent_all()) told_closed_ = true;
     if (peer_page_ == nullptr || closed_is_written_ || peer_is_gone_) {
       outbox_.clear();
       return;

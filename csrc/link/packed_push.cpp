@@ -25,7 +25,8 @@ const ProductCosts& costs() {
 // "", or why it cannot go packed.
 std::string why_not(Link& link, const TransferRequest& request, const TransferPlan& plan) {
   if (request.layout != Layout::kBlocks) return "only blocks of blocks caches travel packed";
-  if (plan.local->tensors.front().reach != Reach::kDevice || plan.needs.has_host_end)
+  if (plan.local->tensors.front().reach != Reach::kDevice || plan.needs.has_host_end ||
+      plan.remote->exports.front().kind != MemoryKind::kDevice)
     return "host memory takes part";
   if (const std::string& missing = acl::RowKernel::why_missing(); !missing.empty()) return missing;
   if (plan.remote->id >= OfferWord::kMostCaches ||
@@ -198,9 +199,13 @@ bool PackedProgram::next(Step* step) {
       return true;
     case At::kLayerEnd:
       ++layer_;
-      at_ = layer_ == plan.local_layers.layers ? At::kDone : At::kStart;
+      at_ = layer_ == plan.local_layers.layers ? At::kSettle : At::kStart;
       if (at_ == At::kStart) begin_layer();
       return next(step);
+    case At::kSettle:
+      at_ = At::kDone;
+      *step = {Step::kSettle, nullptr, nullptr, 0};
+      return true;
     case At::kDone:
       at_ = At::kEnd;
       *step = {Step::kWrite, transfer_->done_.address, nullptr, 1};

@@ -45,6 +45,7 @@ class PackedProgram : public Program {
     kFlag,
     kRangeEnd,
     kLayerEnd,
+    kSettle,
     kDone,
     kEnd
   };

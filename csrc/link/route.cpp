@@ -151,6 +151,7 @@ void RouteNeeds::add(const RouteNeeds& other) {
 }
 
 RouteNeeds needs_of(Reach src, Reach dst) {
+  if (src == Reach::kEngine || dst == Reach::kEngine) return {};
   if (is_on_device(src) && is_on_device(dst)) return {};
   if (!is_on_device(src) && !is_on_device(dst)) return {false, false, true, true};
   const Reach device = is_on_device(src) ? src : dst;

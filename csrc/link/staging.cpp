@@ -75,6 +75,13 @@ char* LinkStaging::own_chunk(uint32_t window, uint64_t chunk) const {
   return own_.address + (window * kChunksPerWindow + chunk % kChunksPerWindow) * chunk_bytes_of(own_bytes_);
 }
 
+bool LinkStaging::is_own(const char* address, size_t bytes) const {
+  std::lock_guard lock(mutex_);
+  const char* const end = own_.address + own_bytes_;
+  return own_.address != nullptr && address >= own_.address && address < end &&
+         bytes <= static_cast<size_t>(end - address);
+}
+
 bool LinkStaging::claim(uint32_t window, const void* owner) {
   std::lock_guard lock(mutex_);
   if (owners_[window] == nullptr) owners_[window] = owner;

@@ -50,6 +50,7 @@ class LinkStaging {
   std::optional<Exported> take_untold();
   size_t own_chunk_bytes() const;
   char* own_chunk(uint32_t window, uint64_t chunk) const;
+  bool is_own(const char* address, size_t bytes) const;
   // False while another ticket has the window. Whoever has it may ask again.
   bool claim(uint32_t window, const void* owner);
   void release(uint32_t window, const void* owner);

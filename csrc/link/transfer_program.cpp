@@ -24,6 +24,7 @@ class TransferProgram : public Program {
     Link& link = *transfer_->link_;
     if (plan_.needs.buffers())
       transfer_->staging_->prepare(plan_.needs, link.engine().device(), *link.options().staging);
+    use_local_memory();
     RemoteCache& remote = *plan_.remote;
     const LayerRange& range = plan_.remote_layers;
     const int64_t first = range.first_layer * range.tensors_per_layer;
@@ -86,9 +87,13 @@ class TransferProgram : public Program {
         return true;
       }
       case At::kRangeEnd:
-        at_ = layer_ == plan_.local_layers.layers ? At::kDone : At::kStart;
+        at_ = layer_ == plan_.local_layers.layers ? At::kSettle : At::kStart;
         if (transfer_->spans_.empty()) return next(step);
         *step = {Step::kRangeEnd, nullptr, nullptr, 0};
+        return true;
+      case At::kSettle:
+        at_ = At::kDone;
+        *step = {Step::kSettle, nullptr, nullptr, 0};
         return true;
       case At::kDone:
         // A host function cannot stop its stream, so where it may fail the stream does not open the gate
@@ -127,6 +132,7 @@ class TransferProgram : public Program {
     kConfirmed,
     kLayerEnd,
     kRangeEnd,
+    kSettle,
     kDone,
     kCall,
     kEnd
@@ -142,6 +148,14 @@ class TransferProgram : public Program {
   static void device_done(void* transfer) { static_cast<Transfer*>(transfer)->device_done(); }
   At behind_copies() const { return transfer_->confirms_layers() ? At::kMark : At::kLayerEnd; }
   size_t start_index() const { return transfer_->is_layered() ? static_cast<size_t>(layer_) : 0; }
+
+  void use_local_memory() {
+    const LocalCache& local = *plan_.local;
+    const LayerRange& range = plan_.local_layers;
+    const int64_t first = range.first_layer * range.tensors_per_layer;
+    for (int64_t t = first; t < first + range.layers * range.tensors_per_layer; ++t)
+      transfer_->link_->transport().use_memory({local.tensors[t], local.bytes_of(t)});
+  }
 
   // What moves by copies of the stream alone: between device memory, and rows at a time where it can.
   void pair_tensors() {

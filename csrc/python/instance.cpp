@@ -3,8 +3,10 @@
 
 #include "cache/paged.h"
 #include "python/tensors.h"
+#include "transport/engine/engines.h"
 #include "transport/mapped/host_memory.h"
 #include "transport/mapped/mapped.h"
+#include "transport/nixl/symbols.h"
 
 namespace datadist {
 namespace {
@@ -52,17 +54,13 @@ int64_t register_cache(Instance& instance, const std::vector<at::Tensor>& tensor
   return instance.caches().add(std::move(geometry), std::move(places), std::move(slabs), std::move(storage));
 }
 
-std::vector<Exported> export_cache(Instance& instance, int64_t cache_id) {
+std::vector<Exported> export_cache(Instance& instance, int64_t cache_id, int64_t handle) {
   const auto cache = instance.caches().get(cache_id, "export_cache");
-  // Of one kind: on the device, or all on the host.
-  if (cache->tensors.front().reach == Reach::kDevice) {
-    std::vector<char*> addresses;
-    for (const Place& place : cache->tensors) addresses.push_back(place.address);
-    return mapped::export_addresses(instance.device(), addresses);
-  }
-  std::vector<Exported> exported;
-  for (const Place& place : cache->tensors) exported.push_back(mapped::export_host(place.address));
-  return exported;
+  const auto link = instance.link(handle, "export_cache");
+  std::vector<OwnMemory> memory;
+  for (size_t t = 0; t < cache->tensors.size(); ++t)
+    memory.push_back({cache->tensors[t], cache->bytes_of(static_cast<int64_t>(t))});
+  return link->transport().export_memory(memory);
 }
 
 void add_remote_cache(Instance& instance, int64_t handle, int64_t cache_id, std::optional<uint64_t> model_id,
@@ -90,7 +88,12 @@ void add_remote_cache(Instance& instance, int64_t handle, int64_t cache_id, std:
 LinkOptions link_options(int64_t keep_alive_ms, int64_t transfer_timeout_ms, int64_t max_in_flight,
                          int64_t streams_per_link, int64_t stream_budget, int64_t packed_staging_bytes,
                          int64_t stream_idle_ms, int64_t close_timeout_ms, int64_t staging_limit,
-                         bool verifies) {
+                         bool verifies, int64_t engine_chunk_bytes, int64_t engine_chunks,
+                         std::string listen_ip) {
+  require(engine_chunk_bytes >= 4096 && engine_chunk_bytes <= 1 << 30 && engine_chunks >= 2 &&
+              engine_chunks <= 64,
+          kParamInvalid, "engine_chunk_bytes = ", engine_chunk_bytes,
+          " (4096 to 1 GiB), engine_chunks = ", engine_chunks, " (2 to 64)");
   require(chunk_bytes_of(static_cast<size_t>(std::max<int64_t>(packed_staging_bytes, 0))) > 0, kParamInvalid,
           "packed_staging_bytes = ", packed_staging_bytes, ", expected at least ",
           kStagingWindows * kChunksPerWindow * kPackedAlignment);
@@ -105,7 +108,10 @@ LinkOptions link_options(int64_t keep_alive_ms, int64_t transfer_timeout_ms, int
           std::chrono::milliseconds(stream_idle_ms),
           std::chrono::milliseconds(close_timeout_ms),
           std::make_shared<StagingBudget>(static_cast<size_t>(staging_limit)),
-          verifies};
+          verifies,
+          static_cast<size_t>(engine_chunk_bytes),
+          static_cast<size_t>(engine_chunks),
+          std::move(listen_ip)};
 }
 
 }  // namespace
@@ -123,27 +129,37 @@ void define_instance(py::module_& m) {
       .def_readonly("address", &Exported::address)
       .def_property_readonly("kind", [](const Exported& segment) { return static_cast<int>(segment.kind); });
 
+  m.def("set_nixl_library", &nixl::set_library, py::arg("path"));
+  m.def("engines", [] {
+    std::map<std::string, std::string> why_not;
+    for (const engine::Kind& kind : engine::kinds()) why_not[kind.name] = kind.why_not();
+    return why_not;
+  });
+
   py::class_<Instance>(m, "Instance")
       .def(py::init([](int device, int64_t cluster_id, int64_t keep_alive_ms, int64_t transfer_timeout_ms,
                        int64_t max_in_flight, int64_t streams_per_link, int64_t stream_budget,
                        int64_t packed_staging_bytes, int64_t stream_idle_ms, int64_t close_timeout_ms,
-                       int64_t staging_limit, bool verifies) {
+                       int64_t staging_limit, bool verifies, int64_t engine_chunk_bytes,
+                       int64_t engine_chunks, std::string listen_ip) {
              return std::make_unique<Instance>(
                  device, cluster_id,
                  link_options(keep_alive_ms, transfer_timeout_ms, max_in_flight, streams_per_link,
                               stream_budget, packed_staging_bytes, stream_idle_ms, close_timeout_ms,
-                              staging_limit, verifies));
+                              staging_limit, verifies, engine_chunk_bytes, engine_chunks,
+                              std::move(listen_ip)));
            }),
            py::arg("device"), py::arg("cluster_id"), py::kw_only(), py::arg("keep_alive_ms") = 3000,
            py::arg("transfer_timeout_ms") = 1000, py::arg("max_in_flight") = 256,
            py::arg("streams_per_link") = 64, py::arg("stream_budget") = 1024,
            py::arg("packed_staging_bytes") = 64 << 20, py::arg("stream_idle_ms") = 5000,
            py::arg("close_timeout_ms") = 1000, py::arg("staging_limit") = int64_t{1} << 30,
-           py::arg("verifies") = false, nogil)
+           py::arg("verifies") = false, py::arg("engine_chunk_bytes") = 1 << 20, py::arg("engine_chunks") = 4,
+           py::arg("listen_ip") = "", nogil)
       .def("close", &Instance::close, nogil)
       .def("register_cache", &register_cache, py::arg("tensors"), py::arg("num_blocks"),
            py::arg("is_blocks") = true, nogil)
-      .def("export_cache", &export_cache, py::arg("cache_id"), nogil)
+      .def("export_cache", &export_cache, py::arg("cache_id"), py::arg("link"), nogil)
       .def(
           "withdraw_cache", [](Instance& self, int64_t id) { self.caches().withdraw(id); },
           py::arg("cache_id"), nogil)
@@ -154,29 +170,46 @@ void define_instance(py::module_& m) {
           },
           py::arg("cache_id"), nogil)
       .def(
-          "release_cache", [](Instance& self, int64_t id) { self.caches().release(id); }, py::arg("cache_id"))
+          "release_cache", [](Instance& self, int64_t id) { self.release_cache(id); }, py::arg("cache_id"))
       .def(
           "open_link",
           [](Instance& self, int64_t cluster_id, std::string name, int device, int pid, int64_t start_time,
-             bool in_this_process, bool is_fenced) {
-            const auto link = self.open_link(
-                {cluster_id, std::move(name), device, pid, start_time, in_this_process, is_fenced});
+             bool in_this_process, bool is_fenced, bool is_on_this_host, std::string transport) {
+            const auto link =
+                self.open_link({cluster_id, std::move(name), device, pid, start_time, in_this_process,
+                                is_fenced, is_on_this_host, std::move(transport)});
             try {
-              return std::make_pair(link->handle(),
-                                    mapped::export_addresses(self.device(), {link->page().address}).front());
+              Transport& way = link->transport();
+              const OwnMemory page{{link->page().address, Reach::kDevice}, kPageBytes};
+              const Exported exported = way.export_memory({page}).front();
+              return std::make_pair(link->handle(), exported);
             } catch (...) {
               self.close_link(link->handle());
               throw;
             }
           },
           py::arg("peer_cluster_id"), py::arg("peer_name"), py::arg("peer_device"), py::arg("peer_pid"),
-          py::arg("peer_start_time"), py::arg("in_this_process"), py::arg("is_fenced") = false, nogil)
+          py::arg("peer_start_time"), py::arg("in_this_process"), py::arg("is_fenced") = false,
+          py::arg("is_on_this_host") = true, py::arg("transport") = "mapped", nogil)
+      .def(
+          "link_address",
+          [](Instance& self, int64_t link) {
+            std::string address;
+            {
+              py::gil_scoped_release nogil;
+              address = self.link(link, "link_address")->transport().address();
+            }
+            return py::bytes(address);
+          },
+          py::arg("link"))
       .def(
           "connect_link",
-          [](Instance& self, int64_t link, int64_t peer_link, const Exported& page) {
-            self.link(link, "connect_link")->connect(peer_link, page);
+          [](Instance& self, int64_t link, int64_t peer_link, const Exported& page,
+             const std::string& transport_address) {
+            self.link(link, "connect_link")->connect(peer_link, page, transport_address);
           },
-          py::arg("link"), py::arg("peer_link"), py::arg("peer_page"), nogil)
+          py::arg("link"), py::arg("peer_link"), py::arg("peer_page"), py::arg("transport_address") = "",
+          nogil)
       .def("add_remote_cache", &add_remote_cache, py::arg("link"), py::arg("cache_id"), py::arg("model_id"),
            py::arg("is_blocks"), py::arg("num_blocks"), py::arg("tensor_bytes"), py::arg("segments"), nogil)
       .def(

@@ -11,7 +11,6 @@
 #include "plan/choice.h"
 #include "plan/packing.h"
 #include "python/tensors.h"
-#include "transport/mapped/mapped.h"
 
 namespace datadist {
 namespace {
@@ -78,7 +77,9 @@ std::pair<bool, std::optional<Exported>> ticket_expect(int64_t number, const at:
           ": the current stream captures a graph; call it before the graph is replayed");
   std::optional<Exported> made;
   if (char* const address = link.staging().make_own(link.options().packed_staging_bytes))
-    made = mapped::export_addresses(device, {address}).front();
+    made = link.transport()
+               .export_memory({{{address, Reach::kDevice}, link.options().packed_staging_bytes}})
+               .front();
   try {
     auto expectation = make_expectation(ticket, on_device ? nullptr : dst_blocks.const_data_ptr<int64_t>(),
                                         static_cast<size_t>(dst_blocks.numel()), on_device);

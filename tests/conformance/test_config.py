@@ -55,6 +55,10 @@ OPTIONS: list[tuple[str, Any, dict[str, str]]] = [
     ("staging_limit", 2**40, {"torch_llm_datadist.StagingLimit": str(2**40)}),
     ("close_timeout", 100, {"torch_llm_datadist.CloseTimeoutMs": "100"}),
     ("register_timeout", 60_000, {"torch_llm_datadist.RegisterTimeoutMs": "60000"}),
+    ("transport", "nixl", {"torch_llm_datadist.Transport": "nixl"}),
+    ("transport", "", {}),
+    ("engine_chunk_bytes", 4096, {"torch_llm_datadist.EngineChunkBytes": "4096"}),
+    ("engine_chunks", 64, {"torch_llm_datadist.EngineChunks": "64"}),
 ]  # fmt: skip
 
 
@@ -158,6 +162,8 @@ OPTION_ERRORS: list[tuple[str, Any, Any]] = [
     ("max_inflight", 1, AttributeError),
     ("local_comm_res", {}, TypeError), ("global_resource_config", 1, TypeError),
     ("deploy_res_path", 1, TypeError),
+    ("transport", 1, TypeError), ("engine_chunk_bytes", 4095, INVALID), ("engine_chunks", 1, INVALID),
+    ("engine_chunks", 65, INVALID),
 ]  # fmt: skip
 
 

@@ -60,6 +60,14 @@ class PlainTransport : public StreamCopies {
  public:
   PlainTransport(int device, PeerProcess peer) : device_(device), peer_(peer) {}
 
+  const char* name() const override { return "plain"; }
+
+  std::vector<Exported> export_memory(const std::vector<OwnMemory>& memory) override {
+    std::vector<char*> addresses;
+    for (const OwnMemory& own : memory) addresses.push_back(own.place.address);
+    return export_addresses(device_, addresses);
+  }
+
   Mapped map(const Exported& memory, size_t) override {
     OnDevice on(device_);
     if (peer_.in_this_process) {

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from torch_llm_datadist.demo.channel import Channel
+from torch_llm_datadist.emulator.hosts import Host
 
 _PR_SET_PDEATHSIG = 1
 
@@ -26,18 +27,21 @@ def die_with_parent(parent: int) -> None:
 class Child:
     """One worker, in a process group of its own: Ctrl-C reaches the launcher alone, which then cleans up.
 
+    ``host``: an emulated one to run on.
+
     It is not reaped before `end`, so its process id and its group stay its own until then.
     """
 
-    def __init__(self, role: str, environment: dict[str, str]) -> None:
+    def __init__(self, role: str, environment: dict[str, str], host: Host | None = None) -> None:
         self.role = role
         self.channel, inherited = Channel.pair()
         self._output = tempfile.TemporaryFile("a+b")  # noqa: SIM115 (closed by `end`)
         worker = "torch_llm_datadist.demo.worker"
         with inherited:
+            command = [sys.executable, "-m", worker, role, str(inherited.fileno()), str(os.getpid())]
             self._process = subprocess.Popen(
-                [sys.executable, "-m", worker, role, str(inherited.fileno()), str(os.getpid())],
-                env=environment,
+                command if host is None else host.command(command),
+                env=environment if host is None else host.environment(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=self._output,
                 stderr=subprocess.STDOUT,

@@ -9,7 +9,7 @@ def run(engine: Engine) -> None:
     """Serves one request."""
     engine.channel.send("listening", to="prefill", port=engine.datadist.listen_port)
     engine.datadist.wait_linked([CLUSTER_IDS["prefill"]], timeout_s=LINK_TIMEOUT_MS / 1000)
-    engine.channel.send("linked")
+    engine.tell_linked()
 
     generation = prepare(engine)
     dst_blocks = engine.block_ids[: engine.options.sent_blocks]

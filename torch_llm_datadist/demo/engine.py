@@ -47,7 +47,7 @@ class Engine:
         config.enable_cache_manager = True
         config.enable_remote_cache_accessible = True
         if role == "decode":
-            config.listen_ip_info = "127.0.0.1:0"
+            config.listen_ip_info = f"{options.decode_ip}:0"
         self.datadist.init(config.generate_options())
         num_blocks, self.block_ids = options.scattered_blocks(role)
         self.cache = self.register_blocks(
@@ -56,6 +56,11 @@ class Engine:
         self.blocks = self.cache.tensors
         self.status = torch.zeros(1, dtype=torch.int32, device=self.device)
         self.binding = datadist.Binding(device=DEVICES[role], layers=range(options.shape.layers))
+
+    def tell_linked(self) -> None:
+        """What the link goes over, too."""
+        transports = [link.transport for link in self.datadist.links() if link.state == "linked"]
+        self.channel.send("linked", transport=transports[0] if transports else "")
 
     @property
     def peer_cluster_id(self) -> int:

@@ -1,9 +1,12 @@
 """Starts prefill and decode, carries their messages, watches over both, and compares what they made."""
 
+import contextlib
+import dataclasses
 import os
 import select
 import signal
 import time
+from collections.abc import Iterator
 from types import FrameType
 
 from torch_llm_datadist import emulator
@@ -12,6 +15,8 @@ from torch_llm_datadist.demo.child import Child
 from torch_llm_datadist.demo.compare import Generated, compare
 from torch_llm_datadist.demo.options import CommandLine, Options
 from torch_llm_datadist.demo.report import Report
+from torch_llm_datadist.emulator.hosts import Host, HostsUnavailableError, Lab
+from torch_llm_datadist.transports import nixl_library
 
 ROLES = ("prefill", "decode")
 START_TIMEOUT_S = 180.0
@@ -46,11 +51,19 @@ def run(command_line: CommandLine) -> int:
         number: signal.signal(number, _raise_terminated) for number in (signal.SIGTERM, signal.SIGHUP)
     }
     previous[signal.SIGINT] = signal.getsignal(signal.SIGINT)
-    with Report(command_line.options, command_line.json_file, is_emulated) as report:
+    with (
+        contextlib.ExitStack() as clean_up,
+        Report(command_line.options, command_line.json_file, is_emulated) as report,
+    ):
         try:
-            children += [Child(role, _environment(is_emulated)) for role in ROLES]
+            hosts = clean_up.enter_context(_hosts(command_line, report))
+            environment = _environment(is_emulated)
+            children += [Child(role, environment, hosts.get(role)) for role in ROLES]
             report.started({child.role: child.pid for child in children})
-            results = Conversation(children, command_line.options, report).hold()
+            options = command_line.options
+            if hosts:
+                options = dataclasses.replace(options, decode_ip=hosts["decode"].address)
+            results = Conversation(children, options, report).hold()
             return _judge(results, report, is_emulated)
         except DemoError as error:
             report.failed(str(error), error.output)
@@ -65,6 +78,25 @@ def run(command_line: CommandLine) -> int:
                 child.end()
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _hosts(command_line: CommandLine, report: Report) -> Iterator[dict[str, Host]]:
+    """The host of each worker; none where both run here."""
+    if command_line.hosts == 1:
+        yield {}
+        return
+    if why_not := nixl_library()[1]:
+        raise DemoError(f"--hosts 2: between hosts the link goes over NIXL, and {why_not}")
+    try:
+        with Lab(*ROLES) as lab:
+            lab.network.shape(delay_s=command_line.latency_ms / 1000, loss=command_line.loss)
+            report.hosts(
+                {role: lab[role].address for role in ROLES}, command_line.latency_ms, command_line.loss
+            )
+            yield {role: lab[role] for role in ROLES}
+    except HostsUnavailableError as error:
+        raise DemoError(f"--hosts 2: {error}") from error
 
 
 def _raise_terminated(number: int, frame: FrameType | None) -> None:
@@ -162,7 +194,7 @@ class Conversation:
         elif kind == "linked":
             self._linked.add(child.role)
             if self._is_linked():
-                self._report.linked()
+                self._report.linked(message["transport"])
         elif kind == "token":
             self._report.token(child.role, message["count"])
         elif kind == "result":

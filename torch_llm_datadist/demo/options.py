@@ -53,6 +53,7 @@ class Options:
     mode: str = "eager"
     backend: str = "aot_eager"
     shape: ModelShape = ModelShape()
+    decode_ip: str = "127.0.0.1"  # where prefill reaches decode
 
     @property
     def sent_tokens(self) -> int:
@@ -99,6 +100,9 @@ class Options:
 class CommandLine:
     options: Options
     json_file: Path | None
+    hosts: int = 1
+    latency_ms: float = 0.0
+    loss: float = 0.0
 
 
 def parse(argv: list[str]) -> CommandLine:
@@ -129,6 +133,19 @@ def parse(argv: list[str]) -> CommandLine:
     parser.add_argument(
         "--backend", default="aot_eager", help="of torch.compile with --mode compile (default: aot_eager)"
     )
+    parser.add_argument(
+        "--hosts",
+        type=int,
+        choices=(1, 2),
+        default=1,
+        help="2: the processes run on two emulated hosts, with a network between them (default: 1)",
+    )
+    parser.add_argument(
+        "--latency", type=float, default=0.0, metavar="MS", help="of that network, one way (default: 0)"
+    )
+    parser.add_argument(
+        "--loss", type=float, default=0.0, metavar="SHARE", help="of its packets, 0 to 1 (default: 0)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to FILE as well")
     # For the tests.
     parser.add_argument("--layers", type=int, default=ModelShape.layers, help=argparse.SUPPRESS)
@@ -151,9 +168,16 @@ def parse(argv: list[str]) -> CommandLine:
     )
     if options.sabotage == "swap" and options.sent_blocks < 2:
         parser.error("--sabotage swap needs a prompt of at least two blocks")
+    if arguments.hosts == 1 and (arguments.latency or arguments.loss):
+        parser.error("--latency and --loss are of the network between hosts; give --hosts 2 as well")
+    if arguments.latency < 0 or not 0 <= arguments.loss < 1:
+        parser.error(
+            f"--latency {arguments.latency:g} --loss {arguments.loss:g}: expected 0 or more ms, and a share "
+            "from 0 to less than 1"
+        )
     if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
         parser.error(f"--json {arguments.json}: there is no directory {arguments.json.absolute().parent}")
-    return CommandLine(options, arguments.json)
+    return CommandLine(options, arguments.json, arguments.hosts, arguments.latency, arguments.loss)
 
 
 def _read_prompt(parser: argparse.ArgumentParser, file: Path | None) -> list[int]:

@@ -17,7 +17,7 @@ from torch_llm_datadist.demo.sabotage import push_hooks, wrong_table
 def run(engine: Engine) -> None:
     """Serves one request, then computes the same in this process alone, for the comparison."""
     clusters = link(engine)
-    engine.channel.send("linked")
+    engine.tell_linked()
 
     dst_blocks = engine.inbox.take("request", engine.check_peer)["dst_blocks"]
     exposed_ms = prefill_and_push(engine, dst_blocks)
@@ -35,7 +35,7 @@ def link(engine: Engine) -> list[datadist.LLMClusterInfo]:
     info = datadist.LLMClusterInfo()
     info.remote_cluster_id = engine.peer_cluster_id
     info.append_local_ip_info("127.0.0.1", 0)
-    info.append_remote_ip_info("127.0.0.1", engine.inbox.take("listening")["port"])
+    info.append_remote_ip_info(engine.options.decode_ip, engine.inbox.take("listening")["port"])
     status, _ = engine.datadist.link_clusters([info], timeout=LINK_TIMEOUT_MS)
     if status != datadist.LLMStatusCode.LLM_SUCCESS:
         raise RuntimeError(f"linking to decode failed: {status.name}")

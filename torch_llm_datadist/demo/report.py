@@ -64,9 +64,14 @@ class Report:
         if self._options.sabotage:
             self._say(f"sabotage {self._options.sabotage}: {SABOTAGES[self._options.sabotage]}")
 
-    def linked(self) -> None:
+    def hosts(self, addresses: dict[str, str], latency_ms: float, loss: float) -> None:
+        where = ", ".join(f"{role} at {address}" for role, address in addresses.items())
+        self._say(f"two emulated hosts: {where}; {latency_ms:g} ms each way, {loss:.3%} of packets are lost")
+
+    def linked(self, transport: str) -> None:
         self._say(
-            "linked: prefill pushes each layer from inside its forward, decode waits for it on its stream"
+            f"linked over {transport}: prefill pushes each layer from inside its forward, decode waits for "
+            "it on its stream"
         )
 
     def token(self, role: str, tokens_so_far: int) -> None:

@@ -117,6 +117,20 @@ class MappedTransport : public StreamCopies {
  public:
   MappedTransport(int device, PeerProcess peer) : device_(device), peer_(peer) {}
 
+  const char* name() const override { return "mapped"; }
+
+  std::vector<Exported> export_memory(const std::vector<OwnMemory>& memory) override {
+    // Of one kind: on the device, or all on the host.
+    if (memory.front().place.reach == Reach::kDevice) {
+      std::vector<char*> addresses;
+      for (const OwnMemory& own : memory) addresses.push_back(own.place.address);
+      return export_addresses(device_, addresses);
+    }
+    std::vector<Exported> exported;
+    for (const OwnMemory& own : memory) exported.push_back(export_host(own.place.address));
+    return exported;
+  }
+
   Mapped map(const Exported& memory, size_t bytes) override {
     if (peer_.in_this_process) {
       if (memory.kind == MemoryKind::kDevice) enable_peer_access();

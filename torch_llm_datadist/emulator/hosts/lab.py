@@ -142,10 +142,12 @@ class Lab:
                     "nsenter",
                     f"--user={process}/ns/user",
                     f"--net={process}/fd/{file}",
+                    f"--mount={process}/fd/{mounts}",
+                    "--wd=.",
                     "--preserve-credentials",
                 ),
             )
-            for name, file in made["namespaces"].items()
+            for name, (file, mounts) in made["namespaces"].items()
         }
         self.network = Network(self._wire, self._names)
         return self

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 _CLONE_NEWUSER = 0x10000000  # linux/sched.h; os.unshare is there from Python 3.12 on
 _CLONE_NEWNET = 0x40000000
+_CLONE_NEWNS = 0x00020000
 _TUNSETIFF = 0x400454CA  # linux/if_tun.h
 _IFF_TUN = 0x0001
 _IFF_NO_PI = 0x1000
@@ -26,9 +27,12 @@ _INTERFACE = "lan0"
 
 @dataclass(frozen=True)
 class Namespace:
-    """Files of this process: the network namespace, and the packets of its interface, in and out."""
+    """Files of this process: the network namespace, the mounts that belong to it, and the packets of its
+    interface, in and out.
+    """
 
     file: int
+    mounts: int
     packets: int
 
 
@@ -54,7 +58,19 @@ def make(network: ipaddress.IPv4Network, address: ipaddress.IPv4Address) -> Name
         fcntl.ioctl(asker, _SIOCSIFMTU, struct.pack("16si20x", _INTERFACE.encode(), MTU))
         for interface in ("lo", _INTERFACE):
             _bring_up(asker, interface)
-    return Namespace(os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC), packets)
+    _show_own_interfaces()
+    network, mounts = (
+        os.open(f"/proc/self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in ("net", "mnt")
+    )
+    return Namespace(network, mounts, packets)
+
+
+def _show_own_interfaces() -> None:
+    """Libraries look for interfaces in /sys, which shows those of the namespace that mounted it. Where that
+    is not allowed /sys stays the machine's.
+    """
+    _unshare(_CLONE_NEWNS)
+    ctypes.CDLL(None).mount(b"sysfs", b"/sys", b"sysfs", 0, None)
 
 
 def _set_address(asker: socket.socket, request: int, address: ipaddress.IPv4Address) -> None:

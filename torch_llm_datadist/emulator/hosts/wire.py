@@ -110,7 +110,7 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         print(json.dumps({"error": str(error)}), flush=True)
         return 1
-    files = {name: namespace.file for name, namespace in made.items()}
+    files = {name: (namespace.file, namespace.mounts) for name, namespace in made.items()}
     print(
         json.dumps({"namespaces": files, "addresses": {n: str(a) for n, a in addresses.items()}}), flush=True
     )

@@ -1,0 +1,194 @@
+"""Links whose peer only an engine reaches: the same transfers, the same deadlines, the same ends."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+import torch
+
+from tests import instances, test_host_caches
+from tests.test_failures import (
+    NOTICED_WITHIN_S,
+    bind_ticket,
+    compute,
+    push_some_layers,
+    push_until_refused,
+    queue_pushes_behind_a_slow_kernel,
+    read_statuses,
+    wait_for_layers,
+)
+from tests.test_ordering import DST, LAYERS, SRC, prepare
+from torch_llm_datadist.errors import LLMStatusCode
+from torch_llm_datadist.identity import own_identity, why_not_link
+from torch_llm_datadist.transports import choose, nixl_library
+
+KEEP_ALIVE_MS = 700
+CHUNK = 8192
+needs_nixl = pytest.mark.skipif(bool(nixl_library()[1]), reason=nixl_library()[1])
+ENGINES = ["loopback", pytest.param("nixl", marks=needs_nixl)]
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request):
+    return request.param
+
+
+def options(engine):
+    """Chunks so small that a transfer takes more of them than there are."""
+    return {
+        "transport": engine,
+        "engine_chunk_bytes": CHUNK,
+        "engine_chunks": 2,
+        "keep_alive_ms": KEEP_ALIVE_MS,
+    }
+
+
+def linked_pair(peers, engine, tensors=4, blocks=24, block_bytes=3000):
+    a, b = peers(2)
+    a.call(instances.start, 1, 0, options(engine))
+    port = b.call(instances.start, 2, 1, options(engine))
+    for cluster_id, peer in ((1, a), (2, b)):
+        peer.call(instances.register, cluster_id, tensors, blocks, block_bytes)
+    assert a.call(instances.link, 2, port) == ["LLM_SUCCESS"]
+    b.call(instances.wait_linked, 1)
+    return a, b
+
+
+def transports(state):
+    return [(link.transport, link.passed_over) for link in state.datadist.links()]
+
+
+def test_both_ends_say_what_the_link_goes_over_and_what_was_passed_over(peers, engine):
+    a, b = linked_pair(peers, engine)
+
+    for peer in (a, b):
+        [(name, passed_over)] = peer.call(transports)
+        assert name == engine
+        assert f"mapped: cluster 1: this instance was told to use {engine!r}" in passed_over
+
+
+@pytest.mark.parametrize("push", [True, False], ids=["push", "pull"])
+def test_blocks_of_many_chunks_arrive(peers, engine, push):
+    a, b = linked_pair(peers, engine)
+    src, dst = [*range(24)], [*range(1, 24), 0]
+    here, there = (instances.pattern(seed, 4, 24, 3000) for seed in (1, 2))
+
+    a.call(instances.push_blocks if push else instances.pull_blocks, 2, src, dst)
+
+    expected, source = (there, here) if push else (here, there)
+    expected[:, dst] = source[:, src]
+    assert torch.equal((b if push else a).call(instances.content), expected)
+
+
+def test_layers_arrive_one_by_one(peers, engine):
+    a, b = linked_pair(peers, engine, tensors=2 * LAYERS, block_bytes=256)
+    ticket = a.call(prepare)
+    b.call(bind_ticket, ticket, 20.0)
+
+    assert a.call(push_some_layers, range(LAYERS), 20.0)[0] == 0
+    assert b.call(wait_for_layers)[0] == 0
+
+    expected = instances.pattern(2, 2 * LAYERS, 24, 256)
+    expected[:, DST] = instances.pattern(1, 2 * LAYERS, 24, 256)[:, SRC]
+    assert torch.equal(b.call(instances.content), expected)
+
+
+@pytest.mark.parametrize("how", ["kill", "freeze"])
+def test_a_push_to_a_dead_or_frozen_receiver_ends_with_a_code(peers, engine, how):
+    a, b = linked_pair(peers, engine)
+    a.call(instances.push_blocks, 2, SRC, DST)
+    getattr(b, how)()
+
+    code, message = a.call(push_until_refused, 2, NOTICED_WITHIN_S)
+
+    # A frozen one lets a push pass its own deadline before the link counts as lost.
+    assert code in ("LLM_NOT_YET_LINK", "LLM_TIMEOUT")
+    assert "cluster 2" in message
+    assert a.call(compute) == 64
+
+
+def test_pushes_behind_a_slow_kernel_release_the_stream_when_the_receiver_freezes(peers, engine):
+    a, b = linked_pair(peers, engine)
+    a.call(instances.push_blocks, 2, SRC, DST)
+    a.call(queue_pushes_behind_a_slow_kernel, 20)
+    b.freeze()
+
+    codes = a.call(read_statuses)
+
+    assert codes <= {int(LLMStatusCode.LLM_NOT_YET_LINK), int(LLMStatusCode.LLM_TIMEOUT)}
+    assert a.call(compute) == 64
+
+
+@pytest.mark.parametrize("how", ["kill", "freeze"])
+def test_a_wait_goes_on_with_a_code_when_the_sender_dies_or_freezes(peers, engine, how):
+    a, b = linked_pair(peers, engine, tensors=2 * LAYERS, block_bytes=256)
+    b.call(bind_ticket, a.call(prepare), 60.0)
+    b.send(wait_for_layers)
+    getattr(a, how)()
+
+    status, seconds, computed = b.answer()
+
+    assert status == LLMStatusCode.LLM_NOT_YET_LINK
+    assert seconds < NOTICED_WITHIN_S
+    assert computed == 64
+
+
+def test_a_task_whose_forward_stops_half_way_fails_and_the_link_goes_on(peers, engine):
+    a, b = linked_pair(peers, engine, tensors=2 * LAYERS, block_bytes=256)
+    b.call(bind_ticket, a.call(prepare), 60.0)
+    b.send(wait_for_layers)
+
+    assert a.call(push_some_layers, range(2), 0.3)[0] == LLMStatusCode.LLM_TIMEOUT
+    assert b.answer()[0] == LLMStatusCode.LLM_TIMEOUT
+
+    a.call(instances.push_blocks, 2, [0], [0])
+    assert torch.equal(b.call(instances.content)[:, 0], instances.pattern(1, 2 * LAYERS, 24, 256)[:, 0])
+
+
+def serve_hosts(state, cluster_id, device, engine):
+    state.options = options(engine)
+    return test_host_caches.serve(state, cluster_id, device, "RA", state.options)
+
+
+def test_every_pair_of_placements_moves_the_bytes(peers, engine):
+    a, b = peers(2)
+    a.call(serve_hosts, 1, 0, engine)
+    port = b.call(serve_hosts, 2, 1, engine)
+    assert a.call(instances.link, 2, port) == ["LLM_SUCCESS"]
+    b.call(instances.wait_linked, 1)
+
+    test_host_caches.move_and_compare(a, b, "RA")
+
+
+def identity(cluster_id, transports, host="one"):
+    made = own_identity(cluster_id, 0, remote_accessible=True, cann="test", transports=transports)
+    return msgspec.structs.replace(made, host=host)
+
+
+def test_the_first_transport_that_both_have_is_taken():
+    here = identity(1, {"mapped": "", "nixl": ""})
+    there = identity(2, {"mapped": "", "nixl": ""}, host="another")
+
+    assert choose(here, there) == choose(there, here)
+    assert choose(here, there).name == "nixl"
+    assert "mapped: different hosts" in choose(here, there).passed_over
+
+
+def test_a_link_that_no_transport_can_carry_names_each_and_why():
+    here = identity(1, {"mapped": "", "nixl": "nixl-cu12 is not installed"})
+    there = identity(2, {"mapped": "", "nixl": ""}, host="another")
+
+    refusal = why_not_link(here, there)
+
+    assert refusal is not None
+    assert refusal.code == LLMStatusCode.LLM_LINK_FAILED
+    assert "mapped: different hosts" in refusal.reason
+    assert "nixl: cluster 1: nixl-cu12 is not installed" in refusal.reason
+    assert "hixl: cluster 1: it is not known there" in refusal.reason
+
+
+def test_init_refuses_a_transport_that_is_not_there_by_name(peers):
+    [a] = peers(1)
+
+    with pytest.raises(AssertionError, match="transport is 'pigeon', expected one of mapped, hixl, nixl"):
+        a.call(instances.start, 1, 0, {"transport": "pigeon"})

@@ -1,0 +1,132 @@
+"""Links between emulated hosts: over NIXL, by TCP, by a network that is slow, drops packets or is cut."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import torch_llm_datadist as datadist
+from tests import instances
+from tests.peers import HostPeer
+from tests.test_emulated_hosts import made
+from tests.test_failures import bind_ticket, push_some_layers, wait_for_layers
+from tests.test_ordering import DST, LAYERS, SRC, prepare
+from torch_llm_datadist.emulator.hosts import Lab
+from torch_llm_datadist.transports import nixl_library
+
+pytestmark = pytest.mark.skipif(bool(nixl_library()[1]), reason=nixl_library()[1])
+KEEP_ALIVE_S = 1.0
+NOTICED_WITHIN_S = 8.0
+LOST = datadist.LLMStatusCode.LLM_NOT_YET_LINK
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with made("near", "far") as lab:
+        yield lab
+
+
+@pytest.fixture
+def pair(lab: Lab) -> Iterator[tuple[HostPeer, HostPeer]]:
+    """Prefill near, decode far, linked."""
+    with contextlib.ExitStack() as stack:
+        a, b = (HostPeer(lab[name]) for name in ("near", "far"))
+        stack.callback(a.stop)
+        stack.callback(b.stop)
+        options = {"keep_alive_ms": int(KEEP_ALIVE_S * 1000)}
+        a.send(instances.start, 1, 0, {**options, "listen_ip_info": f"{lab['near'].address}:0"})
+        b.send(instances.start, 2, 1, {**options, "listen_ip_info": f"{lab['far'].address}:0"})
+        a.answer()
+        port = b.answer()
+        for cluster_id, peer in ((1, a), (2, b)):
+            peer.call(instances.register, cluster_id, 2 * LAYERS, 24, 256)
+        assert a.call(link, lab["far"].address, port) == ["LLM_SUCCESS"]
+        b.call(instances.wait_linked, 1)
+        yield a, b
+
+
+def link(state: SimpleNamespace, address: str, port: int) -> list[str]:
+    info = datadist.LLMClusterInfo()
+    info.remote_cluster_id = 2
+    info.append_local_ip_info("127.0.0.1", 0)
+    info.append_remote_ip_info(address, port)
+    state.target = (address, port)
+    return [code.name for code in state.datadist.link_clusters([info], timeout=10_000)[1]]
+
+
+def relink(state: SimpleNamespace) -> list[str]:
+    return link(state, *state.target)
+
+
+def transports(state: SimpleNamespace) -> list[tuple[str, str]]:
+    return [(one.transport, one.passed_over) for one in state.datadist.links()]
+
+
+def wait_lost(state: SimpleNamespace, cluster_id: int) -> float:
+    """Seconds until this end knows that the link is lost."""
+    began = time.monotonic()
+    while time.monotonic() - began < NOTICED_WITHIN_S:
+        try:
+            state.datadist.link_id(cluster_id)
+        except datadist.LLMException:
+            return time.monotonic() - began
+        time.sleep(0.01)
+    raise AssertionError("the link is still there")
+
+
+def pattern(seed: int) -> torch.Tensor:
+    return instances.pattern(seed, 2 * LAYERS, 24, 256)
+
+
+def test_instances_on_different_hosts_link_over_nixl_and_say_why(pair: Any) -> None:
+    a, b = pair
+
+    for peer in pair:
+        [(name, passed_over)] = peer.call(transports)
+        assert name == "nixl"
+        assert "mapped: different hosts" in passed_over
+
+    a.call(instances.push_blocks, 2, SRC, DST)
+    expected = pattern(2)
+    expected[:, DST] = pattern(1)[:, SRC]
+    assert torch.equal(b.call(instances.content), expected)
+
+
+def test_layers_arrive_whole_over_a_network_that_is_slow_and_loses_packets(lab: Lab, pair: Any) -> None:
+    a, b = pair
+    lab.network.shape(delay_s=0.02, loss=0.001)
+    b.call(bind_ticket, a.call(prepare), 30.0)
+
+    assert a.call(push_some_layers, range(LAYERS), 30.0)[0] == 0
+    assert b.call(wait_for_layers)[0] == 0
+
+    expected = pattern(2)
+    expected[:, DST] = pattern(1)[:, SRC]
+    assert torch.equal(b.call(instances.content), expected)
+
+
+def test_a_cut_is_noticed_at_both_ends_and_a_relink_works_after_it(lab: Lab, pair: Any) -> None:
+    a, b = pair
+    b.call(bind_ticket, a.call(prepare), 60.0)
+    b.send(wait_for_layers)
+    lab.network.cut("near", "far")
+
+    status, seconds, _ = b.answer()
+    a.call(wait_lost, 2)
+
+    assert status == LOST
+    assert seconds < NOTICED_WITHIN_S
+    assert torch.equal(b.call(instances.content), pattern(2))
+    b.call(wait_lost, 1)
+    lab.network.heal("near", "far")
+    assert a.call(relink) == ["LLM_SUCCESS"]
+    a.call(instances.push_blocks, 2, SRC, DST)
+    expected = pattern(2)
+    expected[:, DST] = pattern(1)[:, SRC]
+    assert torch.equal(b.call(instances.content), expected)

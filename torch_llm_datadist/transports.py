@@ -1,0 +1,108 @@
+"""Which transport a link takes. Both ends find the same one, from what each says of itself in the handshake.
+
+The first that both have and that reaches from one to the other is taken:
+
+==========  ===========================================================================================
+mapped      the peer's memory is mapped: processes of one host
+hixl        CANN's engine between NPUs of different hosts
+nixl        NIXL: any network; device memory goes through page-locked buffers (extra ``nixl``)
+loopback    one host, through the kernel; only when both ends ask for it: it is there for tests
+==========  ===========================================================================================
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from .errors import LLMStatusCode, ParamInvalidError
+
+if TYPE_CHECKING:
+    from .identity import Identity
+
+ORDER = ("mapped", "hixl", "nixl", "loopback")
+TRANSPORT_VARIABLE = "TORCH_LLM_DATADIST_TRANSPORT"
+NIXL_VERSION = "1.5.1"
+_NIXL = "nixl-cu12"
+_WITHIN_A_HOST = ("mapped", "loopback")
+_ON_REQUEST = ("loopback",)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """
+    Attributes:
+        name: of the transport, or "" when there is none.
+        passed_over: what was tried first, and why it was not taken: "mapped: …; hixl: …".
+    """
+
+    name: str
+    passed_over: str
+    code: LLMStatusCode = LLMStatusCode.LLM_SUCCESS
+
+
+def offered(native: Any, wanted: str) -> dict[str, str]:
+    """Of each transport why this instance cannot link with it; "" where it can.
+
+    Args:
+        wanted: the only one that may be taken; "" for any.
+    """
+    why_not = dict.fromkeys(ORDER, "it is not part of this build")
+    why_not["mapped"] = ""
+    path, why_no_nixl = nixl_library()
+    native.set_nixl_library(path)
+    why_not.update(native.engines())
+    why_not["nixl"] = why_no_nixl or why_not["nixl"]
+    if wanted and wanted not in why_not:
+        raise ParamInvalidError(
+            f"init: transport is {wanted!r}, expected one of {', '.join(ORDER)}, or nothing for the first "
+            "that reaches the peer"
+        )
+    if wanted and why_not[wanted]:
+        raise NotImplementedError(f"init: transport {wanted!r} cannot be used here: {why_not[wanted]}")
+    for name in why_not:
+        if wanted and name != wanted:
+            why_not[name] = f"this instance was told to use {wanted!r}"
+        elif not wanted and name in _ON_REQUEST and not why_not[name]:
+            why_not[name] = "it is taken on request only"
+    return why_not
+
+
+def nixl_library() -> tuple[str, str]:
+    """Where the extra's wheel has its C interface, and why it cannot be used. Nothing is imported."""
+    try:
+        version, files = metadata.version(_NIXL), metadata.files(_NIXL) or []
+    except metadata.PackageNotFoundError:
+        return "", f"{_NIXL} is not installed (pip install 'torch_llm_datadist[nixl]')"
+    if version != NIXL_VERSION:
+        return "", f"{_NIXL} is {version}, and {NIXL_VERSION} was expected: its C interface has no version"
+    found = [str(file.locate()) for file in files if file.name == "libnixl_capi.so"]
+    return (found[0], "") if found else ("", f"{_NIXL} {version} has no libnixl_capi.so")
+
+
+def wanted_by_environment() -> str:
+    return os.environ.get(TRANSPORT_VARIABLE, "")
+
+
+def choose(own: Identity, peer: Identity) -> Choice:
+    """What a link between the two takes; the same at either end."""
+    passed_over: list[str] = []
+    for name in ORDER:
+        why = _why_not(name, own, peer)
+        if why is None:
+            return Choice(name, "; ".join(passed_over))
+        passed_over.append(f"{name}: {why}")
+    return Choice("", "; ".join(passed_over), LLMStatusCode.LLM_LINK_FAILED)
+
+
+def _why_not(name: str, own: Identity, peer: Identity) -> str | None:
+    lower, higher = sorted((own, peer), key=lambda one: one.cluster_id)
+    for identity in (lower, higher):
+        why = identity.transports.get(name, "it is not known there")
+        if why:
+            return f"cluster {identity.cluster_id}: {why}"
+    if name in _WITHIN_A_HOST and own.host != peer.host:
+        return f"different hosts, or pid namespaces ({lower.host} and {higher.host})"
+    return None
