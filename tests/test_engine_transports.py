@@ -190,5 +190,5 @@ def test_a_link_that_no_transport_can_carry_names_each_and_why():
 def test_init_refuses_a_transport_that_is_not_there_by_name(peers):
     [a] = peers(1)
 
-    with pytest.raises(AssertionError, match="transport is 'pigeon', expected one of mapped, hixl, nixl"):
+    with pytest.raises(AssertionError, match="'pigeon', expected one of mapped, fabric, hixl, nixl"):
         a.call(instances.start, 1, 0, {"transport": "pigeon"})

@@ -205,6 +205,15 @@ def tensor_from_address(address: int, shape: Sequence[int], dtype: object, devic
 def wait_for_current_stream(device: int, timeout_ms: int, asked: str) -> None:
     """Returns when the calling thread's current stream has got here; LLM_TIMEOUT after so long."""
 
+def why_no_fabric(device: int) -> str:
+    """ "" where device memory can be made that other hosts of the SuperPod map; else what is missing."""
+
+def super_pod_of(device: int) -> int:
+    """Its number; -1: the device is part of none."""
+
+def allocate_fabric(device: int, bytes: int) -> Tensor:
+    """uint8[bytes] on the device, which peers of the whole SuperPod can map."""
+
 def allocate_shared_host(device: int, bytes: int) -> Tensor:
     """uint8[bytes] on the CPU, zeroed, page-locked, in a file that peers on this host can map."""
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from . import _native, wire
-from .errors import KvCacheNotExistError
+from .errors import KvCacheNotExistError, LLMException
 from .peer import LinkState, Peer
 from .registry import CacheRegistry, HeldCache, LocalCache
 
@@ -29,7 +29,7 @@ PRIVATE_HOST = 2  # kind of a segment: any peer reaches it by its address
 
 def segment_record(segment: _C.Segment, peer: Peer) -> wire.SegmentRecord:
     is_in_this_process = peer.identity is not None and peer.identity.is_in_this_process()
-    is_mapped = peer.transport == "mapped"
+    is_mapped = peer.transport in ("mapped", "fabric")
     shows_address = is_in_this_process or segment.kind == PRIVATE_HOST or not is_mapped
     return wire.SegmentRecord(
         segment.handle, segment.offset, segment.address if shows_address else 0, segment.kind
@@ -114,11 +114,16 @@ class Announcements:
                 held.waiting_for = [other for other in held.waiting_for if other is not peer]
 
     def _export(self, local: LocalCache, peer: Peer) -> wire.CacheRecord | None:
-        """None for a cache that another thread has unregistered meanwhile."""
+        """None for a cache that was unregistered meanwhile, or that this link cannot reach."""
         cache = local.cache
         try:
             segments = [segment_record(s, peer) for s in self._native.export_cache(cache.cache_id, peer.link)]
         except KvCacheNotExistError:
+            return None
+        except LLMException as error:
+            if peer.transport != "fabric":
+                raise
+            logger.warning("cache %d cannot be reached by %s: %s", cache.cache_id, peer, error)
             return None
         peer.announced.add(cache.cache_id)
         return wire.CacheRecord(

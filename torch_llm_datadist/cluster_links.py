@@ -65,7 +65,11 @@ class ClusterLinks(InstanceCalls):
             for cluster_id, entry, good in zip(ids, entries, is_good, strict=True)
             if good
         ]
-        answers = iter(running.links.link(targets, timeout_ms / 1000))
+        if running.each_end_links is not None:
+            codes = running.each_end_links.link(running.links, targets, timeout_ms / 1000)
+        else:
+            codes = running.links.link(targets, timeout_ms / 1000)
+        answers = iter(codes)
         return overall(
             asked, entries, [next(answers) if good else LLMStatusCode.LLM_PARAM_INVALID for good in is_good]
         )
@@ -93,6 +97,9 @@ class ClusterLinks(InstanceCalls):
         timeout_ms = checks.timeout_ms(f"{asked}: timeout", timeout)
         checks.boolean(f"{asked}: force", force)
         ids = cluster_ids_of(asked, entries)
+        if running.each_end_links is not None:  # it never asked for an address, and never for the peer
+            force = True
+            running.each_end_links.unlinked(ids)
         is_good = [force or len(entry.remote_addresses) == 1 for entry in entries]
         wanted = [cluster_id for cluster_id, good in zip(ids, is_good, strict=True) if good]
         answers = iter(running.links.unlink(wanted, timeout_ms / 1000, force))

@@ -33,6 +33,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
         host: one kernel and one pid namespace: processes with the same one can map each other's memory.
         start_time: of the process, in clock ticks since boot; with the pid it names a process for good.
         device: device number as the process sees it.
+        super_pod: number of the SuperPod that the device is part of; -1: none.
         transports: by name, why a link of this instance cannot use it; "" where it can.
     """
 
@@ -48,6 +49,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     torch: Name = ""
     torch_npu: Name = ""
     cann: Name = ""
+    super_pod: Annotated[int, Meta(ge=-1, le=2**63 - 1)] = -1
     transports: Annotated[dict[Name, Reason], Meta(max_length=16)] = msgspec.field(
         default_factory=lambda: {"mapped": ""}
     )
@@ -73,6 +75,7 @@ def own_identity(
     cann: str,
     authenticated: bool = False,
     transports: dict[str, str] | None = None,
+    super_pod: int = -1,
 ) -> Identity:
     return Identity(
         cluster_id=cluster_id,
@@ -88,6 +91,7 @@ def own_identity(
         torch_npu=_version("torch_npu"),
         cann=cann,
         transports={"mapped": ""} if transports is None else transports,
+        super_pod=super_pod,
     )
 
 

@@ -17,6 +17,7 @@ from .transports import wanted_by_environment
 DEFAULT_SYNC_KV_TIMEOUT_MS = 1000
 DEFAULT_LINK_TOTAL_TIME_S = 120
 FLOW_GRAPH_MEMORY = "ge.flowGraphMemMaxSize"
+BACKEND = "llm.TransferBackend"
 LINK_SECRET = OWN_PREFIX + "LinkSecret"
 LINK_TIME_VARIABLE = "HCCL_CONNECT_TIMEOUT"
 
@@ -59,6 +60,7 @@ class Options:
     staging_limit: int
     close_timeout_ms: int
     register_timeout_ms: int
+    is_hixl: bool
     transport: str
     engine_chunk_bytes: int
     engine_chunks: int
@@ -83,16 +85,14 @@ def read_options(options: object) -> Options:
                 f"init: option {key!r} is {value!r}, expected a str (LLMConfig spells True as '1')"
             )
     local_comm_res = given.get("llm.LocalCommRes")
-    implied = "1" if local_comm_res is not None else "0"
+    backend = given.get(BACKEND)
+    implied = "0" if local_comm_res is None else "1"
     is_older_api = given.get("llm.EnableCacheManager", implied) != "1"
     if is_older_api and local_comm_res is not None:
         raise ParamInvalidError("init: enable_cache_manager is off; local_comm_res needs it")
-    if is_older_api and "llm.TransferBackend" in given:
-        raise ParamInvalidError("init: enable_cache_manager is off; transfer_backend needs it")
-    if "llm.TransferBackend" in given:
-        raise NotImplementedError(
-            "init: option transfer_backend (llm.TransferBackend) is not there yet; leave it unset"
-        )
+    if backend is not None:
+        _check_backend(given, is_older_api)
+        implied = "1"
     listen = given.get("llm.listenIpInfo")
     return Options(
         device=_device(given),
@@ -119,7 +119,8 @@ def read_options(options: object) -> Options:
         register_timeout_ms=_number(
             given, "register_timeout", OWN_PREFIX + "RegisterTimeoutMs", 10000, low=1
         ),
-        transport=given.get(OWN_PREFIX + "Transport", "") or wanted_by_environment(),
+        is_hixl=backend is not None,
+        transport=backend or given.get(OWN_PREFIX + "Transport", "") or wanted_by_environment(),
         engine_chunk_bytes=_number(
             given, "engine_chunk_bytes", OWN_PREFIX + "EngineChunkBytes", 1 << 20, low=4096, high=1 << 30
         ),
@@ -132,6 +133,20 @@ def read_options(options: object) -> Options:
         is_older_api=is_older_api,
         enable_switch_role=given.get("llm.EnableSwitchRole") == "1",
     )
+
+
+def _check_backend(given: Mapping[str, str], is_older_api: bool) -> None:
+    if is_older_api:
+        raise ParamInvalidError("init: enable_cache_manager is off; transfer_backend needs it")
+    if given.get("llm.EnableRemoteCacheAccessible", "1") != "1":
+        raise ParamInvalidError("init: enable_remote_cache_accessible is off; transfer_backend needs it")
+    if "llm.listenIpInfo" not in given:
+        raise ParamInvalidError("init: listen_ip_info is not set; transfer_backend needs it")
+    backend, transport = given[BACKEND], given.get(OWN_PREFIX + "Transport", "")
+    if backend != "hixl":
+        raise ParamInvalidError(f"init: transfer_backend is {backend!r}, expected 'hixl'")
+    if transport not in ("", backend):
+        raise ParamInvalidError(f"init: transfer_backend is 'hixl' and transport is {transport!r}")
 
 
 def _check_flow_graph_memory(given: Mapping[object, object]) -> None:

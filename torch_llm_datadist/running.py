@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from . import _native, emulator, transports
 from .checks import as_int64
 from .data_type import Placement
+from .each_end_links import EachEndLinks
 from .errors import OutOfMemoryError, ParamInvalidError
 from .identity import own_identity
 from .link import LinkService
@@ -68,13 +69,17 @@ class Running:
             remote_accessible=self.options.remote_accessible,
             cann=_cann_version(native),
             authenticated=secret is not None,
-            transports=transports.offered(native, self.options.transport),
+            transports=transports.offered(
+                native, self.options.transport, _why_no_fabric(native, self.options)
+            ),
+            super_pod=native.super_pod_of(device),
         )
         keys = derive_keys(secret) if secret is not None else None
         self.links = LinkService(self.instance, native.Segment, identity, self.registry, keys)
         self.cache_manager = CacheManager(
             native, self.instance, self.links, self.registry, self.options, pools
         )
+        self.each_end_links = EachEndLinks() if self.options.is_hixl else None
         self.listen_port: int | None = None
         try:
             if self.options.listen is not None:
@@ -120,6 +125,12 @@ def _bring_up(device: int) -> None:
     torch.empty(1, device=f"npu:{device}")
 
 
+def _why_no_fabric(native: ModuleType, options: Options) -> str:
+    if options.mem_pool is None:
+        return "the instance has no mem_pool_cfg, whose memory alone can be exported by fabric handles"
+    return str(native.why_no_fabric(options.device))
+
+
 def _make_pools(native: ModuleType, options: Options) -> dict[Placement, MemoryPool]:
     import torch
 
@@ -127,7 +138,10 @@ def _make_pools(native: ModuleType, options: Options) -> dict[Placement, MemoryP
     if options.mem_pool is not None:
         size = options.mem_pool.memory_size
         try:
-            memory = torch.empty(size, dtype=torch.uint8, device=f"npu:{options.device}")
+            if native.why_no_fabric(options.device):
+                memory = torch.empty(size, dtype=torch.uint8, device=f"npu:{options.device}")
+            else:
+                memory = native.allocate_fabric(options.device, size)
         except RuntimeError as error:  # torch.OutOfMemoryError, or the runtime's refusal
             raise OutOfMemoryError(f"init: mem_pool_cfg asks for {size} bytes: {error}") from None
         pools[Placement.DEVICE] = MemoryPool("mem_pool_cfg", options.mem_pool, memory)

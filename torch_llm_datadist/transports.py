@@ -4,6 +4,7 @@ The first that both have and that reaches from one to the other is taken:
 
 ==========  ===========================================================================================
 mapped      the peer's memory is mapped: processes of one host
+fabric      the same by fabric handles: hosts of one SuperPod (Atlas A3), caches of ``mem_pool_cfg``
 hixl        CANN's engine between NPUs of different hosts
 nixl        NIXL: any network; device memory goes through page-locked buffers (extra ``nixl``)
 loopback    one host, through the kernel; only when both ends ask for it: it is there for tests
@@ -22,7 +23,7 @@ from .errors import LLMStatusCode, ParamInvalidError
 if TYPE_CHECKING:
     from .identity import Identity
 
-ORDER = ("mapped", "hixl", "nixl", "loopback")
+ORDER = ("mapped", "fabric", "hixl", "nixl", "loopback")
 TRANSPORT_VARIABLE = "TORCH_LLM_DATADIST_TRANSPORT"
 NIXL_VERSION = "1.5.1"
 _NIXL = "nixl-cu12"
@@ -43,14 +44,16 @@ class Choice:
     code: LLMStatusCode = LLMStatusCode.LLM_SUCCESS
 
 
-def offered(native: Any, wanted: str) -> dict[str, str]:
+def offered(native: Any, wanted: str, why_no_fabric: str = "") -> dict[str, str]:
     """Of each transport why this instance cannot link with it; "" where it can.
 
     Args:
         wanted: the only one that may be taken; "" for any.
+        why_no_fabric: of this instance's device and memory; "" where fabric handles can be had.
     """
     why_not = dict.fromkeys(ORDER, "it is not part of this build")
     why_not["mapped"] = ""
+    why_not["fabric"] = why_no_fabric
     path, why_no_nixl = nixl_library()
     native.set_nixl_library(path)
     why_not.update(native.engines())
@@ -103,6 +106,8 @@ def _why_not(name: str, own: Identity, peer: Identity) -> str | None:
         why = identity.transports.get(name, "it is not known there")
         if why:
             return f"cluster {identity.cluster_id}: {why}"
+    if name == "fabric" and own.super_pod != peer.super_pod:
+        return f"different SuperPods ({lower.super_pod} and {higher.super_pod})"
     if name in _WITHIN_A_HOST and own.host != peer.host:
         return f"different hosts, or pid namespaces ({lower.host} and {higher.host})"
     return None

@@ -25,7 +25,12 @@
 namespace datadist::acl {
 
 // Where one of these is missing it is a null pointer, and what needs it is left out.
-#define DATADIST_OPTIONAL_ACL_SYMBOLS(X) X(aclrtMemGetAddressRange, "9.0")
+#define DATADIST_OPTIONAL_ACL_SYMBOLS(X)        \
+  X(aclrtMemGetAddressRange, "9.0")             \
+  X(aclrtMemGetAllocationGranularity, "8.0")    \
+  X(aclrtMemExportToShareableHandleV2, "8.5")   \
+  X(aclrtMemImportFromShareableHandleV2, "8.5") \
+  X(aclrtGetDeviceInfo, "8.0")
 
 struct Symbols {
 #define DATADIST_DECLARE(name, cann) decltype(&::name) name;

@@ -18,6 +18,7 @@
 #include "link/link.h"
 #include "link/stream_mark.h"
 #include "link/transfer.h"
+#include "transport/mapped/fabric.h"
 #include "transport/mapped/mapped.h"
 
 namespace datadist {
@@ -75,7 +76,7 @@ void Engine::stop_all() {
 Engine::Engine(int device)
     : device_(device),
       words_([this](size_t bytes) { return allocate_filled(bytes, 0); }),
-      pages_([this](size_t bytes) { return allocate_filled(bytes, 0); }),
+      pages_([this](size_t bytes) { return filled(mapped::allocate_for_peers(device_, bytes), bytes, 0); }),
       failed_status_(allocate_filled(sizeof(uint64_t), 0xFF)),  // -1, as LLM_FAILED reads in an int32
       mail_word_(allocate_filled(sizeof(uint64_t), 0)),
       local_feeder_(device, acl::OnFailure::kContinue, &words_, nullptr, &streams_, {}),
@@ -181,7 +182,10 @@ bool Engine::wait_for_tick(Clock::time_point deadline) {
 
 // Not with aclrtMemset: a synchronous one would break a capture that runs anywhere in this process.
 DeviceMemory Engine::allocate_filled(size_t bytes, int byte) {
-  DeviceMemory memory = mapped::allocate(device_, bytes);
+  return filled(mapped::allocate(device_, bytes), bytes, byte);
+}
+
+DeviceMemory Engine::filled(DeviceMemory memory, size_t bytes, int byte) const {
   acl::ContextScope restore;
   DATADIST_ACL(acl::set_device(device_));
   acl::Context context(device_);

@@ -66,6 +66,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   struct Streams;
 
   DeviceMemory allocate_filled(size_t bytes, int byte);
+  DeviceMemory filled(DeviceMemory memory, size_t bytes, int byte) const;
   void run();
   bool tick(const Tick& tick);  // true while something is in flight
   bool look(const Streams& streams);

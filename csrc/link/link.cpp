@@ -55,9 +55,9 @@ Link::Link(std::shared_ptr<Engine> engine, std::shared_ptr<LocalCaches> caches, 
       liveness_(options_.keep_alive, Clock::now()) {}
 
 std::unique_ptr<Transport> Link::make_transport() {
-  if (peer_.transport == "mapped") {
-    return mapped::make_transport(engine_->device(),
-                                  {peer_.device, peer_.pid, peer_.start_time, peer_.in_this_process});
+  if (peer_.transport == "mapped" || peer_.transport == "fabric") {
+    return mapped::make_transport(engine_->device(), {peer_.device, peer_.pid, peer_.start_time,
+                                                      peer_.in_this_process, peer_.is_on_this_host});
   }
   engine::Settings settings;
   settings.engine = peer_.transport;

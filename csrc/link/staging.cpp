@@ -6,6 +6,7 @@
 #include "acl/queue.h"
 #include "error.h"
 #include "link/page.h"
+#include "transport/mapped/fabric.h"
 #include "transport/mapped/mapped.h"
 
 namespace datadist {
@@ -47,7 +48,8 @@ char* LinkStaging::make_own(size_t bytes) {
     std::lock_guard lock(mutex_);
     if (own_bytes_ > 0) return nullptr;
   }
-  DeviceMemory made = mapped::allocate(device_, bytes);  // may wait for streams, so not under the lock
+  DeviceMemory made =
+      mapped::allocate_for_peers(device_, bytes);  // may wait for streams, so not under the lock
   std::lock_guard lock(mutex_);
   if (own_bytes_ > 0) return nullptr;
   own_ = std::move(made);

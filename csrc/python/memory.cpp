@@ -3,6 +3,9 @@
 #include <torch_npu/csrc/core/npu/NPUFunctions.h>
 #include <torch_npu/csrc/framework/OpCommand.h>
 
+#include <map>
+#include <mutex>
+
 #include "acl/queue.h"
 #include "cache/paged.h"
 #include "link/engine.h"
@@ -10,6 +13,7 @@
 #include "link/stream_mark.h"
 #include "ops/arguments.h"
 #include "python/tensors.h"
+#include "transport/mapped/fabric.h"
 #include "transport/mapped/host_memory.h"
 
 namespace datadist {
@@ -56,6 +60,33 @@ void wait_for_current_stream(int device, int64_t timeout_ms, const std::string& 
           "or raise register_timeout");
 }
 
+// Fabric memory that was a tensor is kept for the next one: kernels that torch has queued may still use it,
+// and unmapping would not wait for them.
+at::Tensor allocate_fabric_tensor(int device, int64_t bytes) {
+  require(bytes > 0, kParamInvalid, "allocate_fabric: ", bytes, " bytes");
+  static std::mutex mutex;
+  static auto* kept = new std::multimap<std::pair<int, int64_t>, DeviceMemory>;
+  DeviceMemory memory;
+  {
+    std::lock_guard lock(mutex);
+    const auto found = kept->find({device, bytes});
+    if (found != kept->end()) {
+      memory = std::move(found->second);
+      kept->erase(found);
+    }
+  }
+  if (memory.address == nullptr) memory = mapped::allocate_fabric(device, static_cast<size_t>(bytes));
+  const c10::Device npu(c10::DeviceType::PrivateUse1, static_cast<c10::DeviceIndex>(device));
+  const c10::DeviceGuard guard(npu);
+  char* const address = memory.address;
+  const auto keep = [device, bytes, memory = std::move(memory)](void*) {
+    std::lock_guard lock(mutex);
+    kept->emplace(std::pair{device, bytes}, memory);
+  };
+  return at_npu::native::from_blob(address, {bytes}, keep, at::TensorOptions().dtype(at::kByte).device(npu),
+                                   npu);
+}
+
 }  // namespace
 
 void define_memory(py::module_& m) {
@@ -71,6 +102,9 @@ void define_memory(py::module_& m) {
         py::arg("device"), nogil);
   m.def("wait_for_current_stream", &wait_for_current_stream, py::arg("device"), py::arg("timeout_ms"),
         py::arg("asked"), nogil);
+  m.def("why_no_fabric", &mapped::why_no_fabric, py::arg("device"), nogil);
+  m.def("super_pod_of", &mapped::super_pod_of, py::arg("device"), nogil);
+  m.def("allocate_fabric", &allocate_fabric_tensor, py::arg("device"), py::arg("bytes"), nogil);
   m.def("allocate_shared_host", &mapped::allocate_shared_host, py::arg("device"), py::arg("bytes"), nogil);
 }
 

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import torch
 
 from tests.call_sequences import steps
 from tests.call_sequences.steps import POOL, filled, key
-from tests.peers import Peer, PeerError
+from tests.peers import Peer
 from tests.test_two_sided_links import free_base, rank_table
 from torch_llm_datadist import (
     BlocksCacheKey,
@@ -236,11 +235,34 @@ def switch_role(state: SimpleNamespace, role: str, options: Any) -> int:
     return state.datadist.listen_port or 0
 
 
-def test_hixl_transfer_backend_sample_is_refused_by_name(peers: Peers) -> None:
-    (prompt,) = peers(1)
+def test_hixl_transfer_backend_sample(peers: Peers) -> None:
+    """Both listen, both link, the one pulls and the other pushes, and each unlinks without an address.
 
-    with pytest.raises(PeerError, match=r"transfer_backend \(llm\.TransferBackend\) is not there yet"):
-        prompt.call(steps.start, "PROMPT", P, 0, {**ONE_SIDED, "transfer_backend": "hixl"})
+    Lifted: one link does for both directions.
+    """
+    prompt, decoder = peers(2)
+    shape = [4, 16]
+    backend = {**ONE_SIDED, "transfer_backend": "hixl"}
+    ports = [
+        prompt.call(steps.start, "PROMPT", P, 0, backend),
+        decoder.call(steps.start, "DECODER", D, 1, backend),
+    ]
+    prompt.call(steps.register, "cache", 10, 2, shape, key(P))
+    decoder.call(steps.register, "cache", 50, 2, shape, key(D))
+
+    prompt.call(steps.link_clusters, [(D, ports[1])])
+    decoder.call(steps.link_clusters, [(P, ports[0])])
+    prompt.call(steps.call, "pull_blocks", key(D), "cache", [0, 1], [2, 3])
+    decoder.call(steps.call, "push_blocks", key(P), "cache", {"src_blocks": [3], "dst_blocks": [0]})
+
+    ours, theirs = filled(10, 2, shape), filled(50, 2, shape)
+    for one, other in zip(ours, theirs, strict=True):
+        one[[2, 3]] = other[[0, 1]]
+        one[0] = other[3]
+    assert equal(prompt.call(steps.content, "cache"), ours)
+    prompt.call(steps.unlink_clusters, [(D, None)], False)
+    decoder.call(steps.unlink_clusters, [(P, None)], False)
+    end(prompt, decoder)
 
 
 class ConstantSynchronizer(LayerSynchronizer):

@@ -178,13 +178,18 @@ def test_bad_options_are_refused(name: str, value: Any, expected: Any) -> None:
 # The dictionary given to init (2.4).
 
 ON = {"llm.EnableCacheManager": "1"}
+LISTENS = {"llm.listenIpInfo": "127.0.0.1:26000"}
 # By the steps of 2.4 in their order.
 INIT_ERRORS: list[tuple[int, Any, Any]] = [
     (3, None, TypeError), (3, [], TypeError),
     (4, {**ON, "ge.flowGraphMemMaxSize": 5}, TypeError),
     (4, {**ON, "ge.flowGraphMemMaxSize": "1;2"}, INVALID),
     (5, {"llm.LocalCommRes": "", "llm.EnableCacheManager": "0"}, INVALID),
-    (6, {**ON, "llm.TransferBackend": "hixl"}, NotImplementedError),
+    (6, {**ON, "llm.TransferBackend": "hixl"}, INVALID),  # no address to listen at
+    (6, {**ON, **LISTENS, "llm.TransferBackend": ""}, INVALID),
+    (6, {**ON, **LISTENS, "llm.TransferBackend": "hccl"}, INVALID),
+    (6, {**LISTENS, "llm.TransferBackend": "hixl"}, INVALID),  # no cache manager
+    (6, {**ON, **LISTENS, "llm.TransferBackend": "hixl", "llm.EnableRemoteCacheAccessible": "0"}, INVALID),
     (7, {"llm.EnableCacheManager": 1}, TypeError),  # mended: the original takes it for "off"
     (8, {**ON, "llm.listenIpInfo": "26000"}, INVALID),
     (8, {**ON, "llm.listenIpInfo": "1.2.3.4:x"}, ValueError),

@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "tests" / "cpp"
 # Everything under the ops that knows no torch. The transport's memory is torch's; the tests bring their own.
-CORE = ("acl", "messages", "plan", "link", "transport/engine", "transport/nixl")
+CORE = ("acl", "messages", "plan", "link", "transport/engine", "transport/hixl", "transport/nixl")
 COMMON = "-std=c++20 -g1 -fPIC -Wall -Wextra -pthread -fno-omit-frame-pointer"
 
 

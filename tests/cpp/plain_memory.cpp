@@ -6,6 +6,7 @@
 #include "acl/check.h"
 #include "acl/stream.h"
 #include "error.h"
+#include "transport/mapped/fabric.h"
 #include "transport/mapped/mapped.h"
 #include "transport/stream_copies.h"
 
@@ -107,6 +108,8 @@ DeviceMemory allocate(int device, size_t bytes) {
   return {begin,
           std::shared_ptr<void>(address, [device](void* p) { release(device, static_cast<char*>(p)); })};
 }
+
+DeviceMemory allocate_for_peers(int device, size_t bytes) { return allocate(device, bytes); }
 
 std::vector<Exported> export_addresses(int device, const std::vector<char*>& addresses) {
   OnDevice on(device);

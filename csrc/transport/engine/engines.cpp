@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "transport/engine/loopback.h"
+#include "transport/hixl/hixl.h"
 #include "transport/nixl/nixl_engine.h"
 #include "transport/nixl/symbols.h"
 
@@ -10,6 +11,7 @@ namespace datadist::engine {
 
 const std::vector<Kind>& kinds() {
   static const auto* all = new std::vector<Kind>{
+      {"hixl", hixl::why_not, hixl::make, true},
       {"nixl", nixl::why_not, nixl::make_engine, true},
       {"loopback", why_no_loopback, make_loopback, false},
   };

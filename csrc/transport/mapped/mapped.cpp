@@ -12,6 +12,7 @@
 #include "acl/check.h"
 #include "acl/stream.h"
 #include "error.h"
+#include "transport/mapped/fabric.h"
 #include "transport/mapped/host_memory.h"
 #include "transport/stream_copies.h"
 
@@ -117,9 +118,10 @@ class MappedTransport : public StreamCopies {
  public:
   MappedTransport(int device, PeerProcess peer) : device_(device), peer_(peer) {}
 
-  const char* name() const override { return "mapped"; }
+  const char* name() const override { return peer_.is_on_this_host ? "mapped" : "fabric"; }
 
   std::vector<Exported> export_memory(const std::vector<OwnMemory>& memory) override {
+    if (!peer_.is_on_this_host) return export_beyond_this_host(memory);
     // Of one kind: on the device, or all on the host.
     if (memory.front().place.reach == Reach::kDevice) {
       std::vector<char*> addresses;
@@ -136,6 +138,10 @@ class MappedTransport : public StreamCopies {
       if (memory.kind == MemoryKind::kDevice) enable_peer_access();
       return {{reinterpret_cast<char*>(memory.address), reach_of(memory.kind)}, nullptr};
     }
+    require(peer_.is_on_this_host || is_fabric(memory), kLinkFailed, "process ", peer_.pid,
+            " of another host announced memory that is no fabric memory. Nothing was sent; the link is still "
+            "usable.");
+    if (is_fabric(memory)) return map_fabric(device_, memory, bytes);
     switch (memory.kind) {
       case MemoryKind::kSharedHost:
         return map_shared_host(device_, {peer_.pid, peer_.start_time}, memory, bytes);
@@ -159,6 +165,21 @@ class MappedTransport : public StreamCopies {
   }
 
  private:
+  static std::vector<Exported> export_beyond_this_host(const std::vector<OwnMemory>& memory) {
+    std::vector<Exported> exported;
+    for (const OwnMemory& own : memory) {
+      require(is_on_device(own.place.reach), kFeatureNotEnabled,
+              "a host cache is not reached from another host over fabric handles (207000); transport='hixl' "
+              "and 'nixl' reach it");
+      auto found = export_fabric(own.place.address);
+      require(found.has_value(), kParamInvalid, "device memory at ", static_cast<void*>(own.place.address),
+              " cannot be exported to another host over fabric handles: memory of mem_pool_cfg "
+              "(allocate_cache, allocate_blocks_cache) can; transport='hixl' and 'nixl' take any");
+      exported.push_back(std::move(*found));
+    }
+    return exported;
+  }
+
   // What the peer says of its memory is the peer's word: no copy of ours leaves what it has really exported.
   void require_mapped(char* segment, int64_t offset, size_t bytes) const {
     const auto begin = static_cast<size_t>(offset);
@@ -218,7 +239,10 @@ std::vector<Exported> export_addresses(int device, const std::vector<char*>& add
   const Segments segments = c10_npu::NPUCachingAllocator::snapshot().segments;
   std::vector<Exported> exported;
   exported.reserve(addresses.size());
-  for (char* address : addresses) exported.push_back(export_address(segments, device, address));
+  for (char* address : addresses) {
+    auto fabric = export_fabric(address);
+    exported.push_back(fabric ? std::move(*fabric) : export_address(segments, device, address));
+  }
   return exported;
 }
 
@@ -227,7 +251,10 @@ std::vector<uintptr_t> slabs_of(int device, const std::vector<Place>& places) {
   const Segments segments = c10_npu::NPUCachingAllocator::snapshot().segments;
   std::vector<uintptr_t> slabs;
   slabs.reserve(places.size());
-  for (const Place& place : places) slabs.push_back(slab_of(segments, device, place.address));
+  for (const Place& place : places) {
+    const uintptr_t fabric = fabric_segment_of(place.address);
+    slabs.push_back(fabric != 0 ? fabric : slab_of(segments, device, place.address));
+  }
   return slabs;
 }
 

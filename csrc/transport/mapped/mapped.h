@@ -1,6 +1,6 @@
-// Peer memory mapped into this process: IPC keys, made and opened by torch_npu's allocator, which knows both
-// normal and expandable segments; host memory by host_memory.h. Instances of one process share addresses and
-// need no mapping.
+// Peer memory mapped into this process: fabric handles where the memory is ours (fabric.h), else IPC keys,
+// made and opened by torch_npu's allocator, which knows both normal and expandable segments; host memory by
+// host_memory.h. Instances of one process share addresses and need no mapping.
 #pragma once
 
 #include <memory>
@@ -27,6 +27,7 @@ struct PeerProcess {
   int pid = 0;
   int64_t start_time = 0;
   bool in_this_process = false;
+  bool is_on_this_host = true;  // else only fabric memory is reached
 };
 
 std::unique_ptr<Transport> make_transport(int device, PeerProcess peer);
