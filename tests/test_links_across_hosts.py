@@ -1,4 +1,4 @@
-"""Links between emulated hosts, over HIXL and NIXL: a network that is slow, drops packets or is cut."""
+"""Links between emulated hosts: over NIXL, by TCP, by a network that is slow, drops packets or is cut."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.test_ordering import DST, LAYERS, SRC, prepare
 from torch_llm_datadist.emulator.hosts import Lab
 from torch_llm_datadist.transports import nixl_library
 
-NO_NIXL = nixl_library()[1]
+pytestmark = pytest.mark.skipif(bool(nixl_library()[1]), reason=nixl_library()[1])
 KEEP_ALIVE_S = 1.0
 NOTICED_WITHIN_S = 8.0
 LOST = datadist.LLMStatusCode.LLM_NOT_YET_LINK
@@ -32,20 +32,14 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
-# "": the first that reaches, which is HIXL.
-@pytest.fixture(params=["", pytest.param("nixl", marks=pytest.mark.skipif(bool(NO_NIXL), reason=NO_NIXL))])
-def engine(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture
-def pair(lab: Lab, engine: str) -> Iterator[tuple[HostPeer, HostPeer]]:
+def pair(lab: Lab) -> Iterator[tuple[HostPeer, HostPeer]]:
     """Prefill near, decode far, linked."""
     with contextlib.ExitStack() as stack:
         a, b = (HostPeer(lab[name]) for name in ("near", "far"))
         stack.callback(a.stop)
         stack.callback(b.stop)
-        options = {"keep_alive_ms": int(KEEP_ALIVE_S * 1000), "transport": engine}
+        options = {"keep_alive_ms": int(KEEP_ALIVE_S * 1000), "transport": "nixl"}
         a.send(instances.start, 1, 0, {**options, "listen_ip_info": f"{lab['near'].address}:0"})
         b.send(instances.start, 2, 1, {**options, "listen_ip_info": f"{lab['far'].address}:0"})
         a.answer()
@@ -90,13 +84,13 @@ def pattern(seed: int) -> torch.Tensor:
     return instances.pattern(seed, 2 * LAYERS, 24, 256)
 
 
-def test_instances_on_different_hosts_link_and_say_why(pair: Any, engine: str) -> None:
+def test_instances_on_different_hosts_link_over_nixl_and_say_why(pair: Any) -> None:
     a, b = pair
 
     for peer in pair:
         [(name, passed_over)] = peer.call(transports)
-        assert name == (engine or "hixl")
-        assert ("told to use" if engine else "mapped: different hosts") in passed_over
+        assert name == "nixl"
+        assert "hixl: cluster 1: this instance was told to use 'nixl'" in passed_over
 
     a.call(instances.push_blocks, 2, SRC, DST)
     expected = pattern(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from .transports import wanted_by_environment
 DEFAULT_SYNC_KV_TIMEOUT_MS = 1000
 DEFAULT_LINK_TOTAL_TIME_S = 120
 FLOW_GRAPH_MEMORY = "ge.flowGraphMemMaxSize"
+logger = logging.getLogger("torch_llm_datadist")
+
 BACKEND = "llm.TransferBackend"
 LINK_SECRET = OWN_PREFIX + "LinkSecret"
 LINK_TIME_VARIABLE = "HCCL_CONNECT_TIMEOUT"
@@ -147,6 +150,16 @@ def _check_backend(given: Mapping[str, str], is_older_api: bool) -> None:
         raise ParamInvalidError(f"init: transfer_backend is {backend!r}, expected 'hixl'")
     if transport not in ("", backend):
         raise ParamInvalidError(f"init: transfer_backend is 'hixl' and transport is {transport!r}")
+    for key in (
+        "llm.GlobalResourceConfig",
+        "llm.LocalCommRes",
+        "llm.RdmaTrafficClass",
+        "llm.RdmaServiceLevel",
+    ):
+        if given.get(key):
+            logger.warning(
+                "init: %s = %r is not handed to HIXL yet, which takes its default", key, given[key]
+            )
 
 
 def _check_flow_graph_memory(given: Mapping[object, object]) -> None:

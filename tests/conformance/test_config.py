@@ -237,3 +237,11 @@ def test_local_comm_res_turns_cache_manager_and_remote_access_on(local_comm_res:
     assert options.remote_accessible
     assert options.needs_local_ip == (local_comm_res == "")
     assert not explicitly_off.remote_accessible
+
+
+def test_what_hixl_is_not_told_yet_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    given = {**ON, **LISTENS, "llm.TransferBackend": "hixl", "llm.GlobalResourceConfig": "{}"}
+
+    assert read_options(given).transport == "hixl"
+
+    assert "llm.GlobalResourceConfig = '{}' is not handed to HIXL yet" in caplog.text
