@@ -59,10 +59,8 @@ def make(network: ipaddress.IPv4Network, address: ipaddress.IPv4Address) -> Name
         for interface in ("lo", _INTERFACE):
             _bring_up(asker, interface)
     _show_own_interfaces()
-    network, mounts = (
-        os.open(f"/proc/self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in ("net", "mnt")
-    )
-    return Namespace(network, mounts, packets)
+    file, mounts = (os.open(f"/proc/self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in ("net", "mnt"))
+    return Namespace(file, mounts, packets)
 
 
 def _show_own_interfaces() -> None:
