@@ -8,7 +8,7 @@ RUN := TORCH_DEVICE_BACKEND_AUTOLOAD=1 $(BIN)/python -m torch_llm_datadist
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := TORCH_DEVICE_BACKEND_AUTOLOAD=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 UNDER_RACES := -p torch_llm_datadist.emulator.pytest_races --races-between-processes
-SOURCES := setup.py pyproject.toml torch_llm_datadist_emulator.pth $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.map' -o -name 'since.txt')
+SOURCES := setup.py pyproject.toml torch_llm_datadist/messages.inc torch_llm_datadist_emulator.pth $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.map' -o -name 'since.txt')
 
 .PHONY: demo test races build lint format bench sim-fleet bench-emulator peers compare-peers plots performance callgrind op-table api-docs clean
 
@@ -104,6 +104,12 @@ fuzz: build
 	$(BIN)/python -m tests.fuzz parser --seed $(or $(SEED),1) --runs $(or $(RUNS),1000000)
 	$(BIN)/python -m tests.fuzz listener --seed $(or $(SEED),1) --runs $(or $(MESSAGES),100000)
 	$(BIN)/python -m tests.fuzz parser --seed $(or $(SEED),1) --runs $(or $(RUNS),1000000) --atheris build/fuzz
+
+# Peers that fail at every stage; writes docs/reliability.md.
+.PHONY: reliability
+reliability: build
+	$(PYTEST) tests/test_reliability.py -k survivor -o junit_family=xunit1 --junitxml build/reliability.xml $(ARGS)
+	$(BIN)/python -m tests.reliability.page build/reliability.xml docs/reliability.md
 
 # Transfers and faults at random, every byte checked; a seed says what happens.
 .PHONY: soak

@@ -16,6 +16,8 @@ class Blocks:
     that write has ended and was checked.
     """
 
+    ON_HOST = 0x8000  # in a generation: the stamps of blocks in host memory are others
+
     def __init__(self, cluster_id: int, generation: int) -> None:
         self._cluster_id, self._generation = cluster_id, generation
         self._writes = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import threading
 import time
@@ -35,6 +36,18 @@ def on(pool: str) -> Callable[[F], F]:
     return mark
 
 
+class AfterDelay(datadist.LayerSynchronizer):
+    """Each layer leaves behind a kernel that takes so long."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def synchronize_layer(self, layer_index: int, timeout_in_millis: int | None) -> bool:
+        if self._seconds:
+            emulator.delay_stream(self._seconds)
+        return True
+
+
 class Commands:
     def __init__(self) -> None:
         self.life = 0
@@ -46,8 +59,10 @@ class Commands:
     # The instance and its cache.
 
     @on("do")
-    def start(self, cluster_id: int, device: int, stamps: list[int], keep_alive_s: float) -> int:
-        """Returns the port."""
+    def start(
+        self, cluster_id: int, device: int, stamps: list[int], host_stamps: list[int], keep_alive_s: float
+    ) -> tuple[int, int]:
+        """Returns the port, and the id of the cache whose batch entries are the blocks."""
         torch.npu.set_device(device)
         faults.set_bandwidth("peer", PEER_BYTES_PER_S)
         config = datadist.LLMConfig()
@@ -58,18 +73,27 @@ class Commands:
         config.keep_alive_ms = round(keep_alive_s * 1000)
         config.sync_kv_timeout = TRANSFER_MS
         config.max_in_flight = 32
+        config.packed_staging_bytes = 1 << 20  # chunks of 32 KiB, so that a layer may need several
+        config.host_mem_pool_cfg = json.dumps({"memory_size": 1 << 24, "page_shift": 12})
         self._device, self._cluster_id = device, cluster_id
         self._instance = datadist.LLMDataDist(datadist.LLMRole.MIX, cluster_id)
         self._instance.init(config.generate_options())
         self._tensors = [torch.from_numpy(rows(stamps, t)).to(f"npu:{device}") for t in range(TENSORS)]
         torch.npu.synchronize()
-        desc = datadist.CacheDesc(TENSORS, [BLOCKS, BLOCK_BYTES], datadist.DataType.DT_UINT8)
-        key = BlocksCacheKey(cluster_id)
         self._manager = self._instance.cache_manager
-        self._cache = self._manager.register_blocks_cache(desc, self._tensors, key)
+        desc = datadist.CacheDesc(TENSORS, [BLOCKS, BLOCK_BYTES], datadist.DataType.DT_UINT8)
+        self._cache = self._manager.register_blocks_cache(desc, self._tensors, BlocksCacheKey(cluster_id))
+        self._batch = self._manager.register_cache(desc, self._tensors)
+        on_host = datadist.CacheDesc(
+            TENSORS, [BLOCKS, BLOCK_BYTES], datadist.DataType.DT_UINT8, datadist.Placement.HOST
+        )
+        self._host_cache = self._manager.allocate_blocks_cache(on_host, BlocksCacheKey(cluster_id, 1))
+        self._host_tensors = [tensor.view(BLOCKS, BLOCK_BYTES) for tensor in self._host_cache.tensors]
+        for number, tensor in enumerate(self._host_tensors):
+            tensor.copy_(torch.from_numpy(rows(host_stamps, number)))
         self.life += 1
         self.is_restarting = False
-        return self._instance.listen_port or 0
+        return self._instance.listen_port or 0, self._batch.cache_id
 
     @on("ask")
     def stop(self) -> None:
@@ -116,18 +140,63 @@ class Commands:
     # Whole transfers.
 
     @on("do")
-    def push(self, cluster_id: int, src: list[int], dst: list[int], delay_s: float, tag: int | None) -> None:
+    def push(
+        self,
+        cluster_id: int,
+        src: list[int],
+        dst: list[int],
+        delay_s: float,
+        tag: int | None,
+        to_model: int,
+        model_id: int = 0,
+    ) -> None:
         with self._stream(delay_s):
-            self._manager.push_blocks(BlocksCacheKey(cluster_id), self._cache, src, dst, tag=tag)
+            key = BlocksCacheKey(cluster_id, to_model)
+            self._manager.push_blocks(key, self._cache_of(model_id), src, dst, tag=tag)
+
+    def _cache_of(self, model_id: int) -> datadist.Cache:
+        return self._host_cache if model_id else self._cache
+
+    def _tensors_of(self, model_id: int) -> list[torch.Tensor]:
+        return self._host_tensors if model_id else self._tensors
+
+    @on("do")
+    def push_entry(self, cluster_id: int, batch_id: int, src: int, dst: int, delay_s: float) -> None:
+        with self._stream(delay_s):
+            key = datadist.CacheKeyByIdAndIndex(cluster_id, batch_id, dst)
+            self._manager.push_cache(key, self._batch, src)
+
+    @on("wait")
+    def pull_entry(self, cluster_id: int, batch_id: int, src: int, dst: int) -> None:
+        with self._stream():
+            key = datadist.CacheKeyByIdAndIndex(cluster_id, batch_id, src)
+            self._manager.pull_cache(key, self._batch, dst)
+
+    @on("do")
+    def push_asynchronously(self, cluster_id: int, src: list[int], dst: list[int], delay_s: float) -> int:
+        """The code of its end."""
+        layers = range(LAYERS)
+        config = datadist.TransferWithCacheKeyConfig(BlocksCacheKey(cluster_id), layers, layers)
+        task = self._manager.transfer_cache_async(self._cache, AfterDelay(delay_s), [config], src, dst)
+        return int(task.synchronize(2 * TRANSFER_MS))
 
     @on("wait")
     def wait_arrival(self, cluster_id: int, tag: int) -> None:
         self._manager.wait_arrival(cluster_id, tag, TRANSFER_MS)
 
     @on("wait")
-    def pull(self, cluster_id: int, src: list[int], dst: list[int], ticket: int | None) -> None:
+    def pull(
+        self,
+        cluster_id: int,
+        src: list[int],
+        dst: list[int],
+        ticket: int | None,
+        from_model: int,
+        model_id: int = 0,
+    ) -> None:
         with self._stream():
-            self._manager.pull_blocks(BlocksCacheKey(cluster_id), self._cache, src, dst, ticket=ticket)
+            key = BlocksCacheKey(cluster_id, from_model)
+            self._manager.pull_blocks(key, self._cache_of(model_id), src, dst, ticket=ticket)
 
     @on("do")
     def publish(
@@ -161,9 +230,10 @@ class Commands:
     # Transfers by layers.
 
     @on("do")
-    def prepare(self, cluster_id: int, src: list[int], dst: list[int]) -> tuple[int, int]:
+    def prepare(self, cluster_id: int, src: list[int], dst: list[int], is_packed: bool) -> tuple[int, int]:
         """Its number here, and the ticket, which is the receiver's: those of two receivers may be equal."""
-        task = self._manager.prepare_push(BlocksCacheKey(cluster_id), self._cache, src, dst)
+        key = BlocksCacheKey(cluster_id)
+        task = self._manager.prepare_push(key, self._cache, src, dst, packed=is_packed or None)
         self._tasks[task.number] = task
         return task.number, task.ticket
 
@@ -194,6 +264,19 @@ class Commands:
             torch.npu.current_stream().synchronize()
             return int(status.item())
 
+    @on("wait")
+    def expect(self, ticket: int, dst: list[int]) -> bool:
+        return self._manager.expect(ticket, dst, timeout_s=5.0)
+
+    @on("wait")
+    def cancel_ticket(self, ticket: int, blocks: list[int]) -> None:
+        self._manager.assign_blocks(ticket, self._cache, blocks)
+        self._manager.cancel(ticket, timeout_s=TRANSFER_MS / 1000)
+
+    @on("wait")
+    def cancel_task(self, number: int) -> None:
+        self._manager.cancel(self._tasks.pop(number), timeout_s=TRANSFER_MS / 1000)
+
     @on("do")
     def give_up_task(self, number: int) -> None:
         discard(self._tasks.pop(number))
@@ -209,9 +292,9 @@ class Commands:
     # Blocks in doubt.
 
     @on("ask")
-    def may_be_written(self, link: int, blocks: list[int]) -> bool:
+    def may_be_written(self, link: int, blocks: list[int], model_id: int = 0) -> bool:
         """By a peer that pushed without a ticket, over a link that is to be over."""
-        return self.has_link(link) or self._is_in_doubt(link, blocks)
+        return self.has_link(link) or self._is_in_doubt(link, blocks, model_id)
 
     @on("ask")
     def ticket_may_write(self, ticket: int, blocks: list[int]) -> bool:
@@ -223,33 +306,39 @@ class Commands:
         return self._is_in_doubt(ticket >> 32, blocks)
 
     @on("ask")
-    def is_in_doubt(self, link: int, blocks: list[int]) -> bool:
-        return self._is_in_doubt(link, blocks)
+    def is_in_doubt(self, link: int, blocks: list[int], model_id: int = 0) -> bool:
+        return self._is_in_doubt(link, blocks, model_id)
 
-    def _is_in_doubt(self, link: int, blocks: list[int]) -> bool:
-        found = self._manager.blocks_in_doubt(link)
+    def _is_in_doubt(self, link: int, blocks: list[int], model_id: int = 0) -> bool:
+        """Blocks and batch entries are the same memory, host memory is another."""
+        on_host = self._host_cache.cache_id
+        found = [
+            doubt
+            for doubt in self._manager.blocks_in_doubt(link)
+            if (doubt.cache_id == on_host) == bool(model_id) or doubt.is_at_peer
+        ]
         return any(block in doubt.blocks for doubt in found for block in blocks)
 
     # Bytes.
 
     @on("do")
-    def write(self, blocks: list[int], stamps: list[int]) -> None:
+    def write(self, blocks: list[int], stamps: list[int], model_id: int = 0) -> None:
         with self._stream():
-            self._write(blocks, stamps)
+            self._write(blocks, stamps, model_id)
             torch.npu.current_stream().synchronize()
 
-    def _write(self, blocks: Sequence[int], stamps: list[int]) -> None:
-        for number, tensor in enumerate(self._tensors):
+    def _write(self, blocks: Sequence[int], stamps: list[int], model_id: int = 0) -> None:
+        for number, tensor in enumerate(self._tensors_of(model_id)):
             fresh = torch.from_numpy(rows(stamps, number)).to(tensor.device)
             for block, row in zip(blocks, fresh, strict=True):
                 tensor[block].copy_(row)
 
     @on("ask")
-    def look(self, blocks: list[int], stamps: list[int]) -> list[str]:
+    def look(self, blocks: list[int], stamps: list[int], model_id: int = 0) -> list[str]:
         """What is wrong with them."""
         wrong = []
         with self._stream():
-            for number, tensor in enumerate(self._tensors):
+            for number, tensor in enumerate(self._tensors_of(model_id)):
                 found = tensor.cpu().numpy()[blocks]
                 if np.array_equal(found, rows(stamps, number)):
                     continue
@@ -260,10 +349,10 @@ class Commands:
         return wrong
 
     @on("do")
-    def spoil(self, block: int) -> None:
+    def spoil(self, block: int, model_id: int = 0) -> None:
         """Flips a byte, which must be found."""
         with self._stream():
-            self._tensors[-1][block, 1234] ^= 1
+            self._tensors_of(model_id)[-1][block, 1234] ^= 1
             torch.npu.current_stream().synchronize()
 
     # Leaks.

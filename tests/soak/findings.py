@@ -60,7 +60,7 @@ class Findings:
     def report(self) -> str:
         lines = [f"{time.monotonic() - self.began:.1f} s"]
         kinds = sorted(self.done.keys() | self.failed.keys())
-        lines += [f"  {k:24} {self.done[k]:8} done {self.failed[k]:7} failed" for k in kinds]
+        lines += [f"  {k:30} {self.done[k]:8} done {self.failed[k]:7} failed" for k in kinds]
         lines += [
             f"  transfers that arrived   {sum(self.done.values())}",
             f"  faults                   {_listed(self.faults)}",

@@ -116,12 +116,23 @@ class Process:
 
 
 class Life:
-    """From a start of the instance to its end."""
+    """From a start of the instance to its end.
+
+    Attributes:
+        blocks: of the cache in device memory.
+        batch_id: the cache that is made of the same memory, each block a batch entry of it.
+        host: the same life, seen from its cache in host memory.
+        model_id: of the cache that ``blocks`` is of.
+    """
+
+    model_id = 0
 
     def __init__(self, cluster_id: int, generation: int, process: Process, findings: Findings) -> None:
         self.cluster_id, self.generation, self.process = cluster_id, generation, process
         self.blocks = Blocks(cluster_id, generation)
+        self.host = OnHost(self)
         self.port = 0
+        self.batch_id = 0
         self.is_over = False
         self._findings = findings
 
@@ -130,8 +141,9 @@ class Life:
 
     async def start(self) -> None:
         stamps = self.blocks.stamps(range(len(self.blocks)))
-        self.port = await self.ask(
-            "start", self.cluster_id, (self.cluster_id - 1) % DEVICES, stamps, KEEP_ALIVE_S
+        host_stamps = self.host.blocks.stamps(range(len(self.host.blocks)))
+        self.port, self.batch_id = await self.ask(
+            "start", self.cluster_id, (self.cluster_id - 1) % DEVICES, stamps, host_stamps, KEEP_ALIVE_S
         )
 
     async def ask(self, name: str, *args: Any) -> Any:
@@ -179,6 +191,27 @@ class Life:
         self.process.show_stacks()
         time.sleep(1)
         self.process.kill()
+
+
+class OnHost:
+    """A life with its blocks in host memory: what is asked of blocks is asked of those."""
+
+    model_id = 1
+    # Those commands take the model_id of their own cache at the end.
+    OF_BLOCKS = ("push", "pull", "write", "look", "spoil", "may_be_written", "is_in_doubt")
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        self.blocks = Blocks(life.cluster_id, life.generation | Blocks.ON_HOST)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._life, name)
+
+    def __str__(self) -> str:
+        return f"host memory of {self._life}"
+
+    async def ask(self, name: str, *args: Any) -> Any:
+        return await self._life.ask(name, *args, *([self.model_id] if name in self.OF_BLOCKS else []))
 
 
 class Member:

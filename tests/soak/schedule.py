@@ -18,7 +18,14 @@ class Kind(enum.Enum):
     PULL = "pull"
     PUBLISH = "pull of a publication"
     LAYERS = "push by layers"
+    PACKED = "packed push by layers"
+    ASYNC = "transfer_cache_async"
+    ENTRY_PUSH = "push of a whole entry"
+    ENTRY_PULL = "pull of a whole entry"
+    HOST_PUSH = "push from or to host memory"
+    HOST_PULL = "pull from or to host memory"
     GIVE_UP = "push given up"
+    CANCEL = "push cancelled"
     LATE = "push past its deadline"
     STALL = "push of a sender that freezes"
     WRITE = "write"
@@ -37,13 +44,20 @@ WEIGHTS: dict[Kind, float] = {
     Kind.PULL: 16,
     Kind.PUBLISH: 10,
     Kind.LAYERS: 20,
+    Kind.PACKED: 8,
+    Kind.ASYNC: 6,
+    Kind.ENTRY_PUSH: 5,
+    Kind.ENTRY_PULL: 5,
+    Kind.HOST_PUSH: 6,
+    Kind.HOST_PULL: 6,
     Kind.GIVE_UP: 5,
+    Kind.CANCEL: 5,
     Kind.LATE: 2,
     Kind.STALL: 0.7,
     Kind.WRITE: 8,
     Kind.LOOK: 6,
     Kind.UNLINK: 2,
-    Kind.KILL: 1.5,
+    Kind.KILL: 2.5,
     Kind.FREEZE: 0.7,
     Kind.FREEZE_HOST: 0.3,
     Kind.RESTART: 0.3,

@@ -155,10 +155,12 @@ class Soak:
         )
 
     async def _inspect(self, life: Life) -> None:
-        if life.blocks.in_use():
-            self.findings.add(self.findings.hangs, f"{life}: {life.blocks.in_use()} blocks are still in use")
-        known = life.blocks.known(random.Random(0))
-        await self.look(life, known, life.blocks.stamps(known), "at the end of a round")
+        for side in (life, life.host):
+            if side.blocks.in_use():
+                text = f"{side}: {side.blocks.in_use()} blocks are still in use"
+                self.findings.add(self.findings.hangs, text)
+            known = side.blocks.known(random.Random(0))
+            await self.look(side, known, side.blocks.stamps(known), "at the end of a round")
         for _ in range(200):
             found = await life.ask("footprint")
             if not (found["links"] or found["held"] or found["doubts"]):

@@ -36,21 +36,81 @@ async def push(soak: Soak, step: Step, a: Life, b: Life, link: Link) -> bool:
     b.blocks.begin_write(dst)
     tag = step.number if step.kind == Kind.TAGGED else None
     with a.blocks.reading(src) as stamps:
-        sending = asyncio.create_task(outcome(a.ask("push", b.cluster_id, src, dst, step.delay_s, tag)))
+        asked = a.ask("push", b.cluster_id, src, dst, step.delay_s, tag, b.model_id)
+        sending = asyncio.create_task(outcome(asked))
         told = None
         if tag is not None:
             told = await outcome(b.ask("wait_arrival", a.cluster_id, tag))
-        sent = await _until_lost(b, link, sending)
-        if sent is None and told is None:
-            await arrived(soak, b, dst, stamps)
-            return True
-        if isinstance(sent, RefusedError) and sent.code in NOTHING_SENT:
-            await untouched(soak, b, dst)
-        else:
-            await soak.links.end(link, first=b)
-            await doubts.settle(soak, b, dst, "may_be_written", link.id_at(b))
-        await sending
+        return await _judge_push(soak, b, dst, stamps, link, sending, told)
+
+
+async def _judge_push(
+    soak: Soak,
+    b: Life,
+    dst: Sequence[int],
+    stamps: list[int],
+    link: Link,
+    sending: asyncio.Task[object],
+    told: object = None,
+) -> bool:
+    """Of a push that its receiver has no ticket of."""
+    sent = await _until_lost(b, link, sending)
+    if sent in (None, 0) and told is None:
+        await arrived(soak, b, dst, stamps)
+        return True
+    if isinstance(sent, RefusedError) and sent.code in NOTHING_SENT:
+        await untouched(soak, b, dst)
+    else:
+        await soak.links.end(link, first=b)
+        await doubts.settle(soak, b, dst, "may_be_written", link.id_at(b))
+    await sending
     return False
+
+
+async def push_entry(soak: Soak, step: Step, a: Life, b: Life, link: Link) -> bool:
+    """A batch entry of the cache that is made of the same memory as the blocks."""
+    src, dst = choose(replace(step, blocks=1), a, b)
+    if not dst:
+        return False
+    b.blocks.begin_write(dst)
+    with a.blocks.reading(src) as stamps:
+        asked = a.ask("push_entry", b.cluster_id, b.batch_id, src[0], dst[0], step.delay_s)
+        return await _judge_push(soak, b, dst, stamps, link, asyncio.create_task(outcome(asked)))
+
+
+async def pull_entry(soak: Soak, step: Step, a: Life, b: Life, link: Link) -> bool:
+    src, dst = choose(replace(step, blocks=1), a, b)
+    if not dst:
+        return False
+    with a.blocks.reading(src) as stamps:
+        b.blocks.begin_write(dst)
+        pulled = await outcome(b.ask("pull_entry", a.cluster_id, a.batch_id, src[0], dst[0]))
+    return await judge_pull(soak, b, dst, stamps, link, pulled)
+
+
+async def asynchronous(soak: Soak, step: Step, a: Life, b: Life, link: Link) -> bool:
+    src, dst = choose(step, a, b)
+    if not dst:
+        return False
+    b.blocks.begin_write(dst)
+    with a.blocks.reading(src) as stamps:
+        asked = a.ask("push_asynchronously", b.cluster_id, src, dst, step.delay_s)
+        return await _judge_push(soak, b, dst, stamps, link, asyncio.create_task(outcome(asked)))
+
+
+def _with_host(step: Step, a: Life, b: Life) -> tuple[Life, Life]:
+    """One end, or both, in host memory."""
+    third = int(3 * step.way)
+    ends = ((a.host, b), (a, b.host), (a.host, b.host))
+    return ends[third]  # type: ignore[return-value]
+
+
+async def push_host(soak: Soak, step: Step, a: Life, b: Life, link: Link) -> bool:
+    return await push(soak, step, *_with_host(step, a, b), link)
+
+
+async def pull_host(soak: Soak, step: Step, a: Life, b: Life, link: Link) -> bool:
+    return await pull(soak, step, *_with_host(step, a, b), link)
 
 
 async def _until_lost(b: Life, link: Link, sending: asyncio.Task[object]) -> object:
@@ -68,7 +128,7 @@ async def pull(soak: Soak, step: Step, a: Life, b: Life, link: Link) -> bool:
         return False
     with a.blocks.reading(src) as stamps:
         b.blocks.begin_write(dst)
-        pulled = await outcome(b.ask("pull", a.cluster_id, src, dst, None))
+        pulled = await outcome(b.ask("pull", a.cluster_id, src, dst, None, a.model_id))
     return await judge_pull(soak, b, dst, stamps, link, pulled)
 
 
@@ -88,7 +148,7 @@ async def publish(soak: Soak, step: Step, a: Life, b: Life, link: Link) -> bool:
         return False
     number, ticket = published
     holder = asyncio.create_task(_after_taken(soak, a, src, stamps, number))
-    pulled = await outcome(b.ask("pull", a.cluster_id, src, dst, ticket))
+    pulled = await outcome(b.ask("pull", a.cluster_id, src, dst, ticket, a.model_id))
     if isinstance(pulled, RefusedError):
         await outcome(b.ask("give_up_ticket", ticket))
     good = await judge_pull(soak, b, dst, stamps, link, pulled)
@@ -124,10 +184,13 @@ async def by_layers(soak: Soak, step: Step, a: Life, b: Life, link: Link) -> boo
     timeout_s, delay_s = (0.1, 0.2) if is_late else (TICKET_S, step.delay_s)
     b.blocks.begin_write(dst)
     with a.blocks.reading(src) as stamps:
-        task = await prepared(soak, a, b, src, dst)
+        is_packed = step.kind == Kind.PACKED
+        task = await prepared(soak, a, b, src, dst, is_packed)
         if task is None:
             return False
         number, ticket = task
+        if is_packed:
+            await outcome(b.ask("expect", ticket, dst))
         sending = asyncio.create_task(outcome(a.ask("send_layers", number, delay_s, timeout_s)))
         if soak.sabotage == "early":
             await arrived(soak, b, dst, stamps)
@@ -176,9 +239,40 @@ async def given_up(soak: Soak, step: Step, a: Life, b: Life, link: Link) -> bool
     return False
 
 
-async def prepared(soak: Soak, a: Life, b: Life, src: list[int], dst: list[int]) -> tuple[int, int] | None:
+async def cancelled(soak: Soak, step: Step, a: Life, b: Life, link: Link) -> bool:
+    """By either end while it is under way: when that call returns, the blocks are free at once."""
+    src, dst = choose(step, a, b)
+    if not dst:
+        return False
+    b.blocks.begin_write(dst)
+    is_by_sender = step.way < 0.5
+    with a.blocks.reading(src):
+        task = await prepared(soak, a, b, src, dst)
+        if task is None:
+            return False
+        number, ticket = task
+        sending = None
+        if not is_by_sender:
+            asked = a.ask("send_layers", number, step.delay_s, TICKET_S)
+            sending = asyncio.create_task(outcome(asked))
+        by = a.ask("cancel_task", number) if is_by_sender else b.ask("cancel_ticket", ticket, dst)
+        said = await outcome(by)
+        if said is None and not is_by_sender and await b.ask("ticket_may_write", ticket, dst):
+            text = f"{b}: cancel has returned, and blocks {dst} may still be written by ticket {ticket}"
+            soak.findings.add(soak.findings.wrong, text)
+        if sending is not None:
+            await sending
+    if said is not None:  # not in time, or a link that is lost: nobody else gives the ticket up then
+        await outcome(b.ask("give_up_ticket", ticket))
+    await doubts.settle(soak, b, dst, "ticket_may_write", ticket)
+    return False
+
+
+async def prepared(
+    soak: Soak, a: Life, b: Life, src: list[int], dst: list[int], is_packed: bool = False
+) -> tuple[int, int] | None:
     """Its number at the sender, and the ticket. Without them nothing is ever sent."""
-    task = await outcome(a.ask("prepare", b.cluster_id, src, dst))
+    task = await outcome(a.ask("prepare", b.cluster_id, src, dst, is_packed))
     if isinstance(task, tuple):
         return task
     await untouched(soak, b, dst)
@@ -192,7 +286,14 @@ TRANSFERS: dict[Kind, Transfer] = {
     Kind.PUBLISH: publish,
     Kind.LAYERS: by_layers,
     Kind.LATE: by_layers,
+    Kind.PACKED: by_layers,
+    Kind.ASYNC: asynchronous,
+    Kind.ENTRY_PUSH: push_entry,
+    Kind.ENTRY_PULL: pull_entry,
+    Kind.HOST_PUSH: push_host,
+    Kind.HOST_PULL: pull_host,
     Kind.GIVE_UP: given_up,
+    Kind.CANCEL: cancelled,
     Kind.STALL: stalled,
 }
 
