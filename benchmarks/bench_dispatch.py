@@ -108,8 +108,17 @@ def cases(ends: Ends) -> dict[str, Measured]:
         published.append(ends.instances[0].cache_manager.publish(status, ends.caches[0], None, 2))
 
     def discard() -> None:
+        """Each holds a stream of the link until its end is confirmed."""
+        for publication in published:
+            datadist.discard(publication)
+        deadline = time.monotonic() + 30
         while published:
-            datadist.discard(published.pop())
+            if published[-1].state().has_ended:
+                published.pop()
+            elif time.monotonic() > deadline:
+                raise SystemExit("publish: what was discarded has not ended within 30 s")
+            else:
+                time.sleep(0.001)
 
     def layer(op: Any, number: int, binding: datadist.Binding, **around: Any) -> Measured:
         return Measured(
