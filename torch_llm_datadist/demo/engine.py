@@ -46,6 +46,7 @@ class Engine:
         config.device_id = DEVICES[role]
         config.enable_cache_manager = True
         config.enable_remote_cache_accessible = True
+        config.transport = options.transport
         if role == "decode":
             config.listen_ip_info = f"{options.decode_ip}:0"
         self.datadist.init(config.generate_options())

@@ -62,7 +62,8 @@ def run(command_line: CommandLine) -> int:
             report.started({child.role: child.pid for child in children})
             options = command_line.options
             if hosts:
-                options = dataclasses.replace(options, decode_ip=hosts["decode"].address)
+                # The one that goes through the emulated network.
+                options = dataclasses.replace(options, decode_ip=hosts["decode"].address, transport="nixl")
             results = Conversation(children, options, report).hold()
             return _judge(results, report, is_emulated)
         except DemoError as error:

@@ -54,6 +54,7 @@ class Options:
     backend: str = "aot_eager"
     shape: ModelShape = ModelShape()
     decode_ip: str = "127.0.0.1"  # where prefill reaches decode
+    transport: str = ""  # the only one that the link may take
 
     @property
     def sent_tokens(self) -> int:
