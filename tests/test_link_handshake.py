@@ -19,6 +19,7 @@ from tests.nodes import (
     wait_until,
 )
 from tests.recording_core import Node
+from torch_llm_datadist import process_token
 from torch_llm_datadist.errors import LLMStatusCode, NotYetLinkError, OutOfMemoryError, TimeoutExceededError
 from torch_llm_datadist.handshake import Target
 
@@ -93,15 +94,29 @@ def test_link_reports_link_failed_when_nobody_listens(
         client.links.table.get(1, "push_blocks")
 
 
-def test_link_waits_for_a_server_that_listens_later(node: Callable[..., Node]) -> None:
-    """Lifted: in the original it fails at once."""
+def test_link_waits_for_a_server_that_listens_later(
+    node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lifted: in the original it fails at once. The client takes the server for one of another process as
+    long as this one does not listen there.
+    """
     server, client = node(1), node(2)
     port = unused_port()
+    has_looked = threading.Event()
+    is_here = process_token.is_here
+
+    def look(ip: str, port: int) -> bool:
+        answer = is_here(ip, port)
+        has_looked.set()
+        return answer
+
+    monkeypatch.setattr(process_token, "is_here", look)
     answers: list[list[LLMStatusCode]] = []
     asking = threading.Thread(
         target=lambda: answers.append(client.links.link([Target(1, "127.0.0.1", port)], DEADLINE_S))
     )
     asking.start()
+    assert has_looked.wait(DEADLINE_S)
 
     server.links.listen("127.0.0.1", port)
     asking.join()

@@ -78,6 +78,7 @@ class Control:
         self._gatekeeper = Gatekeeper(self.loop, keys)
         self._handshake = Handshake(self._peers, self._announcements, self.loop, keys)
         self._handshake.why_not_join = self.comms.why_not_join
+        self._handshake.begin_again = self.begin_link
 
     def lost_peers(self) -> list[tuple[int, int, str]]:
         """For any thread: see ``LinkService``."""

@@ -44,6 +44,10 @@ class Target:
     fenced: bool = False
 
 
+def _nobody_begins(target: Target, deadline: float, answer: Future[LLMStatusCode]) -> None:
+    raise NotImplementedError
+
+
 def _nobody_joins(comm: wire.CommRecord, cluster_id: int) -> tuple[LLMStatusCode, str] | None:
     return LLMStatusCode.LLM_LINK_FAILED, "no two-sided link is made here"
 
@@ -73,6 +77,8 @@ class Handshake:
         self.is_refusing = False
         # Whether a member of a two-sided link is expected; set by ``Control``.
         self.why_not_join: Callable[[wire.CommRecord, int], tuple[LLMStatusCode, str] | None] = _nobody_joins
+        # Begins a link once more; set by ``Control``.
+        self.begin_again: Callable[[Target, float, Future[LLMStatusCode]], None] = _nobody_begins
 
     # The client's end.
 
@@ -100,6 +106,8 @@ class Handshake:
         token = b""
         if process_token.is_here(target.ip, target.port):
             token = process_token.of_hello(self._own.instance, target.cluster_id)
+        else:
+            peer.tokenless_target = target
         peer.send(
             wire.Hello(
                 wanted_cluster_id=target.cluster_id,
@@ -184,6 +192,14 @@ class Handshake:
         peer.send(wire.Join(peer.link, page, caches, peer.transport, address))
 
     def on_refused(self, peer: Peer, message: wire.Refused) -> None:
+        target = peer.tokenless_target
+        if target is not None and peer.attempt and process_token.is_here(target.ip, target.port):
+            # This process listens there by now. Whoever refused may be somebody else, who had the address
+            # before: the token goes through a connection that is made now.
+            peer.state = LinkState.CLOSED
+            self._peers.forget(peer)
+            self.begin_again(target, peer.deadline, peer.attempt)
+            return
         try:
             code = LLMStatusCode(message.code) or LLMStatusCode.LLM_LINK_FAILED
         except ValueError:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
@@ -19,6 +19,9 @@ from .errors import LLMStatusCode
 from .identity import Identity
 from .link_keys import LinkKeys
 from .loop import LINGER_MS, ControlLoop
+
+if TYPE_CHECKING:
+    from .handshake import Target
 
 
 class LinkState(Enum):
@@ -119,6 +122,8 @@ class Peer:
         link: handle of the native link; 0 before there is one.
         announced: caches of this instance that were announced to it.
         remote_caches: caches that it announced, by its cache id.
+        tokenless_target: what was greeted as an instance of another process, since this one did not listen
+            there; None where a token was shown.
         closings: how often the connection was closed before the keys of both ends were known.
         deadline: by when the current state must have ended; 0 for a state that may last.
         comm: name of the two-sided link that it is a member of, or "".
@@ -153,6 +158,7 @@ class Peer:
     is_drained: bool = False
     departed_at: float = 0.0
     closings: int = 0
+    tokenless_target: Target | None = None
 
     def __str__(self) -> str:
         pid = f", pid {self.identity.pid}" if self.identity else ""
