@@ -2,6 +2,7 @@
 // it after a release finds it, since the watchdog writes the error first.
 #pragma once
 
+#include <algorithm>
 #include <mutex>
 #include <optional>
 #include <vector>
@@ -37,6 +38,13 @@ class Status {
       for (const Word& word : words_) tick.write(word, static_cast<uint32_t>(status_value(code)));
     }
     code_ = code;
+  }
+  // Watchdog only. Whether any stream that copies it from now on finds the error: the write that `set` queued
+  // is done, as the last tick saw it.
+  bool is_there() const {
+    std::lock_guard lock(mutex_);
+    return is_detached_ ||
+           std::all_of(words_.begin(), words_.end(), [](const Word& word) { return word.seen() != 0; });
   }
   void detach() {
     std::lock_guard lock(mutex_);

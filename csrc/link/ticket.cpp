@@ -139,10 +139,12 @@ void Ticket::expect(std::shared_ptr<Expectation> expectation) {
   expectation->start_if_ready(sent.epoch == use_.epoch && sent.is_packed);
 }
 
-// Before the waits: a bad id is in the status before anything passes them.
+// Before the waits: a bad id is in the status before anything passes them. Waits may end by what the scatter
+// writes, on a stream of its own, so that begins when the status was seen to be written.
 void Ticket::look_at_expectation(const Tick& tick, SentWord sent) {
-  const bool is_reported = is_bound_ && status_ != nullptr && expectation_->bad_ids();
-  if (is_reported) status_->set(tick, kParamInvalid);
+  const bool is_bad = is_bound_ && status_ != nullptr && expectation_->bad_ids();
+  if (is_bad) status_->set(tick, kParamInvalid);
+  const bool is_reported = is_bad && status_->is_there();
   expectation_->tick(sent.epoch == use_.epoch ? sent : SentWord(), is_reported);
   if (has_ended_ && sent.epoch == use_.epoch && sent.state == SentWord::kFailed) expectation_->cut();
 }
