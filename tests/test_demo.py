@@ -189,7 +189,7 @@ def test_demo_notices_sabotage(start, tmp_path, mode, sabotage):
 def test_demo_ends_within_5_s_when_a_linked_worker_is_killed_or_frozen(start, victim, survivor, blow):
     demo = start(*LATE_PREFILL)
     workers = [demo.worker("prefill"), demo.worker("decode")]
-    demo.wait_for("linked:")
+    demo.wait_for("linked over")
 
     os.kill(demo.worker(victim), blow)
     status = demo.wait_for_end(5)
@@ -217,7 +217,7 @@ def test_demo_ends_within_5_s_when_a_worker_is_killed_or_frozen_before_the_link(
 def test_demo_leaves_nothing_behind_after_ctrl_c(start):
     demo = start(*LATE_PREFILL)
     workers = [demo.worker("prefill"), demo.worker("decode")]
-    demo.wait_for("linked:")
+    demo.wait_for("linked over")
     shared_memory = set().union(*map(shared_memory_of, [demo.process.pid, *workers]))
 
     os.killpg(demo.process.pid, signal.SIGINT)

@@ -18,6 +18,7 @@ from tests.links import linked_pair, pattern, push, start
 from tests.nodes import DEADLINE_S, OK, link, unused_port, wait_until
 from tests.peers import Peer
 from tests.recording_core import Node
+from torch_llm_datadist import process_token
 from torch_llm_datadist.errors import LLMException, LLMStatusCode, ParamInvalidError
 from torch_llm_datadist.link_keys import KeyPair, LinkKeys, derive_keys
 from torch_llm_datadist.link_secret import SECRET_VARIABLE
@@ -136,6 +137,7 @@ def test_messages_are_encrypted(node: Callable[..., Node]) -> None:
         between = threading.Thread(target=pass_on, daemon=True)
         between.start()
         target = Target(1, "127.0.0.1", listener.getsockname()[1])
+        process_token.listens(target.ip, target.port)  # as it does there, by way of the server
         assert client.links.link([target], DEADLINE_S) == [OK]
         assert client.links.unlink([1], DEADLINE_S, force=False) == [OK]
         client.links.close(1.0)

@@ -298,5 +298,9 @@ def set_nixl_library(path: str) -> None: ...
 def engines() -> dict[str, str]:
     """Of each engine by name why it cannot be used here; "" where it can. Loads none."""
 
+def message_rows() -> list[tuple[str, str, str, str, str, str]]:
+    """The table of messages: name, kind, what, expected, state, next."""
+
+def render_message(name: str, values: dict[str, str]) -> str: ...
 def stop_all() -> None:
     """Ends the watchdogs of all devices; before torch_npu shuts down. Instances are closed first."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -206,8 +207,10 @@ class CacheStore:
     def _wait_until_written(self, asked: str, tensors: Sequence[torch.Tensor]) -> None:
         """A kernel that is queued may still initialise the tensors, and the first pull may come at once."""
         if any(tensor.device.type == "npu" for tensor in tensors):
-            timeout_ms = self._options.register_timeout_ms
-            self._native.wait_for_current_stream(self._options.device, timeout_ms, asked)
+            # In lazy mode of the emulator a stream comes nowhere, unless a call of the runtime waits for it.
+            if os.environ.get("TORCH_LLM_DATADIST_EMULATE_LAZY") != "1":
+                timeout_ms = self._options.register_timeout_ms
+                self._native.wait_for_current_stream(self._options.device, timeout_ms, asked)
             await_kernels(tensors)  # it is through by now; what torch_npu still owes the stream ends here
 
     def close(self, timeout_s: float = 0.0) -> None:

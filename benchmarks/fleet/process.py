@@ -80,6 +80,9 @@ class Core:
         self._process.opened_link()
         return handle, Segment(b"k" * _KEY_BYTES, 0, 0)
 
+    def link_address(self, link: int) -> bytes:
+        return b""
+
     def connect_link(self, link: int, peer_link: int, *_: object, **__: object) -> None:
         self.links[link].peer_handle = peer_link
 
