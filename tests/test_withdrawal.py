@@ -41,6 +41,7 @@ def begin(state: SimpleNamespace, what: str) -> None:
         state.status, state.cache.tensors, ids, spread[torch.randperm(len(ids))], link=state.link,
         num_layers=1, hold_stream=False, transfer=state.waiter, timeout_ms=60_000,
     )  # fmt: skip
+    torch.npu.current_stream().synchronize()  # the stream does not wait for it, but has come to its start
 
 
 def go_on(state: SimpleNamespace) -> tuple[int, str]:
