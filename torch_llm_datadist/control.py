@@ -76,9 +76,8 @@ class Control:
         self.comms = Comms(self._peers, self.begin_link, self._listen_for_members)
         self.loop = make_loop(f"llm_datadist-{identity.cluster_id}", self._tick)
         self._gatekeeper = Gatekeeper(self.loop, keys)
-        self._handshake = Handshake(self._peers, self._announcements, self.loop, keys)
+        self._handshake = Handshake(self._peers, self._announcements, self.loop, keys, self.begin_link)
         self._handshake.why_not_join = self.comms.why_not_join
-        self._handshake.begin_again = self.begin_link
 
     def lost_peers(self) -> list[tuple[int, int, str]]:
         """For any thread: see ``LinkService``."""

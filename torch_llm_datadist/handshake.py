@@ -44,10 +44,6 @@ class Target:
     fenced: bool = False
 
 
-def _nobody_begins(target: Target, deadline: float, answer: Future[LLMStatusCode]) -> None:
-    raise NotImplementedError
-
-
 def _nobody_joins(comm: wire.CommRecord, cluster_id: int) -> tuple[LLMStatusCode, str] | None:
     return LLMStatusCode.LLM_LINK_FAILED, "no two-sided link is made here"
 
@@ -66,19 +62,24 @@ def _why_not_this_process(own: Identity, identity: Identity, shown: bytes, expec
 
 class Handshake:
     def __init__(
-        self, peers: Peers, announcements: Announcements, loop: ControlLoop, keys: LinkKeys | None
+        self,
+        peers: Peers,
+        announcements: Announcements,
+        loop: ControlLoop,
+        keys: LinkKeys | None,
+        begin_again: Callable[[Target, float, Future[LLMStatusCode]], None],
     ) -> None:
+        """``begin_again``: makes a peer that greets the target anew."""
         self._peers = peers
         self._own = peers.identity
         self._native = peers.native
         self._announcements = announcements
         self._loop = loop
         self._keys = keys
+        self._begin_again = begin_again
         self.is_refusing = False
         # Whether a member of a two-sided link is expected; set by ``Control``.
         self.why_not_join: Callable[[wire.CommRecord, int], tuple[LLMStatusCode, str] | None] = _nobody_joins
-        # Begins a link once more; set by ``Control``.
-        self.begin_again: Callable[[Target, float, Future[LLMStatusCode]], None] = _nobody_begins
 
     # The client's end.
 
@@ -198,7 +199,7 @@ class Handshake:
             # before: the token goes through a connection that is made now.
             peer.state = LinkState.CLOSED
             self._peers.forget(peer)
-            self.begin_again(target, peer.deadline, peer.attempt)
+            self._begin_again(target, peer.deadline, peer.attempt)
             return
         try:
             code = LLMStatusCode(message.code) or LLMStatusCode.LLM_LINK_FAILED
