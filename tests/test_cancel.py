@@ -3,8 +3,7 @@ them."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 
 import torch_llm_datadist as datadist
 from tests import instances, links
-from tests.transfers import LAYERS, link, restore, start
+from tests.transfers import LAYERS, error_of, link, restore, start, until
 from torch_llm_datadist import (
     BlocksCacheKey,
     LLMException,
@@ -47,19 +46,6 @@ def pair() -> Iterator[Pair]:
 def no_faults() -> Iterator[None]:
     yield
     faults.reset()
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WITHIN_S
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
-def code_of(call: Callable[[], object]) -> LLMException:
-    with pytest.raises(LLMException) as raised:
-        call()
-    return raised.value
 
 
 def prepare(here: SimpleNamespace) -> datadist.Task:
@@ -172,7 +158,7 @@ def test_a_cancel_returns_no_earlier_than_the_stream_is_cut_off(pair: Pair, who:
     delay_abort()
     manager, transfer = (there.manager, task.ticket) if who == "receiver" else (here.manager, task)
 
-    error = code_of(lambda: manager.cancel(transfer, timeout_s=0.1))
+    error = error_of(lambda: manager.cancel(transfer, timeout_s=0.1))
 
     assert error.status_code == TIMEOUT
     (doubt,) = error.blocks_in_doubt
@@ -181,7 +167,7 @@ def test_a_cancel_returns_no_earlier_than_the_stream_is_cut_off(pair: Pair, who:
     state = ticket_state(task.ticket) if who == "receiver" else task.state()
     assert (state.has_ended, state.code) == (False, FAILED)
     assert manager.blocks_in_doubt() == list(error.blocks_in_doubt)
-    code_of(lambda: manager.wait_until_settled(timeout_s=0.05))
+    error_of(lambda: manager.wait_until_settled(timeout_s=0.05))
 
     manager.cancel(transfer, timeout_s=WITHIN_S)
 
@@ -208,7 +194,7 @@ def test_the_blocks_of_a_ticket_that_nobody_bound_are_in_doubt_while_its_sender_
     delay_abort()
 
     if how == "cancel":
-        error = code_of(lambda: there.manager.cancel(task.ticket, timeout_s=0.1))
+        error = error_of(lambda: there.manager.cancel(task.ticket, timeout_s=0.1))
         assert [list(doubt.blocks) for doubt in error.blocks_in_doubt] == [DST]
         assert ticket_state(task.ticket)[:2] == (False, FAILED)
     else:
@@ -216,7 +202,7 @@ def test_the_blocks_of_a_ticket_that_nobody_bound_are_in_doubt_while_its_sender_
 
     (doubt,) = there.manager.blocks_in_doubt()
     assert (list(doubt.blocks), doubt.ticket) == (DST, task.ticket)
-    assert code_of(lambda: there.manager.wait_until_settled(timeout_s=0.05)).status_code == TIMEOUT
+    assert error_of(lambda: there.manager.wait_until_settled(timeout_s=0.05)).status_code == TIMEOUT
 
     there.manager.wait_until_settled(timeout_s=WITHIN_S)
 
@@ -233,7 +219,7 @@ def test_a_ticket_that_was_cancelled_before_anybody_bound_it_is_bound_no_more(pa
     there.manager.cancel(task.ticket, timeout_s=WITHIN_S)
 
     assert ticket_state(task.ticket) == (True, FAILED, "cancelled by its receiver")
-    assert code_of(lambda: bound(there, task.ticket)).status_code == LLMStatusCode.LLM_PARAM_INVALID
+    assert error_of(lambda: bound(there, task.ticket)).status_code == LLMStatusCode.LLM_PARAM_INVALID
     until(lambda: task.state().has_ended)
 
 
@@ -248,7 +234,7 @@ def test_a_task_that_is_cancelled_again_is_in_doubt_once(pair: Pair) -> None:
     delay_abort()
 
     for _ in range(3):
-        assert code_of(lambda: here.manager.cancel(task, timeout_s=0.02)).status_code == TIMEOUT
+        assert error_of(lambda: here.manager.cancel(task, timeout_s=0.02)).status_code == TIMEOUT
 
     assert [list(doubt.blocks) for doubt in here.manager.blocks_in_doubt()] == [DST]
     here.manager.wait_until_settled(timeout_s=WITHIN_S)
@@ -260,7 +246,7 @@ def test_cancel_refuses_what_is_no_transfer(pair: Pair) -> None:
     for wrong in (None, "1", True, 1.5):
         with pytest.raises(TypeError):
             here.manager.cancel(wrong)
-    assert code_of(lambda: here.manager.cancel(1 << 45)).status_code == LLMStatusCode.LLM_PARAM_INVALID
+    assert error_of(lambda: here.manager.cancel(1 << 45)).status_code == LLMStatusCode.LLM_PARAM_INVALID
     with pytest.raises(ValueError, match="timeout_s"):
         here.manager.cancel(1, timeout_s=0)
 
@@ -298,7 +284,7 @@ def test_the_blocks_of_a_late_pull_are_in_doubt_until_it_is_through(pair: Pair) 
     restore(there)
     held = hold(here)
 
-    error = code_of(lambda: pull(there))
+    error = error_of(lambda: pull(there))
 
     assert error.status_code == TIMEOUT
     (doubt,) = error.blocks_in_doubt
@@ -318,7 +304,7 @@ def test_the_blocks_of_a_late_push_are_in_doubt_at_the_peer(pair: Pair) -> None:
     here, _ = pair
     held = hold(here)
 
-    error = code_of(lambda: push(here))
+    error = error_of(lambda: push(here))
 
     (doubt,) = error.blocks_in_doubt
     assert (list(doubt.blocks), doubt.cluster_id, doubt.is_at_peer) == (DST, 2, True)
@@ -336,14 +322,14 @@ def test_the_next_transfer_into_blocks_in_doubt_comes_after_the_late_one(pair: P
     sent = restore(here)
     before = restore(there)
     held = hold(here)
-    code_of(lambda: move(mover))
+    error_of(lambda: move(mover))
 
-    error = code_of(lambda: move(mover, [4], [DST[1]]))
+    error = error_of(lambda: move(mover, [4], [DST[1]]))
 
     assert error.status_code == TIMEOUT
     assert "are in doubt, since an earlier transfer failed" in str(error)
     assert "Nothing was sent" in str(error)
-    code_of(lambda: prepare(here)) if direction == "push" else None
+    error_of(lambda: prepare(here)) if direction == "push" else None
     assert torch.equal(instances.content(there)[:, DST], before[:, DST])
     held.disarm()
     move(mover, [4], [DST[1]])

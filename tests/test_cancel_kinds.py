@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tests import instances
-from tests.transfers import LAYERS, Always, Calling, Gates, link, restore, start, to
+from tests.transfers import LAYERS, Always, Calling, Gates, error_of, link, restore, start, to, until
 from torch_llm_datadist import (
     BlocksCacheKey,
     LLMException,
@@ -42,19 +41,6 @@ def no_faults() -> Iterator[None]:
     faults.reset()
 
 
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WITHIN_S
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
-def code_of(call: Callable[[], object]) -> LLMException:
-    with pytest.raises(LLMException) as raised:
-        call()
-    return raised.value
-
-
 def hold(here: SimpleNamespace) -> faults.Armed:
     return faults.hold_copy(after=0, direction="peer", address=here.raw[0][SRC[0]].data_ptr())
 
@@ -68,7 +54,7 @@ def test_cancel_of_a_number_that_the_peer_never_issued_says_so_and_is_forgotten(
     until(lambda: ticket_state(task.ticket).detail == "nobody waits for it yet")
     of_nobody = task.ticket + 5  # the same slot, uses of it later
 
-    error = code_of(lambda: there.manager.cancel(of_nobody, timeout_s=WITHIN_S))
+    error = error_of(lambda: there.manager.cancel(of_nobody, timeout_s=WITHIN_S))
 
     assert error.status_code == LLMStatusCode.LLM_PARAM_INVALID
     assert "has issued none of that number" in str(error)
@@ -105,7 +91,7 @@ def test_a_publication_that_is_cancelled_while_it_is_read_names_what_is_read(pai
         torch.npu.set_device(there.device)
         ticket = publication.ticket  # type: ignore[attr-defined]
         errors.append(
-            code_of(
+            error_of(
                 lambda: there.manager.pull_blocks(BlocksCacheKey(1), there.cache, SRC, DST, ticket=ticket)
             )
         )
@@ -115,7 +101,7 @@ def test_a_publication_that_is_cancelled_while_it_is_read_names_what_is_read(pai
     held.wait()
     faults.delay_call("aclrtStreamAbort", 3)
 
-    error = code_of(lambda: here.manager.cancel(publication, timeout_s=0.1))
+    error = error_of(lambda: here.manager.cancel(publication, timeout_s=0.1))
 
     assert error.status_code == LLMStatusCode.LLM_TIMEOUT
     assert "may still be read; nothing is written" in str(error)
@@ -156,7 +142,7 @@ def test_a_transfer_by_layers_that_copies_is_cut_off_and_until_then_in_doubt(pai
     held.wait()
     faults.delay_call("aclrtStreamAbort", 3)
 
-    error = code_of(lambda: here.manager.cancel(task, timeout_s=0.1))
+    error = error_of(lambda: here.manager.cancel(task, timeout_s=0.1))
 
     assert error.status_code == LLMStatusCode.LLM_TIMEOUT
     assert [(list(d.blocks), d.cluster_id) for d in error.blocks_in_doubt] == [(DST, 2)]

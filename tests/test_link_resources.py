@@ -13,7 +13,7 @@ import torch
 
 import torch_llm_datadist as datadist
 from tests import instances
-from tests.transfers import BLOCK_BYTES, BLOCKS, LAYERS, link, pattern, restore, start
+from tests.transfers import BLOCK_BYTES, BLOCKS, LAYERS, link, pattern, restore, start, until
 from torch_llm_datadist import (
     BlocksCacheKey,
     CacheDesc,
@@ -43,13 +43,6 @@ def streams() -> int:
     found = Stats()
     libraries.runtime().emuStats(ctypes.byref(found))
     return int(found.streams)
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WITHIN_S
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 
 import torch_llm_datadist as datadist
 from tests import instances
-from tests.transfers import LAYERS, Always, link, restore, start, to
+from tests.transfers import LAYERS, Always, link, restore, start, to, until
 from torch_llm_datadist import (
     BlocksCacheKey,
     CacheDesc,
@@ -48,13 +48,6 @@ def pair() -> Iterator[Pair]:
 def no_faults() -> Iterator[None]:
     yield
     faults.reset()
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WITHIN_S
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def hold(here: SimpleNamespace) -> faults.Armed:

@@ -8,14 +8,22 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 import torch_llm_datadist as datadist
 from tests import instances
-from torch_llm_datadist import BlocksCacheKey, LayerSynchronizer, LLMStatusCode, TransferWithCacheKeyConfig
+from torch_llm_datadist import (
+    BlocksCacheKey,
+    LayerSynchronizer,
+    LLMException,
+    LLMStatusCode,
+    TransferWithCacheKeyConfig,
+)
 
 LAYERS, BLOCKS, BLOCK_BYTES = 4, 6, 256
 OK = LLMStatusCode.LLM_SUCCESS
+WITHIN_S = 20.0
 
 
 def start(cluster_id: int, device: int, **options: Any) -> SimpleNamespace:
@@ -44,12 +52,23 @@ def link(one: SimpleNamespace, two: SimpleNamespace) -> None:
     assert instances.link(one, two.cluster_id, two.port) == ["LLM_SUCCESS"]
 
 
+def until(holds: Callable[[], bool]) -> None:
+    """Waits for what a watchdog does."""
+    deadline = time.monotonic() + WITHIN_S
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
 def until_announced(ticket: int) -> None:
     """A bind's own limit then counts for the transfer alone, not for its sender's watchdog."""
-    deadline = time.monotonic() + 20
-    while datadist.ticket_state(ticket).detail == "not confirmed by its sender yet":
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    until(lambda: datadist.ticket_state(ticket).detail != "not confirmed by its sender yet")
+
+
+def error_of(call: Callable[[], object]) -> LLMException:
+    with pytest.raises(LLMException) as raised:
+        call()
+    return raised.value
 
 
 class Always(LayerSynchronizer):
