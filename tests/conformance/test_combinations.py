@@ -167,9 +167,9 @@ def test_pushes_need_remote_access(pair: Pair) -> None:
     manager = here.datadist.cache_manager
 
     said = check_raises(INVALID, lambda: manager.push_cache(entry_key(there, "CD"), here.caches["BD"]))
-    assert "enable_remote_cache_accessible is off" in said
+    assert "enable_remote_cache_accessible is False here" in said
     said = check_raises(INVALID, lambda: manager.push_blocks(None, here.caches["CD"]))
-    assert "enable_remote_cache_accessible is off" in said
+    assert "enable_remote_cache_accessible is False here" in said
 
 
 def addresses(state: SimpleNamespace, name: str, entry: int) -> list[int]:
