@@ -190,6 +190,43 @@ def push_until_known(state: SimpleNamespace, cluster_id: int, src: list[int], ds
             time.sleep(0.005)
 
 
+@pytest.mark.parametrize("nth", [1, TENSORS])
+def test_memory_that_the_engine_of_a_link_refuses_is_not_registered(peers, nth):
+    """2.6, "transport refuses memory", with the engine's code. Nothing of it stays with the engine."""
+    a, b, _ = linked(peers)
+    before = {method: a.call(calls, method) for method in ("RegisterMem", "DeregisterMem")}
+    a.call(fail_next, "RegisterMem", nth, 203900)
+
+    with pytest.raises(PeerError, match=r"register_blocks_cache: (?s:.*)203900(?s:.*)Nothing was registered"):
+        a.call(register_more, 30)
+
+    made = a.call(calls, "RegisterMem") - before["RegisterMem"] - 1
+    assert made == nth - 1
+    assert a.call(calls, "DeregisterMem") - before["DeregisterMem"] == made
+    with pytest.raises(PeerError, match="KvCacheNotExist"):
+        b.call(instances.push_blocks, 1, [0], [0], 7)
+    a.call(register_more, 30)  # again, and now it is taken
+    b.call(register_more, 40)
+    a.call(push_until_known, 2, [3], [4])
+    theirs = pattern(40)
+    theirs[:, 4] = pattern(30)[:, 3]
+    assert torch.equal(b.call(instances.content), theirs)
+
+
+def test_memory_that_an_engine_refuses_when_the_link_is_made_is_a_status_of_link_clusters(peers):
+    """Mended, in its way: HIXL is asked link by link, so before the first one there is nobody to ask."""
+    a, b, port = linked(peers)
+    of_all = a.call(calls, "RegisterMem")
+    a.call(unlink, 2)
+    a.call(fail_next, "RegisterMem", of_all, 203900)  # the cache's last tensor
+
+    assert a.call(instances.link, 2, port) == ["LLM_OUT_OF_MEMORY"]
+
+    assert a.call(instances.link, 2, port) == ["LLM_SUCCESS"]
+    b.call(instances.wait_linked, 1)
+    a.call(instances.push_blocks, 2, [0], [0])
+
+
 def test_a_killed_peer_fails_the_push_in_time_and_a_new_one_is_linked(peers):
     a, b, _ = linked(peers)
     b.call(hold, 4096)

@@ -53,6 +53,9 @@ class Instance:
     def export_cache(self, cache_id: int, link: int) -> list[Segment]:
         """As the peer of that link gets to know it."""
 
+    def try_export_cache(self, cache_id: int) -> None:
+        """Raises where a peer on this host could not get to know it."""
+
     def withdraw_cache(self, cache_id: int) -> None:
         """New transfers no longer find it; its memory stays held until `release_cache`."""
 

@@ -55,7 +55,7 @@ class AllocatedCaches(CacheStore):
             except BaseException:
                 release()
                 raise
-            cache = self._add(desc, tensors, False, None, True, keys=keys, release=release)
+            cache = self._add(asked, desc, tensors, False, None, True, keys=keys, release=release)
         self._settle_names(asked, cache, has_name=bool(keys))
         return cache
 
@@ -84,7 +84,7 @@ class AllocatedCaches(CacheStore):
         read_desc(asked, desc)
         tensors, release = self._take(asked, desc)
         with self._changing:
-            cache = self._add(desc, tensors, True, model_id, True, release=release)
+            cache = self._add(asked, desc, tensors, True, model_id, True, release=release)
         self._settle_names(asked, cache, has_name=model_id is not None)
         return cache
 

@@ -16,11 +16,13 @@ from .data_type import Placement
 from .errors import (
     EngineFailedError,
     FeatureNotEnabledError,
+    LLMException,
     NotYetLinkError,
     ParamInvalidError,
 )
 from .keys import BlocksCacheKey, CacheKey
 from .link import LinkService
+from .link_table import LinkInfo
 from .memory_pool import MemoryPool
 from .messages import refusal
 from .options import Options
@@ -93,7 +95,7 @@ class CacheStore:
         is_reachable = self._is_reachable(asked, desc, remote_accessible)
         self._wait_until_written(asked, tensors)
         with self._changing:
-            cache = self._add(desc, tensors, False, None, is_reachable, keys=keys)
+            cache = self._add(asked, desc, tensors, False, None, is_reachable, keys=keys)
         self._settle_names(asked, cache, has_name=bool(keys))
         return cache
 
@@ -127,9 +129,11 @@ class CacheStore:
 
         Raises:
             TypeError, ValueError: wrong types; an address outside its range.
-            LLMException: ``LLM_PARAM_INVALID`` for tensors that do not fit the desc, ``LLM_TIMEOUT`` when
-                what is queued on the current stream is not done within ``LLMConfig.register_timeout``:
-                nothing was registered.
+            LLMException: ``LLM_PARAM_INVALID`` for tensors that do not fit the desc, and for device memory
+                that is not of torch's allocator where links on one host are to reach it; ``LLM_TIMEOUT`` when
+                what is queued on the current stream is not done within ``LLMConfig.register_timeout``; the
+                code of the runtime, or of the engine of a link, that does not take the memory. Nothing was
+                registered.
 
         Source: manual page register_blocks_cache; tensors, and reaching peers that are already linked, are
             additions.
@@ -147,7 +151,7 @@ class CacheStore:
         tensors = read_tensors(asked, self._native, self._options.device, desc, addrs)
         self._wait_until_written(asked, tensors)
         with self._changing:
-            cache = self._add(desc, tensors, True, model_id, is_reachable)
+            cache = self._add(asked, desc, tensors, True, model_id, is_reachable)
         self._settle_names(asked, cache, has_name=model_id is not None)
         return cache
 
@@ -243,6 +247,7 @@ class CacheStore:
 
     def _add(
         self,
+        asked: str,
         desc: CacheDesc,
         tensors: list[torch.Tensor],
         is_blocks: bool,
@@ -255,6 +260,8 @@ class CacheStore:
         cache_id = handle = 0
         try:
             cache_id = self._instance.register_cache(tensors, desc.shape[0], is_blocks)
+            if is_reachable:
+                self._try_to_export(asked, cache_id)
             handle = self._native.paged_open(tensors) if is_blocks else 0
             cache = Cache(
                 cache_id,
@@ -273,6 +280,34 @@ class CacheStore:
             self._take_back(cache_id, handle, release)
             raise
         return cache
+
+    def _try_to_export(self, asked: str, cache_id: int) -> None:
+        """Memory that a transport refuses is refused here, not when a peer links or is told of the cache."""
+        try:
+            if self._links.identity.transports.get("mapped") == "":
+                self._instance.try_export_cache(cache_id)
+            for link in self._links.table.infos():
+                if link.transport not in ("mapped", "fabric"):
+                    self._try_to_export_over(link, cache_id)
+        except LLMException as error:
+            raise type(error)(
+                f"{asked}: {error}. Nothing was registered; with remote_accessible=False no peer "
+                "needs to reach the memory",
+                status_code=error.status_code,
+            ) from None
+
+    def _try_to_export_over(self, link: LinkInfo, cache_id: int) -> None:
+        try:
+            self._instance.export_cache(cache_id, link.link)
+        except LLMException:
+            if self._is_alive(link):
+                raise
+
+    def _is_alive(self, link: LinkInfo) -> bool:
+        try:
+            return self._instance.link_status(link.link)[0]
+        except LLMException:  # it has just been closed
+            return False
 
     def _take_back(self, cache_id: int, handle: int, release: Callable[[], None] | None) -> None:
         """What ``_add`` did before it failed. A peer that is joining may know the cache: its memory waits."""

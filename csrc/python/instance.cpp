@@ -54,13 +54,21 @@ int64_t register_cache(Instance& instance, const std::vector<at::Tensor>& tensor
   return instance.caches().add(std::move(geometry), std::move(places), std::move(slabs), std::move(storage));
 }
 
-std::vector<Exported> export_cache(Instance& instance, int64_t cache_id, int64_t handle) {
-  const auto cache = instance.caches().get(cache_id, "export_cache");
-  const auto link = instance.link(handle, "export_cache");
+std::vector<OwnMemory> memory_of(Instance& instance, int64_t cache_id, const char* asked) {
+  const auto cache = instance.caches().get(cache_id, asked);
   std::vector<OwnMemory> memory;
   for (size_t t = 0; t < cache->tensors.size(); ++t)
     memory.push_back({cache->tensors[t], cache->bytes_of(static_cast<int64_t>(t))});
-  return link->transport().export_memory(memory);
+  return memory;
+}
+
+std::vector<Exported> export_cache(Instance& instance, int64_t cache_id, int64_t handle) {
+  const auto link = instance.link(handle, "export_cache");
+  return link->transport().export_memory(memory_of(instance, cache_id, "export_cache"));
+}
+
+void try_export_cache(Instance& instance, int64_t cache_id) {
+  mapped::export_on_this_host(instance.device(), memory_of(instance, cache_id, "try_export_cache"));
 }
 
 void add_remote_cache(Instance& instance, int64_t handle, int64_t cache_id, std::optional<uint64_t> model_id,
@@ -160,6 +168,7 @@ void define_instance(py::module_& m) {
       .def("register_cache", &register_cache, py::arg("tensors"), py::arg("num_blocks"),
            py::arg("is_blocks") = true, nogil)
       .def("export_cache", &export_cache, py::arg("cache_id"), py::arg("link"), nogil)
+      .def("try_export_cache", &try_export_cache, py::arg("cache_id"), nogil)
       .def(
           "withdraw_cache", [](Instance& self, int64_t id) { self.caches().withdraw(id); },
           py::arg("cache_id"), nogil)

@@ -207,6 +207,11 @@ ROWS: dict[str, list[tuple[str, str]]] = {
     "2.6 register_*: remote_accessible=True after link()": [
         (TWO_SIDED, "test_a_cache_registered_after_link_is_reachable")
     ],
+    "2.6 register_*: transport refuses memory": [
+        (REGISTRATION, "2.6 transport refuses memory: another allocator's"),
+        (REGISTRATION, "2.6 transport refuses memory: no key for it"),
+        ("test_hixl.py", "test_memory_that_the_engine_of_a_link_refuses_is_not_registered"),
+    ],
     "2.6 pull_cache: cache_key": [
         (ENTRIES, "2.6 key is None"),
         (ENTRIES, "2.6 key is a BlocksCacheKey"),

@@ -122,15 +122,7 @@ class MappedTransport : public StreamCopies {
 
   std::vector<Exported> export_memory(const std::vector<OwnMemory>& memory) override {
     if (!peer_.is_on_this_host) return export_beyond_this_host(memory);
-    // Of one kind: on the device, or all on the host.
-    if (memory.front().place.reach == Reach::kDevice) {
-      std::vector<char*> addresses;
-      for (const OwnMemory& own : memory) addresses.push_back(own.place.address);
-      return export_addresses(device_, addresses);
-    }
-    std::vector<Exported> exported;
-    for (const OwnMemory& own : memory) exported.push_back(export_host(own.place.address));
-    return exported;
+    return export_on_this_host(device_, memory);
   }
 
   Mapped map(const Exported& memory, size_t bytes) override {
@@ -243,6 +235,17 @@ std::vector<Exported> export_addresses(int device, const std::vector<char*>& add
     auto fabric = export_fabric(address);
     exported.push_back(fabric ? std::move(*fabric) : export_address(segments, device, address));
   }
+  return exported;
+}
+
+std::vector<Exported> export_on_this_host(int device, const std::vector<OwnMemory>& memory) {
+  if (memory.front().place.reach == Reach::kDevice) {
+    std::vector<char*> addresses;
+    for (const OwnMemory& own : memory) addresses.push_back(own.place.address);
+    return export_addresses(device, addresses);
+  }
+  std::vector<Exported> exported;
+  for (const OwnMemory& own : memory) exported.push_back(export_host(own.place.address));
   return exported;
 }
 

@@ -18,6 +18,9 @@ DeviceMemory allocate(int device, size_t bytes);
 // exported. One look at the allocator serves them all: it lists each of its blocks.
 std::vector<Exported> export_addresses(int device, const std::vector<char*>& addresses);
 
+// What peers on this host get to know of memory of one kind: on the device, or all on the host.
+std::vector<Exported> export_on_this_host(int device, const std::vector<OwnMemory>& memory);
+
 // The address of the memory around each that stays mapped as long as its tensor lives: of the allocator's
 // segment, of an expandable one the tensor's own block. 0: not its memory.
 std::vector<uintptr_t> slabs_of(int device, const std::vector<Place>& places);
