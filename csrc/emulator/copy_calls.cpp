@@ -127,6 +127,7 @@ class CopyTask final : public Task {
   void describe(TaskFacts& facts) const override { copy_.describe(facts); }
   bool is_copy() const override { return true; }
   bool writes_flag() const override { return copy_.bytes() == sizeof(uint64_t); }
+  bool is_brief() const override { return copy_.bytes() <= kBriefBytes; }
 
  private:
   // At once, or with random interleaving piece by piece: others see it half done.
@@ -145,6 +146,7 @@ class CopyTask final : public Task {
   }
 
   static constexpr uint64_t kRow = 4;  // so many more tasks are taken for more copies
+  static constexpr size_t kBriefBytes = 4 << 10;
 
   const Copy copy_;
 };

@@ -37,6 +37,7 @@ class RecordTask final : public Task {
     facts.kind = TaskKind::EventRecord;
     facts.sync = record_.get();
   }
+  bool is_brief() const override { return true; }
 
  private:
   const std::shared_ptr<Record> record_;

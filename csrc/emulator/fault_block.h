@@ -26,6 +26,7 @@ enum class Fault : uint32_t {
   SpoilCapture,  // a capture is invalid after its nth task
   BadText,       // the environment variable could not be read: no call works
   HoldHost,      // host threads begin no call while process `amount`, which is to stop them, lives
+  Interleave,    // streams stop between tasks and in large copies as the seed `amount` has it
 };
 
 constexpr uint32_t bit(Fault fault) { return 1U << static_cast<uint32_t>(fault); }

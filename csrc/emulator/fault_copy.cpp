@@ -8,6 +8,7 @@
 #include "emulator/device.h"
 #include "emulator/error.h"
 #include "emulator/faults.h"
+#include "emulator/interleaving.h"
 #include "emulator/runtime.h"
 #include "emulator/stream.h"
 
@@ -61,6 +62,13 @@ aclError Faults::move(const Copy& copy, const Device& device, Stream* stream, st
   const auto flipped = fires(Fault::FlipByte, subject);
   const uint64_t rate = on_host ? 0 : least(Fault::Bandwidth, subject);
   uint64_t piece = least(Fault::Split, subject);
+  const auto shuffled =
+      stream == nullptr ? std::nullopt : standing(Fault::Interleave, subject_of(*stream, copy.call));
+  Interleaving* const random = shuffled ? &stream->interleaving_of(shuffled->amount) : nullptr;
+  if (piece == 0 && random != nullptr) {
+    const size_t pieces = random->pieces(bytes);
+    if (pieces > 1) piece = (bytes + pieces - 1) / pieces;
+  }
   if (piece == 0 && rate != 0)
     piece = std::max<uint64_t>(rate / (std::chrono::seconds(1) / kPieceTime), 4096);
   // Ranges that overlap are only right when they move at once.
@@ -79,6 +87,7 @@ aclError Faults::move(const Copy& copy, const Device& device, Stream* stream, st
       block_->slots[held->slot].fired.fetch_add(1);
       wait_while([&] { return is_still_armed(*held); }, stream);
     }
+    if (random != nullptr && done < bytes) stream->pass_time(random->hold());
     hold();
   };
   hold();

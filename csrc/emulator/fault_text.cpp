@@ -41,11 +41,12 @@ constexpr Verb kVerbs[] = {
     {"count_as_pid", Fault::CountAsPid, ' ', " pid ", "pid"},
     {"export_page", Fault::ExportPage, ' ', " page ", "page"},
     {"spoil_capture", Fault::SpoilCapture, ' ', " after ", "after"},
+    {"interleave", Fault::Interleave, ' ', " seed stream device ", "seed"},
 };
 #undef WHICH
 
 // Keys whose number goes into the rule's amount.
-constexpr const char* kAmounts = " piece after offset pid page ";
+constexpr const char* kAmounts = " piece after offset pid page seed ";
 
 bool is_in(const char* list, const std::string& word) {
   return std::strstr(list, (" " + word + " ").c_str()) != nullptr;

@@ -200,6 +200,9 @@ aclError Faults::before_task(Stream& stream, const Task& task) {
   if (const uint64_t ns = sum(Fault::TaskDelay, subject); ns != 0) {
     stream.pass_time(std::chrono::nanoseconds(ns));
   }
+  if (const auto rule = standing(Fault::Interleave, subject)) {
+    stream.pass_time(stream.interleaving_of(rule->amount).hold());
+  }
   hold_while_frozen(stream);
   if (task.is_copy() || !is_armed(bit(Fault::FailTask)))
     return ACL_SUCCESS;  // copies are asked for by move()

@@ -126,8 +126,8 @@ inline void on_memory(Entry entry, const void* first, const void* second, size_t
   }
 }
 
-constexpr uint32_t kTaskFaults = bits(Fault::TaskDelay, Fault::Freeze, Fault::FailTask);
-constexpr uint32_t kCopyFaults =
-    bits(Fault::FailTask, Fault::Bandwidth, Fault::Split, Fault::HoldCopy, Fault::FlipByte, Fault::Freeze);
+constexpr uint32_t kTaskFaults = bits(Fault::TaskDelay, Fault::Freeze, Fault::FailTask, Fault::Interleave);
+constexpr uint32_t kCopyFaults = bits(Fault::FailTask, Fault::Bandwidth, Fault::Split, Fault::HoldCopy,
+                                      Fault::FlipByte, Fault::Freeze, Fault::Interleave);
 
 }  // namespace emu

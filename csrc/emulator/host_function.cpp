@@ -149,8 +149,8 @@ struct HostCaller::Line {
     }
   }
 
-  // The function, and those right behind it in its stream: to hand each over would cost more than most of
-  // them take. What ends with an error is left to the stream, as the task that runs now.
+  // The function, and those behind it in its stream with little between: to hand each over would cost more
+  // than most of them take. What ends with an error is left to the stream, as the task that runs now.
   aclError run(const Call& call) {
     if (call.stream.stopping()) return ACL_ERROR_RT_STREAM_ABORT;  // its worker did not get to say so
     aclError result = call.function.invoke();

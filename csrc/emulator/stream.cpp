@@ -29,6 +29,9 @@ using std::chrono::nanoseconds;
 constexpr int kSpins = 400;
 // A task that is told to end between its last look and its sleep is seen after this long.
 constexpr nanoseconds kLongestPark = milliseconds(5);
+// Brief tasks that the thread of host functions takes along on its way to the next function: to hand them
+// over, and back, would cost more than they do.
+constexpr uint64_t kMostBetween = 8;
 
 thread_local Stream* running_here = nullptr;
 
@@ -289,17 +292,30 @@ void Stream::work() {
   progress_.raise();
 }
 
+// A host that is to be frozen stops in its functions, and runs no task of the device meanwhile.
 std::shared_ptr<Task> Stream::go_on_with_host_function() {
-  if (observer() != nullptr || is_armed(kTaskFaults) || interleaving_ != nullptr || stopping())
-    return nullptr;
+  constexpr uint32_t kLookedAt = kTaskFaults | kCopyFaults | bits(Fault::Overtake, Fault::HoldHost);
+  auto is_looked_at = [&] { return observer() != nullptr || is_armed(kLookedAt) || stopping(); };
+  if (is_looked_at() || interleaving_ != nullptr) return nullptr;
   const uint64_t next = finished_.load(std::memory_order_relaxed) + 1;
-  if (submitted_.load(std::memory_order_acquire) <= next || needed_.load() <= next) return nullptr;
-  auto& slot = ring_[next % kDepth];
-  if (!slot->is_host_function()) return nullptr;
-  auto task = std::move(slot);
-  Runtime::get().tasks_run.fetch_add(1, std::memory_order_relaxed);
-  finish_one();
-  return task;
+  const uint64_t most = std::min({submitted_.load(std::memory_order_acquire), needed_.load(),
+                                  next + (lazy::is_on() ? 1 : kMostBetween + 1)});
+  uint64_t function = next;
+  while (function < most && !ring_[function % kDepth]->is_host_function()) {
+    if (!ring_[function % kDepth]->is_brief()) return nullptr;
+    ++function;
+  }
+  if (function >= most) return nullptr;
+  for (uint64_t number = next;; ++number) {
+    auto taken = std::move(ring_[number % kDepth]);
+    finish_one();
+    if (number == function) {
+      Runtime::get().tasks_run.fetch_add(1, std::memory_order_relaxed);
+      return taken;
+    }
+    run(*taken);
+    if (is_looked_at()) return nullptr;
+  }
 }
 
 // What a checker of flags must notice: the flag behind copies is written before their bytes are.
@@ -465,6 +481,14 @@ bool Stream::pass_time(nanoseconds duration) {
 std::string Stream::take_explanation() {
   std::lock_guard lock(why_mutex_);
   return std::exchange(why_, {});
+}
+
+Interleaving& Stream::interleaving_of(uint64_t seed) {
+  if (set_interleaving_ == nullptr || set_seed_ != seed) {
+    set_interleaving_ = std::make_unique<Interleaving>(seed, context_->device.physical_id, id);
+    set_seed_ = seed;
+  }
+  return *set_interleaving_;
 }
 
 void Stream::nap(nanoseconds duration) { nap(&clock_word_, 0, duration); }

@@ -69,6 +69,8 @@ class Stream : public std::enable_shared_from_this<Stream> {
   }
   // Null when no seed for random interleaving is set.
   Interleaving* interleaving() const { return interleaving_.get(); }
+  // The same for a seed that was set while the process runs (faults.h).
+  Interleaving& interleaving_of(uint64_t seed);
 
   // For replays, which run tasks of a graph on this stream's worker or, if the stream is the graph's, on a
   // thread of the crew.
@@ -81,8 +83,8 @@ class Stream : public std::enable_shared_from_this<Stream> {
   std::shared_ptr<Graph> owner() const { return owner_.lock(); }
   bool is_owned() const { return is_owned_; }
   // For the thread that runs host functions. Whether the running task is this one, off the queue and not part
-  // of a replay. If the next one is a host function, too, and nobody looks at single tasks, the running one
-  // is done and that one runs: it is the answer.
+  // of a replay. If the next one is a host function, too, or is after a few brief tasks, which then run here
+  // and now, and nobody looks at single tasks, the running one is done and that one runs: it is the answer.
   bool runs(const Task& task) const { return taken_ == &task; }
   std::shared_ptr<Task> go_on_with_host_function();
   // The stream whose task the calling thread runs; null where it runs none.
@@ -152,10 +154,13 @@ class Stream : public std::enable_shared_from_this<Stream> {
 
   std::atomic<uint32_t> asleep_{0};  // futex word of the idle worker
   std::atomic<const std::atomic<uint32_t>*> parked_on_{nullptr};
-  const std::unique_ptr<Interleaving> interleaving_;  // used by whoever runs the stream's tasks
-  const Task* taken_ = nullptr;                       // the running task, for who runs it
-  std::optional<Clock::time_point> parked_since_;     // the running task, in lazy mode
-  std::atomic<uint32_t> clock_word_{0};               // never changes: what pass_time() sleeps on
+  // Used by whoever runs the stream's tasks.
+  const std::unique_ptr<Interleaving> interleaving_;
+  std::unique_ptr<Interleaving> set_interleaving_;
+  uint64_t set_seed_ = 0;
+  const Task* taken_ = nullptr;                    // the running task, for who runs it
+  std::optional<Clock::time_point> parked_since_;  // the running task, in lazy mode
+  std::atomic<uint32_t> clock_word_{0};            // never changes: what pass_time() sleeps on
   std::atomic<bool> closed_{false};
   std::atomic<bool> halted_{false};
   bool worker_started_ = false;  // under submit_mutex_

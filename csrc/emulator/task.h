@@ -35,6 +35,8 @@ class Task {
 
   virtual bool is_copy() const { return false; }
   virtual bool is_host_function() const { return false; }
+  // It waits for nothing, and is done in less time than it takes to wake a thread.
+  virtual bool is_brief() const { return false; }
   // A word that somebody may wait for: a value write, or a copy of 8 bytes.
   virtual bool writes_flag() const { return false; }
 

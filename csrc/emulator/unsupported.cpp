@@ -22,6 +22,7 @@ aclError never() { return ACL_ERROR_INTERNAL_ERROR; }
 REFUSED(aclrtBinaryLoadFromData, const void*, size_t, const aclrtBinaryLoadOptions*, aclrtBinHandle*)
 REFUSED(aclrtBinaryGetFunction, const aclrtBinHandle, const char*, aclrtFuncHandle*)
 REFUSED(aclrtGetFunctionAddr, aclrtFuncHandle, void**, void**)
+REFUSED(aclrtGetHardwareSyncAddr, void**)
 EXPORTED REFUSED(rtDevBinaryRegister, const void*, void**);
 EXPORTED REFUSED(rtFunctionRegister, void*, const void*, const char*, const void*, uint32_t);
 EXPORTED REFUSED(rtKernelLaunch, const void*, uint32_t, void*, uint32_t, void*, void*);

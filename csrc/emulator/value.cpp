@@ -98,6 +98,7 @@ class ValueWrite final : public Task {
     return std::make_shared<ValueWrite>(reinterpret_cast<uintptr_t>(address), value);
   }
   bool writes_flag() const override { return true; }
+  bool is_brief() const override { return true; }
 
  private:
   const uintptr_t address_;

@@ -446,6 +446,59 @@ def test_frozen_host_holds_no_lock_that_its_device_needs(acl: Acl) -> None:
         acl.aclrtIpcMemClose(key)
 
 
+# Host functions in a row, with the words between them that their thread writes on the way.
+ROWS_OF_FUNCTIONS = """
+acl.aclrtSetDevice(0)
+context = acl.out("aclrtGetCurrentContext")
+memory, stream, echo = acl.malloc(2 << 20), acl.stream(), acl.stream()
+say(acl.export(memory, 2 << 20).hex())
+nothing = ctypes.cast(ctypes.CDLL(None).abs, ctypes.c_void_p)
+def launches():
+    acl.aclrtSetCurrentContext(context)
+    for value in range(1 << 60):
+        acl.aclrtLaunchHostFunc(stream, nothing, None)
+        acl.aclrtValueWrite(memory + 64, value, 0, stream)
+        acl.aclrtValueWrite(memory + 64, value, 0, stream)
+threading.Thread(target=launches, daemon=True).start()
+for round in range(1, 101):
+    acl.aclrtValueWait(memory, round, c.GEQ, echo)
+    acl.aclrtValueWrite(memory + 8, round, 0, echo)
+say("queued")
+hear()
+"""
+
+
+def test_frozen_host_calls_no_function_and_keeps_no_stream_that_it_was_busy_with(acl: Acl) -> None:
+    with peer(ROWS_OF_FUNCTIONS) as other:
+        memory, stream, near = (
+            acl.import_key(key := bytes.fromhex(other.hear())),
+            acl.stream(),
+            acl.malloc(64),
+        )
+        assert other.hear() == "queued"
+        theirs = faults.of(other.process.pid)
+
+        def written() -> int:
+            acl.copy(near, memory + 64, 8, stream)
+            acl.synchronize(stream)
+            return acl.read_word(near)
+
+        for round in range(1, 6):
+            before = written()
+            wait_until(lambda before=before: written() > before)
+            theirs.freeze_host()
+
+            acl.aclrtValueWrite(memory, round, 0, stream)
+            acl.aclrtValueWait(memory + 8, round, c.GEQ, stream)
+            acl.synchronize(stream)
+            time.sleep(FEW_MS / 1000)  # the stream comes to its next function
+            stands_at = written()
+            time.sleep(FEW_MS / 1000)
+            assert written() == stands_at
+            theirs.thaw_host()
+        acl.aclrtIpcMemClose(key)
+
+
 def test_frozen_host_can_be_killed_and_frees_the_freezer(acl: Acl) -> None:
     with peer(BUSY_HOST) as other:
         other.hear()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import time
 
 import pytest
 
+from . import acl_calls as c
 from .acl_calls import Acl
 from .acl_harness import DEADLINE_S, Gate, HostFunction, in_thread, joined
 from .graph_harness import captured, elsewhere
@@ -104,6 +106,41 @@ def test_function_of_a_row_fails_its_own_task(acl: Acl, stop_on_failure: bool) -
 
     assert acl.sync_code(stream) == FAILED
     assert notes.seen == ([1, 2] if stop_on_failure else [1, 2, 3])
+
+
+def test_brief_tasks_between_functions_run_in_their_places(acl: Acl) -> None:
+    stream, word, seen = acl.stream(), acl.malloc(64), acl.malloc_host(64)
+    there = ctypes.c_uint64.from_address(seen)
+    notes: list[int] = []
+    look = HostFunction(lambda _: notes.append(there.value))
+    gate = Gate(acl, stream)
+    for value in range(200):
+        for _ in range(value % 5):  # rows of them that are short enough to be taken along, and that are not
+            acl.aclrtValueWrite(word, 1000 + value, 0, stream)
+        acl.aclrtValueWrite(word, value, 0, stream)
+        acl.copy(seen, word, 8, stream, c.DEVICE_TO_HOST)
+        acl.aclrtLaunchHostFunc(stream, look, None)
+
+    gate.open()
+    acl.synchronize(stream)
+
+    assert notes == list(range(200))
+
+
+@pytest.mark.parametrize("stop_on_failure", [False, True])
+def test_brief_task_between_functions_fails_as_itself(acl: Acl, stop_on_failure: bool) -> None:
+    stream, notes = acl.stream(stop_on_failure), Notes()
+    near, far = acl.malloc(64), acl.malloc(64)
+    gate = Gate(acl, stream)
+    notes(acl, stream, 1)
+    acl.copy(far, near, 64, stream)
+    notes(acl, stream, 2)
+    acl.aclrtFree(near)
+    gate.open()
+
+    assert acl.sync_code(stream) == c.COPY_ENGINE
+    assert "aclrtMemcpyAsync" in acl.message()
+    assert notes.seen == ([1] if stop_on_failure else [1, 2])
 
 
 def test_row_lets_another_stream_have_its_turn(acl: Acl) -> None:

@@ -44,6 +44,7 @@ class Kind(enum.IntEnum):
     SPOIL_CAPTURE = 16
     BAD_TEXT = 17
     HOLD_HOST = 18
+    INTERLEAVE = 19
 
 
 # They are over after the last match that counts.

@@ -32,6 +32,7 @@ At start a process takes faults from one environment variable, in the same words
     count_as_pid pid=
     export_page page=
     spoil_capture after=
+    interleave seed= [stream= device=]
 
 With a text that it cannot read every call of that process fails with 100000, and the message says why.
 
@@ -254,6 +255,16 @@ class Faults:
         """Makes copies move in pieces of so many bytes, between which a freeze holds them; 0 ends it."""
         rule = Rule(Kind.SPLIT, amount=_at_least("piece", piece, 0), **_where(stream, device, direction))
         self._set(rule, piece != 0)
+
+    def set_interleaving(
+        self, seed: int | None, stream: Stream | int | None = None, device: int | None = None
+    ) -> None:
+        """Makes streams stop for random moments between tasks and in large copies from now on; None ends it.
+
+        The order between streams becomes another one with each seed, that inside of a stream never does.
+        """
+        wanted = 0 if seed is None else _at_least("seed", seed, 0)
+        self._set(Rule(Kind.INTERLEAVE, amount=wanted, **_where(stream, device)), seed is not None)
 
     def hold_copy(
         self,
@@ -507,6 +518,7 @@ fail_task = _here.fail_task
 set_task_delay = _here.set_task_delay
 set_bandwidth = _here.set_bandwidth
 set_split = _here.set_split
+set_interleaving = _here.set_interleaving
 hold_copy = _here.hold_copy
 flip_byte = _here.flip_byte
 overtake = _here.overtake
