@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import torch_llm_datadist as datadist
 from tests import instances
 from tests.links import (
     Peers,
@@ -77,21 +76,3 @@ def push_from_threads(state: SimpleNamespace, cluster_ids: list[int], times: int
     for thread in threads:
         thread.join()
     return errors
-
-
-def test_links_over_ipv6(peers: Peers) -> None:
-    """Lifted: the original knows IPv4 only."""
-    client, server = peers(2)
-    client.call(start, 1, 0, {})
-    port = server.call(start, 2, 1, {"listen_ip_info": "[::1]:0"})
-
-    assert client.call(link_ipv6, 2, port) == "LLM_SUCCESS"
-    assert client.call(push, 2, [0], [0]) == "LLM_SUCCESS"
-
-
-def link_ipv6(state: SimpleNamespace, cluster_id: int, port: int) -> str:
-    info = datadist.LLMClusterInfo()
-    info.remote_cluster_id = cluster_id
-    info.append_local_ip_info("::1", 0)
-    info.append_remote_ip_info("::1", port)
-    return state.datadist.link_clusters([info], timeout=5000)[0].name
