@@ -1,7 +1,6 @@
 """Seed 002, BlocksCacheKey: each sentence that promises something is a test whose name says which.
 
-The table of products (Atlas A2 and A3 yes, others no) is about hardware and has none; the document's section
-of constraints says "none".
+The table of products is in test_seed_products.py; the document's section of constraints says "none".
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Seed 003, push_blocks: each sentence that promises something is a test whose name says which.
 
-The table of products is about hardware and has none.
+The table of products is in test_seed_products.py.
 """
 
 from __future__ import annotations
@@ -241,6 +241,21 @@ def test_constraint_host_to_device_where_both_are_paged(pair: Any) -> None:
     assert caches.equal(push(pair, [0, 3], [4, 1], here="host"), expected)
     key = BlocksCacheKey(2)
     check_raises(INVALID, lambda: one.datadist.cache_manager.push_blocks(key, one.caches["batch"], [0], [0]))
+
+
+def test_constraint_with_remote_access_both_caches_are_remote_accessible(pair: Any) -> None:
+    """The page of ``enable_remote_cache_accessible``, to which this sentence points."""
+    one, two = pair
+    desc = caches.describe(TENSORS, BLOCKS, BLOCK)
+    key = BlocksCacheKey(2, 7)
+    caches.add(one, "closed", 30, desc, is_blocks=True, remote_accessible=False)
+    caches.add(two, "closed", 31, desc, is_blocks=True, key=key, remote_accessible=False)
+    push_blocks = one.datadist.cache_manager.push_blocks
+
+    said = check_raises(INVALID, lambda: push_blocks(BlocksCacheKey(2), one.caches["closed"], [0], [0]))
+    assert "remote_accessible" in said
+    with pytest.raises(LLMException):
+        push_blocks(key, one.caches["device"], [0], [0])
 
 
 def test_constraint_without_remote_access_it_is_not_there() -> None:

@@ -1,6 +1,6 @@
 """Seed 004, push_cache: each sentence that promises something is a test whose name says which.
 
-The table of products is about hardware and has none.
+The table of products is in test_seed_products.py.
 """
 
 from __future__ import annotations
@@ -237,6 +237,16 @@ def test_constraint_host_to_device_where_both_are_contiguous(pair: Any) -> None:
     assert caches.equal(push(pair, 1, 2, here="host"), expected)
     paged = CacheKeyByIdAndIndex(2, two.caches["blocks"].cache_id)
     check_raises(INVALID, lambda: one.datadist.cache_manager.push_cache(paged, one.caches["host"]))
+
+
+def test_constraint_with_remote_access_the_key_is_one_by_id_and_index(pair: Any) -> None:
+    one, _ = pair
+
+    for key in (CacheKey(2, 1), BlocksCacheKey(2)):
+        said = check_raises(
+            TypeError, lambda key=key: one.datadist.cache_manager.push_cache(key, one.caches["device"])
+        )
+        assert "CacheKeyByIdAndIndex" in said
 
 
 def test_constraint_without_remote_access_it_is_not_there() -> None:

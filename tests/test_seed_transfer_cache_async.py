@@ -1,4 +1,7 @@
-"""Seed 001, transfer_cache_async: each sentence of it that promises something, in its order."""
+"""Seed 001, transfer_cache_async: each sentence of it that promises something, in its order.
+
+The table of products is in test_seed_products.py.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,21 @@ import torch
 
 from tests import caches, instances
 from tests.conformance.case import INVALID, check_raises
-from tests.transfers import BLOCK_BYTES, LAYERS, OK, Always, Gates, link, moved, pattern, restore, start, to
+from tests.transfers import (
+    BLOCK_BYTES,
+    BLOCKS,
+    LAYERS,
+    OK,
+    Always,
+    Gates,
+    link,
+    moved,
+    pattern,
+    restore,
+    start,
+    to,
+    until,
+)
 from torch_llm_datadist import (
     Cache,
     CacheDesc,
@@ -56,11 +73,16 @@ def test_function_it_sends_a_cache_asynchronously_and_layer_by_layer(pair: Any) 
 
     task = here.manager.transfer_cache_async(here.cache, gates, [to(2)], [1], [2])
 
-    assert not task.done()  # it has returned, and nothing was released
-    for gate in gates.open:
-        gate.set()
+    expected = whole([1], [2])
+    for layer in range(LAYERS):
+        assert gates.reached[layer].wait(WAIT_MS / 1000)
+        assert not task.done()  # it has returned, and this layer was not released
+        first = 2 * layer
+        assert torch.equal(instances.content(there)[first:], pattern(2)[first:])
+        gates.open[layer].set()
+        until(lambda end=first + 2: torch.equal(instances.content(there)[:end], expected[:end]))
     assert task.synchronize(WAIT_MS) == OK
-    assert torch.equal(instances.content(there), whole([1], [2]))
+    assert torch.equal(instances.content(there), expected)
 
 
 def test_prototype_names_order_and_defaults() -> None:
@@ -74,6 +96,21 @@ def test_prototype_names_order_and_defaults() -> None:
         ("dst_block_indices", None),
         ("dst_block_memory_size", None),
     ]
+
+
+def test_src_cache_is_the_cache_that_is_sent(pair: Any) -> None:
+    here, there = pair
+    other = SimpleNamespace(datadist=here.datadist, device=here.device, cluster_id=1)
+    desc = caches.describe(2 * LAYERS, BLOCKS, BLOCK_BYTES)
+    caches.add(other, "other", 7, desc, is_blocks=True)
+
+    task = here.manager.transfer_cache_async(other.caches["other"], Always(), [to(2)], [1], [2])
+
+    assert task.synchronize(WAIT_MS) == OK
+    sent = torch.stack(caches.rows(caches.look(other, "other"), BLOCKS))
+    assert torch.equal(
+        instances.content(there), moved(pattern(2), sent, range(LAYERS), range(LAYERS), [1], [2])
+    )
 
 
 def test_layer_synchronizer_is_an_object_of_a_class_that_implements_it(pair: Any) -> None:

@@ -1,4 +1,7 @@
-"""Seed 000, TransferWithCacheKeyConfig: each sentence of it that promises something, in its order."""
+"""Seed 000, TransferWithCacheKeyConfig: each sentence of it that promises something, in its order.
+
+The table of products is in test_seed_products.py.
+"""
 
 from __future__ import annotations
 
