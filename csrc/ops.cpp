@@ -12,6 +12,7 @@
 #include "link/spans.h"
 #include "link/ticket.h"
 #include "ops/arguments.h"
+#include "ops/compilers_copy.h"
 #include "ops/span.h"
 #include "python/waiters.h"
 #include "python_error.h"
@@ -101,6 +102,10 @@ void move(TransferRequest request, const at::Tensor& status, at::TensorList cach
   const auto link = require_link(link_handle, asked);
   request.cache = addresses(cache);
   if (!cache.empty() && cache[0].dim() > 0) request.dimension_0 = cache[0].size(0);
+  const auto make_copy = [&] {
+    return compilers_copy(link, cache, request.layout == Layout::kBlocks, hold_stream, asked);
+  };
+  if (request.direction == Direction::kPush) request.make_copy = std::cref(make_copy);
   if (is_on_host(status, cache)) {
     require_int32(status, asked);
     const auto transfer = begin(link, request, waiter, hold_stream);

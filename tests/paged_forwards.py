@@ -24,7 +24,7 @@ class Side:
     """An instance with a paged cache on one device, or in host memory, and the binding and status of its
     forward."""
 
-    def __init__(self, cluster_id: int, device: int, *, on_host: bool = False) -> None:
+    def __init__(self, cluster_id: int, device: int, *, on_host: bool = False, receives: bool = True) -> None:
         config = datadist.LLMConfig()
         config.device_id = device
         config.enable_cache_manager = True
@@ -45,6 +45,7 @@ class Side:
             self.tensors,
             datadist.BlocksCacheKey(cluster_id),
             remote_accessible=True,
+            receives=receives,
         )
         self.status = torch.zeros(1, dtype=torch.int32, device=self.device)
         self.binding = datadist.Binding(device, range(LAYERS))

@@ -98,6 +98,7 @@ class RecordingInstance:
         num_blocks: int,
         tensor_bytes: Sequence[int],
         segments: Sequence[Segment],
+        receives: bool = True,
     ) -> None:
         self.links[link].remote_caches[cache_id] = SimpleNamespace(
             model_id=model_id,

@@ -202,13 +202,14 @@ def test_a_server_drops_messages_that_are_too_long(node: Callable[..., Node]) ->
 
 def test_a_greeting_of_another_protocol_version_is_refused_by_name(node: Callable[..., Node]) -> None:
     server = node(1, listens=True)
+    later = PROTOCOL_VERSION + 1
 
     with RawPeer(server) as raw:
-        answer = raw.ask(msgspec.msgpack.encode({"type": "hello", "protocol": 7, "news": [1]}))
+        answer = raw.ask(msgspec.msgpack.encode({"type": "hello", "protocol": later, "news": [1]}))
 
     assert isinstance(answer, wire.Refused)
     assert answer.code == LLMStatusCode.LLM_LINK_FAILED
-    assert f"version {PROTOCOL_VERSION} at one end and 7 at the other" in answer.reason
+    assert f"version {PROTOCOL_VERSION} at one end and {later} at the other" in answer.reason
 
 
 def test_messages_out_of_order_are_dropped(node: Callable[..., Node]) -> None:

@@ -47,8 +47,11 @@ class Instance:
         """Ends every link, joins the threads and frees the streams. Idempotent."""
 
     # Caches of this instance. All tensors: contiguous, on the instance's device or all on the CPU.
-    def register_cache(self, tensors: Sequence[Tensor], num_blocks: int, is_blocks: bool = True) -> int:
-        """``num_blocks``: blocks, or batch entries of a contiguous cache, in each tensor."""
+    def register_cache(
+        self, tensors: Sequence[Tensor], num_blocks: int, is_blocks: bool = True, receives: bool = True
+    ) -> int:
+        """``num_blocks``: blocks, or batch entries of a contiguous cache, in each tensor. ``receives``:
+        transfers may write into it."""
 
     def export_cache(self, cache_id: int, link: int) -> list[Segment]:
         """As the peer of that link gets to know it."""
@@ -92,6 +95,7 @@ class Instance:
         num_blocks: int,
         tensor_bytes: Sequence[int],
         segments: Sequence[Segment],
+        receives: bool = True,
     ) -> None:
         """Replicates one announced cache of the peer. A later one with the same model_id hides it."""
 

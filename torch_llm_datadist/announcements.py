@@ -133,6 +133,7 @@ class Announcements:
             num_blocks=cache.num_entries,
             tensor_bytes=list(local.tensor_bytes),
             is_owned=local.is_owned,
+            receives=cache.receives,
             keys=self._keys(cache.cache_id),
             addresses=[] if peer.identity is None or peer.identity.remote_accessible else cache.tensor_addrs,
             segments=segments,
@@ -180,6 +181,7 @@ class Announcements:
             record.num_blocks,
             record.tensor_bytes,
             [self.segment(s) for s in record.segments],
+            record.receives,
         )
         peer.remote_caches[record.cache_id] = record
 

@@ -218,6 +218,7 @@ class Cache:
         *,
         tensors: Sequence[torch.Tensor] = (),
         remote_accessible: bool = False,
+        receives: bool = True,
         handle: int = 0,
     ) -> None:
         self._cache_id = cache_id
@@ -226,6 +227,7 @@ class Cache:
         self._is_blocks_cache = is_blocks_cache
         self._tensors = tuple(tensors)
         self._remote_accessible = remote_accessible
+        self._receives = receives
         self._handle = handle
         self._num_entries = cache_desc.shape[0]
 
@@ -304,6 +306,11 @@ class Cache:
     def remote_accessible(self) -> bool:
         """Peers may reach it."""
         return self._remote_accessible
+
+    @property
+    def receives(self) -> bool:
+        """Transfers may write into it. Not in the original."""
+        return self._receives
 
     def __repr__(self) -> str:
         return (

@@ -72,11 +72,13 @@ class CacheStore:
         addrs: Sequence[int] | Sequence[torch.Tensor],
         cache_keys: Sequence[CacheKey] = (),
         remote_accessible: bool | None = None,
+        *,
+        receives: bool = True,
     ) -> Cache:
         """Makes tensors of the caller known as a contiguous cache: dimension 0 is the batch.
 
         Args:
-            cache_desc, addrs, remote_accessible: as ``register_blocks_cache``.
+            cache_desc, addrs, remote_accessible, receives: as ``register_blocks_cache``.
             cache_keys: list or tuple; key i names batch entry i. A key that is bound keeps its old cache. A
                 key with ``req_id = 2**64-1`` and no prefix_id names nothing and skips an index.
 
@@ -93,9 +95,10 @@ class CacheStore:
         tensors = read_tensors(asked, self._native, self._options.device, desc, addrs)
         keys = read_keys(asked, desc, cache_keys)
         is_reachable = self._is_reachable(asked, desc, remote_accessible)
+        checks.boolean(f"{asked}: receives", receives)
         self._wait_until_written(asked, tensors)
         with self._changing:
-            cache = self._add(asked, desc, tensors, False, None, is_reachable, keys=keys)
+            cache = self._add(asked, desc, tensors, False, None, is_reachable, keys=keys, receives=receives)
         self._settle_names(asked, cache, has_name=bool(keys))
         return cache
 
@@ -105,6 +108,8 @@ class CacheStore:
         addrs: Sequence[int] | Sequence[torch.Tensor],
         blocks_cache_key: BlocksCacheKey | None = None,
         remote_accessible: bool | None = None,
+        *,
+        receives: bool = True,
     ) -> Cache:
         """Makes tensors of the caller known as a cache of blocks, here and to all linked peers.
 
@@ -126,6 +131,10 @@ class CacheStore:
                 memory, and for host memory True unless ``enable_remote_cache_accessible`` is on. Peers reach
                 host memory of the caller only if they may trace this process; memory from ``allocate_*`` they
                 reach always.
+            receives: False if nothing is to be written into it: a peer's push and a pull from here are
+                refused, and so is expecting a packed transfer. ``ops.push_blocks`` and ``ops.push_cache`` may
+                then be handed a copy that a compiler made of the tensors (aot_eager, or inductor where the
+                graph writes them); see docs/graphs.md. Not in the original.
 
         Raises:
             TypeError, ValueError: wrong types; an address outside its range.
@@ -148,10 +157,11 @@ class CacheStore:
         desc = checks.instance(f"{asked}: cache_desc", cache_desc, CacheDesc)
         model_id = read_blocks_key(asked, blocks_cache_key)
         is_reachable = self._is_reachable(asked, desc, remote_accessible)
+        checks.boolean(f"{asked}: receives", receives)
         tensors = read_tensors(asked, self._native, self._options.device, desc, addrs)
         self._wait_until_written(asked, tensors)
         with self._changing:
-            cache = self._add(asked, desc, tensors, True, model_id, is_reachable)
+            cache = self._add(asked, desc, tensors, True, model_id, is_reachable, receives=receives)
         self._settle_names(asked, cache, has_name=model_id is not None)
         return cache
 
@@ -256,10 +266,11 @@ class CacheStore:
         *,
         keys: Sequence[CacheKey] = (),
         release: Callable[[], None] | None = None,
+        receives: bool = True,
     ) -> Cache:
         cache_id = handle = 0
         try:
-            cache_id = self._instance.register_cache(tensors, desc.shape[0], is_blocks)
+            cache_id = self._instance.register_cache(tensors, desc.shape[0], is_blocks, receives)
             if is_reachable:
                 self._try_to_export(asked, cache_id)
             handle = self._native.paged_open(tensors) if is_blocks else 0
@@ -270,6 +281,7 @@ class CacheStore:
                 is_blocks,
                 tensors=tensors,
                 remote_accessible=is_reachable,
+                receives=receives,
                 handle=handle,
             )
             local = LocalCache(cache, model_id, tuple(tensor.nbytes for tensor in tensors), release)

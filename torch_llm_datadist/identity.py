@@ -14,7 +14,7 @@ from msgspec import Meta
 from . import transports
 from .errors import LLMStatusCode
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 HOST_ID_VARIABLE = "TORCH_LLM_DATADIST_HOST_ID"
 _START_TIME_FIELD = 22  # of /proc/<pid>/stat, counted from 1
 

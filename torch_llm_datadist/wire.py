@@ -73,6 +73,7 @@ class CacheRecord(msgspec.Struct, frozen=True, kw_only=True):
         num_blocks: of a contiguous cache, its batch entries.
         tensor_bytes: of each tensor.
         is_owned: allocated from a pool of the peer: keys go with the pull that used them.
+        receives: transfers may write into it.
         addresses: of the tensors, as the peer's process sees them; without remote-accessible mode only.
     """
 
@@ -82,6 +83,7 @@ class CacheRecord(msgspec.Struct, frozen=True, kw_only=True):
     num_blocks: Positive
     tensor_bytes: Annotated[list[Positive], Meta(min_length=1, max_length=65536)]
     is_owned: bool = False
+    receives: bool = True
     keys: KeyRecords = []
     addresses: Annotated[list[Natural], Meta(max_length=65536)] = []
     segments: Annotated[list[SegmentRecord], Meta(min_length=1, max_length=65536)]

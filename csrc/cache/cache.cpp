@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "acl/queue.h"
 #include "error.h"
 #include "messages/messages.h"
 
@@ -37,13 +38,20 @@ std::vector<uintptr_t> slabs_of(const std::vector<Exported>& exports) {
 
 }  // namespace
 
+Reach reach_of_tensor(const char* address, int64_t bytes, bool is_on_host) {
+  if (!is_on_host) return Reach::kDevice;
+  const bool is_pinned = acl::is_page_locked(address) && acl::is_page_locked(address + bytes - 1);
+  return is_pinned ? Reach::kPinned : Reach::kPageable;
+}
+
 int64_t LocalCaches::add(Geometry geometry, std::vector<Place> tensors, std::vector<uintptr_t> slabs,
-                         std::vector<std::shared_ptr<void>> storage) {
+                         std::vector<std::shared_ptr<void>> storage, bool receives) {
   auto cache = std::make_shared<LocalCache>();
   cache->geometry = std::move(geometry);
   cache->tensors = std::move(tensors);
   cache->slabs = std::move(slabs);
   cache->storage = std::move(storage);
+  cache->receives = receives;
   std::lock_guard lock(mutex_);
   cache->id = next_id_++;
   by_id_[cache->id] = cache;
@@ -89,10 +97,11 @@ std::shared_ptr<LocalCache> LocalCaches::find_id(int64_t id, const char* asked) 
 }
 
 std::shared_ptr<LocalCache> LocalCaches::find(const std::vector<char*>& tensors, bool is_blocks,
-                                              int64_t num_blocks, const char* asked) const {
+                                              int64_t num_blocks, const char* asked,
+                                              const MakeCopy& make_copy) const {
   require(!tensors.empty(), kParamInvalid, asked,
           ": cache is an empty list; the tensors of one registered cache were expected");
-  std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   std::shared_ptr<LocalCache> of_other_shape;
   std::shared_ptr<LocalCache> of_other_kind;
   const auto [first, last] = by_address_.equal_range(tensors.front());
@@ -114,12 +123,52 @@ std::shared_ptr<LocalCache> LocalCaches::find(const std::vector<char*>& tensors,
                                           {"found", is_blocks ? "contiguous cache" : "blocks cache"},
                                           {"wanted", is_blocks ? "blocks cache" : "contiguous cache"}});
   }
+  lock.unlock();
+  if (make_copy != nullptr) {
+    if (auto copy = make_copy()) return copy;
+  }
   throw Error(kKvCacheNotExist, join(asked, ": these ", tensors.size(),
                                      " tensors are not a registered cache of this instance, in the order in "
                                      "which it was registered. In a "
                                      "compiled graph this is a compiler's copy: let the graph find the cache "
                                      "by layer (hidden style) instead of "
-                                     "taking it as an input. Nothing was sent; the link is still usable."));
+                                     "taking it as an input; a push may send from a copy of a cache that was "
+                                     "registered with receives=False. Nothing was sent; the link is still "
+                                     "usable."));
+}
+
+std::shared_ptr<LocalCache> LocalCaches::add_copy(Geometry geometry, std::vector<Place> tensors,
+                                                  std::shared_ptr<void> storage) {
+  const auto is_alike = [&](const LocalCache& cache) {
+    return !cache.receives && !cache.is_withdrawn && cache.geometry == geometry &&
+           is_on_device(cache.tensors.front().reach) == is_on_device(tensors.front().reach);
+  };
+  for (size_t t = 0; t < tensors.size(); ++t) {
+    const auto bytes = static_cast<size_t>(geometry.num_blocks * geometry.strides[t]);
+    if (reach_of(tensors[t].address, bytes)) return nullptr;
+  }
+  std::lock_guard lock(mutex_);
+  const auto original = std::find_if(by_id_.rbegin(), by_id_.rend(),
+                                     [&](const auto& entry) { return is_alike(*entry.second); });
+  if (original == by_id_.rend()) return nullptr;
+  auto copy = std::make_shared<LocalCache>();
+  copy->id = original->first;
+  copy->geometry = std::move(geometry);
+  copy->slabs.resize(tensors.size());
+  copy->tensors = std::move(tensors);
+  copy->storage.push_back(std::move(storage));
+  copy->receives = false;
+  copies_.push_back(copy);
+  return pin(copy);
+}
+
+void LocalCaches::let_go_of_copies() {
+  std::vector<std::shared_ptr<LocalCache>> ended;  // freed after the lock is released
+  std::lock_guard lock(mutex_);
+  for (auto& copy : copies_) {
+    if (*copy->transfers == 0) ended.push_back(std::move(copy));
+  }
+  std::erase(copies_, nullptr);
 }
 
 void LocalCaches::withdraw(int64_t id) {

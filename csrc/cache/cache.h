@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -22,7 +23,11 @@ struct Geometry {
   std::vector<int64_t> strides;
 
   int64_t num_tensors() const { return static_cast<int64_t>(strides.size()); }
+  bool operator==(const Geometry&) const = default;
 };
+
+// Of a tensor of this process, on its device or on the host.
+Reach reach_of_tensor(const char* address, int64_t bytes, bool is_on_host);
 
 // The tensors that a transfer touches on one side: `layers` layers of `tensors_per_layer` from `first_layer`
 // on.
@@ -42,6 +47,7 @@ struct LocalCache {
   std::vector<std::shared_ptr<void>> storage;
   std::shared_ptr<std::atomic<int64_t>> transfers = std::make_shared<std::atomic<int64_t>>(0);  // that pin it
   bool is_withdrawn = false;
+  bool receives = true;  // peers, and pulls, may write into it
 
   size_t bytes_of(int64_t tensor) const {
     return static_cast<size_t>(geometry.num_blocks * geometry.strides[static_cast<size_t>(tensor)]);
@@ -54,6 +60,7 @@ struct RemoteCache {
   int64_t id = 0;
   std::optional<uint64_t> model_id;
   Geometry geometry;
+  bool receives = true;
   std::vector<Exported> exports;
   std::vector<uintptr_t> slabs;  // as LocalCache's
   std::vector<Mapped> tensors;   // address nullptr until mapped
@@ -62,8 +69,11 @@ struct RemoteCache {
 
 class LocalCaches {
  public:
+  // Makes what takes the place of tensors that are not registered memory; nullptr: there is nothing.
+  using MakeCopy = std::function<std::shared_ptr<LocalCache>()>;
+
   int64_t add(Geometry geometry, std::vector<Place> tensors, std::vector<uintptr_t> slabs,
-              std::vector<std::shared_ptr<void>> storage);
+              std::vector<std::shared_ptr<void>> storage, bool receives = true);
   std::shared_ptr<LocalCache> get(int64_t id, const char* asked) const;
   std::shared_ptr<LocalCache> find_held(int64_t id) const;  // nullptr: there is none, withdrawn or not
   // Pinned, and not withdrawn.
@@ -72,7 +82,14 @@ class LocalCaches {
   // memory: of those of the kind that is asked for, the one with `num_blocks` (the size of the tensors'
   // dimension 0) is meant, and of several the last.
   std::shared_ptr<LocalCache> find(const std::vector<char*>& tensors, bool is_blocks, int64_t num_blocks,
-                                   const char* asked) const;
+                                   const char* asked, const MakeCopy& make_copy = nullptr) const;
+  // Other memory with the content of a cache that receives nothing, of the same geometry and as far away.
+  // Pinned, and found by nobody else; `storage` lives until `let_go_of_copies`, which comes on a thread that
+  // may let go of it. nullptr: no such cache is registered, or this is memory of a registered one.
+  std::shared_ptr<LocalCache> add_copy(Geometry geometry, std::vector<Place> tensors,
+                                       std::shared_ptr<void> storage);
+  // Of those that no transfer touches any more.
+  void let_go_of_copies();
   void withdraw(int64_t id);
   void release(int64_t id);
   // How all of that memory is reached; nullopt where it is not memory of one tensor of a cache.
@@ -83,6 +100,7 @@ class LocalCaches {
   int64_t next_id_ = 1;
   std::map<int64_t, std::shared_ptr<LocalCache>> by_id_;
   std::multimap<char*, std::shared_ptr<LocalCache>> by_address_;  // of the first tensor
+  std::vector<std::shared_ptr<LocalCache>> copies_;
   struct Range {
     int64_t cache;
     const char* end;

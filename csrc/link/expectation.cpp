@@ -303,6 +303,8 @@ std::shared_ptr<Expectation> make_expectation(const std::shared_ptr<Ticket>& tic
   const Expectation::Layers layers{ticket->first_layer(), ticket->last_layer() - ticket->first_layer() + 1,
                                    offer.tensors_per_layer};
   auto cache = link.caches().find_id(offer.cache, asked);
+  require(cache->receives, kParamInvalid, asked, ": ", link.peer().name, " offers blocks for cache ",
+          offer.cache, ", which was registered with receives=False", kStillGood);
   const auto& strides = cache->geometry.strides;
   const int64_t tensors = (layers.first + layers.count) * layers.tensors_per_layer;
   require(cache->geometry.is_blocks && cache->tensors.front().reach == Reach::kDevice &&

@@ -51,6 +51,7 @@ void Instance::release_cache(int64_t id) {
   std::vector<Place> tensors;
   if (const auto cache = caches_->find_held(id)) tensors = cache->tensors;
   caches_->release(id);
+  caches_->let_go_of_copies();
   std::lock_guard lock(mutex_);
   for (const Place& place : tensors) {
     if (caches_->reach_of(place.address, 1)) continue;  // another cache has it, too
@@ -81,6 +82,7 @@ void Instance::close() {
     for (const auto& [handle, _] : links_) handles.push_back(handle);
   }
   for (const int64_t handle : handles) close_link(handle);
+  caches_->let_go_of_copies();
 }
 
 std::shared_ptr<Link> require_link(int64_t handle, const char* asked) {

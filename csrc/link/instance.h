@@ -17,8 +17,9 @@ namespace datadist {
 struct TransferRequest {
   Direction direction = Direction::kPush;
   const char* asked = "";
-  std::vector<char*> cache;  // the local cache's tensors
-  int64_t dimension_0 = -1;  // of theirs; tells two caches apart that share them
+  std::vector<char*> cache;         // the local cache's tensors
+  int64_t dimension_0 = -1;         // of theirs; tells two caches apart that share them
+  LocalCaches::MakeCopy make_copy;  // when they are none that is registered; a push only
   // The peer's cache: by the model_id of a blocks cache, or by its id.
   uint64_t model_id = 0;
   std::optional<int64_t> cache_id;

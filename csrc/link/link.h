@@ -80,7 +80,7 @@ class Link : public std::enable_shared_from_this<Link> {
   Engine& engine() const { return *engine_; }
   uint64_t beats() const { return liveness_.beats(); }  // watchdog: of the peer
   Transport& transport() const { return *transport_; }
-  const LocalCaches& caches() const { return *caches_; }  // of this end
+  LocalCaches& caches() const { return *caches_; }  // of this end
   RemoteCaches& remote_caches() { return remote_caches_; }
   void require_alive(const char* asked) const;
   bool is_alive() const { return state_.load(std::memory_order_acquire) == kAlive; }

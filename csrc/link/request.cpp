@@ -160,6 +160,13 @@ void require_unfenced(const Link& link, bool may_pack, const char* asked) {
     refuse(Message::link_is_fenced, {{"asked", asked}, {"value", link.handle()}, {"peer", link.peer().name}});
 }
 
+void require_receives(const Link& link, const TransferPlan& plan, bool is_push, const char* asked) {
+  if (is_push ? plan.remote->receives : plan.local->receives) return;
+  refuse(Message::cache_receives_nothing, {{"asked", asked},
+                                           {"where", is_push ? link.peer().name : "this instance"},
+                                           {"value", is_push ? plan.remote->id : plan.local->id}});
+}
+
 // The publication that a pull waits for. Its holder's word may still be on its way here.
 std::shared_ptr<Ticket> find_publication(const Link& link, const TransferRequest& request,
                                          std::chrono::milliseconds timeout) {
@@ -184,8 +191,9 @@ TransferPlan plan_transfer(Link& link, const TransferRequest& request) {
   plan.direction = request.direction;
   // An entry is cut into blocks at the destination, never the other way round.
   plan.local = link.caches().find(request.cache, is_push ? !has_entry : has_blocks, request.dimension_0,
-                                  request.asked);
+                                  request.asked, request.make_copy);
   plan.remote = find_remote(link, request, is_push ? has_blocks : !has_entry);
+  require_receives(link, plan, is_push, request.asked);
   const auto range = [&](const Geometry& geometry, int64_t first, const char* side) {
     return resolve_layers(geometry, {first, request.num_layers, request.tensors_per_layer}, side,
                           request.asked);

@@ -34,16 +34,13 @@ std::vector<Place> check_cache_tensors(const std::vector<at::Tensor>& tensors, i
             " equal parts");
     geometry->strides.push_back(bytes / geometry->num_blocks);
     char* const address = static_cast<char*>(tensor.data_ptr());
-    const bool is_pinned =
-        where < 0 && acl::is_page_locked(address) && acl::is_page_locked(address + bytes - 1);
-    places.push_back(
-        {address, where >= 0 ? Reach::kDevice : (is_pinned ? Reach::kPinned : Reach::kPageable)});
+    places.push_back({address, reach_of_tensor(address, bytes, where < 0)});
   }
   return places;
 }
 
 int64_t register_cache(Instance& instance, const std::vector<at::Tensor>& tensors, int64_t num_blocks,
-                       bool is_blocks) {
+                       bool is_blocks, bool receives) {
   Geometry geometry{num_blocks, is_blocks, {}};
   auto places = check_cache_tensors(tensors, instance.device(), &geometry);
   std::vector<std::shared_ptr<void>> storage;
@@ -51,7 +48,8 @@ int64_t register_cache(Instance& instance, const std::vector<at::Tensor>& tensor
     storage.push_back(std::make_shared<c10::Storage>(tensor.storage()));
   std::vector<uintptr_t> slabs(places.size(), 0);
   if (places.front().reach == Reach::kDevice) slabs = mapped::slabs_of(instance.device(), places);
-  return instance.caches().add(std::move(geometry), std::move(places), std::move(slabs), std::move(storage));
+  return instance.caches().add(std::move(geometry), std::move(places), std::move(slabs), std::move(storage),
+                               receives);
 }
 
 std::vector<OwnMemory> memory_of(Instance& instance, int64_t cache_id, const char* asked) {
@@ -73,7 +71,7 @@ void try_export_cache(Instance& instance, int64_t cache_id) {
 
 void add_remote_cache(Instance& instance, int64_t handle, int64_t cache_id, std::optional<uint64_t> model_id,
                       bool is_blocks, int64_t num_blocks, const std::vector<int64_t>& tensor_bytes,
-                      const std::vector<Exported>& segments) {
+                      const std::vector<Exported>& segments, bool receives) {
   const auto link = instance.link(handle, "add_remote_cache");
   require(!segments.empty() && tensor_bytes.size() == segments.size() && num_blocks >= 1, kParamInvalid,
           "add_remote_cache: ", link->peer().name, " announced ", segments.size(), " tensors with ",
@@ -82,6 +80,7 @@ void add_remote_cache(Instance& instance, int64_t handle, int64_t cache_id, std:
   cache->id = cache_id;
   cache->model_id = model_id;
   cache->geometry = {num_blocks, is_blocks, {}};
+  cache->receives = receives;
   for (size_t i = 0; i < segments.size(); ++i) {
     const int64_t bytes = tensor_bytes[i];
     require(bytes >= num_blocks && bytes % num_blocks == 0 && segments[i].kind == segments[0].kind,
@@ -166,7 +165,7 @@ void define_instance(py::module_& m) {
            py::arg("listen_ip") = "", nogil)
       .def("close", &Instance::close, nogil)
       .def("register_cache", &register_cache, py::arg("tensors"), py::arg("num_blocks"),
-           py::arg("is_blocks") = true, nogil)
+           py::arg("is_blocks") = true, py::arg("receives") = true, nogil)
       .def("export_cache", &export_cache, py::arg("cache_id"), py::arg("link"), nogil)
       .def("try_export_cache", &try_export_cache, py::arg("cache_id"), nogil)
       .def(
@@ -220,7 +219,8 @@ void define_instance(py::module_& m) {
           py::arg("link"), py::arg("peer_link"), py::arg("peer_page"), py::arg("transport_address") = "",
           nogil)
       .def("add_remote_cache", &add_remote_cache, py::arg("link"), py::arg("cache_id"), py::arg("model_id"),
-           py::arg("is_blocks"), py::arg("num_blocks"), py::arg("tensor_bytes"), py::arg("segments"), nogil)
+           py::arg("is_blocks"), py::arg("num_blocks"), py::arg("tensor_bytes"), py::arg("segments"),
+           py::arg("receives") = true, nogil)
       .def(
           "drop_remote_cache",
           [](Instance& self, int64_t link, int64_t id) {
