@@ -126,12 +126,12 @@ REGISTER_ERRORS: list[tuple[str, Any, Callable[[Any], object]]] = [
     ("other device", INVALID, lambda m: m.register_blocks_cache(DESC, tensors(4, 8, device="npu:1"))),
     ("on the CPU", INVALID, lambda m: m.register_blocks_cache(DESC, tensors(4, 8, device="cpu"))),
     ("not contiguous", INVALID, lambda m: m.register_blocks_cache(DESC, [t.t() for t in tensors(8, 4)])),
-    ("the same twice", INVALID, lambda m: m.register_blocks_cache(DESC, tensors(4, 8, count=1) * 2)),
-    ("overlapping", INVALID, lambda m: m.register_blocks_cache(DESC, overlapping())),
+    ("the same twice (mended)", INVALID, lambda m: m.register_blocks_cache(DESC, tensors(4, 8, count=1) * 2)),
+    ("overlapping (mended)", INVALID, lambda m: m.register_blocks_cache(DESC, overlapping())),
     ("zero dimension", INVALID,
      lambda m: m.register_blocks_cache(CacheDesc(2, [4, 0], DataType.DT_INT8), [4096, 8192])),
     ("no tensors", INVALID, lambda m: m.register_blocks_cache(CacheDesc(0, [4, 8], DataType.DT_INT8), [])),
-    ("strings", INVALID,
+    ("strings (mended)", INVALID,
      lambda m: m.register_blocks_cache(CacheDesc(2, [4], DataType.DT_STRING), [4096, 8192])),
     ("device tensors, HOST desc", INVALID,
      lambda m: m.register_blocks_cache(CacheDesc(2, [4, 8], DataType.DT_FLOAT16, Placement.HOST), tensors(4,
@@ -430,7 +430,9 @@ def zeros(device: int) -> list[torch.Tensor]:
 
 
 def test_a_later_cache_of_the_same_model_hides_the_earlier_one_and_comes_back(pair: Any) -> None:
-    """Mended: with the original a cache registered after linking cannot be reached."""
+    """Mended: with the original a cache registered after linking cannot be reached, and the later one of a
+    model ends the earlier one for good.
+    """
     here, there = pair
     restore(here, 1)
     before = restore(there, 2)

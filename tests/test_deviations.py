@@ -39,6 +39,8 @@ CASES = {
     r"row 16 equal ranks": "`link` with equal ranks",
     r"row 23 listen at": "`listen_ip_info` with braces",
     r"row 5 an? ?empty range|row 5 empty range": "`pull_*`: an empty layer range",
+    r"the same twice|overlapping": "Tensors of one cache that overlap, or are one",
+    r"^strings": "A cache of `DT_STRING`",
     r"row 9 ": "Unknown keyword of `pull_cache`, `pull_blocks`",
 }
 

@@ -342,6 +342,7 @@ def one_more_slot(state, within_s):
 
 
 def test_slots_that_are_all_in_flight_say_so_and_come_back_when_discarded(peers):
+    """Mended: the original documents LLM_LINK_BUSY, and never gives it."""
     a, b = peers(2)
     a.call(instances.start, 1, 0, {"max_in_flight": 4})
     port = b.call(instances.start, 2, 1)

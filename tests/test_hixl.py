@@ -22,7 +22,8 @@ from tests.test_ordering import (
     send_layer_by_layer,
     what_was_seen,
 )
-from torch_llm_datadist import BlocksCacheKey, LLMException, Placement
+from tests.test_two_sided_links import free_base, rank_table
+from torch_llm_datadist import BlocksCacheKey, LLMException, LLMRole, Placement, RegisterMemStatus
 from torch_llm_datadist.emulator import libraries
 
 TENSORS, BLOCKS, BLOCK_BYTES = 4, 16, 4096
@@ -188,6 +189,47 @@ def push_until_known(state: SimpleNamespace, cluster_id: int, src: list[int], ds
         except datadist.KvCacheNotExistError:
             assert time.monotonic() < deadline
             time.sleep(0.005)
+
+
+def test_two_sided_links_and_a_listener_that_moves_are_there_with_this_backend_too(peers):
+    """Lifted: both are LLM_FEATURE_NOT_ENABLED."""
+    a, b = peers(2)
+    base = free_base()
+    for cluster_id, peer in ((1, a), (2, b)):
+        peer.call(instances.start, cluster_id, cluster_id - 1, {**HIXL, "link_port": base})
+        peer.call(instances.register, 10 * cluster_id, TENSORS, BLOCKS, BLOCK_BYTES)
+        peer.call(begin_comm)
+    for peer in (a, b):
+        peer.call(until_comm_is_ok)
+
+    assert a.call(transport) == ["hixl"]
+    a.call(instances.push_blocks, 2, [3], [4])
+    theirs = pattern(20)
+    theirs[:, 4] = pattern(10)[:, 3]
+    assert torch.equal(b.call(instances.content), theirs)
+    for peer in (a, b):
+        peer.call(end_comm)
+    assert a.call(instances.link, 2, b.call(move_listener)) == ["LLM_SUCCESS"]
+
+
+def begin_comm(state: SimpleNamespace) -> None:
+    state.comm_id = state.datadist.link("comm", {1: 0, 2: 1}, rank_table([0, 1]))
+
+
+def until_comm_is_ok(state: SimpleNamespace) -> None:
+    state.datadist.wait_linked([3 - state.cluster_id], timeout_s=20)
+    assert state.datadist.query_register_mem_status(state.comm_id) == RegisterMemStatus.OK
+
+
+def end_comm(state: SimpleNamespace) -> None:
+    state.datadist.unlink(state.comm_id)
+
+
+def move_listener(state: SimpleNamespace) -> int:
+    before = state.datadist.listen_port
+    state.datadist.switch_role(LLMRole.DECODER, {"llm.listenIpInfo": "127.0.0.1:0"})
+    assert state.datadist.listen_port != before
+    return int(state.datadist.listen_port)
 
 
 @pytest.mark.parametrize("nth", [1, TENSORS])

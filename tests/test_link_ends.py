@@ -40,6 +40,7 @@ def test_unlink_closes_both_ends(node: Callable[..., Node]) -> None:
 
 
 def test_unlink_by_the_server_closes_both_ends(node: Callable[..., Node]) -> None:
+    """Lifted: in the original a server can only use force."""
     server, client = node(1, listens=True), node(2)
     link(client, server)
 

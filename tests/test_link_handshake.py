@@ -19,7 +19,7 @@ from tests.nodes import (
     wait_until,
 )
 from tests.recording_core import Node
-from torch_llm_datadist import process_token
+from torch_llm_datadist import handshake, process_token
 from torch_llm_datadist.errors import LLMStatusCode, NotYetLinkError, OutOfMemoryError, TimeoutExceededError
 from torch_llm_datadist.handshake import Target
 
@@ -207,6 +207,23 @@ def test_link_of_both_to_each_other_makes_one_link(node: Callable[..., Node]) ->
     assert OK in codes
     assert set(codes) <= {OK, LLMStatusCode.LLM_PROCESSING_LINK, LLMStatusCode.LLM_ALREADY_LINK}
     wait_until(lambda: len(one.native.open_links()) == len(two.native.open_links()) == 1)
+
+
+@pytest.mark.parametrize("at", ["client", "server"])
+def test_one_link_more_than_the_limit_is_a_status(
+    node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """Mended: of the original's limit of 512 its engine says only that something is invalid."""
+    assert handshake.MAX_LINKS == 512
+    monkeypatch.setattr(handshake, "MAX_LINKS", 1)
+    full, first, second = node(1, listens=True), node(2, listens=True), node(3, listens=True)
+    link(full, first)
+
+    code = link(full, second) if at == "client" else link(second, full)
+
+    assert code == LLMStatusCode.LLM_CLUSTER_NUM_EXCEED_LIMIT
+    assert is_linked(full, first)
+    assert not second.native.open_links()
 
 
 def test_link_of_the_same_cluster_by_another_live_process_is_refused(node: Callable[..., Node]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from . import checks
 from .cluster import parse_endpoint
+from .comm_resource import check_comm_resource
 from .config import OWN_PREFIX
 from .errors import ParamInvalidError
 from .link_secret import SECRET_VARIABLE, SecretText, checked_secret
@@ -97,8 +98,10 @@ def read_options(options: object) -> Options:
         _check_backend(given, is_older_api)
         implied = "1"
     listen = given.get("llm.listenIpInfo")
+    device = _device(given)
+    check_comm_resource("init: local_comm_res", local_comm_res or "", device)
     return Options(
-        device=_device(given),
+        device=device,
         listen=parse_endpoint("init: listen_ip_info", listen) if listen is not None else None,
         remote_accessible=given.get("llm.EnableRemoteCacheAccessible", implied) == "1",
         needs_local_ip=not local_comm_res,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from . import _native, emulator, transports
 from .checks import as_int64
+from .comm_resource import VISIBLE_DEVICES
 from .data_type import Placement
 from .each_end_links import EachEndLinks
 from .errors import OutOfMemoryError, ParamInvalidError
@@ -22,7 +23,6 @@ from .registry import CacheRegistry, leave_over, left_over_caches
 if TYPE_CHECKING:
     from . import _C
 
-VISIBLE_DEVICES = "ASCEND_RT_VISIBLE_DEVICES"
 logger = logging.getLogger("torch_llm_datadist")
 
 

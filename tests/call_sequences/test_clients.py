@@ -227,9 +227,12 @@ def pull_in_a_thread(
 # 5.4, MindIE's separate deployment.
 
 
+MORE = 17  # decodes that share a process and a device
+
+
 def test_mindie_separate_deployment(peers: Peers) -> None:
-    """K and V in caches of their own; links of two members each, 16 being made at one time."""
-    prefill, *decodes = peers(3)
+    """K and V in caches of their own; links of two members each, at most 16 being made at one time."""
+    prefill, *decodes, many = peers(4)
     base = free_base()
     options: dict[str, Any] = {
         "enable_cache_manager": True,
@@ -245,9 +248,13 @@ def test_mindie_separate_deployment(peers: Peers) -> None:
             process.call(steps.register, name, 100 * i + 50 * model_id, 3, SHAPE, key(10 + i, model_id))
     for i in (1, 2):
         processes[i].send(steps.link, f"10-{10 + i}", {10: 0, 10 + i: 1}, rank_table([0, i]))
-    prefill.call(link_in_a_window, [11, 12], [rank_table([0, 1]), rank_table([0, 2])])
-    for process in decodes:
+    others = list(range(20, 20 + MORE))
+    many.send(link_each, others, options)
+    tables = [rank_table([0, 1]), rank_table([0, 2]), *([rank_table([0, 3])] * MORE)]
+    most = prefill.call(link_in_a_window, [11, 12, *others], tables)
+    for process in (*decodes, many):
         process.answer()
+    assert most == 16  # of 19
 
     for i, decode in enumerate(decodes, start=1):
         for model_id, name in enumerate(("k", "v")):
@@ -260,19 +267,38 @@ def test_mindie_separate_deployment(peers: Peers) -> None:
         process.call(steps.unlink)
 
 
-def link_in_a_window(state: SimpleNamespace, cluster_ids: list[int], tables: list[str]) -> None:
-    """At most 16 at one time."""
+def link_each(state: SimpleNamespace, cluster_ids: list[int], options: dict[str, Any]) -> None:
+    """As many decodes."""
+    from tests.nodes import wait_until
+    from torch_llm_datadist import RegisterMemStatus
+
+    state.decodes = []
+    for cluster_id in cluster_ids:
+        decode = SimpleNamespace()
+        steps.start(decode, "MIX", cluster_id, 3, options)
+        decode.comm_id = decode.datadist.link(f"10-{cluster_id}", {10: 0, cluster_id: 1}, rank_table([0, 3]))
+        state.decodes.append(decode)
+    for decode in state.decodes:
+        ask = decode.datadist.query_register_mem_status
+        wait_until(lambda ask=ask, comm_id=decode.comm_id: ask(comm_id) == RegisterMemStatus.OK)
+
+
+def link_in_a_window(state: SimpleNamespace, cluster_ids: list[int], tables: list[str]) -> int:
+    """At most 16 at one time; returns how many were."""
     from tests.nodes import wait_until
     from torch_llm_datadist import RegisterMemStatus
 
     waiting = dict(zip(cluster_ids, tables, strict=True))
     under_way: list[int] = []
+    most = 0
 
     def go_on() -> bool:
+        nonlocal most
         while waiting and len(under_way) < 16:
             cluster_id = next(iter(waiting))
             members = {state.cluster_id: 0, cluster_id: 1}
             under_way.append(state.datadist.link(f"10-{cluster_id}", members, waiting.pop(cluster_id)))
+        most = max(most, len(under_way))
         for comm_id in list(under_way):
             status = state.datadist.query_register_mem_status(comm_id)
             assert status != RegisterMemStatus.FAILED
@@ -281,3 +307,4 @@ def link_in_a_window(state: SimpleNamespace, cluster_ids: list[int], tables: lis
         return not waiting and not under_way
 
     wait_until(go_on)
+    return most

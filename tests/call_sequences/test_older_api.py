@@ -23,6 +23,7 @@ from torch_llm_datadist import (
     LLMDataDist,
     LLMRole,
     LLMStatusCode,
+    _native,
 )
 
 Peers = Callable[[int], list[Peer]]
@@ -49,14 +50,21 @@ def start(state: SimpleNamespace, role: str, cluster_id: int, device: int) -> in
     return state.datadist.listen_port or 0
 
 
+def create_npu_tensors(
+    shape: list[int], dtype: torch.dtype, addresses: list[int], device: int
+) -> list[torch.Tensor]:
+    """What torchair's function of that name does for them: tensors over memory of the pool."""
+    native = _native.load()
+    return [native.tensor_from_address(address, shape, dtype, device) for address in addresses]
+
+
 def put(state: SimpleNamespace, request: int) -> None:
     """Allocates with keys, writes, and lets go: the keys keep the memory."""
     for model_id in (KEYS, VALUES, HIDDEN):
         desc = CacheDesc(2, SHAPE, DataType.DT_FLOAT16)
         cache = state.manager.allocate_cache(desc, [CacheKey(PROMPT, request, model_id)])
-        assert cache.per_device_tensor_addrs == [cache.tensor_addrs]
-        for i in range(2):
-            (tensor,) = state.manager.get_cache_tensors(cache, i)
+        (addresses,) = cache.per_device_tensor_addrs
+        for i, tensor in enumerate(create_npu_tensors(SHAPE, torch.float16, addresses, state.device)):
             tensor.copy_(values(10 * model_id + i, SHAPE))
         torch.npu.synchronize()
         state.manager.deallocate_cache(cache)
@@ -68,7 +76,16 @@ def pull(state: SimpleNamespace, request: int) -> list[torch.Tensor]:
         cache = state.manager.allocate_cache(CacheDesc(2, SHAPE, DataType.DT_FLOAT16))
         state.manager.pull_cache(CacheKey(PROMPT, request, model_id), cache, 0)
         torch.npu.synchronize()
-        found += [state.manager.get_cache_tensors(cache, i)[0].cpu() for i in range(2)]
+        (addresses,) = cache.per_device_tensor_addrs
+        tensors = create_npu_tensors(SHAPE, torch.float16, addresses, state.device)
+        found += [tensor.cpu() for tensor in tensors]
+        for i, tensor in enumerate(tensors):
+            (same,) = state.manager.get_cache_tensors(cache, i)
+            assert (same.data_ptr(), same.shape, same.dtype) == (
+                tensor.data_ptr(),
+                tensor.shape,
+                tensor.dtype,
+            )
         state.manager.deallocate_cache(cache)
     return found
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
-from tests.conformance.case import check_raises
+from tests.conformance.case import check_raises, row
 from torch_llm_datadist.config import LLMConfig, LlmConfig
 from torch_llm_datadist.errors import LLMStatusCode
 from torch_llm_datadist.options import read_options
@@ -237,6 +238,61 @@ def test_local_comm_res_turns_cache_manager_and_remote_access_on(local_comm_res:
     assert options.remote_accessible
     assert options.needs_local_ip == (local_comm_res == "")
     assert not explicitly_off.remote_accessible
+
+
+def comm_resource(version: str, *device_ids: str) -> str:
+    """4.11a: the rank table of one server, of its own device only."""
+    device = [{"device_id": device_id, "device_ip": "10.0.0.1"} for device_id in device_ids]
+    server = {"server_id": "10.0.0.2", "device": device}
+    return json.dumps({"version": version, "status": "completed", "server_list": [server]})
+
+
+COMM_RESOURCES = [
+    row("4.11a local_comm_res of version 1.0", None, comm_resource("1.0", "1"), None),
+    row("4.11a local_comm_res of version 1.2", None, comm_resource("1.2", "1"), None),
+    row("4.11a local_comm_res of version 1.3", None, '{"version": "1.3"}', None),
+    row("4.11a local_comm_res of version 1.3 with its device", None, comm_resource("1.3", "1"), None),
+    row("4.11a the physical id of a device that is not all the process sees", None,
+        comm_resource("1.2", "6"), "4,6"),
+    row("4.11a an unknown version", INVALID, comm_resource("1.1", "1"), None),
+    row("4.11a no version", INVALID, "{}", None),
+    row("4.11a no server", INVALID, '{"version": "1.2"}', None),
+    row("4.11a no device", INVALID, comm_resource("1.2"), None),
+    row("4.11a two devices", INVALID, comm_resource("1.2", "1", "2"), None),
+    row("4.11a a device_id that is no number", INVALID, comm_resource("1.2", "x"), None),
+    row("4.11a another device", INVALID, comm_resource("1.0", "0"), None),
+    row("4.11a another device of those that the process sees", INVALID, comm_resource("1.2", "4"), "4,6"),
+    row("4.11a the device as the process counts it", INVALID, comm_resource("1.3", "1"), "4,6"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("expected", "text", "visible"), COMM_RESOURCES)
+def test_local_comm_res_names_the_instances_own_device(
+    monkeypatch: pytest.MonkeyPatch, expected: Any, text: str, visible: str | None
+) -> None:
+    """The instance has ``device_id`` 1."""
+    monkeypatch.delenv("ASCEND_RT_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", visible)
+    given = {"ge.exec.deviceId": "1", "llm.LocalCommRes": text}
+
+    if expected is None:
+        assert read_options(given).device == 1
+    else:
+        assert check_raises(expected, lambda: read_options(given)).startswith("init: local_comm_res: ")
+
+
+WITHOUT_EFFECT = {
+    "llm.RdmaTrafficClass": "132", "llm.RdmaServiceLevel": "4", "llm.LinkRetryCount": "7",
+    "llm.GlobalResourceConfig": "{}", "llm.deployResPath": "/x", "llm.BufPoolCfg": "{}",
+    "llm.ClusterInfo": "{}", "llm.OutputMaxSize": "9", "llm.MemoryUtilization": "0.5",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", WITHOUT_EFFECT)
+def test_options_of_what_is_not_here_change_nothing(key: str) -> None:
+    """Mended, in its way: HCCL and the graph engine are not here, so there is nothing to set up."""
+    assert read_options({**ON, key: WITHOUT_EFFECT[key]}) == read_options(ON)
 
 
 def test_what_hixl_is_not_told_yet_is_named(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,64 @@
+"""``local_comm_res``: what it says of this instance's own device, compared with what ``device_id`` says."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from .errors import ParamInvalidError
+from .option_checks import load_object
+
+VISIBLE_DEVICES = "ASCEND_RT_VISIBLE_DEVICES"
+_WITH_DEVICE = ("1.0", "1.2")
+_VERSIONS = (*_WITH_DEVICE, "1.3")  # from 1.3 on the rest may be left out
+
+
+def check_comm_resource(name: str, text: str, device: int) -> None:
+    """
+    Args:
+        text: JSON, or "": then the original makes it, and here nothing needs it.
+        device: as this process counts.
+
+    Raises:
+        LLMException: ``LLM_PARAM_INVALID`` for another version, and where it names another device.
+    """
+    if not text:
+        return
+    resource = load_object(name, text)
+    version = resource.get("version")
+    if version not in _VERSIONS:
+        raise ParamInvalidError(f"{name}: version is {version!r}, expected one of {', '.join(_VERSIONS)}")
+    if "server_list" not in resource and version not in _WITH_DEVICE:
+        return
+    named = _only(
+        f"{name}: server_list[0].device", _only(f"{name}: server_list", resource, "server_list"), "device"
+    )
+    given = str(named.get("device_id"))
+    physical = physical_device(device)
+    if not (given.isascii() and given.isdigit()):
+        raise ParamInvalidError(f"{name}: device_id is {given!r}, expected a number, as a string")
+    if physical is not None and int(given) != physical:
+        visible = os.environ.get(VISIBLE_DEVICES)
+        since = "" if visible is None else f", since {VISIBLE_DEVICES} is {visible!r}"
+        raise ParamInvalidError(
+            f"{name}: device_id is {given}, expected {physical}: that is the machine's number of device_id "
+            f"{device}{since}"
+        )
+
+
+def physical_device(device: int) -> int | None:
+    """The number on the machine of what this process counts as ``device``; None: nobody knows."""
+    visible = os.environ.get(VISIBLE_DEVICES)
+    if visible is None:
+        return device
+    numbers = visible.split(",")
+    if not all(number.strip().isdigit() for number in numbers) or device >= len(numbers):
+        return None
+    return int(numbers[device])
+
+
+def _only(name: str, holder: dict[str, Any], key: str) -> dict[str, Any]:
+    found = holder.get(key)
+    if not isinstance(found, list) or len(found) != 1 or not isinstance(found[0], dict):
+        raise ParamInvalidError(f"{name} is {found!r}, expected a list of one: this instance's own")
+    return found[0]
