@@ -10,6 +10,7 @@ import torch
 
 import torch_llm_datadist as datadist
 from tests import instances
+from tests.links import wait_unlinked
 from tests.peers import PeerError
 from tests.test_ordering import DST, LAYERS, SRC, prepare
 from tests.test_push_blocks import linked_pair
@@ -446,6 +447,45 @@ def test_a_failing_copy_task_costs_that_link_alone(star):
     assert a.call(compute) == 64
     a.call(instances.push_blocks, 3, SRC, DST)
     assert torch.equal(c.call(instances.content)[:, DST], expected(SRC, DST)[:, DST])
+
+
+def prepare_for(state, cluster_id):
+    key = datadist.BlocksCacheKey(cluster_id, 0)
+    state.task = state.datadist.cache_manager.prepare_push(key, state.cache, SRC, DST)
+    return state.task.ticket
+
+
+def queue_waits(state):
+    torch.npu.set_device(state.device)
+    for layer in range(LAYERS):
+        ops.wait_layer(state.status, state.status, layer, state.binding.id)
+
+
+def port_of(state):
+    return state.datadist.listen_port
+
+
+def status_at_last(state):
+    torch.npu.synchronize()
+    return state.status.item()
+
+
+def test_what_was_mapped_of_a_dead_peer_is_unmapped_while_a_stream_waits_for_another(star, peers):
+    """torch_npu synchronises before it unmaps: a stream that waits for c would hold up who links to a."""
+    a, b, c = star
+    ticket = c.call(prepare_for, 1)
+    a.call(bind_ticket, ticket, 40.0)
+    a.call(queue_waits)
+
+    b.kill()
+    a.call(wait_unlinked, 2, 10)
+
+    (other,) = peers(1)
+    other.call(instances.start, 4, 3)
+    assert other.call(instances.link, 1, a.call(port_of)) == ["LLM_SUCCESS"]
+    c.kill()
+    assert a.call(status_at_last) != 0
+    assert a.call(compute) == 64
 
 
 def bind_then_refuse(state, nth):

@@ -40,16 +40,31 @@ class AllocatorScope {
 
 using Segments = decltype(c10_npu::NPUCachingAllocator::snapshot().segments);
 
-// Nothing is ever queued on it. The allocator keeps what was freed for the stream on which it was taken,
-// since the next user comes behind the last one there; ours run on streams of ours, and would write memory
-// that a kernel of the caller's stream has yet to read.
-c10_npu::NPUStream stream_of_our_memory(int device) {
+// A context in which nothing ever runs, and a stream of it.
+struct Quiet {
+  explicit Quiet(int device) : context(device), stream(context, acl::OnFailure::kContinue) {}
+
+  acl::Context context;
+  acl::Stream stream;
+};
+
+const Quiet& quiet(int device) {
   static std::mutex mutex;
-  static auto* const streams = new std::map<int, acl::Stream*>;  // kept: exit order is not ours
+  static auto* const all = new std::map<int, Quiet*>;  // kept: exit order is not ours
   std::lock_guard lock(mutex);
-  acl::Stream*& stream = (*streams)[device];
-  if (stream == nullptr) stream = new acl::Stream(*new acl::Context(device), acl::OnFailure::kContinue);
-  return c10_npu::getStreamFromExternal(stream->get(), static_cast<c10::DeviceIndex>(device));
+  Quiet*& one = (*all)[device];
+  if (one == nullptr) {
+    acl::ContextScope restore;
+    one = new Quiet(device);
+  }
+  return *one;
+}
+
+// The allocator keeps what was freed for the stream on which it was taken, since the next user comes behind
+// the last one there; ours run on streams of ours, and would write memory that a kernel of the caller's
+// stream has yet to read.
+c10_npu::NPUStream stream_of_our_memory(int device) {
+  return c10_npu::getStreamFromExternal(quiet(device).stream.get(), static_cast<c10::DeviceIndex>(device));
 }
 
 class CurrentStreamScope {
@@ -93,24 +108,21 @@ uintptr_t slab_of(const Segments& segments, int device, const char* address) {
   return 0;
 }
 
-// Whether torch's work on the device ends, some time.
-bool is_working(int device) {
-  try {
-    AllocatorScope scope(device);
-    const aclError code = acl::synchronize(nullptr, 0);
-    return code == ACL_SUCCESS || code == ACL_ERROR_RT_STREAM_SYNC_TIMEOUT;
-  } catch (const std::exception&) {
-    return false;
-  }
-}
-
-// torch_npu synchronises the device before it unmaps, and throws where that fails: out of a destructor, which
-// ends the process. So what is mapped stays mapped when the device is lost.
-std::shared_ptr<void> unmapped_only_while_working(int device, std::shared_ptr<void> segment) {
+// torch_npu synchronises the current context before it unmaps, and throws where that fails: out of a
+// destructor, which ends the process. Where nothing runs nothing fails, be it a word that was on its way to a
+// peer that died, and the watchdog is not held up by a stream that waits for it. What is mapped of a lost
+// device stays mapped.
+std::shared_ptr<void> unmapped_where_nothing_runs(int device, std::shared_ptr<void> segment) {
   void* address = segment.get();
   auto* held = new std::shared_ptr<void>(std::move(segment));
   return {address, [device, held](void*) {
-            if (is_working(device)) delete held;
+            try {
+              AllocatorScope scope(device);
+              const Quiet& where = quiet(device);
+              where.context.make_current();
+              if (acl::synchronize(where.stream.get(), 0) == ACL_SUCCESS) delete held;
+            } catch (const std::exception&) {  // the device is lost
+            }
           }};
 }
 
@@ -147,7 +159,7 @@ class MappedTransport : public StreamCopies {
     std::shared_ptr<void> segment = c10_npu::NPUCachingAllocator::getIpcDevPtr(memory.handle);
     char* address = static_cast<char*>(segment.get()) + memory.offset;
     require_mapped(static_cast<char*>(segment.get()), memory.offset, bytes);
-    return {{address, Reach::kImported}, unmapped_only_while_working(device_, std::move(segment))};
+    return {{address, Reach::kImported}, unmapped_where_nothing_runs(device_, std::move(segment))};
   }
 
   Reach reach_of(MemoryKind kind) const override {
