@@ -38,6 +38,7 @@ def test_units(programs: Path, what: str) -> None:
         "emulator_keys",
         "emulator_threads",
         "emulator_copy_engines",
+        "emulator_locks",
     ],
 )
 def test_units_of_the_emulator(programs: Path, what: str) -> None:

@@ -227,6 +227,27 @@ MUTANTS = [
         f"{OTHERS} -k bad_environment",
     ),
     Mutant(
+        "streams are interleaved from the moment on that somebody asks for it",
+        "emulator/faults.cpp",
+        "    stream.pass_time(stream.interleaving_of(rule->amount).hold());\n",
+        "    stream.interleaving_of(rule->amount).hold();\n",
+        "test_fault_rows.py -k take",
+    ),
+    Mutant(
+        "a lock is not kept for a writer that waits, and may be frozen",
+        "emulator/read_write_lock.h",
+        "      if (state == kWriter) {",
+        "      if (state == kWriter || sleepers_.load() != 0) {",
+        f"{OTHERS} -k 'holds_no_lock or keeps_no_stream'",
+    ),
+    Mutant(
+        "a writer is alone",
+        "emulator/read_write_lock.h",
+        "      if (state_.compare_exchange_strong(state, kWriter)) return;",
+        "      state = state_.exchange(kWriter); return;",
+        f"{OTHERS} -k 'holds_no_lock or keeps_no_stream'",
+    ),
+    Mutant(
         "a host function waits while its host is frozen",
         "emulator/host_function.cpp",
         '"acl-host-func"',

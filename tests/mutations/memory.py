@@ -135,6 +135,13 @@ MUTANTS = [
     ),
     # --- what is live ---
     Mutant(
+        "the last bytes of a long copy are moved",
+        "emulator/bulk_copy.cpp",
+        "  Way::fence();\n  std::memcpy(dst, src, length);\n",
+        "  Way::fence();\n",
+        "test_bulk_copies.py",
+    ),
+    Mutant(
         "a task that runs out of its allocation fails",
         "emulator/copy.cpp",
         "  } else if (!out.block->contains(address, length)) {",

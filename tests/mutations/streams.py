@@ -312,6 +312,20 @@ MUTANTS = [
         f"{VALUES} -k one_at_a_time",
     ),
     Mutant(
+        "tasks between two host functions run",
+        "emulator/stream.cpp",
+        "    run(*taken);\n",
+        "",
+        "test_host_functions.py -k brief_tasks",
+    ),
+    Mutant(
+        "a task between two host functions that fails stops its context",
+        "emulator/stream.cpp",
+        "    run(*taken);\n    if (is_looked_at()) return nullptr;",
+        "    run(*taken);",
+        "test_host_functions.py -k fails_as_itself",
+    ),
+    Mutant(
         "nothing is submitted from inside a host function",
         "emulator/entry.cpp",
         "  if (needs == Needs::Work && self.in_host_function) {",
