@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "emulator/copy_engines.h"
 #include "emulator/device.h"
 #include "emulator/environment.h"
 #include "emulator/ledger.h"
@@ -49,6 +50,8 @@ Config Config::from_environment() {
   constexpr const char* kSeed = "TORCH_LLM_DATADIST_EMULATE_SEED";
   if (given(kSeed) != nullptr) config.seed = number(kSeed, 0);
   config.task_delay_us = number("TORCH_LLM_DATADIST_EMULATE_TASK_DELAY_US", 0);
+  constexpr const char* kCopyEngines = "TORCH_LLM_DATADIST_EMULATE_COPY_ENGINES";
+  if (given(kCopyEngines) != nullptr) config.copy_engines = number(kCopyEngines, 0, 0, CopyEngines::kMost);
   config.bandwidth[0] = number("TORCH_LLM_DATADIST_EMULATE_BANDWIDTH_H2D", 0);
   config.bandwidth[1] = number("TORCH_LLM_DATADIST_EMULATE_BANDWIDTH_D2H", 0);
   config.bandwidth[2] = number("TORCH_LLM_DATADIST_EMULATE_BANDWIDTH_D2D", 0);

@@ -17,6 +17,7 @@ struct Config {
   bool stacks = false;                          // TORCH_LLM_DATADIST_EMULATE_STACKS: 0 or 1, see stack.h
   bool simulated_time = false;                  // TORCH_LLM_DATADIST_EMULATE_TIME: simulated or real
   std::optional<uint64_t> seed;                 // TORCH_LLM_DATADIST_EMULATE_SEED, see interleaving.h
+  std::optional<uint64_t> copy_engines;         // TORCH_LLM_DATADIST_EMULATE_COPY_ENGINES, see copy_engines.h
   uint64_t task_delay_us = 0;                   // TORCH_LLM_DATADIST_EMULATE_TASK_DELAY_US
   uint64_t bandwidth[4] = {};                   // …_BANDWIDTH_{H2D,D2H,D2D,PEER}, bytes/s; 0: memory speed
   // Physical ids of the devices that this process sees, from TORCH_LLM_DATADIST_EMULATE_DEVICES (a count,

@@ -51,12 +51,12 @@ bool move_word(const Copy& copy, const Pin& dst, const Pin& src) {
   return true;
 }
 
-void move_part(const Copy& copy, const Pin& dst, const Pin& src, size_t begin, size_t end) {
+void move_part(const Copy& copy, std::byte* dst, const std::byte* src, size_t begin, size_t end) {
   while (begin < end) {
     const size_t row = begin / copy.width;
     const size_t column = begin % copy.width;
     const size_t length = std::min(end - begin, copy.width - column);
-    bulk_copy(dst.host + row * copy.dst_pitch + column, src.host + row * copy.src_pitch + column, length);
+    bulk_copy(dst + row * copy.dst_pitch + column, src + row * copy.src_pitch + column, length);
     begin += length;
   }
 }
@@ -166,14 +166,14 @@ struct Shared {
   static void move(const void* work, size_t part) {
     const auto& [copy, dst, src, part_bytes] = *static_cast<const Shared*>(work);
     const size_t begin = part * part_bytes;
-    move_part(copy, dst, src, begin, std::min(begin + part_bytes, copy.bytes()));
+    move_part(copy, dst.host, src.host, begin, std::min(begin + part_bytes, copy.bytes()));
   }
 };
 
 void move_all(const Copy& copy, const Pin& dst, const Pin& src, bool more_to_come) {
   const size_t bytes = copy.bytes();
   if (bytes < kLeastToShare || !is_divisible(copy)) {
-    move_part(copy, dst, src, 0, bytes);
+    move_part(copy, dst.host, src.host, 0, bytes);
     return;
   }
   const size_t part_bytes = std::clamp(bytes / 16 & ~(kLeastPart - 1), kLeastPart, kMostPart);

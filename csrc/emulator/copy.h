@@ -64,7 +64,7 @@ aclError pin(uintptr_t address, size_t length, const Device& from, Pin& out, std
 aclError pin(const Copy& copy, const Device& from, Pin& dst, Pin& src, std::string& why);
 
 // The bytes [begin, end) of a copy whose ends are held, counted row by row.
-void move_part(const Copy& copy, const Pin& dst, const Pin& src, size_t begin, size_t end);
+void move_part(const Copy& copy, std::byte* dst, const std::byte* src, size_t begin, size_t end);
 // The bytes of a word that may be waited for are moved at once; false when it is not a copy of one.
 bool move_word(const Copy& copy, const Pin& dst, const Pin& src);
 

@@ -126,6 +126,7 @@ class CopyTask final : public Task {
   }
   void describe(TaskFacts& facts) const override { copy_.describe(facts); }
   bool is_copy() const override { return true; }
+  const Copy* as_copy() const override { return &copy_; }
   bool writes_flag() const override { return copy_.bytes() == sizeof(uint64_t); }
   bool is_brief() const override { return copy_.bytes() <= kBriefBytes; }
 
@@ -137,7 +138,7 @@ class CopyTask final : public Task {
     const size_t pieces = random == nullptr ? 1 : random->pieces(copy_.bytes());
     const bool overlaps =
         copy_.dst < copy_.src + copy_.src_span() && copy_.src < copy_.dst + copy_.dst_span();
-    if (pieces == 1 || overlaps) return move(copy_, device, why, stream.has_behind(kRow));
+    if (pieces == 1 || overlaps) return move(copy_, device, why, stream.has_behind(Stream::kRow));
     for (size_t i = 0; i < pieces; ++i) {
       if (const aclError code = move(copy_.piece(i, pieces), device, why); code != ACL_SUCCESS) return code;
       if (i + 1 < pieces && !stream.pass_time(random->hold())) return ACL_ERROR_RT_STREAM_ABORT;
@@ -145,7 +146,6 @@ class CopyTask final : public Task {
     return ACL_SUCCESS;
   }
 
-  static constexpr uint64_t kRow = 4;  // so many more tasks are taken for more copies
   static constexpr size_t kBriefBytes = 4 << 10;
 
   const Copy copy_;

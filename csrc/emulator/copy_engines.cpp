@@ -1,6 +1,7 @@
 #include "emulator/copy_engines.h"
 
 #include <algorithm>
+#include <chrono>
 #include <system_error>
 #include <thread>
 
@@ -16,9 +17,11 @@ constexpr int kLooks = 400;
 // Looks for the end of the others' parts before the caller sleeps: a part takes microseconds, unless the
 // thread that does it lost its core.
 constexpr int kLooksForEnd = 2000;
-// Copies without help after one whose engine lost its core.
-constexpr uint32_t kLeastRest = 64;
-constexpr uint32_t kMostRest = 4096;
+// After a copy whose engine lost its core, copies go without help for so many times as long as that took: on
+// a machine that is busy with something else, waiting for engines costs at most this part of the time.
+constexpr int kRest = 10;
+
+int64_t now_ns() { return std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1); }
 
 size_t spare_cores() {
   const size_t cores = std::thread::hardware_concurrency();  // that this process may use
@@ -141,22 +144,9 @@ size_t CopyEngines::start() {
   return started_.load(std::memory_order_acquire);
 }
 
-bool CopyEngines::rests() {
-  uint32_t left = to_rest_.load(std::memory_order_relaxed);
-  while (left > 0 && !to_rest_.compare_exchange_weak(left, left - 1, std::memory_order_relaxed)) {
-  }
-  return left > 0;
-}
-
-void CopyEngines::judge(bool was_held_up) {
-  const uint32_t rest = rest_.load(std::memory_order_relaxed);
-  if (was_held_up) {
-    const uint32_t longer = std::clamp(2 * rest, kLeastRest, kMostRest);
-    rest_.store(longer, std::memory_order_relaxed);
-    to_rest_.store(longer, std::memory_order_relaxed);
-  } else if (rest > 0) {
-    rest_.store(rest - 1, std::memory_order_relaxed);
-  }
+bool CopyEngines::rests() const {
+  const int64_t until = rests_until_.load(std::memory_order_relaxed);
+  return until != 0 && now_ns() < until;
 }
 
 void CopyEngines::run(size_t parts, DoPart do_part, const void* work, bool wakes) {
@@ -179,9 +169,13 @@ void CopyEngines::run(size_t parts, DoPart do_part, const void* work, bool wakes
   }
   for (size_t i = 0; i < helpers; ++i) help[i].engine->give(help[i].claim, &shared);
   shared.do_parts();
+  const int64_t through = helpers > 0 ? now_ns() : 0;
   bool was_held_up = false;
   for (size_t i = 0; i < helpers; ++i) was_held_up |= help[i].engine->take_back(help[i].claim);
-  if (helpers > 0) judge(was_held_up);
+  if (was_held_up) {
+    const int64_t now = now_ns();
+    rests_until_.store(now + kRest * (now - through), std::memory_order_relaxed);
+  }
   callers_.fetch_sub(1, std::memory_order_relaxed);
 }
 

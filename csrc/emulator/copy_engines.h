@@ -22,11 +22,13 @@ namespace emu {
 //   working              the engine                idle, when no part is left
 class CopyEngines {
  public:
+  static constexpr size_t kMost = 3;  // more do not make memory any faster
+
   // Does part number `part` of `work`; of several threads at a time, each with other parts.
   using DoPart = void (*)(const void* work, size_t part);
 
   CopyEngines();                       // as many as this machine has cores to spare, within reason
-  explicit CopyEngines(size_t count);  // for tests
+  explicit CopyEngines(size_t count);  // as many as asked for, up to kMost
   ~CopyEngines();
 
   // Does all parts, and returns when the last of them is done: the bytes are there for whoever learns of it
@@ -39,11 +41,9 @@ class CopyEngines {
  private:
   struct Work;
   class Engine;
-  static constexpr size_t kMost = 3;  // more do not make memory any faster
 
   size_t start();
-  bool rests();
-  void judge(bool was_held_up);
+  bool rests() const;
 
   const size_t count_;
   std::once_flag once_;
@@ -51,8 +51,7 @@ class CopyEngines {
   std::atomic<size_t> started_{0};
   std::atomic<size_t> callers_{0};
   std::atomic<uint64_t> parts_of_helpers_{0};
-  std::atomic<uint32_t> to_rest_{0};  // so many copies go without help
-  std::atomic<uint32_t> rest_{0};     // how many they will be the next time
+  std::atomic<int64_t> rests_until_{0};  // copies go without help
 };
 
 }  // namespace emu

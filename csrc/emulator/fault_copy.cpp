@@ -100,7 +100,7 @@ aclError Faults::move(const Copy& copy, const Device& device, Stream* stream, st
       size_t end = std::min<size_t>(bytes, (done / piece + 1) * piece);
       if (done < stop) end = std::min(end, stop);
       if (rate != 0) pass_until(started + time_for(end, rate), stream);
-      move_part(copy, dst, src, done, end);
+      move_part(copy, dst.host, src.host, done, end);
       if (done <= wrong && wrong < end) {
         dst.host[wrong / copy.width * copy.dst_pitch + wrong % copy.width] ^= std::byte{0xff};
       }

@@ -36,7 +36,8 @@ Runtime::Runtime()
     : config(Config::from_environment()),
       captures(std::make_unique<Captures>()),
       crew(std::make_unique<Crew>()),
-      copy_engines(std::make_unique<CopyEngines>()),
+      copy_engines(config.copy_engines ? std::make_unique<CopyEngines>(*config.copy_engines)
+                                       : std::make_unique<CopyEngines>()),
       host_memory(std::make_unique<HostMemory>()),
       reports(std::make_unique<Reports>()),
       exports(std::make_unique<Exports>()),

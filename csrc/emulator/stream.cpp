@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "emulator/context.h"
+#include "emulator/copy_row.h"
 #include "emulator/device.h"
 #include "emulator/error.h"
 #include "emulator/exception_info.h"
@@ -215,7 +216,7 @@ std::shared_ptr<Task> Stream::next() {
     task->dropped(drop);
     if (auto* watching = observer()) watching->dropped(*this, *task, number);
     task = nullptr;
-    finish_one();
+    finish(1);
   }
 }
 
@@ -280,16 +281,47 @@ void Stream::run(Task& task) {
 
 void Stream::work() {
   running_here = this;
+  CopyRow row;
   while (auto task = next()) {
+    if (const size_t moved = move_row(*task, row); moved > 0) {
+      task = nullptr;
+      const uint64_t first = finished_.load(std::memory_order_relaxed);
+      for (size_t i = 1; i < moved; ++i) ring_[(first + i) % kDepth] = nullptr;
+      finish(moved);
+      continue;
+    }
     if (is_armed(bit(Fault::Overtake)) && task->is_copy() && !task->writes_flag()) [[unlikely]]
       let_flag_overtake();
     run(*task);
     // Gone before the task counts as finished: who synchronises may free what it held.
     task = nullptr;
-    finish_one();
+    finish(1);
   }
   worker_runs_.store(false);
   progress_.raise();
+}
+
+// Somebody looks at tasks one by one, or tells single ones how to behave.
+bool Stream::shows_single_tasks() const {
+  return observer() != nullptr || is_armed(~uint32_t{0}) || interleaving_ != nullptr;
+}
+
+// How many tasks moved together, the taken one and those behind it; 0: it is to run by itself.
+size_t Stream::move_row(const Task& first, CopyRow& row) {
+  const Copy* copy = first.as_copy();
+  if (copy == nullptr || shows_single_tasks()) return 0;
+  const uint64_t begin = finished_.load(std::memory_order_relaxed);
+  const uint64_t end = std::min(submitted_.load(std::memory_order_acquire), needed_.load());
+  if (end - begin < 2 || ring_[(begin + 1) % kDepth]->as_copy() == nullptr) return 0;
+  for (uint64_t number = begin + 1; copy != nullptr && row.add(*copy, context_->device); ++number)
+    copy = number < end ? ring_[number % kDepth]->as_copy() : nullptr;
+  const size_t moved = row.size() > 1 ? row.size() : 0;
+  if (moved > 0) {
+    row.move(has_behind(kRow + moved));
+    Runtime::get().tasks_run.fetch_add(moved, std::memory_order_relaxed);
+  }
+  row.clear();
+  return moved;
 }
 
 // A host that is to be frozen stops in its functions, and runs no task of the device meanwhile.
@@ -308,7 +340,7 @@ std::shared_ptr<Task> Stream::go_on_with_host_function() {
   if (function >= most) return nullptr;
   for (uint64_t number = next;; ++number) {
     auto taken = std::move(ring_[number % kDepth]);
-    finish_one();
+    finish(1);
     if (number == function) {
       Runtime::get().tasks_run.fetch_add(1, std::memory_order_relaxed);
       return taken;
@@ -345,8 +377,8 @@ void Stream::let_flag_overtake() {
   }
 }
 
-void Stream::finish_one() {
-  const uint64_t done = finished_.load(std::memory_order_relaxed) + 1;
+void Stream::finish(uint64_t tasks) {
+  const uint64_t done = finished_.load(std::memory_order_relaxed) + tasks;
   finished_.store(done);
   // Who waits for a later task sleeps on: a wake-up per task would cost more than the tasks.
   if (done < wake_at_.load()) [[likely]]

@@ -15,6 +15,7 @@
 namespace emu {
 
 class Context;
+class CopyRow;
 class Graph;
 class Interleaving;
 class GroupUpdate;
@@ -30,6 +31,7 @@ class GroupUpdate;
 class Stream : public std::enable_shared_from_this<Stream> {
  public:
   static constexpr uint64_t kDepth = 2048;
+  static constexpr uint64_t kRow = 4;  // so many more tasks behind a copy are taken for more copies
 
   Stream(std::shared_ptr<Context> context, uint32_t priority, uint32_t flags);
   ~Stream();
@@ -123,12 +125,14 @@ class Stream : public std::enable_shared_from_this<Stream> {
   void work();
   std::shared_ptr<Task> next();  // null: the stream is closed
   void run(Task& task);
+  bool shows_single_tasks() const;
+  size_t move_row(const Task& first, CopyRow& row);
   aclError run_watched(Task& task);
   void sleep_until_work();
   void let_flag_overtake();
   void check_takes_work() const;
   void nap(const std::atomic<uint32_t>* word, uint32_t expected, std::chrono::nanoseconds timeout);
-  void finish_one();
+  void finish(uint64_t tasks);
   // Whether the tasks below this number are done. If not, progress_ is raised when they are.
   bool is_done(uint64_t target);
 

@@ -9,6 +9,7 @@
 namespace emu {
 
 class Stream;
+struct Copy;
 
 // One entry of a stream's queue. It may be run many times (a captured graph) or never (a stopped stream).
 class Task {
@@ -34,6 +35,8 @@ class Task {
   virtual bool may_be_updated() const { return false; }
 
   virtual bool is_copy() const { return false; }
+  // Of a task that moves these bytes and does nothing else; null: any other.
+  virtual const Copy* as_copy() const { return nullptr; }
   virtual bool is_host_function() const { return false; }
   // It waits for nothing, and is done in less time than it takes to wake a thread.
   virtual bool is_brief() const { return false; }

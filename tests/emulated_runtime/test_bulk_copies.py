@@ -7,7 +7,8 @@ import random
 
 import pytest
 
-from .acl_calls import Acl
+from .acl_calls import Acl, AclError
+from .acl_harness import Gate
 
 KIB, MIB = 1024, 1024 * 1024
 LENGTHS = [16 * KIB - 1, 16 * KIB, 16 * KIB + 1, 20 * KIB, 33 * KIB + 65, 256 * KIB + 127]
@@ -130,3 +131,96 @@ def test_rows_of_a_slab_are_copied_between_its_other_rows(
     acl.aclrtMemcpy(ctypes.addressof(back), size, memory, size, 2)
     assert back.raw == bytes(expected)
     acl.aclrtFree(memory)
+
+
+class Slab:
+    """Device memory with random bytes, and what the copies that are queued will have made of them."""
+
+    def __init__(self, acl: Acl, size: int, seed: int) -> None:
+        self.acl, self.size = acl, size
+        self.expected = bytearray(random.Random(seed).randbytes(size))
+        self.memory = acl.malloc(size, fill=0)
+        acl.write(self.memory, bytes(self.expected))
+
+    def copy(self, dst: int, src: int, width: int, stream: int, rows: int = 1, pitch: int = 0) -> None:
+        if rows == 1:
+            self.acl.copy(self.memory + dst, self.memory + src, width, stream)
+        else:
+            self.acl.aclrtMemcpy2dAsync(
+                self.memory + dst, pitch, self.memory + src, pitch, width, rows, 3, stream
+            )
+        for at in range(0, rows * pitch or 1, pitch or 1):
+            self.expected[dst + at : dst + at + width] = self.expected[src + at : src + at + width]
+
+    def is_as_expected(self) -> bool:
+        found = self.acl.read(self.memory, self.size)
+        self.acl.aclrtFree(self.memory)
+        return found == bytes(self.expected)
+
+
+# Bytes of a copy. The last ones are long enough for several threads to share a row of them.
+SHORT = [24, 4 * KIB, 16 * KIB, 40 * KIB]
+
+
+@pytest.mark.parametrize("length", SHORT)
+@pytest.mark.parametrize("kind", ["each reads the one before", "each overwrites", "overwritten while read"])
+def test_copies_that_stand_in_a_row_and_touch_the_same_bytes_keep_their_order(
+    acl: Acl, length: int, kind: str
+) -> None:
+    places = 40
+    slab, stream = Slab(acl, (places + 2) * length, 3), acl.stream()
+
+    gate = Gate(acl, stream)  # so that all of them stand in a row
+    for turn in range(places):
+        if kind == "each reads the one before":
+            slab.copy((turn + 1) * length, turn * length, length, stream)
+        elif kind == "each overwrites":
+            slab.copy(places * length + turn % 7, turn * length, length, stream)
+        else:
+            slab.copy(turn * length, (turn + 1) * length, length, stream)
+    gate.open()
+    acl.aclrtSynchronizeStream(stream)
+
+    assert slab.is_as_expected()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_copies_in_a_row_end_as_they_do_one_by_one(acl: Acl, seed: int) -> None:
+    """Runs of bytes and rows of a slab, between one another, over one another, at random."""
+    chooser, pitch, rows = random.Random(seed), 64 * KIB, 6
+    slab, stream = Slab(acl, rows * pitch, seed), acl.stream()
+    apart = chooser.choice([2 * KIB, 16 * KIB])  # between the places that are chosen
+
+    gate = Gate(acl, stream)
+    for _ in range(120):
+        width = chooser.choice([8, 24, apart - 8, apart])
+        dst, src = chooser.sample(range(0, pitch - apart + 1, apart), 2)
+        if chooser.random() < 0.5:
+            slab.copy(dst, src, width, stream, rows, pitch)
+        else:
+            slab.copy(
+                dst + pitch * chooser.randrange(rows), src + pitch * chooser.randrange(rows), width, stream
+            )
+    gate.open()
+    acl.aclrtSynchronizeStream(stream)
+
+    assert slab.is_as_expected()
+
+
+def test_a_copy_that_fails_in_a_row_fails_alone(acl: Acl) -> None:
+    """What stood before it has moved, what stood behind it goes on: the stream is one that does."""
+    length, stream = 16 * KIB, acl.stream()
+    slab, gone = Slab(acl, 16 * length, 5), acl.malloc(length)
+
+    gate = Gate(acl, stream)
+    for turn in range(8):
+        slab.copy((8 + turn) * length, turn * length, length, stream)
+        if turn == 3:
+            acl.copy(gone, slab.memory, length, stream)
+    acl.aclrtFree(gone)
+    gate.open()
+    with pytest.raises(AclError, match="is not in live memory"):
+        acl.aclrtSynchronizeStream(stream)
+
+    acl.aclrtSynchronizeStream(stream)
+    assert slab.is_as_expected()

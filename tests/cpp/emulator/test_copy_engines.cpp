@@ -94,7 +94,7 @@ TEST(emulator_copy_engines_that_lost_their_core_are_not_asked_for_a_while) {
   engines.run(2, &Slow::run, &slow, true);
   const uint64_t before = engines.parts_of_helpers();
 
-  for (int copy = 0; copy < 60; ++copy) {
+  for (int copy = 0; copy < 20; ++copy) {
     Parts parts(8);
     engines.run(parts.done.size(), &Parts::count, &parts, true);
   }
