@@ -183,7 +183,10 @@ class CacheDesc:
         return [sizes[i % len(sizes)] for i in range(self._num_tensors)]
 
     def update_dim(self, dim_index: int, dim_value: int) -> None:
-        """Changes one dimension in place; needs a shape given as a list. ``batch_size`` stays as it is."""
+        """Changes one dimension in place; needs a shape given as a list. ``batch_size`` stays as it is.
+
+        Source: manual page CacheDesc.
+        """
         index = checks.int64("update_dim: dim_index", dim_index)
         value = checks.int64("update_dim: dim_value", dim_value)
         if not isinstance(self._shape, list):
@@ -239,6 +242,8 @@ class Cache:
             TypeError, ValueError: a wrong type; an address outside uint64.
             LLMException: not a HOST desc, or another number of addresses than tensors
                 (``LLM_PARAM_INVALID``).
+
+        Source: manual page Cache.
         """
         desc = checks.instance("create_cpu_cache: cache_desc", cache_desc, CacheDesc)
         found = checks.integers("create_cpu_cache: addrs", addrs, kinds=(list,))

@@ -17,7 +17,7 @@ from .pushes import Pushes
 class CacheManager(Pushes, Pulls, ExpectedTransfers, AsyncTransfers, LocalCopies):
     """The caches of one ``LLMDataDist``; obtained from ``LLMDataDist.cache_manager``.
 
-    Thread-safe. Transfers over different links do not wait for each other.
+    Thread-safe. Transfers over different links do not wait for each other. Source: manual page CacheManager.
 
     >>> manager = prefill.cache_manager
     >>> _ = source.tensors[0].fill_(3)

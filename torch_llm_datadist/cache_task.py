@@ -67,6 +67,8 @@ class CacheTask:
         Returns:
             ``LLM_TIMEOUT`` when something still runs, which goes on; else the first code in the order of the
             configs that is not ``LLM_SUCCESS``, or ``LLM_SUCCESS``.
+
+        Source: manual page CacheTask.
         """
         if not self._wait("CacheTask.synchronize", timeout_in_millis):
             return LLMStatusCode.LLM_TIMEOUT
@@ -77,6 +79,8 @@ class CacheTask:
 
         A config that still runs has ``LLM_TIMEOUT``; one that has ended has its own code, whatever became of
         the others. No entry is None.
+
+        Source: manual page CacheTask.
         """
         self._wait("CacheTask.get_results", timeout_in_millis)
         return list(self._codes())

@@ -100,12 +100,14 @@ class LLMClusterInfo:
         Args:
             ip: IPv4 or IPv6 address, or an IPv4 address as a little-endian uint32.
             port: uint16.
+
+        Source: manual page LLMClusterInfo.
         """
         self._local.append(_address("append_local_ip_info", ip, port))
 
     def append_remote_ip_info(self, ip: str | int, port: int) -> None:
         """Adds the address at which the peer listens (its ``listen_ip_info``). Arguments as for the local
-        one.
+        one. Source: manual page LLMClusterInfo.
         """
         self._remote.append(_address("append_remote_ip_info", ip, port))
 

@@ -312,6 +312,8 @@ class LLMConfig:
 
         It is the same object at each call, as with the original; keys that a caller added stay. An option
         that was unset since the last call is no longer in it.
+
+        Source: manual page LLMConfig.
         """
         fresh = dict(self.ge_options)
         for option in _OPTIONS:
@@ -326,7 +328,7 @@ class LLMConfig:
         return self._options
 
     def gen_options(self) -> dict[str, str]:
-        """Another name of ``generate_options``."""
+        """Another name of ``generate_options``. Source: manual page LLMConfig."""
         return self.generate_options()
 
     @property

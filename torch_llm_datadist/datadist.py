@@ -126,6 +126,8 @@ class LLMDataDist(ClusterLinks, TwoSidedLinks):
         Raises:
             LLMException: ``LLM_NOT_YET_LINK`` without one; ``LLM_PARAM_INVALID`` while the cache manager is
                 on, as with the original.
+
+        Source: manual page check_link_status.
         """
         running = self._initialised()
         if not running.options.is_older_api:

@@ -64,6 +64,8 @@ class LayerSynchronizer(ABC):
         Args:
             layer_index: layer of the source cache, from 0.
             timeout_in_millis: always None.
+
+        Source: manual page LayerSynchronizer.
         """
 
 

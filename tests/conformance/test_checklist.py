@@ -83,6 +83,7 @@ ITEMS = {
     ],
     "11: at the same time": [
         "conformance/test_concurrency.py::test_a_pull_ends_while_one_on_another_link_stands_still",
+        "conformance/test_concurrency.py::test_a_push_ends_while_one_to_another_peer_stands_still",
         "conformance/test_concurrency.py::test_pulls_and_a_transfer_share_a_link",
         "conformance/test_concurrency.py::test_finalize_during_a_blocking_call_answers_it",
         "conformance/test_concurrency.py::test_finalize_of_the_peer_during_a_blocking_call_answers_it",

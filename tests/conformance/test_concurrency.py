@@ -75,6 +75,34 @@ def test_a_pull_ends_while_one_on_another_link_stands_still(three: tuple[SimpleN
     assert torch.equal(instances.content(one)[:, 1], pattern(2)[:, 0])
 
 
+@pytest.mark.parametrize("how", ["push_blocks", "transfer_cache_async"])
+def test_a_push_ends_while_one_to_another_peer_stands_still(
+    three: tuple[SimpleNamespace, ...], how: str
+) -> None:
+    """Mended: in the original one mutex of the engine orders all of them."""
+    one, slow, other = three
+    held = faults.hold_copy(after=0, address=slow.raw[0].data_ptr())
+    first = Running(lambda: send(one, 2, how, 0, 0))
+    held.wait(WAIT_S)
+
+    second = Running(lambda: send(one, 3, how, 0, 2))
+    assert second.end() == OK
+    assert first.is_running()
+    assert torch.equal(instances.content(other)[:, 2], pattern(1)[:, 0])
+
+    held.disarm()
+    assert first.end() == OK
+    assert torch.equal(instances.content(slow)[:, 0], pattern(1)[:, 0])
+
+
+def send(one: SimpleNamespace, cluster_id: int, how: str, src: int, dst: int) -> None:
+    if how == "push_blocks":
+        one.manager.push_blocks(BlocksCacheKey(cluster_id), one.cache, [src], [dst])
+    else:
+        task = one.manager.transfer_cache_async(one.cache, Always(), [to(cluster_id)], [src], [dst])
+        assert task.synchronize(WAIT_S * 1000) == OK
+
+
 def test_pulls_and_a_transfer_share_a_link(three: tuple[SimpleNamespace, ...]) -> None:
     """The transfer waits for its layers; pulls on the same link do not wait for it."""
     one, other, _ = three

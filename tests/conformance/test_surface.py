@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
+import re
 import subprocess
 import sys
 from typing import Any
@@ -145,6 +146,16 @@ def test_each_signature_is_that_of_the_original(name: str) -> None:
     ]
 
     assert ", ".join(shown) == SIGNATURES[name]
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_each_docstring_names_the_seed_or_the_page_it_comes_from(name: str) -> None:
+    owner, _, method = name.partition(".")
+    found: Any = CacheManager if owner == "CacheManager" else getattr(datadist, owner)
+
+    assert re.search(
+        r"Source: (manual pages?|seeds?) ", inspect.getdoc(getattr(found, method) if method else found)
+    )
 
 
 @pytest.mark.parametrize("method", ["pull_cache", "pull_blocks"])

@@ -1,4 +1,7 @@
-"""The tables of 2.3 to 2.6, row by row: each names the cases that show it, and the cases are there.
+"""The tables, row by row: each names the cases that show it, and the cases are there.
+
+Those of 2.1 and 2.2 are cases themselves (test_codes.py, test_config.py), and so are the rules of 2.8, the
+points of 3.2 and the checks of 2.7 (test_index.py looks at those).
 
 A case is named by its file and either the name of a test or the id of one of its parameter sets, which says
 its source. Rows of which the original is not followed name the case that shows the deviation.
@@ -24,6 +27,21 @@ KEYS = "test_cache_keys_lifetime.py"
 BLOCKS = "test_api_cache_manager.py"
 ENTRIES = "test_entry_checks.py"
 COPIES = "test_local_copies.py"
+ASYNC = "test_transfer_async.py"
+CONCURRENT = "conformance/test_concurrency.py"
+LIMITS = "conformance/test_limits.py"
+LOST = "test_api_lost_peers.py"
+OLDER = "call_sequences/test_older_api.py"
+CONFIG = "conformance/test_config.py"
+COMBINATIONS = "conformance/test_combinations.py"
+SURPRISES = "conformance/test_surprises.py"
+HANDSHAKE = "test_link_handshake.py"
+LINK_ENDS = "test_link_ends.py"
+LINK_CACHES = "test_link_caches.py"
+SEED_000 = "test_seed_transfer_with_cache_key_config.py"
+SEED_001 = "test_seed_transfer_cache_async.py"
+TRANSFERS = "test_entry_transfers.py"
+POOL = "test_memory_pool.py"
 
 ROWS: dict[str, list[tuple[str, str]]] = {
     "2.3 remote_cluster_id": [
@@ -229,7 +247,7 @@ ROWS: dict[str, list[tuple[str, str]]] = {
         (ENTRIES, "2.6 size -2"),
         (ENTRIES, "2.6 size larger than an entry"),
         (ENTRIES, "2.6 size 2**63"),
-        ("test_entry_transfers.py", "test_pull_cache_moves_the_first_bytes_of_one_entry"),
+        (TRANSFERS, "test_pull_cache_moves_the_first_bytes_of_one_entry"),
     ],
     "2.6 pull_cache: layer ranges": [
         (ENTRIES, "3.2 row 5 empty range (mended)"),
@@ -263,7 +281,7 @@ ROWS: dict[str, list[tuple[str, str]]] = {
         (ENTRIES, "2.6 src_blocks not empty"),
         (ENTRIES, "2.6 dst_blocks empty"),
         (ENTRIES, "2.6 contiguous destination"),
-        ("test_entry_transfers.py", "test_pull_blocks_cuts_an_entry_into_blocks"),
+        (TRANSFERS, "test_pull_blocks_cuts_an_entry_into_blocks"),
     ],
     "2.6 push_cache: dst_cache_key": [
         (ENTRIES, "seed 004 key is None"),
@@ -308,6 +326,190 @@ ROWS: dict[str, list[tuple[str, str]]] = {
         (BLOCKS, "src range step"),
         (BLOCKS, "ranges differ in length"),
         (BLOCKS, "tensor_num_per_layer 0"),
+    ],
+    "2.5 Cache.create_cpu_cache": [
+        (DESCRIPTORS, "test_create_cpu_cache_gives_a_handle_without_an_id"),
+        (DESCRIPTORS, "2.5 Cache.create_cpu_cache(DESC, [1, 2])"),
+    ],
+    "2.5 MemInfo": [(DESCRIPTORS, "2.5 MemInfo")],
+    "2.6 deallocate_*": [
+        (ALLOCATED, "test_deallocating_is_idempotent_and_strict_about_kinds"),
+        (SURPRISES, "3.2 row 21 deallocate_cache twice"),
+    ],
+    "2.6 unregister_cache": [
+        (BLOCKS, "test_unregister_cache_refuses_what_is_no_id"),
+        (BLOCKS, "test_unregister_cache_of_an_unknown_id_is_no_error"),
+        (BLOCKS, "test_an_unregistered_cache_is_not_found_at_either_end"),
+    ],
+    "2.6 remove_cache_key": [(KEYS, "test_keys_of_a_registered_cache_stay")],
+    "2.6 copy_cache": [
+        (COPIES, "2.6 dst is None (mended)"),
+        (COPIES, "2.6 blocks cache"),
+        (COPIES, "2.6 unknown id"),
+        (COPIES, "2.6 other number of tensors"),
+        (COPIES, "2.6 size past the end"),
+        (COPIES, "2.6 offset -1"),
+        (COPIES, "2.6 req_id -1"),
+        (COPIES, "test_copy_cache_copies_a_part_of_an_entry"),
+    ],
+    "2.6 copy_blocks": [
+        (COPIES, "2.6 contiguous cache"),
+        (COPIES, "2.6 value is an int"),
+        (COPIES, "2.6 source past the end"),
+        (COPIES, "test_copy_blocks_copies_each_source_to_its_destinations"),
+    ],
+    "2.6 swap_blocks": [
+        (COPIES, "2.6 both on the device"),
+        (COPIES, "2.6 block sizes differ"),
+        (COPIES, "test_swap_blocks_copies_one_way_between_host_and_device"),
+    ],
+    "2.6 remap_registered_memory": [
+        (ENTRIES, "test_remap_registered_memory_checks_its_arguments_and_is_reserved"),
+        (ENTRIES, "test_remap_registered_memory_needs_a_link"),
+    ],
+    # 2.8a: what blocks, for whom, and what the other end does.
+    "2.8a init, finalize": [
+        (LIFE, "test_finalize_tells_the_peers_and_init_starts_anew"),
+        (CONCURRENT, "test_finalize_during_a_blocking_call_answers_it"),
+        (HANDSHAKE, "test_listen_on_a_taken_port_names_the_address"),
+        (ALLOCATED, "test_a_pool_that_does_not_fit_fails_init_which_may_be_tried_again"),
+    ],
+    "2.8a link_clusters": [
+        (HANDSHAKE, "test_link_reports_link_failed_when_nobody_listens"),
+        (HANDSHAKE, "test_link_twice_is_already_linked_from_either_end"),
+        (HANDSHAKE, "test_link_to_several_servers_runs_at_the_same_time"),
+        (LOST, "test_linking_to_a_frozen_server_ends_at_the_timeout"),
+    ],
+    "2.8a unlink_clusters": [
+        (LINK_ENDS, "test_unlink_waits_for_running_transfers_of_either_end"),
+        (LINK_ENDS, "test_unlink_that_is_not_answered_fails_and_leaves_the_link"),
+        (LINK_ENDS, "test_unlink_with_force_closes_this_end_and_the_peer_notices"),
+    ],
+    "2.8a link": [
+        (TWO_SIDED, "test_link_is_preparing_until_the_other_member_calls_it"),
+        (TWO_SIDED, "test_link_fails_when_its_time_is_over"),
+    ],
+    "2.8a unlink": [
+        (TWO_SIDED, "test_unlink_ends_a_link_that_is_still_being_made"),
+        (TWO_SIDED, "test_unlink_by_one_member_is_a_failed_link_at_the_other"),
+    ],
+    "2.8a register_*, unregister_cache": [
+        (REGISTRATION, "2.6 transport refuses memory: no key for it"),
+        (LINK_CACHES, "test_a_cache_registered_after_linking_is_announced"),
+    ],
+    "2.8a allocate_*, deallocate_*, remove_cache_key": [
+        ("test_allocated_caches.py", "test_memory_is_not_handed_out_again_while_a_peer_still_pulls_from_it"),
+        (KEYS, "test_a_pull_that_succeeded_removes_the_key_it_used"),
+    ],
+    "2.8a pull_cache, pull_blocks": [
+        (TRANSFERS, "test_a_pull_that_takes_longer_than_sync_kv_timeout_raises_and_the_link_goes_on"),
+        (CONCURRENT, "test_a_pull_ends_while_one_on_another_link_stands_still"),
+    ],
+    "2.8a push_cache, push_blocks": [
+        ("test_ordering.py", "test_blocking_push_blocks_waits_for_the_current_stream"),
+        (CONCURRENT, "test_a_push_ends_while_one_to_another_peer_stands_still"),
+    ],
+    "2.8a transfer_cache_async": [
+        (ASYNC, "test_a_layer_leaves_when_it_is_ready_and_no_earlier"),
+        (CONCURRENT, "test_pulls_and_a_transfer_share_a_link"),
+    ],
+    "2.8a copy_*, swap_blocks": [(COPIES, "test_copy_cache_within_one_cache")],
+    "2.8a switch_role": [
+        ("test_switch_role.py", "test_live_links_forbid_it"),
+        ("test_switch_role.py", "test_the_listener_moves_to_another_port"),
+    ],
+    # 2.9, the older API, with the connectors that used it.
+    "2.9 kv_cache_manager, is_initialized": [(OLDER, "test_connectors_of_the_older_api")],
+    "2.9 roles, the two offsets, get_cache_tensors, per_device_tensor_addrs": [
+        (OLDER, "test_connectors_of_the_older_api")
+    ],
+    "2.9 destructor": [(OLDER, "test_a_cache_of_the_older_api_lives_until_it_is_deallocated")],
+    "2.9 Tensor, TensorDesc": [(OLDER, "test_tensors_of_the_older_api_are_torchs")],
+    "2.9 check_link_status": [(OLDER, "test_connectors_of_the_older_api")],
+    "2.9 ge.flowGraphMemMaxSize": [(CONFIG, "test_without_the_cache_manager_the_older_api_is_there")],
+    "2.9 switch_role needs its option": [(OLDER, "test_older_switch_role_needs_its_option")],
+    # The other tables.
+    "1.2 members of a two-sided link: 2 to 4": [
+        (TWO_SIDED, "test_link_joins_every_member_with_every_other_in_any_order"),
+        (TWO_SIDED, "2.4 one member"),
+        (TWO_SIDED, "2.4 five members"),
+    ],
+    "1.2 both sides may start transfers": [("test_api_links.py", "test_blocks_move_both_ways_over_one_link")],
+    "1.5 CacheKey": [(KEYS, "test_placeholders_skip_an_entry"), (KEYS, "test_prefix_keys_stay")],
+    "1.5 BlocksCacheKey": [
+        ("test_seed_blocks_cache_key.py", "test_model_id_tells_the_caches_of_a_cluster_apart")
+    ],
+    "1.5 CacheKeyByIdAndIndex": [(KEYS, "test_a_pull_by_id_removes_the_key_of_that_entry")],
+    "1.7 push": [(COMBINATIONS, "test_pushes_need_remote_access")],
+    "1.7 transfer_cache_async": [
+        (SEED_001, "test_constraint_remote_accessible_mode_takes_configs_with_keys_only"),
+        (SEED_001, "test_constraint_without_it_configs_with_addresses_only"),
+    ],
+    "1.7 pull_cache key": [(ENTRIES, "test_with_remote_access_pull_cache_takes_ids_only")],
+    "1.7 pull removes the key of an owned cache": [
+        (KEYS, "test_a_pull_that_succeeded_removes_the_key_it_used"),
+        (KEYS, "test_with_remote_access_pulls_remove_nothing"),
+    ],
+    "1.7 visibility of what comes later": [
+        (LINK_CACHES, "test_a_cache_registered_after_linking_is_announced")
+    ],
+    "1.7 both caches are remote_accessible": [
+        (BLOCKS, "test_a_cache_that_is_not_remote_accessible_is_neither_seen_nor_sent")
+    ],
+    "1.7 both ends have the same setting": [(LIFE, "test_remote_access_must_be_the_same_at_both_ends")],
+    "3.1 wrong type, out of range, bad value": [(SURPRISES, "test_refused")],
+    "3.1 before init": [(LIFE, "test_calls_before_init_are_runtime_errors")],
+    "4.6 memory_size, page_shift": [
+        (POOL, "test_a_pool_config_has_a_size_and_a_page_shift"),
+        (POOL, "test_a_bad_pool_config_is_refused"),
+    ],
+    "4.11 links per instance": [(HANDSHAKE, "test_one_link_more_than_the_limit_is_a_status")],
+    "4.11 registered addresses": [(LIMITS, "test_4_3_a_pull_of_more_tensors_than_fit_a_request")],
+    "4.11 dims of a cache": [(REGISTRATION, "2.6 more than 31 dimensions")],
+    "4.11 ids are uint64": [(LIFE, "test_any_uint64_is_a_cluster_id_and_a_model_id")],
+    "4.11a rank table for link": [
+        (TWO_SIDED, "4.11a rank_table is no JSON"),
+        (TWO_SIDED, "test_rank_0_waits_at_host_ip_or_server_id_and_port_61000_plus_its_device"),
+    ],
+    "4.11a local_comm_res": [
+        (CONFIG, "4.11a another device"),
+        (CONFIG, "4.11a two devices"),
+        (CONFIG, "4.11a local_comm_res of version 1.3"),
+    ],
+    # 7.1, where manual and original part ways: what is done here.
+    "7.1 ranges of pushes need only be as long": [
+        ("test_seed_push_blocks.py", "test_constraint_only_equal_layer_ranges_is_lifted")
+    ],
+    "7.1 ranges of TransferWithCacheKeyConfig are needed": [
+        (SEED_000, "test_both_layer_ranges_are_required")
+    ],
+    "7.1 cache_key is the remote cache": [
+        (SEED_000,
+         "test_cache_key_is_one_of_two_classes_and_names_the_cluster_of_the_destination")
+    ],
+    "7.1 a key twice at allocation is refused": [(ALLOCATED, "2.6 a key twice")],
+    "7.1 calls on one link do not exclude each other": [
+        (CONCURRENT, "test_pulls_and_a_transfer_share_a_link")
+    ],
+    "7.1 a late pull is LLM_TIMEOUT": [
+        (TRANSFERS, "test_a_pull_that_takes_longer_than_sync_kv_timeout_raises_and_the_link_goes_on")
+    ],
+    "7.1 more than 16 clusters, and 240 addresses": [
+        (LIMITS, "test_4_3_a_pull_of_more_tensors_than_fit_a_request"),
+        ("call_sequences/test_clients.py", "test_mindie_separate_deployment"),
+    ],
+    "7.1 a key is released by a pull, not by a push": [
+        (KEYS, "test_a_pull_that_succeeded_removes_the_key_it_used")
+    ],
+    "7.1 swap_blocks of what does not fit": [(COPIES, "2.6 block sizes differ")],
+    "7.1 get_results is never None": [(ASYNC, "test_a_config_that_has_ended_says_so_while_another_runs")],
+    "7.1 unregister_cache works in any mode": [
+        (LOST, "test_a_cache_unregistered_under_a_link_is_released_when_the_peer_has_confirmed")
+    ],
+    "7.1 dst_block_memory_size 0 is as omitted, where it may be": [
+        (SEED_001,
+         "test_dst_block_memory_size_is_that_of_the_source_block_when_it_is_omitted"),
+        ("conformance/test_transfer_cache_async.py", "2.7.3 size 0"),
     ],
 }  # fmt: skip
 
