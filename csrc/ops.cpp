@@ -11,6 +11,7 @@
 #include "link/instance.h"
 #include "link/spans.h"
 #include "link/ticket.h"
+#include "messages/messages.h"
 #include "ops/arguments.h"
 #include "ops/compilers_copy.h"
 #include "ops/span.h"
@@ -219,8 +220,11 @@ int64_t publish(const at::Tensor& after, int64_t cache_id, int64_t link_handle, 
     const auto link = require_link(link_handle, asked);
     const int device = link->engine().device();
     const bool is_host = after.device().is_cpu();
-    require(is_host || after.device().index() == device, kParamInvalid, asked, ": the ordering tensor is on ",
-            after.device().str(), ", the link is on npu:", device, "; it orders nothing there");
+    if (!(is_host || after.device().index() == device))
+      refuse(Message::ordering_tensor_elsewhere, {{"asked", asked},
+                                                  {"value", after.device().str()},
+                                                  {"what", "the link is"},
+                                                  {"where", join("npu:", device)}});
     const StreamInUse stream(device);
     require_no_capture(stream, asked);
     TransferPlan plan = plan_publication(*link, cache_id, first_tensor, num_tensors, timeout_ms);
@@ -261,9 +265,11 @@ void layer_op(const char* asked, const at::Tensor& status, const at::Tensor& ord
       return;
     }
     require_status(status, binding->device(), asked);
-    require(ordering.device() == status.device(), kParamInvalid, asked, ": the ordering tensor is on ",
-            ordering.device().str(), ", the caches are on ", status.device().str(),
-            "; it orders nothing there");
+    if (ordering.device() != status.device())
+      refuse(Message::ordering_tensor_elsewhere, {{"asked", asked},
+                                                  {"value", ordering.device().str()},
+                                                  {"what", "the caches are"},
+                                                  {"where", status.device().str()}});
     const StreamInUse stream(binding->device());
     const OpStream caller{stream.raw, c10_npu::isStreamCapturingMayInitCtx(stream.raw)};
     queue(asked, stream.raw, ask(*binding, caller), status.data_ptr());

@@ -136,7 +136,7 @@ def test_checksum_refuses_what_is_no_cache(tensor: torch.Tensor) -> None:
     for cache, blocks, words in (
         ([], ids, "cache is an empty list"),
         ([tensor.t()], ids, "not contiguous"),
-        ([tensor, tensor[:0]], ids, r"cache\[1\] has 2 dimensions and 0 elements"),
+        ([tensor, tensor[:0]], ids, r"cache\[1\] is of 2 dimensions and 0 elements"),
         ([tensor, tensor.to("npu:0")], ids, r"cache\[1\].* on npu:0"),
         ([tensor], ids.int(), "one-dimensional int64 tensor on cpu"),
         ([tensor], ids[None], "2 dimensions"),

@@ -147,9 +147,9 @@ def test_export_keeps_the_op(ends, op):
     [
         ({"layer": LAYERS}, f"layer {LAYERS} of 2 tensors each; the cache has {2 * LAYERS} tensors"),
         ({"cache": 10**6}, "there is no paged cache 1000000"),
-        ({"keys": torch.zeros(3, 2, 5)}, r"keys has shape \[3, 2, 5\].*rows of \[2, 4\]"),
+        ({"keys": torch.zeros(3, 2, 5)}, r"the shape of keys is \[3, 2, 5\].*rows of \[2, 4\]"),
         ({"values": torch.zeros(3, *ROW, dtype=torch.float16)}, "values is Half"),
-        ({"slots": torch.zeros(2, dtype=torch.int64)}, r"slots has shape \[2\], keys \[3, 2, 4\]"),
+        ({"slots": torch.zeros(2, dtype=torch.int64)}, r"slots is \[2\], and of keys \[3, 2, 4\]"),
         ({"slots": torch.zeros(3, dtype=torch.int32)}, "slots is Int"),
         ({"status": torch.zeros(2, dtype=torch.int32)}, "status is Int with 2 elements"),
     ],
@@ -166,8 +166,8 @@ def test_store_layer_says_what_does_not_fit(ends, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"block_size": 3}, f"block_size = 3, the cache's blocks hold {BLOCK_SIZE} tokens"),
-        ({"block_table": torch.zeros(1, 1, 1, dtype=torch.int64)}, "block_table has 3 dimensions"),
+        ({"block_size": 3}, f"block_size is 3, expected {BLOCK_SIZE}, the tokens"),
+        ({"block_table": torch.zeros(1, 1, 1, dtype=torch.int64)}, "block_table is of 3 dimensions"),
         ({"block_table": torch.zeros(1)}, "block_table is Float"),
         ({"layer": -1}, "layer -1"),
     ],

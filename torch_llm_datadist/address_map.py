@@ -6,8 +6,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .errors import ParamInvalidError
 from .link_table import Link
+from .messages import refusal
 from .wire import CacheRecord
 
 
@@ -51,17 +51,26 @@ def locate(name: str, link: Link, addresses: Sequence[int], *, in_blocks: bool) 
         kind = "blocks" if in_blocks else "contiguous"
         where = f"{name}: dst_addrs[{i}] = {address:#x}"
         if at < 0:
-            raise ParamInvalidError(
-                f"{where} lies in no {kind} cache of cluster {link.cluster_id} ({link.peer}); "
-                f"{len({span[2] for span in starts})} such caches are known"
+            raise refusal(
+                "address_in_no_cache",
+                value=where,
+                kind=kind,
+                cluster_id=link.cluster_id,
+                peer=link.peer,
+                count=len({span[2] for span in starts}),
             )
         base, _, cache_id, tensor = starts[at]
         record = link.remote_caches[cache_id]
         entry_bytes = record.tensor_bytes[tensor] // record.num_blocks
         if (address - base) % entry_bytes:
-            raise ParamInvalidError(
-                f"{where} begins {address - base} bytes into tensor {tensor} of cache {cache_id}, expected a "
-                f"multiple of {entry_bytes}, the bytes of its {'blocks' if in_blocks else 'batch entries'}"
+            raise refusal(
+                "address_inside_an_entry",
+                value=where,
+                offset=address - base,
+                tensor=tensor,
+                cache=cache_id,
+                each=entry_bytes,
+                unit="blocks" if in_blocks else "batch entries",
             )
         found.append(RemotePlace(record, tensor, (address - base) // entry_bytes))
     return found

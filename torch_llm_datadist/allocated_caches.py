@@ -10,9 +10,10 @@ from . import checks
 from .cache import Cache, CacheDesc
 from .cache_store import CacheStore
 from .data_type import Placement
-from .errors import FeatureNotEnabledError, OutOfMemoryError, ParamInvalidError
+from .errors import OutOfMemoryError
 from .key_table import names_of
 from .keys import BlocksCacheKey, CacheKey
+from .messages import refusal
 from .registration import read_blocks_key, read_desc, read_keys
 
 if TYPE_CHECKING:
@@ -139,18 +140,14 @@ class AllocatedCaches(CacheStore):
 
     def _require_pools(self, asked: str) -> None:
         if not self._pools:
-            raise FeatureNotEnabledError(
-                f"{asked}: the instance has no memory pool; mem_pool_cfg or host_mem_pool_cfg makes one"
-            )
+            raise refusal("no_memory_pool", asked=asked, value="no memory pool")
 
     def _take(self, asked: str, desc: CacheDesc) -> tuple[list[torch.Tensor], Callable[[], None]]:
         """Tensors from the pool, and what gives them back."""
         pool = self._pools.get(desc.placement)
         if pool is None:
             option = "mem_pool_cfg" if desc.placement == Placement.DEVICE else "host_mem_pool_cfg"
-            raise ParamInvalidError(
-                f"{asked}: the instance has no {desc.placement.name} memory pool; {option} makes one"
-            )
+            raise refusal("no_pool_of_placement", asked=asked, value=desc.placement.name, option=option)
         wanted = read_desc(asked, desc)
         deadline = time.monotonic() + self._options.sync_kv_timeout_ms / 1000
         while True:
@@ -173,10 +170,12 @@ class AllocatedCaches(CacheStore):
         self._require_usable(asked)
         self._require_pools(asked)
         if found.is_blocks_cache != is_blocks:
-            raise ParamInvalidError(
-                f"{asked}: cache {found.cache_id} is a {'contiguous' if is_blocks else 'blocks'} cache, "
-                "expected "
-                f"a {'blocks' if is_blocks else 'contiguous'} one"
+            raise refusal(
+                "other_kind_to_release",
+                asked=asked,
+                value=found.cache_id,
+                found="contiguous" if is_blocks else "blocks",
+                wanted="blocks" if is_blocks else "contiguous",
             )
         with self._changing:
             local = self._registry.find(found)

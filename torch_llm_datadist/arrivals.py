@@ -24,10 +24,16 @@ def read_tag(asked: str, tag: object) -> Tag:
     """A str of 1 to 256 characters, or a uint64."""
     if isinstance(tag, str):
         if not 1 <= len(tag) <= MAX_TAG_CHARACTERS:
-            raise ValueError(f"{asked}: tag has {len(tag)} characters, expected 1 to {MAX_TAG_CHARACTERS}")
+            raise refusal("tag_of_wrong_length", asked=asked, value=len(tag), high=MAX_TAG_CHARACTERS)
         return tag
     if not checks.is_integer(tag):
-        raise TypeError(f"{asked}: tag is {tag!r} ({type(tag).__name__}), expected a str or an int")
+        raise refusal(
+            "wrong_type",
+            name=f"{asked}: tag",
+            value=repr(tag),
+            type=type(tag).__name__,
+            expected="a str or an int",
+        )
     return checks.uint64(f"{asked}: tag", tag)
 
 

@@ -171,9 +171,11 @@ class Binding:
 
     def __init__(self, device: int, layers: Iterable[int], timeout_s: float = 60.0) -> None:
         if isinstance(device, bool) or not isinstance(device, int):
-            raise TypeError(f"Binding: device is {device!r}, expected the index of an NPU (int)")
+            raise refusal(
+                "bad_type", name="Binding: device", value=repr(device), expected="the index of an NPU (int)"
+            )
         if isinstance(layers, int):
-            raise TypeError(f"Binding: layers is {layers}, expected the layer indices, say range({layers})")
+            raise refusal("layers_is_a_number", value=layers)
         self.layers = tuple(layers)
         native = _native.load()
         importlib.import_module("torch").npu.init()  # a forward may be the first to touch a device
@@ -208,7 +210,12 @@ class Binding:
                 has not come: ``unbind`` then. Nothing is bound, the tasks stay usable.
         """
         if isinstance(transfers, (Task, int)):
-            raise TypeError("bind: transfers is a single one, expected a list of tasks or tickets")
+            raise refusal(
+                "bad_type",
+                name="bind: transfers",
+                value="a single one",
+                expected="a list of tasks or tickets",
+            )
         tasks = [t.number for t in transfers if isinstance(t, Task)]
         tickets = [_ticket_number(t) for t in transfers if not isinstance(t, Task)]
         timeout_ms = 0 if timeout_s is None else _milliseconds(timeout_s)
@@ -266,11 +273,11 @@ def discard(transfer: Task | Publication | int) -> None:
 
 def _ticket_number(ticket: object) -> int:
     if isinstance(ticket, bool) or not isinstance(ticket, int):
-        raise TypeError(f"a ticket (int) or a Task was expected, got {type(ticket).__name__}: {ticket!r}")
+        raise refusal("no_transfer", value=repr(ticket), type=type(ticket).__name__)
     return ticket
 
 
 def _milliseconds(timeout_s: float) -> int:
     if not timeout_s > 0 or timeout_s > 10**6:
-        raise ValueError(f"timeout_s = {timeout_s}: seconds above 0 and up to 10**6 were expected")
+        raise refusal("bad_binding_timeout", value=timeout_s)
     return max(1, round(timeout_s * 1000))

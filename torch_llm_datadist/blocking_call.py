@@ -14,8 +14,9 @@ from .block_transfer import BlockTransfer
 from .cache import Cache
 from .checks import as_int64
 from .entry_transfer import EntryTransfer
-from .errors import EngineFailedError, LLMException, LLMStatusCode, class_for_code
+from .errors import LLMException, LLMStatusCode, class_for_code
 from .link_table import Link
+from .messages import refusal
 from .options import Options
 
 # A transfer that failed and may still write: takes its task, which it frees, and completes the error.
@@ -123,9 +124,7 @@ class BlockingCall:
         call(status)
         if int(status.item()) != 0:
             status.zero_()
-            raise EngineFailedError(
-                f"{asked}: the runtime refused a copy; some of the bytes may have been copied"
-            )
+            raise refusal("copy_was_refused", asked=asked, value="a copy")
 
     def _run(self, asked: str, call: Callable[[torch.Tensor, int], None], unfinished: Unfinished) -> None:
         handle = self._native.transfer_create()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from . import checks
 from .data_type import DataType, Placement, element_bytes
-from .errors import ParamInvalidError
+from .messages import refusal
 
 if TYPE_CHECKING:
     import torch
@@ -52,22 +52,32 @@ class CacheDesc:
     ) -> None:
         self._num_tensors = checks.uint32("CacheDesc: num_tensors", num_tensors)
         if not isinstance(shape, (list, tuple)):
-            raise TypeError(f"CacheDesc: shape is {shape!r}, expected a list or tuple of ints")
+            raise refusal(
+                "bad_type", name="CacheDesc: shape", value=repr(shape), expected="a list or tuple of ints"
+            )
         dims = [checks.int64(f"CacheDesc: shape[{i}]", dim) for i, dim in enumerate(shape)]
         if not dims:
-            raise ParamInvalidError("CacheDesc: shape is empty, expected at least one dimension")
+            raise refusal(
+                "bad_value", name="CacheDesc: shape", value="empty", expected="at least one dimension"
+            )
         self._shape: list[int] | tuple[int, ...] = dims if isinstance(shape, list) else tuple(dims)
         self._data_type = checks.instance("CacheDesc: data_type", data_type, DataType)
         self._placement = checks.instance("CacheDesc: placement", placement, Placement)
         self._batch_dim = checks.int32("CacheDesc: batch_dim_index", batch_dim_index)
         self._seq_len_dim_index = checks.int32("CacheDesc: seq_len_dim_index", seq_len_dim_index)
         if not 0 <= self._batch_dim < len(dims):
-            raise ParamInvalidError(
-                f"CacheDesc: batch_dim_index is {batch_dim_index}, expected 0 to {len(dims) - 1}"
+            raise refusal(
+                "bad_value",
+                name="CacheDesc: batch_dim_index",
+                value=batch_dim_index,
+                expected=f"0 to {len(dims) - 1}",
             )
         if not -1 <= self._seq_len_dim_index < len(dims):
-            raise ParamInvalidError(
-                f"CacheDesc: seq_len_dim_index is {seq_len_dim_index}, expected -1 to {len(dims) - 1}"
+            raise refusal(
+                "bad_value",
+                name="CacheDesc: seq_len_dim_index",
+                value=seq_len_dim_index,
+                expected=f"-1 to {len(dims) - 1}",
             )
         if kv_tensor_format is not None:
             checks.instance("CacheDesc: kv_tensor_format", kv_tensor_format, str)
@@ -99,18 +109,27 @@ class CacheDesc:
         """
         layers = checks.uint32("CacheDesc.of_layers: num_layers", num_layers)
         if not isinstance(tensors, (list, tuple)):
-            raise TypeError(
-                f"CacheDesc.of_layers: tensors is {tensors!r}, expected a list of (shape, data_type)"
+            raise refusal(
+                "bad_type",
+                name="CacheDesc.of_layers: tensors",
+                value=repr(tensors),
+                expected="a list of (shape, data_type)",
             )
         if not tensors:
-            raise ParamInvalidError("CacheDesc.of_layers: tensors is empty, expected at least one tensor")
+            raise refusal(
+                "bad_value",
+                name="CacheDesc.of_layers: tensors",
+                value="empty",
+                expected="at least one tensor",
+            )
         descs = [cls(1, shape, data_type, placement) for shape, data_type in tensors]
         rows = {desc.shape[0] for desc in descs}
         if len(rows) > 1:
-            raise ParamInvalidError(
-                f"CacheDesc.of_layers: dimension 0 is {', '.join(map(str, sorted(rows)))}, expected the "
-                "same one "
-                "in all tensors: it counts their blocks, or the batch"
+            raise refusal(
+                "bad_value",
+                name="CacheDesc.of_layers: dimension 0",
+                value=", ".join(map(str, sorted(rows))),
+                expected="the same one in all tensors: it counts their blocks, or the batch",
             )
         made = cls(layers * len(descs), tuple(descs[0].shape), descs[0].data_type, placement)
         made._layer = tuple((tuple(desc.shape), desc.data_type) for desc in descs)
@@ -162,9 +181,11 @@ class CacheDesc:
         has.
         """
         if len(self._shape) > MAX_DIMS or any(dim <= 0 for dim in self._shape):
-            raise ParamInvalidError(
-                f"CacheDesc: shape is {list(self._shape)}, expected 1 to {MAX_DIMS} dimensions, "
-                "each greater than 0"
+            raise refusal(
+                "bad_value",
+                name="CacheDesc: shape",
+                value=list(self._shape),
+                expected=f"1 to {MAX_DIMS} dimensions, each greater than 0",
             )
         return prod(self._shape) * element_bytes(self._data_type)
 
@@ -190,9 +211,14 @@ class CacheDesc:
         index = checks.int64("update_dim: dim_index", dim_index)
         value = checks.int64("update_dim: dim_value", dim_value)
         if not isinstance(self._shape, list):
-            raise TypeError("update_dim: the shape was given as a tuple, expected a list")
+            raise refusal("shape_is_fixed", value="a tuple")
         if not 0 <= index < len(self._shape):
-            raise ParamInvalidError(f"update_dim: dim_index is {index}, expected 0 to {len(self._shape) - 1}")
+            raise refusal(
+                "bad_value",
+                name="update_dim: dim_index",
+                value=index,
+                expected=f"0 to {len(self._shape) - 1}",
+            )
         self._shape[index] = value
 
     def __repr__(self) -> str:
@@ -248,10 +274,15 @@ class Cache:
         desc = checks.instance("create_cpu_cache: cache_desc", cache_desc, CacheDesc)
         found = checks.integers("create_cpu_cache: addrs", addrs, kinds=(list,))
         if desc.placement != Placement.HOST:
-            raise ParamInvalidError(f"create_cpu_cache: placement is {desc.placement.name}, expected HOST")
+            raise refusal(
+                "bad_value", name="create_cpu_cache: placement", value=desc.placement.name, expected="HOST"
+            )
         if len(found) != desc.num_tensors:
-            raise ParamInvalidError(
-                f"create_cpu_cache: addrs has {len(found)} entries, expected num_tensors = {desc.num_tensors}"
+            raise refusal(
+                "other_number_of_addresses",
+                asked="create_cpu_cache",
+                value=len(found),
+                count=desc.num_tensors,
             )
         return Cache(-1, desc, found, True)
 

@@ -14,11 +14,7 @@ from .blocking_call import BlockingCall
 from .cache import Cache, CacheDesc
 from .data_type import Placement
 from .errors import (
-    EngineFailedError,
-    FeatureNotEnabledError,
     LLMException,
-    NotYetLinkError,
-    ParamInvalidError,
 )
 from .keys import BlocksCacheKey, CacheKey
 from .link import LinkService
@@ -200,21 +196,23 @@ class CacheStore:
         self._require_usable(asked)
         infos = [mem_infos] if isinstance(mem_infos, MemInfo) else mem_infos
         if not isinstance(infos, list) or not infos or not all(isinstance(i, MemInfo) for i in infos):
-            raise ParamInvalidError(
-                f"{asked}: mem_infos is {mem_infos!r}, expected a MemInfo or a list of them"
+            raise refusal(
+                "bad_value",
+                name=f"{asked}: mem_infos",
+                value=repr(mem_infos),
+                expected="a MemInfo or a list of them",
             )
         for i, info in enumerate(infos):
             if info.mem_type != Memtype.MEM_TYPE_DEVICE or info.addr == 0 or info.size <= 0:
-                raise ParamInvalidError(
-                    f"{asked}: mem_infos[{i}] is {info!r}, expected device memory at an address other "
-                    "than 0, "
-                    "of more than 0 bytes"
+                raise refusal(
+                    "bad_value",
+                    name=f"{asked}: mem_infos[{i}]",
+                    value=repr(info),
+                    expected="device memory at an address other than 0, of more than 0 bytes",
                 )
         if not self._links.table.infos():
-            raise NotYetLinkError(f"{asked}: there is no link")
-        raise FeatureNotEnabledError(
-            f"{asked}: it is reserved; unregister_cache and register the memory again, linked peers follow"
-        )
+            raise refusal("no_link_at_all", asked=asked)
+        raise refusal("remap_is_reserved", asked=asked, value="reserved")
 
     # Inside.
 
@@ -243,12 +241,12 @@ class CacheStore:
     def _require_open(self, asked: str) -> None:
         self._native.require_not_forked(asked)
         if self._is_closed:
-            raise EngineFailedError(f"{asked}: the instance is finalized")
+            raise refusal("instance_was_finalized", asked=asked, value="finalized")
 
     def _require_usable(self, asked: str) -> None:
         self._native.require_not_forked(asked)
         if self._is_closed:
-            raise ParamInvalidError(f"{asked}: the instance is finalized")
+            raise refusal("instance_is_finalized", asked=asked, value="finalized")
 
     def _is_reachable(self, asked: str, desc: CacheDesc, remote_accessible: bool | None) -> bool:
         if remote_accessible is not None:

@@ -7,7 +7,7 @@ import socket
 from enum import IntEnum
 
 from . import checks
-from .errors import ParamInvalidError
+from .messages import refusal
 
 
 class LLMRole(IntEnum):
@@ -37,7 +37,7 @@ def parse_ip(name: str, ip: object) -> str:
             raise ValueError
         return socket.inet_ntoa(socket.inet_aton(text))  # takes "127.1" too
     except (ValueError, OSError):
-        raise ParamInvalidError(f"{name} is {text!r}, expected an IPv4 or IPv6 address") from None
+        raise refusal("bad_value", name=name, value=repr(text), expected="an IPv4 or IPv6 address") from None
 
 
 def endpoint(ip: str, port: int) -> str:
@@ -51,9 +51,9 @@ def parse_endpoint(name: str, text: object) -> tuple[str, int]:
     ip, colon, port = text.rpartition(":")
     bracketed = ip.startswith("[") and ip.endswith("]")
     if not colon or not ip or (":" in ip and not bracketed):
-        raise ParamInvalidError(f'{name} is {text!r}, expected "ip:port", or "[ip]:port" for IPv6')
+        raise refusal("bad_value", name=name, value=repr(text), expected='"ip:port", or "[ip]:port" for IPv6')
     if not (port.isascii() and port.isdigit()):
-        raise ValueError(f"{name} is {text!r}: the port {port!r} is not a number")
+        raise refusal("port_is_no_number", name=name, address=repr(text), value=repr(port))
     return parse_ip(name, ip[1:-1] if bracketed else ip), checks.uint16(f"{name}: port", int(port))
 
 
@@ -91,7 +91,12 @@ class LLMClusterInfo:
     @remote_role_type.setter
     def remote_role_type(self, value: LLMRole | int) -> None:
         if not checks.is_integer(value):
-            raise TypeError(f"LLMClusterInfo: remote_role_type is {value!r}, expected an LLMRole or an int")
+            raise refusal(
+                "bad_type",
+                name="LLMClusterInfo: remote_role_type",
+                value=repr(value),
+                expected="an LLMRole or an int",
+            )
         self._remote_role_type = value
 
     def append_local_ip_info(self, ip: str | int, port: int) -> None:

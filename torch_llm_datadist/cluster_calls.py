@@ -7,15 +7,18 @@ from collections.abc import Mapping, Sequence
 
 from . import checks
 from .cluster import LLMClusterInfo, endpoint, parse_endpoint
-from .errors import LLMException, LLMStatusCode, ParamInvalidError, class_for_code
+from .errors import LLMException, LLMStatusCode
 from .handshake import Target
+from .messages import failure, refusal
 
 logger = logging.getLogger("torch_llm_datadist")
 
 
 def read_clusters(asked: str, clusters: object) -> list[LLMClusterInfo]:
     if not isinstance(clusters, (list, tuple)):
-        raise TypeError(f"{asked}: clusters is {clusters!r}, expected a list of LLMClusterInfo")
+        raise refusal(
+            "bad_type", name=f"{asked}: clusters", value=repr(clusters), expected="a list of LLMClusterInfo"
+        )
     return [
         checks.instance(f"{asked}: clusters[{i}]", entry, LLMClusterInfo) for i, entry in enumerate(clusters)
     ]
@@ -43,7 +46,7 @@ def overall(
 def read_group(asked: str, ranks: Mapping[int, str]) -> list[Target]:
     given = checks.instance(f"{asked}: ranks", ranks, dict, what="a dict of cluster_id to address")
     if not given:
-        raise ParamInvalidError(f"{asked}: ranks is empty, expected at least one")
+        raise refusal("bad_value", name=f"{asked}: ranks", value="empty", expected="at least one")
     return [
         Target(
             checks.uint64(f"{asked}: cluster_id", cluster_id),
@@ -58,6 +61,4 @@ def group_failure(asked: str, failed: Sequence[tuple[Target, LLMStatusCode]], un
     each = ", ".join(
         f"cluster {t.cluster_id} at {endpoint(t.ip, t.port)} ({code.name})" for t, code in failed
     )
-    return class_for_code(failed[0][1])(
-        f"{asked}: no link to {each}; the {undone} other new links were ended again. The log says why."
-    )
+    return failure(failed[0][1], "group_not_linked", asked=asked, value=each, undone=undone)

@@ -8,10 +8,11 @@ from dataclasses import replace
 from . import checks
 from .cluster import LLMClusterInfo
 from .cluster_calls import cluster_ids_of, group_failure, overall, read_clusters, read_group
-from .errors import LLMStatusCode, ParamInvalidError
+from .errors import LLMStatusCode
 from .handshake import Target
 from .instance_calls import InstanceCalls
 from .link_table import LinkInfo
+from .messages import refusal
 
 
 class ClusterLinks(InstanceCalls):
@@ -54,9 +55,8 @@ class ClusterLinks(InstanceCalls):
         checks.boolean(f"{asked}: fenced", fenced)
         for i, entry in enumerate(entries):
             if running.options.needs_local_ip and len(entry.local_ip_info_list) != 1:
-                raise ParamInvalidError(
-                    f"{asked}: clusters[{i}] has {len(entry.local_ip_info_list)} local addresses, expected "
-                    "one (append_local_ip_info), because local_comm_res is empty or not set"
+                raise refusal(
+                    "local_address_is_missing", asked=asked, at=i, value=len(entry.local_ip_info_list)
                 )
         ids = cluster_ids_of(asked, entries)
         is_good = [len(entry.remote_addresses) == 1 for entry in entries]

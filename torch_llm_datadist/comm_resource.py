@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from .errors import ParamInvalidError
+from .messages import refusal
 from .option_checks import load_object
 
 VISIBLE_DEVICES = "ASCEND_RT_VISIBLE_DEVICES"
@@ -27,7 +27,8 @@ def check_comm_resource(name: str, text: str, device: int) -> None:
     resource = load_object(name, text)
     version = resource.get("version")
     if version not in _VERSIONS:
-        raise ParamInvalidError(f"{name}: version is {version!r}, expected one of {', '.join(_VERSIONS)}")
+        known = f"one of {', '.join(_VERSIONS)}"
+        raise refusal("bad_value", name=f"{name}: version", value=repr(version), expected=known)
     if "server_list" not in resource and version not in _WITH_DEVICE:
         return
     named = _only(
@@ -36,14 +37,13 @@ def check_comm_resource(name: str, text: str, device: int) -> None:
     given = str(named.get("device_id"))
     physical = physical_device(device)
     if not (given.isascii() and given.isdigit()):
-        raise ParamInvalidError(f"{name}: device_id is {given!r}, expected a number, as a string")
+        wanted = "a number, as a string"
+        raise refusal("bad_value", name=f"{name}: device_id", value=repr(given), expected=wanted)
     if physical is not None and int(given) != physical:
         visible = os.environ.get(VISIBLE_DEVICES)
         since = "" if visible is None else f", since {VISIBLE_DEVICES} is {visible!r}"
-        raise ParamInvalidError(
-            f"{name}: device_id is {given}, expected {physical}: that is the machine's number of device_id "
-            f"{device}{since}"
-        )
+        wanted = f"{physical}: that is the machine's number of device_id {device}{since}"
+        raise refusal("bad_value", name=f"{name}: device_id", value=given, expected=wanted)
 
 
 def physical_device(device: int) -> int | None:
@@ -60,5 +60,6 @@ def physical_device(device: int) -> int | None:
 def _only(name: str, holder: dict[str, Any], key: str) -> dict[str, Any]:
     found = holder.get(key)
     if not isinstance(found, list) or len(found) != 1 or not isinstance(found[0], dict):
-        raise ParamInvalidError(f"{name} is {found!r}, expected a list of one: this instance's own")
+        wanted = "a list of one: this instance's own"
+        raise refusal("bad_value", name=name, value=repr(found), expected=wanted)
     return found[0]

@@ -13,8 +13,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from . import wire
-from .errors import AlreadyLinkError, LLMStatusCode, NotYetLinkError, ParamInvalidError
+from .errors import LLMStatusCode
 from .handshake import Target
+from .messages import coded, refusal
 from .peer import LinkState
 from .peers import Peers
 from .rank_table import CommRequest
@@ -73,10 +74,10 @@ class Comms:
         """Starts to link with all members; returns the comm_id."""
         others = {c: rank for c, rank in request.members.items() if c != self._own.cluster_id}
         if any(comm.request.name == request.name for comm in self._comms.values()):
-            raise ParamInvalidError(f"link: comm_name {request.name!r} is in use; unlink it first")
+            raise refusal("comm_name_is_in_use", value=repr(request.name))
         for cluster_id in others:
             if self._peers.open(cluster_id) is not None:
-                raise AlreadyLinkError(f"link: cluster {cluster_id} is linked already")
+                raise refusal("comm_member_is_linked", value=cluster_id)
         own_rank = request.members[self._own.cluster_id]
         record = wire.CommRecord(request.name, sorted(request.members.items()))
         comm = _Comm(next(self._numbers), request, others, own_rank, deadline, record)
@@ -112,12 +113,15 @@ class Comms:
             if comm.was_complete:
                 self._fail(comm, f"cluster {client_cluster_id} links anew")
         if comm is None or comm.failure:  # a member that was restarted is early until this end has unlinked
-            return LLMStatusCode.LLM_PROCESSING_LINK, f"link({asked.name!r}) was not called here yet"
+            return coded("member_is_early", value=repr(asked.name))
         if comm.record.members != asked.members:
-            return (
-                LLMStatusCode.LLM_PARAM_INVALID,
-                f"link({asked.name!r}): cluster_rank_info is {dict(comm.record.members)} at cluster "
-                f"{self._own.cluster_id} and {dict(asked.members)} at cluster {client_cluster_id}",
+            return coded(
+                "members_differ",
+                name=repr(asked.name),
+                value=dict(asked.members),
+                peer=client_cluster_id,
+                own=dict(comm.record.members),
+                cluster_id=self._own.cluster_id,
             )
         return None
 
@@ -138,7 +142,7 @@ class Comms:
 
     def _get(self, number: int, asked: str) -> _Comm:
         if number not in self._comms:
-            raise NotYetLinkError(f"{asked}: there is no comm_id {number}; link gives one")
+            raise refusal("no_such_comm", asked=asked, value=number)
         return self._comms[number]
 
     def _is_linked(self, comm: _Comm, cluster_id: int) -> bool:

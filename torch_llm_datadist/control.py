@@ -20,7 +20,6 @@ from .cluster import endpoint
 from .comms import Comms
 from .errors import (
     EngineFailedError,
-    ExistLinkError,
     LinkFailedError,
     LLMException,
     LLMStatusCode,
@@ -32,6 +31,7 @@ from .identity import Identity, why_not_protocol
 from .link_keys import LinkKeys
 from .link_table import LinkTable
 from .loop import LINGER_MS, ControlLoop
+from .messages import refusal
 from .peer import LinkState, Peer, RouterChannel
 from .peers import Peers, resolve
 from .rank_table import CommRequest
@@ -126,9 +126,7 @@ class Control:
             self._farewell.look_for_death(peer.cluster_id)
         linked = sorted({peer.cluster_id for peer in self._peers if peer.is_open or peer.is_handshaking})
         if linked:
-            raise ExistLinkError(
-                f"switch_role: there are links to clusters {linked}; unlink_clusters ends them"
-            )
+            raise refusal("links_forbid_switch_role", value=linked)
         if listen is None:
             self.stop_listening()
             return None
@@ -156,8 +154,8 @@ class Control:
         except zmq.ZMQError as error:
             self._gatekeeper.close(router)
             self.loop.close_socket(router)
-            raise EngineFailedError(
-                f"init: cannot listen at {endpoint(ip, port)} ({setting}): {error.strerror}"
+            raise refusal(
+                "cannot_listen", value=endpoint(ip, port), setting=setting, why=error.strerror
             ) from None
         self.loop.on_message(router, partial(self._on_router_message, router))
         bound = router.getsockopt(zmq.LAST_ENDPOINT)

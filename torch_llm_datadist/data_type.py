@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, Any
 
-from .errors import ParamInvalidError
+from .messages import refusal
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +77,7 @@ def torch_dtype(data_type: DataType) -> torch.dtype:
 
     name = _TORCH[data_type][0]
     if name is None:
-        raise ParamInvalidError(f"{data_type.name} has no torch dtype; a cache holds numbers or bools")
+        raise refusal("no_torch_dtype", value=data_type.name)
     dtype: torch.dtype = getattr(torch, name)
     return dtype
 
@@ -88,7 +88,7 @@ def from_torch_dtype(dtype: torch.dtype) -> DataType:
     for data_type, (torch_name, _) in _TORCH.items():
         if torch_name == name:
             return data_type
-    raise ParamInvalidError(f"{dtype} has no DataType; view the tensor as one with elements of the same size")
+    raise refusal("no_data_type", value=dtype)
 
 
 class _ByNumpyType(dict[Any, DataType]):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from . import checks
 from .cluster import LLMRole, parse_endpoint
 from .cluster_links import ClusterLinks
-from .errors import ParamInvalidError
+from .messages import refusal
 from .option_checks import text_map as read_text_map
 from .running import Running
 from .two_sided_links import TwoSidedLinks
@@ -131,7 +131,9 @@ class LLMDataDist(ClusterLinks, TwoSidedLinks):
         """
         running = self._initialised()
         if not running.options.is_older_api:
-            raise ParamInvalidError("check_link_status: the cache manager is on; links() lists the links")
+            raise refusal(
+                "cache_manager_is_on", asked="check_link_status", value="on", use="links() lists the links"
+            )
         cluster_id = checks.uint64("check_link_status: remote_cluster_id", remote_cluster_id)
         running.links.table.get(cluster_id, "check_link_status")
 
@@ -145,10 +147,7 @@ class LLMDataDist(ClusterLinks, TwoSidedLinks):
         """The caches of this instance; ``LLM_PARAM_INVALID`` while ``enable_cache_manager`` is off."""
         running = self._initialised()
         if running.options.is_older_api:
-            raise ParamInvalidError(
-                "cache_manager: the cache manager is off; set LLMConfig.enable_cache_manager or "
-                "local_comm_res"
-            )
+            raise refusal("cache_manager_is_off", asked="cache_manager", value="off")
         return running.cache_manager
 
     @property
@@ -156,7 +155,9 @@ class LLMDataDist(ClusterLinks, TwoSidedLinks):
         """The manager of the older API; ``LLM_PARAM_INVALID`` while ``enable_cache_manager`` is on."""
         running = self._initialised()
         if not running.options.is_older_api:
-            raise ParamInvalidError("kv_cache_manager: the cache manager is on; use cache_manager")
+            raise refusal(
+                "cache_manager_is_on", asked="kv_cache_manager", value="on", use="use cache_manager"
+            )
         from .kv_cache_manager import KvCacheManager
 
         return KvCacheManager(running.cache_manager, self._role)
@@ -172,11 +173,11 @@ class LLMDataDist(ClusterLinks, TwoSidedLinks):
 
     def _check_older_switch(self, running: Running, role: LLMRole, listen: str | None) -> None:
         if not running.options.enable_switch_role:
-            raise ParamInvalidError("switch_role: enable_switch_role is off, and the cache manager, too")
+            raise refusal("switch_role_is_off", value="off")
         if role == self._role:
-            raise ParamInvalidError(f"switch_role: the role is {role.name} already")
+            raise refusal("role_is_that_already", value=role.name)
         if role == LLMRole.PROMPT and listen is None:
-            raise ParamInvalidError("switch_role: the role PROMPT needs llm.listenIpInfo")
+            raise refusal("prompt_needs_listen_ip_info", value="not set")
 
     def _finalize(self, timeout_s: float) -> None:
         running = self._running

@@ -16,8 +16,9 @@ from .blocks_in_doubt import BlocksInDoubt, Doubts
 from .cache import Cache
 from .cache_store import CacheStore
 from .cache_task import CacheTask
-from .errors import LLMException, ParamInvalidError, TimeoutExceededError
+from .errors import LLMException
 from .link_table import Link
+from .messages import refusal
 
 _CONFIRMED_WITHIN_S = 10.0
 _LOOK_S = 0.005
@@ -46,9 +47,8 @@ class DoubtfulBlocks(CacheStore):
         given = checks.integers(f"{asked}: blocks", blocks)
         for i, block in enumerate(given):
             if block >= local.cache.num_entries:
-                raise ParamInvalidError(
-                    f"{asked}: blocks[{i}] = {block} is outside the cache, which has "
-                    f"{local.cache.num_entries}"
+                raise refusal(
+                    "assigned_block_outside", asked=asked, at=i, value=block, count=local.cache.num_entries
                 )
         self._doubts.assign(number, found.cache_id, tuple(given))
 
@@ -95,7 +95,7 @@ class DoubtfulBlocks(CacheStore):
         deadline = time.monotonic() + checks.seconds_as_ms(f"{asked}: timeout_s", timeout_s) / 1000
         while found := self.blocks_in_doubt(link):
             if time.monotonic() >= deadline:
-                raise _in_doubt(TimeoutExceededError(f"{asked}: after {timeout_s} s"), found)
+                raise _in_doubt(refusal("not_settled_in_time", asked=asked, value=timeout_s), found)
             time.sleep(_LOOK_S)
 
     def cancel(
@@ -170,26 +170,22 @@ class DoubtfulBlocks(CacheStore):
         return Doubts(self._native, self._instance, self._links, self._registry)
 
 
-def _unconfirmed(asked: str, timeout_s: float) -> TimeoutExceededError:
-    return TimeoutExceededError(
-        f"{asked}: it is given up, and the end that moves its bytes has not confirmed within {timeout_s} s "
-        "that they are through"
-    )
+def _unconfirmed(asked: str, timeout_s: float) -> Exception:
+    return refusal("drain_is_unconfirmed", asked=asked, value=timeout_s)
 
 
-def _may_be_read(asked: str, timeout_s: float, publication: Publication) -> TimeoutExceededError:
+def _may_be_read(asked: str, timeout_s: float, publication: Publication) -> Exception:
     found = () if publication.is_read is None else (publication.is_read,)
-    error = TimeoutExceededError(
-        f"{asked}: it is given up, and the peer has not confirmed within {timeout_s} s that it does not "
-        f"pull. Until it has, which publication.state().has_ended says, {'; '.join(map(_named, found))} "
-        "may still be read; nothing is written."
-    )
+    what = "; ".join(map(_named, found))
+    error = refusal("pull_is_unconfirmed", asked=asked, value=timeout_s, what=what)
+    assert isinstance(error, LLMException)
     error.blocks_in_doubt = found
     return error
 
 
-def _in_doubt(error: LLMException, found: Sequence[BlocksInDoubt]) -> LLMException:
+def _in_doubt(error: Exception, found: Sequence[BlocksInDoubt]) -> LLMException:
     """The same error, which now says what may still be written."""
+    assert isinstance(error, LLMException)
     named = type(error)(
         f"{str(error).rstrip('.')}. Until what was queued is done, which wait_until_settled() waits for, "
         f"{'; '.join(map(_named, found)) or 'blocks that nobody has told'} may still be written.",

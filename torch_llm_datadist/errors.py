@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, ClassVar
 
+from .messages import refusal
+
 if TYPE_CHECKING:
     from .blocks_in_doubt import BlocksInDoubt
 
@@ -74,7 +76,9 @@ class Status:
 
     def __init__(self, status_code: LLMStatusCode) -> None:
         if not isinstance(status_code, LLMStatusCode):
-            raise TypeError(f"Status: status_code is {status_code!r}, expected an LLMStatusCode")
+            raise refusal(
+                "bad_type", name="Status: status_code", value=repr(status_code), expected="an LLMStatusCode"
+            )
         self._status_code = status_code
 
     @property

@@ -8,7 +8,7 @@ import torch
 
 from . import checks
 from .block_transfer import read_block_list
-from .errors import ParamInvalidError
+from .messages import refusal
 from .peer_caches import PeerCaches
 
 
@@ -70,9 +70,11 @@ class ExpectedTransfers(PeerCaches):
 def _read_blocks(asked: str, dst_blocks: Sequence[int] | torch.Tensor) -> torch.Tensor:
     if isinstance(dst_blocks, torch.Tensor):
         if dst_blocks.device.type != "npu":
-            raise ParamInvalidError(
-                f"{asked}: dst_blocks is a tensor on {dst_blocks.device}, expected one on the cache's NPU, "
-                "or a list"
+            raise refusal(
+                "bad_value",
+                name=f"{asked}: dst_blocks",
+                value=f"a tensor on {dst_blocks.device}",
+                expected="one on the cache's NPU, or a list",
             )
         return dst_blocks
     return torch.tensor(read_block_list(asked, "dst_blocks", dst_blocks), dtype=torch.int64)

@@ -15,12 +15,13 @@ from . import process_token, wire
 from .announcements import Announcements, segment_record
 from .checks import as_int64
 from .cluster import endpoint
-from .errors import LinkFailedError, LLMException, LLMStatusCode
+from .errors import LLMException, LLMStatusCode
 from .identity import Identity, Refusal, different_versions, why_not_link
 from .link_keys import LinkKeys
 from .link_secret import SECRET_VARIABLE
 from .link_table import Link
 from .loop import ControlLoop
+from .messages import coded, refusal
 from .peer import Channel, DealerChannel, LinkState, Peer
 from .peers import Peers, resolve
 from .transports import choose
@@ -45,7 +46,7 @@ class Target:
 
 
 def _nobody_joins(comm: wire.CommRecord, cluster_id: int) -> tuple[LLMStatusCode, str] | None:
-    return LLMStatusCode.LLM_LINK_FAILED, "no two-sided link is made here"
+    return coded("nobody_joins_here", value=repr(comm.name))
 
 
 def _why_not_this_process(own: Identity, identity: Identity, shown: bytes, expected: bytes) -> Refusal | None:
@@ -53,11 +54,7 @@ def _why_not_this_process(own: Identity, identity: Identity, shown: bytes, expec
     claims_it = own.is_in_this_process() and identity.is_in_this_process()
     if not claims_it or process_token.is_right(shown, expected):
         return None
-    return Refusal(
-        LLMStatusCode.LLM_LINK_FAILED,
-        f"cluster {identity.cluster_id} says that it is in process {identity.pid}, as this instance is, and "
-        "cannot show what only that process knows",
-    )
+    return Refusal(*coded("not_in_this_process", cluster_id=identity.cluster_id, value=identity.pid))
 
 
 class Handshake:
@@ -132,51 +129,39 @@ class Handshake:
             has, lacks = "this instance", "the peer"
             if self._keys is None:
                 has, lacks = lacks, has
-            why = f"{has} has a link_secret and {lacks} has none; both need the same"
+            why = coded("only_one_secret", value=has, lacks=lacks)[1]
             self._peers.fail(peer, LLMStatusCode.LLM_LINK_FAILED, why)
         elif peer.closings >= _MAX_CLOSINGS or kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             self._peers.fail(peer, LLMStatusCode.LLM_LINK_FAILED, self.why_no_answer(peer))
 
     def why_no_answer(self, peer: Peer) -> str:
         if not peer.closings:
-            return "no answer in time; is an instance listening there (listen_ip_info)?"
+            return coded("nobody_answers", value="no answer in time")[1]
         if self._keys is None:
-            return (
-                f"it closed the connection {peer.closings} times without a word: it needs a link_secret, or "
-                "is no instance"
-            )
-        return (
-            f"it refused the link_secret: it closed the connection {peer.closings} times in the handshake; "
-            f"both ends need the same (LLMConfig.link_secret, or {SECRET_VARIABLE})"
-        )
+            return coded("closes_without_a_word", value=peer.closings)[1]
+        return coded("secret_is_refused", value=peer.closings, variable=SECRET_VARIABLE)[1]
 
     def _why_not_begin(self, target: Target) -> Refusal | None:
         if self.is_refusing:
-            return Refusal(LLMStatusCode.LLM_FAILED, "this instance is being finalized")
+            return Refusal(*coded("instance_is_ending", value="this instance"))
         if target.cluster_id == self._own.cluster_id:
-            return Refusal(LLMStatusCode.LLM_PARAM_INVALID, "that is this instance's own cluster_id")
+            return Refusal(*coded("link_to_itself", value=target.cluster_id))
         if self._peers.open(target.cluster_id):
-            return Refusal(LLMStatusCode.LLM_ALREADY_LINK, "it is linked already")
+            return Refusal(*coded("linked_already", value=target.cluster_id, by=""))
         if self._peers.handshaking(target.cluster_id):
-            return Refusal(LLMStatusCode.LLM_PROCESSING_LINK, "a link to it is being made")
+            return Refusal(*coded("link_is_being_made", value=target.cluster_id))
         return self._why_full()
 
     def _why_full(self) -> Refusal | None:
         if sum(peer.is_open for peer in self._peers) >= MAX_LINKS:
-            return Refusal(
-                LLMStatusCode.LLM_CLUSTER_NUM_EXCEED_LIMIT,
-                f"cluster {self._own.cluster_id} has {MAX_LINKS} links, which is the limit",
-            )
+            return Refusal(*coded("links_are_full", cluster_id=self._own.cluster_id, value=MAX_LINKS))
         return None
 
     def on_welcome(self, peer: Peer, message: wire.Welcome) -> None:
         peer.identity = message.identity
         if message.identity.cluster_id != peer.cluster_id:
-            self._peers.fail(
-                peer,
-                LLMStatusCode.LLM_PARAM_INVALID,
-                f"the instance there is cluster {message.identity.cluster_id}",
-            )
+            found = message.identity.cluster_id
+            self._peers.fail(peer, *coded("other_instance_there", value=peer.cluster_id, found=found))
             return
         expected = process_token.of_welcome(message.identity.instance, self._own.instance)
         refusal = why_not_link(self._own, message.identity) or _why_not_this_process(
@@ -243,20 +228,16 @@ class Handshake:
     def _why_refuse(self, message: wire.Hello) -> Refusal | None:
         client = message.identity
         if self.is_refusing:
-            return Refusal(
-                LLMStatusCode.LLM_LINK_FAILED, f"cluster {self._own.cluster_id} is being finalized"
-            )
+            return Refusal(*coded("peer_is_ending", value=f"cluster {self._own.cluster_id}"))
         if message.wanted_cluster_id != self._own.cluster_id:
-            return Refusal(
-                LLMStatusCode.LLM_PARAM_INVALID,
-                f"the instance there is cluster {self._own.cluster_id}, not {message.wanted_cluster_id}",
-            )
+            wanted, found = message.wanted_cluster_id, self._own.cluster_id
+            return Refusal(*coded("other_instance_there", value=wanted, found=found))
         if message.comm is not None:
             refused = self.why_not_join(message.comm, client.cluster_id)
             if refused is not None:
                 return Refusal(*refused)
         if sum(peer.is_handshaking and not peer.is_client_end for peer in self._peers) >= _MAX_HANDSHAKES:
-            return Refusal(LLMStatusCode.LLM_LINK_BUSY, f"{_MAX_HANDSHAKES} links are being made already")
+            return Refusal(*coded("too_many_handshakes", value=_MAX_HANDSHAKES))
         expected = process_token.of_hello(client.instance, self._own.cluster_id)
         return (
             why_not_link(self._own, client)
@@ -271,18 +252,15 @@ class Handshake:
         """
         is_calling = any(peer.is_client_end for peer in self._peers.handshaking(client.cluster_id))
         if is_calling and self._own.cluster_id < client.cluster_id:
-            return Refusal(
-                LLMStatusCode.LLM_PROCESSING_LINK,
-                f"cluster {self._own.cluster_id} is making a link to cluster {client.cluster_id} itself",
-            )
+            return Refusal(*coded("links_cross", value=self._own.cluster_id, peer=client.cluster_id))
         return None
 
     def on_join(self, peer: Peer, message: wire.Join) -> None:
         holder = self._other_holder(peer)
         if holder is not None:
-            reason = f"cluster {peer.cluster_id} is linked already, by {holder}"
-            peer.send(wire.Refused(LLMStatusCode.LLM_ALREADY_LINK, reason))
-            self._peers.fail(peer, LLMStatusCode.LLM_ALREADY_LINK, reason)
+            code, reason = coded("linked_already", value=peer.cluster_id, by=f", by {holder}")
+            peer.send(wire.Refused(code, reason))
+            self._peers.fail(peer, code, reason)
             return
         assert peer.identity is not None
         self._warn_of_versions(peer, peer.identity)
@@ -336,8 +314,8 @@ class Handshake:
 
     def _connect(self, peer: Peer, message: wire.Join | wire.Joined) -> None:
         if message.transport != peer.transport:
-            raise LinkFailedError(
-                f"{peer} takes {message.transport!r} for the link, and this end found {peer.transport!r}"
+            raise refusal(
+                "transports_differ", peer=peer, value=repr(message.transport), own=repr(peer.transport)
             )
         page = self._announcements.segment(message.page)
         self._native.connect_link(peer.link, message.link, page, message.address)

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from . import transports
 from .errors import LLMStatusCode
+from .messages import coded
 
 PROTOCOL_VERSION = 7
 HOST_ID_VARIABLE = "TORCH_LLM_DATADIST_HOST_ID"
@@ -135,28 +136,31 @@ class Refusal(msgspec.Struct, frozen=True):
 def why_not_link(own: Identity, peer: Identity) -> Refusal | None:
     """What is fatal to a link between the two, or None."""
     if peer.cluster_id == own.cluster_id:
-        return Refusal(
-            LLMStatusCode.LLM_PARAM_INVALID,
-            f"both instances have cluster_id {own.cluster_id}; linked instances need different ones",
-        )
+        return Refusal(*coded("cluster_ids_are_the_same", value=own.cluster_id))
     if peer.remote_accessible != own.remote_accessible:
         return Refusal(
-            LLMStatusCode.LLM_PARAM_INVALID,
-            f"enable_remote_cache_accessible is {own.remote_accessible} at cluster {own.cluster_id} and "
-            f"{peer.remote_accessible} at cluster {peer.cluster_id}; both ends need the same",
+            *coded(
+                "access_differs",
+                value=own.remote_accessible,
+                cluster_id=own.cluster_id,
+                found=peer.remote_accessible,
+                peer=peer.cluster_id,
+            )
         )
     if peer.authenticated != own.authenticated:
         return Refusal(
-            LLMStatusCode.LLM_LINK_FAILED,
-            f"authentication is {'on' if own.authenticated else 'off'} at cluster {own.cluster_id} and "
-            f"{'on' if peer.authenticated else 'off'} at cluster {peer.cluster_id}; both ends need the same",
+            *coded(
+                "authentication_differs",
+                value="on" if own.authenticated else "off",
+                cluster_id=own.cluster_id,
+                found="on" if peer.authenticated else "off",
+                peer=peer.cluster_id,
+            )
         )
     choice = transports.choose(own, peer)
     if not choice.name:
         return Refusal(
-            choice.code,
-            f"no transport reaches from cluster {own.cluster_id} to cluster {peer.cluster_id}: "
-            f"{choice.passed_over}",
+            *coded("no_transport_reaches", own=own.cluster_id, value=peer.cluster_id, why=choice.passed_over)
         )
     return None
 
@@ -171,8 +175,4 @@ def different_versions(own: Identity, peer: Identity) -> str:
 
 
 def why_not_protocol(version: int) -> Refusal:
-    return Refusal(
-        LLMStatusCode.LLM_LINK_FAILED,
-        f"the control protocol is version {PROTOCOL_VERSION} at one end and {version} at the other; "
-        "install the same torch_llm_datadist at both",
-    )
+    return Refusal(*coded("protocols_differ", value=PROTOCOL_VERSION, found=version))

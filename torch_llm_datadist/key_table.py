@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from .errors import ParamInvalidError
 from .keys import INVALID_ID, CacheKey
+from .messages import refusal
 
 
 class KeyName(NamedTuple):
@@ -32,9 +32,8 @@ def only_name_of(asked: str, key: CacheKey) -> KeyName:
     """The name in a key that is used to pull: exactly one of the two ids."""
     names = names_of(key)
     if len(names) != 1:
-        raise ParamInvalidError(
-            f"{asked}: {key!r} has {'both' if names else 'neither of'} req_id and prefix_id, expected "
-            "one of them"
+        raise refusal(
+            "key_needs_one_id", asked=asked, value=repr(key), found="both" if names else "neither of"
         )
     return names[0]
 
@@ -64,9 +63,7 @@ class KeyTable:
                         where = (
                             f"cache {self._entries[name].cache_id}" if name in self._entries else "this call"
                         )
-                        raise ParamInvalidError(
-                            f"{asked}: cache_keys[{i}] ({name}) is used by {where} already"
-                        )
+                        raise refusal("key_is_in_use", asked=asked, at=i, value=name, holder=where)
                     seen.add(name)
 
     def bind(self, cache_id: int, keys: Sequence[CacheKey], *, is_owned: bool) -> None:

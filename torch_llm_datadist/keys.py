@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import checks
-from .errors import ParamInvalidError
+from .messages import refusal
 
 INVALID_ID = 2**64 - 1
 
@@ -13,10 +13,10 @@ def _named_arguments(
 ) -> dict[str, object]:
     """The original's calling convention: positions win over keywords, ``cluster_id`` over its old name."""
     if len(args) > len(names):
-        raise ParamInvalidError(f"{owner} takes at most {len(names)} arguments {names}, got {len(args)}")
+        raise refusal("too_many_arguments", asked=owner, value=len(args), count=len(names), names=names)
     unknown = set(kwargs) - set(names) - {"prompt_cluster_id"}
     if unknown:
-        raise ParamInvalidError(f"{owner} has no argument {sorted(unknown)}, it has {names}")
+        raise refusal("no_such_argument", asked=owner, value=sorted(unknown), names=names)
     given = dict(kwargs)
     if "prompt_cluster_id" in given:
         old_name = given.pop("prompt_cluster_id")
@@ -24,7 +24,7 @@ def _named_arguments(
     given.update(zip(names, args, strict=False))
     for name in names[:required]:
         if name not in given:
-            raise ParamInvalidError(f"{owner} needs {name}")
+            raise refusal("argument_is_missing", asked=owner, value=name)
     return given
 
 

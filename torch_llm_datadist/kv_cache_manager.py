@@ -11,8 +11,8 @@ from .cache import Cache, CacheDesc
 from .cache_manager import CacheManager
 from .cache_task import CacheTask
 from .cluster import LLMRole
-from .errors import ParamInvalidError
 from .keys import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
+from .messages import refusal
 from .transfer import LayerSynchronizer, TransferConfig, TransferWithCacheKeyConfig
 
 _DECODER_ONLY = (LLMRole.DECODER, LLMRole.MIX)
@@ -86,9 +86,7 @@ class KvCacheManager:
         self._require("pull_cache", _DECODER_ONLY)
         for name, offset in (("src_cache_offset", src_cache_offset), ("dst_cache_offset", dst_cache_offset)):
             if offset is not None and checks.int64(f"pull_cache: {name}", offset) != -1:
-                raise ParamInvalidError(
-                    f"pull_cache: {name} is {offset}, expected None; size chooses a part of an entry"
-                )
+                raise refusal("no_offsets", name=name, value=offset)
         self._manager.pull_cache(
             cache_key,
             kv_cache,
@@ -199,13 +197,9 @@ class KvCacheManager:
         found = checks.instance(f"{asked}: cache", cache, Cache)
         index = checks.uint32(f"{asked}: tensor_index", tensor_index)
         if index >= len(found.tensors):
-            raise ParamInvalidError(
-                f"{asked}: tensor_index is {index}, the cache has {len(found.tensors)} tensors"
-            )
+            raise refusal("tensor_outside", asked=asked, value=index, count=len(found.tensors))
         return [found.tensors[index]]
 
     def _require(self, asked: str, roles: tuple[LLMRole, ...]) -> None:
         if self._role not in roles:
-            raise ParamInvalidError(
-                f"KvCacheManager: {asked} is for the role {roles[0].name}, this instance is {self._role.name}"
-            )
+            raise refusal("call_of_another_role", asked=asked, wanted=roles[0].name, value=self._role.name)

@@ -12,7 +12,6 @@ from .binding import Task
 from .blocks_in_doubt import BlocksInDoubt, Doubts
 from .cache import Cache
 from .checks import as_int64
-from .errors import ParamInvalidError
 from .keys import BlocksCacheKey
 from .layer_transfer import Piece, Pieces
 from .link_table import Link
@@ -56,11 +55,9 @@ class LayerPush:
             logger.warning("%s: no block indices, so only block 0 is sent", self._name)
             return [0], [0]
         if self._cache.is_blocks_cache and not src:
-            raise ParamInvalidError(f"{self._name}: src_cache is a blocks cache, expected src_block_indices")
+            raise refusal("src_blocks_are_missing", asked=self._name, value="a blocks cache")
         if src and not self._cache.is_blocks_cache:
-            raise ParamInvalidError(
-                f"{self._name}: src_cache is a contiguous cache, expected no src_block_indices"
-            )
+            raise refusal("src_blocks_are_too_many", asked=self._name, value="a contiguous cache")
         return src, dst
 
     def check_block_bytes(self, record: CacheRecord, first_tensor: int) -> None:
@@ -91,8 +88,12 @@ class LayerPush:
                 link, self._layers, start, TENSORS_PER_LAYER, record.cache_id, model_id=key.model_id
             )
         if self._dst and key.batch_index:
-            raise ParamInvalidError(
-                f"{self._name}: batch_index of the key is {key.batch_index}, expected 0 for blocks"
+            raise refusal(
+                "batch_index_with_blocks",
+                asked=self._name,
+                name="batch_index of the key",
+                value=key.batch_index,
+                what="blocks",
             )
         return self._prepare(
             link, self._layers, start, TENSORS_PER_LAYER, key.cache_id, entry=key.batch_index

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .errors import ParamInvalidError
+from .messages import refusal
 
 SECRET_VARIABLE = "TORCH_LLM_DATADIST_LINK_SECRET"
 MIN_SECRET_LENGTH = 16
@@ -21,10 +21,13 @@ class SecretText(str):
 def checked_secret(name: str, value: object) -> SecretText:
     """Says what is wrong with a secret without saying the secret."""
     if not isinstance(value, str):
-        raise TypeError(f"{name} is of type {type(value).__name__}, expected a str")
+        raise refusal("bad_type", name=name, value=f"of type {type(value).__name__}", expected="a str")
     if not MIN_SECRET_LENGTH <= len(value) <= MAX_SECRET_LENGTH:
-        raise ParamInvalidError(
-            f"{name} has {len(value)} characters, expected {MIN_SECRET_LENGTH} to {MAX_SECRET_LENGTH}; "
-            "`openssl rand -hex 32` makes a good one"
+        raise refusal(
+            "secret_of_wrong_length",
+            name=name,
+            value=len(value),
+            low=MIN_SECRET_LENGTH,
+            high=MAX_SECRET_LENGTH,
         )
     return SecretText(value)

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from .arrivals import Arrivals
-from .errors import TimeoutExceededError
 from .messages import refusal
 from .wire import CacheRecord
 
@@ -124,9 +123,11 @@ class LinkTable:
             if not self._changed.wait_for(lambda: wanted <= self._links.keys(), timeout_s):
                 missing = sorted(wanted - self._links.keys())
                 why = "; ".join(filter(None, (self._why_none(c) for c in missing)))
-                raise TimeoutExceededError(
-                    f"wait_linked: no link to cluster {', '.join(map(str, missing))} after {timeout_s} s"
-                    + (f": {why}" if why else "")
+                raise refusal(
+                    "not_linked_in_time",
+                    value=", ".join(map(str, missing)),
+                    timeout=timeout_s,
+                    why=f": {why}" if why else "",
                 )
 
     def cluster_ids(self) -> list[int]:

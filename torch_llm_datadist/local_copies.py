@@ -12,7 +12,7 @@ from . import checks, ops
 from .allocated_caches import AllocatedCaches
 from .cache import Cache
 from .data_type import Placement
-from .errors import ParamInvalidError
+from .messages import refusal
 from .registration import ON_HOST, tensors_at
 
 
@@ -57,8 +57,11 @@ class LocalCopies(AllocatedCaches):
         if req_id is not None:
             checks.uint64(f"{asked}: req_id", req_id)
         if start > 2**62 or (length != -1 and length <= 0):
-            raise ParamInvalidError(
-                f"{asked}: offset is {start} and size {length}, expected a part of an entry, or size -1"
+            raise refusal(
+                "bad_value",
+                name=f"{asked}: offset",
+                value=f"{start} and size {length}",
+                expected="a part of an entry, or size -1",
             )
         self._call.copy(
             asked,
@@ -89,8 +92,11 @@ class LocalCopies(AllocatedCaches):
         asked = "copy_blocks"
         local = self._find(asked, "cache", cache, is_blocks=True).cache
         if not isinstance(copy_block_info, dict):
-            raise TypeError(
-                f"{asked}: copy_block_info is {copy_block_info!r}, expected a dict of int to list"
+            raise refusal(
+                "bad_type",
+                name=f"{asked}: copy_block_info",
+                value=repr(copy_block_info),
+                expected="a dict of int to list",
             )
         sources: list[int] = []
         destinations: list[int] = []
@@ -125,13 +131,15 @@ class LocalCopies(AllocatedCaches):
         source = self._find_operand(asked, "src_cache", src_cache)
         to = self._find_operand(asked, "dst_cache", dst_cache)
         if not isinstance(src_to_dst, dict):
-            raise TypeError(f"{asked}: src_to_dst is {src_to_dst!r}, expected a dict of int to int")
+            raise refusal(
+                "bad_type",
+                name=f"{asked}: src_to_dst",
+                value=repr(src_to_dst),
+                expected="a dict of int to int",
+            )
         placements = {source.cache_desc.placement, to.cache_desc.placement}
         if placements != {Placement.HOST, Placement.DEVICE}:
-            raise ParamInvalidError(
-                f"{asked}: both caches have Placement.{placements.pop().name}, expected one HOST and "
-                "one DEVICE"
-            )
+            raise refusal("placements_are_the_same", asked=asked, value=placements.pop().name)
         sources = checks.integers(f"{asked}: src_to_dst", list(src_to_dst))
         destinations = checks.integers(f"{asked}: values of src_to_dst", list(src_to_dst.values()))
         self._call.copy(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import checks
-from .errors import OutOfMemoryError, ParamInvalidError
+from .messages import refusal
 
 if TYPE_CHECKING:
     import torch
@@ -49,28 +49,36 @@ def read_pool_config(name: str, text: str | None) -> PoolConfig | None:
     try:
         given = json.loads(text)
     except ValueError as error:
-        raise ParamInvalidError(f"{name} is {text!r}, which is no JSON: {error}") from None
+        raise refusal("no_json", name=name, value=repr(text), why=error) from None
     if not isinstance(given, dict) or "memory_size" not in given:
-        raise ParamInvalidError(f"{name} is {text!r}, expected an object with memory_size")
+        raise refusal("bad_value", name=name, value=repr(text), expected="an object with memory_size")
     unknown = sorted(given.keys() - {"memory_size", "page_shift"})
     if unknown:
-        raise ParamInvalidError(f"{name} has {', '.join(unknown)}, expected memory_size and page_shift")
+        raise refusal(
+            "unknown_fields", name=name, value=", ".join(unknown), fields="memory_size and page_shift"
+        )
     size = _natural(f"{name}: memory_size", given["memory_size"])
     shift = _natural(f"{name}: page_shift", given.get("page_shift", DEFAULT_PAGE_SHIFT))
     if not _LEAST_PAGE_SHIFT <= shift < _END_OF_PAGE_SHIFTS:
-        raise ParamInvalidError(
-            f"{name}: page_shift is {shift}, expected {_LEAST_PAGE_SHIFT} to {_END_OF_PAGE_SHIFTS - 1}"
+        raise refusal(
+            "bad_value",
+            name=f"{name}: page_shift",
+            value=shift,
+            expected=f"{_LEAST_PAGE_SHIFT} to {_END_OF_PAGE_SHIFTS - 1}",
         )
     if not 1 <= size >> shift < _MAX_PAGES:
-        raise ParamInvalidError(
-            f"{name}: memory_size is {size}, expected 1 to {_MAX_PAGES - 1} pages of {1 << shift} bytes"
+        raise refusal(
+            "bad_value",
+            name=f"{name}: memory_size",
+            value=size,
+            expected=f"1 to {_MAX_PAGES - 1} pages of {1 << shift} bytes",
         )
     return PoolConfig(size, shift)
 
 
 def _natural(name: str, value: object) -> int:
     if not checks.is_integer(value) or not isinstance(value, int) or value < 0:
-        raise ParamInvalidError(f"{name} is {value!r}, expected an unsigned integer")
+        raise refusal("bad_value", name=name, value=repr(value), expected="an unsigned integer")
     return value
 
 
@@ -104,11 +112,14 @@ class MemoryPool:
                 if first is None:
                     for start, length in taken:
                         self._give_back(start, -(-length // self._page_bytes))
-                    raise OutOfMemoryError(
-                        f"{len(sizes)} tensors of {sum(sizes)} bytes in all do not fit into the pool of "
-                        f"{self._name}: {free} of {self._pages} pages of {self._page_bytes} bytes are "
-                        "free, and "
-                        "one tensor lies in one piece"
+                    raise refusal(
+                        "pool_is_full",
+                        tensors=len(sizes),
+                        value=sum(sizes),
+                        pool=self._name,
+                        free=free,
+                        pages=self._pages,
+                        each=self._page_bytes,
                     )
                 taken.append((first, size))
         return [self._memory.narrow(0, first * self._page_bytes, size) for first, size in taken]

@@ -6,7 +6,10 @@ import ast
 import re
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from .errors import LLMException, LLMStatusCode
 
 _TABLE = Path(__file__).with_name("messages.inc")
 _STRINGS = re.compile(r'"(?:[^"\\]|\\.)*"')
@@ -14,11 +17,13 @@ _MACRO = re.compile(r"^#define (\w+) (.*)$", re.MULTILINE)
 _ROW = re.compile(r"^MESSAGE\((\w+), (\w+),(.*?)\)$", re.MULTILINE | re.DOTALL)
 _PART = re.compile(r'(?:\s*"(?:[^"\\]|\\.)*"|\s*[A-Z_]+)+')
 
+_OF_PYTHON = {kind.__name__: kind for kind in (TypeError, ValueError, NotImplementedError)}
+
 
 class Row(NamedTuple):
     """
     Attributes:
-        kind: a code of ``LLMStatusCode``, ``TypeError`` or ``ValueError``.
+        kind: a code of ``LLMStatusCode``, or an exception of Python.
         what: was asked, and which value was wrong.
         expected: what would have been right.
         state: what became of the transfer, the link, the registration.
@@ -66,8 +71,21 @@ def refusal(which: str, /, **values: object) -> Exception:
 
     row = rows()[which]
     message = row.text.format(**values)
-    if row.kind == "TypeError":
-        return TypeError(message)
-    if row.kind == "ValueError":
-        return ValueError(message)
+    if row.kind in _OF_PYTHON:
+        return _OF_PYTHON[row.kind](message)
     return errors.class_for_code(errors.LLMStatusCode[row.kind])(message)
+
+
+def failure(code: int, which: str, /, **values: object) -> LLMException:
+    """The same with a code that somebody else has given, in place of the row's."""
+    from . import errors
+
+    return errors.class_for_code(code)(rows()[which].text.format(**values))
+
+
+def coded(which: str, /, **values: object) -> tuple[LLMStatusCode, str]:
+    """A row's code and text, for what is returned, logged or told to a peer."""
+    from . import errors
+
+    row = rows()[which]
+    return errors.LLMStatusCode[row.kind], row.text.format(**values)

@@ -8,15 +8,17 @@ from typing import Any
 
 from . import checks
 from .cluster import as_little_endian, parse_ip
-from .errors import ParamInvalidError
+from .messages import refusal
 
 
 def in_range(low: int, high: int) -> Callable[[str, Any], int]:
     def check(name: str, value: Any) -> int:
         if not checks.is_integer(value):
-            raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected an int")
+            raise refusal(
+                "wrong_type", name=name, value=repr(value), type=type(value).__name__, expected="an int"
+            )
         if not low <= value <= high:
-            raise ParamInvalidError(f"{name} is {value}, expected {low} to {high}")
+            raise refusal("bad_value", name=name, value=value, expected=f"{low} to {high}")
         return int(value)
 
     return check
@@ -37,16 +39,16 @@ def load_object(name: str, text: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise ParamInvalidError(f"{name} is no JSON: {error}") from None
+        raise refusal("no_json", name=name, value=repr(text), why=error) from None
     if not isinstance(found, dict):
-        raise ParamInvalidError(f"{name} holds a JSON {type(found).__name__}, expected an object")
+        raise refusal("bad_value", name=name, value=f"a JSON {type(found).__name__}", expected="an object")
     return found
 
 
 def not_negative_int32(name: str, value: Any) -> int:
     checked = checks.int32(name, value)
     if checked < 0:
-        raise ParamInvalidError(f"{name} is {checked}, expected 0 or more")
+        raise refusal("bad_value", name=name, value=checked, expected="0 or more")
     return checked
 
 
@@ -54,7 +56,7 @@ def device_id(name: str, value: Any) -> int | list[int] | tuple[int, ...]:
     if not isinstance(value, (list, tuple)):
         return not_negative_int32(name, value)
     if not value:
-        raise ParamInvalidError(f"{name} is empty, expected one device")
+        raise refusal("bad_value", name=name, value="empty", expected="one device")
     for i, item in enumerate(value):
         not_negative_int32(f"{name}[{i}]", item)
     return value
@@ -63,7 +65,7 @@ def device_id(name: str, value: Any) -> int | list[int] | tuple[int, ...]:
 def positive_ms(name: str, value: Any) -> int | str:
     if isinstance(value, str):
         if not (value.isascii() and value.isdigit()):
-            raise ParamInvalidError(f"{name} is {value!r}, expected a number of milliseconds")
+            raise refusal("bad_value", name=name, value=repr(value), expected="a number of milliseconds")
         checks.timeout_ms(name, int(value))
         return value
     return checks.timeout_ms(name, value)
@@ -76,7 +78,7 @@ def positive(name: str, value: Any) -> int:
 def fraction(name: str, value: Any) -> float:
     checked = checks.instance(name, value, float)
     if not 0.0 <= checked <= 1.0:
-        raise ParamInvalidError(f"{name} is {checked}, expected 0.0 to 1.0")
+        raise refusal("bad_value", name=name, value=checked, expected="0.0 to 1.0")
     return checked
 
 
@@ -91,29 +93,39 @@ def buffer_pools(name: str, value: Any) -> str:
     text = json_text(name, value)
     pools = load_object(name, text).get("buf_cfg") if text else []
     if not isinstance(pools, list):
-        raise ParamInvalidError(f'{name} has no list "buf_cfg"')
+        raise refusal("no_such_list", name=name, value="buf_cfg")
     largest = 0
     for i, pool in enumerate(pools):
         where = f"{name}: buf_cfg[{i}]"
         try:
             total, block, buffer = (pool[key] for key in ("total_size", "blk_size", "max_buf_size"))
         except (KeyError, TypeError):
-            raise ParamInvalidError(f"{where} needs total_size, blk_size and max_buf_size") from None
+            raise refusal(
+                "bad_value", name=where, value=pool, expected="total_size, blk_size and max_buf_size"
+            ) from None
         if not all(checks.is_integer(size) and size > 0 for size in (total, block, buffer)):
-            raise ParamInvalidError(f"{where} has a size that is no positive int: {pool}")
+            raise refusal("bad_value", name=where, value=pool, expected="sizes that are positive ints")
         mib2 = 2 * 2**20
         if total > 0xFFFFFFFF or total % mib2 or total % block:
-            raise ParamInvalidError(
-                f"{where}: total_size is {total}, expected a multiple of 2 MiB and of blk_size below 4 GiB"
+            raise refusal(
+                "bad_value",
+                name=f"{where}: total_size",
+                value=total,
+                expected="a multiple of 2 MiB and of blk_size below 4 GiB",
             )
         if block & (block - 1) or block > mib2 or block > buffer:
-            raise ParamInvalidError(
-                f"{where}: blk_size is {block}, expected a power of two, at most 2 MiB and max_buf_size"
+            raise refusal(
+                "bad_value",
+                name=f"{where}: blk_size",
+                value=block,
+                expected="a power of two, at most 2 MiB and max_buf_size",
             )
         if not largest < buffer < total:
-            raise ParamInvalidError(
-                f"{where}: max_buf_size is {buffer}, expected more than in the entry before and less than "
-                "total_size"
+            raise refusal(
+                "bad_value",
+                name=f"{where}: max_buf_size",
+                value=buffer,
+                expected="more than in the entry before and less than total_size",
             )
         largest = buffer
     return text

@@ -11,9 +11,9 @@ from . import checks
 from .cluster import parse_endpoint
 from .comm_resource import check_comm_resource
 from .config import OWN_PREFIX
-from .errors import ParamInvalidError
 from .link_secret import SECRET_VARIABLE, SecretText, checked_secret
 from .memory_pool import DEFAULT_PAGE_SHIFT, PoolConfig, read_pool_config
+from .messages import refusal
 from .transports import wanted_by_environment
 
 DEFAULT_SYNC_KV_TIMEOUT_MS = 1000
@@ -85,15 +85,18 @@ def read_options(options: object) -> Options:
         if key == LINK_SECRET:
             checked_secret("init: link_secret", value)
         if not isinstance(key, str) or not isinstance(value, str):
-            raise TypeError(
-                f"init: option {key!r} is {value!r}, expected a str (LLMConfig spells True as '1')"
+            raise refusal(
+                "bad_type",
+                name=f"init: option {key!r}",
+                value=repr(value),
+                expected="a str (LLMConfig spells True as '1')",
             )
     local_comm_res = given.get("llm.LocalCommRes")
     backend = given.get(BACKEND)
     implied = "0" if local_comm_res is None else "1"
     is_older_api = given.get("llm.EnableCacheManager", implied) != "1"
     if is_older_api and local_comm_res is not None:
-        raise ParamInvalidError("init: enable_cache_manager is off; local_comm_res needs it")
+        raise refusal("option_needs", name="enable_cache_manager", value="off", asks="local_comm_res")
     if backend is not None:
         _check_backend(given, is_older_api)
         implied = "1"
@@ -143,16 +146,18 @@ def read_options(options: object) -> Options:
 
 def _check_backend(given: Mapping[str, str], is_older_api: bool) -> None:
     if is_older_api:
-        raise ParamInvalidError("init: enable_cache_manager is off; transfer_backend needs it")
+        raise refusal("option_needs", name="enable_cache_manager", value="off", asks="transfer_backend")
     if given.get("llm.EnableRemoteCacheAccessible", "1") != "1":
-        raise ParamInvalidError("init: enable_remote_cache_accessible is off; transfer_backend needs it")
+        raise refusal(
+            "option_needs", name="enable_remote_cache_accessible", value="off", asks="transfer_backend"
+        )
     if "llm.listenIpInfo" not in given:
-        raise ParamInvalidError("init: listen_ip_info is not set; transfer_backend needs it")
+        raise refusal("option_needs", name="listen_ip_info", value="not set", asks="transfer_backend")
     backend, transport = given[BACKEND], given.get(OWN_PREFIX + "Transport", "")
     if backend != "hixl":
-        raise ParamInvalidError(f"init: transfer_backend is {backend!r}, expected 'hixl'")
+        raise refusal("bad_value", name="init: transfer_backend", value=repr(backend), expected="'hixl'")
     if transport not in ("", backend):
-        raise ParamInvalidError(f"init: transfer_backend is 'hixl' and transport is {transport!r}")
+        raise refusal("backend_and_transport", value=repr(transport))
     for key in (
         "llm.GlobalResourceConfig",
         "llm.LocalCommRes",
@@ -170,7 +175,9 @@ def _check_flow_graph_memory(given: Mapping[object, object]) -> None:
     if key in given:
         value = checks.instance(f"init: option {key}", given[key], str)
         if not (value.isascii() and value.isdigit()):
-            raise ParamInvalidError(f"init: option {key} is {value!r}, expected one number of bytes")
+            raise refusal(
+                "bad_value", name=f"init: option {key}", value=repr(value), expected="one number of bytes"
+            )
 
 
 def _device_pool(given: Mapping[str, str], is_older_api: bool) -> PoolConfig | None:
@@ -183,7 +190,9 @@ def _device_pool(given: Mapping[str, str], is_older_api: bool) -> PoolConfig | N
 def _device(given: Mapping[str, str]) -> int:
     key = "ge.exec.deviceId"
     if ";" in given.get(key, ""):
-        raise ParamInvalidError(f"init: device_id is {given[key]!r}, expected one device per instance")
+        raise refusal(
+            "bad_value", name="init: device_id", value=repr(given[key]), expected="one device per instance"
+        )
     return _number(given, "device_id", key, 0, low=0)
 
 
@@ -216,5 +225,10 @@ def _number(
     if text is None:
         return default
     if not (text.isascii() and text.isdigit()) or not low <= int(text) <= high:
-        raise ParamInvalidError(f"init: {name} ({key}) is {text!r}, expected a number from {low} to {high}")
+        raise refusal(
+            "bad_value",
+            name=f"init: {name} ({key})",
+            value=repr(text),
+            expected=f"a number from {low} to {high}",
+        )
     return int(text)

@@ -10,7 +10,7 @@ from .block_transfer import read_layer_range, read_tensors_per_layer, whole_laye
 from .blocks_in_doubt import BlocksInDoubt
 from .cache import Cache
 from .doubtful_blocks import DoubtfulBlocks
-from .errors import ParamInvalidError
+from .messages import refusal
 
 PUBLISHED_FOR_S = 300.0
 
@@ -60,8 +60,8 @@ class Publications(DoubtfulBlocks):
         everything = range(whole_layers(asked, len(local.tensor_bytes), per_layer))
         wanted = read_layer_range(asked, "layers", layers) or everything
         if wanted.stop > len(everything):
-            raise ParamInvalidError(
-                f"{asked}: layers is {wanted}, the cache has {len(everything)} layers. Nothing was published."
+            raise refusal(
+                "layer_range_outside", asked=asked, name="layers", value=wanted, count=len(everything)
             )
         cluster_id = checks.uint64(f"{asked}: cluster_id", cluster_id)
         timeout_ms = checks.seconds_as_ms(f"{asked}: timeout_s", timeout_s)

@@ -19,7 +19,6 @@ from .block_transfer import (
 from .cache import Cache
 from .data_type import Placement
 from .entry_transfer import EntryTransfer, Key, read_entry
-from .errors import ParamInvalidError
 from .key_table import only_name_of
 from .keys import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 from .link_table import Link
@@ -75,10 +74,12 @@ class Pulls(Publications, PeerCaches):
             (CacheKeyByIdAndIndex,) if self._options.remote_accessible else (CacheKey, CacheKeyByIdAndIndex)
         )
         if not isinstance(cache_key, kinds):
-            raise TypeError(
-                f"{asked}: cache_key is a {type(cache_key).__name__}, expected a "
-                f"{' or '.join(kind.__name__ for kind in kinds)}"
-                + (" (enable_remote_cache_accessible is on)" if self._options.remote_accessible else "")
+            raise refusal(
+                "bad_type",
+                name=f"{asked}: cache_key",
+                value=f"a {type(cache_key).__name__}",
+                expected=f"a {' or '.join(kind.__name__ for kind in kinds)}"
+                + (" (enable_remote_cache_accessible is on)" if self._options.remote_accessible else ""),
             )
         _check_one_id(asked, cache_key)
         local = self._find_reachable(asked, "cache", cache, is_blocks=False)
@@ -146,7 +147,9 @@ class Pulls(Publications, PeerCaches):
             checks.instance(f"{asked}: src_cache_key", src_cache_key, BlocksCacheKey)
         local = self._find_reachable(asked, "dst_cache", dst_cache, is_blocks=True)
         if src_blocks is None:
-            raise TypeError(f"{asked}: src_blocks is None, expected a list or tuple of ints")
+            raise refusal(
+                "bad_type", name=f"{asked}: src_blocks", value="None", expected="a list or tuple of ints"
+            )
         is_entry = not isinstance(src_cache_key, BlocksCacheKey)
         published = _read_ticket(asked, ticket)
         src, dst = _read_pull_blocks(asked, src_blocks, dst_blocks, local, is_entry)
@@ -193,12 +196,7 @@ class Pulls(Publications, PeerCaches):
         """2.8: a host entry goes to device blocks only where remote access is on."""
         is_on_device = local.cache.cache_desc.placement == Placement.DEVICE
         if remote.is_on_host and is_on_device and not self._options.remote_accessible:
-            raise ParamInvalidError(
-                f"{asked}: the remote cache {remote.cache_id} is contiguous and in host memory, "
-                "dst_cache is a "
-                "blocks cache in device memory; expected the same layout, or enable_remote_cache_accessible. "
-                "Nothing was sent; the link is still usable."
-            )
+            raise refusal("host_layouts_differ", asked=asked, value=remote.cache_id)
 
     def _took(self, link: Link, remote: CacheRecord, transfer: EntryTransfer) -> None:
         """Tells the holder of an allocated cache what was pulled, so that the key goes; see ``KeyTable``."""

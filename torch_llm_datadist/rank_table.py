@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from . import checks
-from .errors import ParamInvalidError
+from .messages import refusal
 from .option_checks import load_object
 
 ASKED = "link"
@@ -44,13 +44,10 @@ class CommRequest:
         """Where a rank waits for the higher ones."""
         seat = self.seats[rank]
         if seat.ip is None:
-            raise ParamInvalidError(
-                f"{ASKED}: the rank table has no address for rank {rank}: no host_ip at its server, and the "
-                "server_id is none"
-            )
+            raise refusal("rank_without_address", asked=ASKED, value=rank)
         port = self.port + seat.device_id
         if port > 65535:
-            raise ParamInvalidError(f"{ASKED}: port {self.port} + device {seat.device_id} is above 65535")
+            raise refusal("port_is_too_high", asked=ASKED, value=self.port, device=seat.device_id)
         return seat.ip, port
 
 
@@ -59,12 +56,12 @@ def read_comm(
 ) -> CommRequest:
     name = checks.instance(f"{ASKED}: comm_name", comm_name, str)
     if not 1 <= len(name) <= _MAX_NAME:
-        raise ParamInvalidError(f"{ASKED}: comm_name has {len(name)} characters, expected 1 to {_MAX_NAME}")
+        raise refusal("comm_name_of_wrong_length", asked=ASKED, value=len(name), high=_MAX_NAME)
     members = _read_members(own_cluster_id, cluster_rank_info)
     seats = _read_table(checks.instance(f"{ASKED}: rank_table", rank_table, str))
     missing = [rank for rank in members.values() if rank not in seats]
     if missing:
-        raise ParamInvalidError(f"{ASKED}: the rank table has no device with rank_id {missing[0]}")
+        raise refusal("rank_is_missing", asked=ASKED, value=missing[0])
     request = CommRequest(name, members, seats, port)
     own_rank = members[own_cluster_id]
     for rank in members.values():
@@ -79,15 +76,17 @@ def _read_members(own_cluster_id: int, value: object) -> dict[int, int]:
         checks.uint64(f"{ASKED}: cluster_rank_info: cluster_id", cluster_id)
         checks.uint32(f"{ASKED}: cluster_rank_info[{cluster_id}]", rank)
     if not 2 <= len(given) <= 4:
-        raise ParamInvalidError(f"{ASKED}: cluster_rank_info has {len(given)} entries, expected 2 to 4")
+        raise refusal("wrong_number_of_ranks", asked=ASKED, value=len(given))
     ranks = list(given.values())
     if any(low >= high for low, high in pairwise(ranks)):
-        raise ParamInvalidError(f"{ASKED}: the ranks of cluster_rank_info are {ranks}, expected to rise")
-    if own_cluster_id not in given:
-        raise ParamInvalidError(
-            f"{ASKED}: cluster_rank_info names clusters {sorted(given)}, expected {own_cluster_id}, this "
-            "instance, among them"
+        raise refusal(
+            "bad_value",
+            name=f"{ASKED}: the ranks of cluster_rank_info",
+            value=ranks,
+            expected="ranks that rise",
         )
+    if own_cluster_id not in given:
+        raise refusal("own_cluster_is_missing", asked=ASKED, value=sorted(given), own=own_cluster_id)
     return dict(given)
 
 
@@ -95,20 +94,22 @@ def _read_table(text: str) -> dict[int, Seat]:
     table = load_object(f"{ASKED}: rank_table", text)
     status = table.get("status", "completed")
     if status != "completed":
-        raise ParamInvalidError(f"{ASKED}: rank_table: status is {status!r}, expected 'completed'")
+        raise refusal(
+            "bad_value", name=f"{ASKED}: rank_table: status", value=repr(status), expected="'completed'"
+        )
     seats: dict[int, Seat] = {}
     servers = table.get("server_list")
     if not isinstance(servers, list):
-        raise ParamInvalidError(f'{ASKED}: rank_table has no list "server_list"')
+        raise refusal("no_such_list", name=f"{ASKED}: rank_table", value="server_list")
     for i, server in enumerate(servers):
         where = f"{ASKED}: rank_table: server_list[{i}]"
         if not isinstance(server, dict) or not isinstance(server.get("device"), list):
-            raise ParamInvalidError(f'{where} has no list "device"')
+            raise refusal("no_such_list", name=where, value="device")
         ip = _address_of(where, server)
         for k, device in enumerate(server["device"]):
             rank = _number(f"{where}.device[{k}]", device, "rank_id")
             if rank in seats:
-                raise ParamInvalidError(f"{where}.device[{k}]: rank_id {rank} is there twice")
+                raise refusal("rank_is_there_twice", name=f"{where}.device[{k}]", value=rank)
             seats[rank] = Seat(ip, _number(f"{where}.device[{k}]", device, "device_id"))
     return seats
 
@@ -118,8 +119,11 @@ def _address_of(where: str, server: dict[str, object]) -> str | None:
         try:
             return str(ipaddress.ip_address(str(server["host_ip"])))
         except ValueError:
-            raise ParamInvalidError(
-                f"{where}: host_ip is {server['host_ip']!r}, expected an IPv4 or IPv6 address"
+            raise refusal(
+                "bad_value",
+                name=f"{where}: host_ip",
+                value=repr(server["host_ip"]),
+                expected="an IPv4 or IPv6 address",
             ) from None
     try:
         return str(ipaddress.ip_address(str(server.get("server_id"))))
@@ -131,7 +135,9 @@ def _number(where: str, device: object, key: str) -> int:
     value = device.get(key) if isinstance(device, dict) else None
     text = str(value) if isinstance(value, str) or checks.is_integer(value) else ""
     if not (text.isascii() and text.isdigit()):
-        raise ParamInvalidError(f"{where}: {key} is {value!r}, expected a number, as a string")
+        raise refusal(
+            "bad_value", name=f"{where}: {key}", value=repr(value), expected="a number, as a string"
+        )
     return int(text)
 
 
@@ -143,5 +149,5 @@ def port_of(option: int | None) -> int:
     if not text:
         return DEFAULT_PORT
     if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= 65535:
-        raise ParamInvalidError(f"{PORT_VARIABLE} is {text!r}, expected a port from 1 to 65535")
+        raise refusal("bad_value", name=PORT_VARIABLE, value=repr(text), expected="a port from 1 to 65535")
     return int(text)

@@ -26,8 +26,11 @@ def read_tensors(
     """The tensors of a cache to be registered; what the native core relies on is checked here."""
     where = ON_HOST if desc.placement == Placement.HOST else device
     if not isinstance(addrs, (list, tuple)):
-        raise TypeError(
-            f"{asked}: addrs is of type {type(addrs).__name__}, expected a list of addresses or tensors"
+        raise refusal(
+            "bad_type",
+            name=f"{asked}: addrs",
+            value=f"of type {type(addrs).__name__}",
+            expected="a list of addresses or tensors",
         )
     wanted = read_desc(asked, desc)
     if not addrs:
@@ -132,7 +135,12 @@ def _check_apart(asked: str, tensors: list[torch.Tensor]) -> None:
 
 def read_keys(asked: str, desc: CacheDesc, cache_keys: object) -> list[CacheKey]:
     if not isinstance(cache_keys, (list, tuple)):
-        raise TypeError(f"{asked}: cache_keys is {cache_keys!r}, expected a list or tuple of CacheKey")
+        raise refusal(
+            "bad_type",
+            name=f"{asked}: cache_keys",
+            value=repr(cache_keys),
+            expected="a list or tuple of CacheKey",
+        )
     keys = [checks.instance(f"{asked}: cache_keys[{i}]", key, CacheKey) for i, key in enumerate(cache_keys)]
     if len(keys) > desc.shape[0]:
         raise refusal("too_many_keys", asked=asked, value=len(keys), count=desc.shape[0])

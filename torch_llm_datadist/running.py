@@ -12,11 +12,11 @@ from .checks import as_int64
 from .comm_resource import VISIBLE_DEVICES
 from .data_type import Placement
 from .each_end_links import EachEndLinks
-from .errors import OutOfMemoryError, ParamInvalidError
 from .identity import own_identity
 from .link import LinkService
 from .link_keys import derive_keys
 from .memory_pool import MemoryPool
+from .messages import refusal
 from .options import Options, read_options
 from .registry import CacheRegistry, leave_over, left_over_caches
 
@@ -117,10 +117,12 @@ def _bring_up(device: int) -> None:
     count = torch_npu.npu.device_count()
     if device >= count:
         visible = os.environ.get(VISIBLE_DEVICES)
-        raise ParamInvalidError(
-            f"init: device_id is {device}, this process sees {count} devices"
-            + (f", 0 to {count - 1}" if count else "")
-            + (f", since {VISIBLE_DEVICES} is {visible!r}" if visible is not None else "")
+        raise refusal(
+            "no_such_device",
+            value=device,
+            count=count,
+            range=f", 0 to {count - 1}" if count else "",
+            why=f", since {VISIBLE_DEVICES} is {visible!r}" if visible is not None else "",
         )
     torch.empty(1, device=f"npu:{device}")
 
@@ -143,7 +145,7 @@ def _make_pools(native: ModuleType, options: Options) -> dict[Placement, MemoryP
             else:
                 memory = native.allocate_fabric(options.device, size)
         except RuntimeError as error:  # torch.OutOfMemoryError, or the runtime's refusal
-            raise OutOfMemoryError(f"init: mem_pool_cfg asks for {size} bytes: {error}") from None
+            raise refusal("no_memory_for_pool", value=size, why=error) from None
         pools[Placement.DEVICE] = MemoryPool("mem_pool_cfg", options.mem_pool, memory)
     if options.host_mem_pool is not None:
         memory = native.allocate_shared_host(options.device, options.host_mem_pool.memory_size)

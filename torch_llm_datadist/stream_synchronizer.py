@@ -12,8 +12,9 @@ import torch
 from . import _native, ops
 from .binding import Binding, Task, unsettled
 from .cache_task import CacheTask
-from .errors import FeatureNotEnabledError, LLMException, LLMStatusCode, status_code_of
+from .errors import LLMException, LLMStatusCode, status_code_of
 from .layer_transfer import Pieces
+from .messages import refusal
 from .transfer import LayerSynchronizer
 
 _POLL_S = 0.001
@@ -65,10 +66,7 @@ class StreamLayerSynchronizer(LayerSynchronizer):
 
     def synchronize_layer(self, layer_index: int, timeout_in_millis: int | None) -> bool:
         """Is not called: the layers come from ``record_layer``."""
-        raise FeatureNotEnabledError(
-            "StreamLayerSynchronizer: layers are released by record_layer in the forward; there is nobody to "
-            "wait for"
-        )
+        raise refusal("layers_are_recorded", value="are released by record_layer in the forward")
 
 
 class StreamTask(CacheTask):
@@ -147,7 +145,4 @@ def begin(
 def _in_order(prepared: Task | Pieces) -> Task:
     if isinstance(prepared, Task):
         return prepared
-    raise FeatureNotEnabledError(
-        "the layers of the destination do not lie one after the other, which a StreamLayerSynchronizer "
-        "cannot serve; any other LayerSynchronizer can. Nothing was sent."
-    )
+    raise refusal("layers_are_not_in_a_row", value="do not lie one after the other")

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from enum import Enum
 
 from . import checks
-from .errors import ParamInvalidError
 from .keys import BlocksCacheKey, CacheKeyByIdAndIndex
+from .messages import refusal
 
 
 class Memtype(Enum):
@@ -120,7 +120,12 @@ class TransferConfig:
     @dst_addrs.setter
     def dst_addrs(self, value: Sequence[int]) -> None:
         if not isinstance(value, (list, tuple)):
-            raise TypeError(f"TransferConfig: dst_addrs is {value!r}, expected a list or tuple of addresses")
+            raise refusal(
+                "bad_type",
+                name="TransferConfig: dst_addrs",
+                value=repr(value),
+                expected="a list or tuple of addresses",
+            )
         for i, address in enumerate(value):
             checks.uint64(f"TransferConfig: dst_addrs[{i}]", address)
         self._dst_addrs = value
@@ -197,13 +202,21 @@ class TransferWithCacheKeyConfig:
         """Raises where two properties contradict each other; ``name`` begins the message."""
         src, dst = self.src_layer_range, self.dst_layer_range
         if len(src) != len(dst):
-            raise ParamInvalidError(
-                f"{name}: src_layer_range has {len(src)} layers ({src}) and dst_layer_range {len(dst)} "
-                f"({dst}); expected as many"
+            raise refusal(
+                "layer_ranges_of_unequal_length",
+                asked=name,
+                src=len(src),
+                src_range=src,
+                dst=len(dst),
+                dst_range=dst,
             )
         if self.src_batch_index and isinstance(self.cache_key, BlocksCacheKey):
-            raise ParamInvalidError(
-                f"{name}: src_batch_index is {self.src_batch_index}, expected 0 with a BlocksCacheKey"
+            raise refusal(
+                "batch_index_with_blocks",
+                asked=name,
+                name="src_batch_index",
+                value=self.src_batch_index,
+                what="a BlocksCacheKey",
             )
 
     @property
@@ -214,9 +227,11 @@ class TransferWithCacheKeyConfig:
     @cache_key.setter
     def cache_key(self, value: BlocksCacheKey | CacheKeyByIdAndIndex) -> None:
         if not isinstance(value, (BlocksCacheKey, CacheKeyByIdAndIndex)):
-            raise TypeError(
-                f"TransferWithCacheKeyConfig: cache_key is {value!r}, expected a BlocksCacheKey or a "
-                "CacheKeyByIdAndIndex"
+            raise refusal(
+                "bad_type",
+                name="TransferWithCacheKeyConfig: cache_key",
+                value=repr(value),
+                expected="a BlocksCacheKey or a CacheKeyByIdAndIndex",
             )
         self._cache_key = value
 

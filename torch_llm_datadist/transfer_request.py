@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from . import checks
 from .cache import Cache
 from .data_type import Placement
-from .errors import ParamInvalidError
+from .messages import refusal
 from .transfer import LayerSynchronizer, TransferConfig, TransferWithCacheKeyConfig
 
 TENSORS_PER_LAYER = 2  # of a transfer by layers, always
@@ -46,7 +46,9 @@ def read_transfer(
 ) -> TransferRequest:
     cache = checks.instance(f"{ASKED}: src_cache", src_cache, Cache)
     if cache.cache_desc.placement == Placement.HOST:
-        raise ParamInvalidError(f"{ASKED}: src_cache is in host memory, expected device memory")
+        raise refusal(
+            "bad_value", name=f"{ASKED}: src_cache", value="in host memory", expected="device memory"
+        )
     dst = _indices("dst_block_indices", dst_block_indices)
     src = _indices("src_block_indices", src_block_indices)
     size = 0
@@ -54,14 +56,15 @@ def read_transfer(
         size = checks.uint64(f"{ASKED}: dst_block_memory_size", dst_block_memory_size)
     _check_indices(src, dst, size)
     if not isinstance(layer_synchronizer, LayerSynchronizer):
-        raise TypeError(
-            f"{ASKED}: layer_synchronizer is {layer_synchronizer!r}, expected a LayerSynchronizer"
+        raise refusal(
+            "bad_type",
+            name=f"{ASKED}: layer_synchronizer",
+            value=repr(layer_synchronizer),
+            expected="a LayerSynchronizer",
         )
     configs = _configs(transfer_configs, remote_accessible)
     if size and not dst:
-        raise ParamInvalidError(
-            f"{ASKED}: dst_block_memory_size is {size}, but there are no dst_block_indices"
-        )
+        raise refusal("block_size_without_blocks", asked=ASKED, value=size)
     layers = _layers(cache, configs, bool(src))
     return TransferRequest(cache, layer_synchronizer, configs, src, dst, size, layers)
 
@@ -72,28 +75,22 @@ def _indices(name: str, value: object) -> list[int]:
 
 def _check_indices(src: list[int], dst: list[int], size: int) -> None:
     if src and not dst:
-        raise ParamInvalidError(
-            f"{ASKED}: there are src_block_indices and no dst_block_indices; blocks do not go into a "
-            "contiguous cache"
-        )
+        raise refusal("blocks_into_a_contiguous_cache", asked=ASKED, value="no dst_block_indices")
     if src and len(src) != len(dst):
-        raise ParamInvalidError(
-            f"{ASKED}: src_block_indices has {len(src)} entries and dst_block_indices {len(dst)}; expected "
-            "as many"
-        )
+        raise refusal("indices_of_unequal_length", asked=ASKED, src=len(src), dst=len(dst))
     if dst and not src and not size:
-        raise ParamInvalidError(
-            f"{ASKED}: dst_block_memory_size is missing, expected the bytes of one block of the destination, "
-            "since the source is contiguous"
-        )
+        raise refusal("block_size_is_missing", asked=ASKED, value="missing")
 
 
 def _configs(value: object, remote_accessible: bool) -> Sequence[TransferConfig | TransferWithCacheKeyConfig]:
     kind: type[TransferConfig | TransferWithCacheKeyConfig]
     kind, mode = (TransferWithCacheKeyConfig, "on") if remote_accessible else (TransferConfig, "off")
     if not isinstance(value, (list, tuple)):
-        raise TypeError(
-            f"{ASKED}: transfer_configs is {value!r}, expected a list or tuple of {kind.__name__}"
+        raise refusal(
+            "bad_type",
+            name=f"{ASKED}: transfer_configs",
+            value=repr(value),
+            expected=f"a list or tuple of {kind.__name__}",
         )
     return [
         checks.instance(
@@ -111,29 +108,31 @@ def _layers(
 ) -> list[range]:
     tensors = cache.cache_desc.num_tensors
     if tensors % TENSORS_PER_LAYER:
-        raise ParamInvalidError(
-            f"{ASKED}: src_cache has {tensors} tensors, expected a multiple of {TENSORS_PER_LAYER}, K and V "
-            "of each layer"
-        )
+        raise refusal("tensors_are_no_pairs", asked=ASKED, value=tensors, each=TENSORS_PER_LAYER)
     everything = range(tensors // TENSORS_PER_LAYER)
     found = []
     for i, config in enumerate(configs):
         name = f"{ASKED}: transfer_configs[{i}]"
         layers = everything if config.src_layer_range is None else config.src_layer_range
         if layers.stop > len(everything):
-            raise ParamInvalidError(
-                f"{name}: src_layer_range is {layers}, src_cache has {len(everything)} layers"
-            )
+            raise refusal("src_layers_outside", asked=name, value=layers, count=len(everything))
         if has_src_blocks and config.src_batch_index:
-            raise ParamInvalidError(
-                f"{name}: src_batch_index is {config.src_batch_index}, expected 0 with src_block_indices"
+            raise refusal(
+                "batch_index_with_blocks",
+                asked=name,
+                name="src_batch_index",
+                value=config.src_batch_index,
+                what="src_block_indices",
             )
         if isinstance(config, TransferWithCacheKeyConfig):
             config.check(name)
         elif len(config.dst_addrs) != TENSORS_PER_LAYER * len(layers):
-            raise ParamInvalidError(
-                f"{name}: dst_addrs has {len(config.dst_addrs)} entries, expected "
-                f"{TENSORS_PER_LAYER * len(layers)}, two for each of the layers {layers}"
+            raise refusal(
+                "other_number_of_dst_addrs",
+                asked=name,
+                value=len(config.dst_addrs),
+                count=TENSORS_PER_LAYER * len(layers),
+                layers=layers,
             )
         found.append(layers)
     return found

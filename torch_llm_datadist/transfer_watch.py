@@ -13,6 +13,7 @@ from .blocks_in_doubt import DISCARDED
 from .cache_task import CacheTask
 from .checks import integers, is_integer
 from .errors import LLMStatusCode, status_code_of
+from .messages import refusal
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -81,14 +82,16 @@ class TransferWatch(Generic[Name]):
             TypeError, ValueError: another kind of transfer, a name in use.
         """
         if not isinstance(transfer, (Task, Publication, CacheTask)) and not is_integer(transfer):
-            raise TypeError(
-                f"TransferWatch.add: transfer is {transfer!r}, expected a Task, a Publication, a "
-                "CacheTask or a ticket (int)"
+            raise refusal(
+                "bad_type",
+                name="TransferWatch.add: transfer",
+                value=repr(transfer),
+                expected="a Task, a Publication, a CacheTask or a ticket (int)",
             )
         held = tuple(integers("TransferWatch.add: blocks", blocks))
         with self._lock:
             if name in self._watched:
-                raise ValueError(f"TransferWatch.add: {name!r} is watched already")
+                raise refusal("is_watched_already", value=repr(name))
             self._watched[name] = (transfer, held)
 
     def forget(self, name: Name) -> None:

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from .errors import LLMStatusCode, ParamInvalidError
+from .errors import LLMStatusCode
+from .messages import refusal
 
 if TYPE_CHECKING:
     from .identity import Identity
@@ -59,12 +60,9 @@ def offered(native: Any, wanted: str, why_no_fabric: str = "") -> dict[str, str]
     why_not.update(native.engines())
     why_not["nixl"] = why_no_nixl or why_not["nixl"]
     if wanted and wanted not in why_not:
-        raise ParamInvalidError(
-            f"init: transport is {wanted!r}, expected one of {', '.join(ORDER)}, or nothing for the first "
-            "that reaches the peer"
-        )
+        raise refusal("no_such_transport", value=repr(wanted), names=", ".join(ORDER))
     if wanted and why_not[wanted]:
-        raise NotImplementedError(f"init: transport {wanted!r} cannot be used here: {why_not[wanted]}")
+        raise refusal("transport_is_not_here", value=repr(wanted), why=why_not[wanted])
     for name in why_not:
         if wanted and name != wanted:
             why_not[name] = f"this instance was told to use {wanted!r}"

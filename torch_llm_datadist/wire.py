@@ -30,6 +30,7 @@ import zmq
 from msgspec import Meta
 
 from .identity import PROTOCOL_VERSION, Identity, Name, Natural
+from .messages import refusal
 
 MAX_MESSAGE_BYTES = 2**20
 MAX_FRAME_BYTES = 2**16  # what a connection can make its other end hold before it has shown its key
@@ -250,9 +251,8 @@ _greeting_decoder = msgspec.msgpack.Decoder(_Greeting)
 def encode(message: Message) -> bytes:
     data = _encoder.encode(message)
     if len(data) > MAX_MESSAGE_BYTES:
-        raise ValueError(
-            f"a {type(message).__name__} message has {len(data)} bytes, the limit is {MAX_MESSAGE_BYTES}; "
-            "register fewer tensors per instance"
+        raise refusal(
+            "message_is_too_long", kind=type(message).__name__, value=len(data), high=MAX_MESSAGE_BYTES
         )
     return data
 

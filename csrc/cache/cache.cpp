@@ -78,7 +78,7 @@ std::optional<Reach> LocalCaches::reach_of(const char* address, size_t bytes) co
 std::shared_ptr<LocalCache> LocalCaches::get(int64_t id, const char* asked) const {
   std::lock_guard lock(mutex_);
   const auto found = by_id_.find(id);
-  require(found != by_id_.end(), kKvCacheNotExist, asked, ": this instance has no cache ", id);
+  if (found == by_id_.end()) refuse(Message::no_such_local_cache, {{"asked", asked}, {"value", id}});
   return found->second;
 }
 
@@ -99,8 +99,10 @@ std::shared_ptr<LocalCache> LocalCaches::find_id(int64_t id, const char* asked) 
 std::shared_ptr<LocalCache> LocalCaches::find(const std::vector<char*>& tensors, bool is_blocks,
                                               int64_t num_blocks, const char* asked,
                                               const MakeCopy& make_copy) const {
-  require(!tensors.empty(), kParamInvalid, asked,
-          ": cache is an empty list; the tensors of one registered cache were expected");
+  if (tensors.empty())
+    refuse(Message::bad_value, {{"name", join(asked, ": cache")},
+                                {"value", "an empty list"},
+                                {"expected", "the tensors of one registered cache"}});
   std::unique_lock lock(mutex_);
   std::shared_ptr<LocalCache> of_other_shape;
   std::shared_ptr<LocalCache> of_other_kind;
@@ -127,14 +129,7 @@ std::shared_ptr<LocalCache> LocalCaches::find(const std::vector<char*>& tensors,
   if (make_copy != nullptr) {
     if (auto copy = make_copy()) return copy;
   }
-  throw Error(kKvCacheNotExist, join(asked, ": these ", tensors.size(),
-                                     " tensors are not a registered cache of this instance, in the order in "
-                                     "which it was registered. In a "
-                                     "compiled graph this is a compiler's copy: let the graph find the cache "
-                                     "by layer (hidden style) instead of "
-                                     "taking it as an input; a push may send from a copy of a cache that was "
-                                     "registered with receives=False. Nothing was sent; the link is still "
-                                     "usable."));
+  refuse(Message::tensors_are_no_cache, {{"asked", asked}, {"value", tensors.size()}});
 }
 
 std::shared_ptr<LocalCache> LocalCaches::add_copy(Geometry geometry, std::vector<Place> tensors,
@@ -183,8 +178,8 @@ void LocalCaches::release(int64_t id) {
   const auto found = by_id_.find(id);
   if (found == by_id_.end()) return;
   held = found->second;
-  require(*held->transfers == 0, kLinkBusy, "release_cache: cache ", id, " is still touched by ",
-          held->transfers->load(), " transfers");
+  if (*held->transfers != 0)
+    refuse(Message::cache_is_in_use, {{"value", id}, {"count", held->transfers->load()}});
   by_id_.erase(found);
   std::erase_if(by_address_, [&](const auto& entry) { return entry.second == held; });
   std::erase_if(ranges_, [&](const auto& entry) { return entry.second.cache == id; });
@@ -233,9 +228,12 @@ std::shared_ptr<RemoteCache> RemoteCaches::find_id(int64_t id, const char* asked
   }
   std::string there;
   for (const auto& cache : announced_) there += join(there.empty() ? "" : ", ", cache->id);
-  throw Error(kKvCacheNotExist, join(asked, ": ", peer, " has no cache with cache_id ", id,
-                                     there.empty() ? "; it announced none" : "; it announced cache_id ",
-                                     there, ". Nothing was sent; the link is still usable."));
+  refuse(Message::peer_has_no_cache,
+         {{"asked", asked},
+          {"peer", peer},
+          {"what", "cache with cache_id"},
+          {"value", id},
+          {"known", there.empty() ? std::string("none") : join("cache_id ", there)}});
 }
 
 std::shared_ptr<RemoteCache> RemoteCaches::find_model(uint64_t model_id, const char* asked,
@@ -248,9 +246,12 @@ std::shared_ptr<RemoteCache> RemoteCaches::find_model(uint64_t model_id, const c
   for (const auto& cache : announced_) {
     if (cache->model_id) there += join(there.empty() ? "" : ", ", *cache->model_id);
   }
-  throw Error(kKvCacheNotExist, join(asked, ": ", peer, " has no blocks cache with model_id ", model_id,
-                                     there.empty() ? "; it announced none" : "; it announced model_id ",
-                                     there, ". Nothing was sent; the link is still usable."));
+  refuse(Message::peer_has_no_cache,
+         {{"asked", asked},
+          {"peer", peer},
+          {"what", "blocks cache with model_id"},
+          {"value", model_id},
+          {"known", there.empty() ? std::string("none") : join("model_id ", there)}});
 }
 
 void RemoteCaches::clear() {

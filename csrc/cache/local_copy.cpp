@@ -5,6 +5,7 @@
 
 #include "acl/queue.h"
 #include "error.h"
+#include "messages/messages.h"
 
 namespace datadist {
 namespace {
@@ -24,10 +25,12 @@ aclError queue_host_copy(const LocalCopy& copy, aclrtStream stream) {
 }  // namespace
 
 int64_t stride_of(const at::Tensor& tensor, const char* name, const char* asked) {
-  require(tensor.dim() > 0 && tensor.size(0) > 0 && tensor.is_contiguous(), kParamInvalid, asked,
-          ": a tensor of ", name, " has ", tensor.dim(), " dimensions",
-          tensor.is_contiguous() ? "" : " and is not contiguous",
-          "; contiguous tensors whose dimension 0 counts the blocks or the batch were expected");
+  if (!(tensor.dim() > 0 && tensor.size(0) > 0 && tensor.is_contiguous()))
+    refuse(Message::tensor_without_entries,
+           {{"asked", asked},
+            {"name", name},
+            {"value", tensor.dim()},
+            {"why", tensor.is_contiguous() ? "" : " and is not contiguous"}});
   return static_cast<int64_t>(tensor.nbytes()) / tensor.size(0);
 }
 
@@ -36,9 +39,11 @@ void LocalCopies::add(const at::Tensor& dst, int64_t dst_offset, const at::Tenso
   char* const to = static_cast<char*>(dst.data_ptr()) + dst_offset;
   char* const from = static_cast<char*>(src.data_ptr()) + src_offset;
   if (to == from || bytes == 0) return;
-  require(to + bytes <= from || from + bytes <= to, kParamInvalid, asked_,
-          ": source and destination overlap in part, at ", static_cast<void*>(from), " and ",
-          static_cast<void*>(to), ", ", bytes, " bytes each. Nothing was copied.");
+  if (!(to + bytes <= from || from + bytes <= to))
+    refuse(Message::copy_overlaps, {{"asked", asked_},
+                                    {"from", static_cast<void*>(from)},
+                                    {"to", static_cast<void*>(to)},
+                                    {"value", bytes}});
   copies_.push_back({to, from, static_cast<size_t>(bytes), !dst.device().is_cpu(), !src.device().is_cpu()});
 }
 

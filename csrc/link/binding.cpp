@@ -4,6 +4,7 @@
 
 #include "error.h"
 #include "link/link.h"
+#include "messages/messages.h"
 
 namespace datadist {
 
@@ -12,11 +13,15 @@ Binding::Binding(std::shared_ptr<Engine> engine, std::vector<int64_t> layers,
     : engine_(std::move(engine)),
       layers_(std::make_shared<const Round::Layers>(std::move(layers))),
       timeout_(timeout) {
-  require(!layers_->empty(), kParamInvalid,
-          "Binding: layers is empty; the layers that the forward's ops name were expected");
+  if (layers_->empty())
+    refuse(Message::bad_value, {{"name", "Binding: layers"},
+                                {"value", "empty"},
+                                {"expected", "the layers that the forward's ops name"}});
   for (const int64_t layer : *layers_) {
-    require(index_.emplace(layer, index_.size()).second, kParamInvalid, "Binding: layers has ", layer,
-            " twice");
+    if (!index_.emplace(layer, index_.size()).second)
+      refuse(Message::bad_value, {{"name", "Binding: layers"},
+                                  {"value", join("a list that has ", layer, " twice")},
+                                  {"expected", "each layer once"}});
   }
   next_gates_ = std::make_shared<Gates>(&engine_->words(), layers_->size());
 }
@@ -25,30 +30,38 @@ void Binding::check(const std::vector<std::shared_ptr<Transfer>>& tasks,
                     const std::vector<std::shared_ptr<Ticket>>& tickets,
                     const std::set<int64_t>& open) const {
   for (const int64_t layer : open) {
-    require(index_.count(layer) > 0, kParamInvalid, "bind: open_layers names layer ", layer,
-            ", which is not a layer of binding ", number_);
+    if (index_.count(layer) <= 0)
+      refuse(Message::open_layer_outside, {{"value", layer}, {"binding", number_}});
   }
   for (const auto& ticket : tickets) {
     ticket->require_push("bind");
-    require(&ticket->link().engine() == engine_.get(), kParamInvalid, "bind: the ticket from ",
-            ticket->link().peer().name, " arrives on npu:", ticket->link().engine().device(), ", binding ",
-            number_, " is on npu:", device());
+    if (&ticket->link().engine() != engine_.get())
+      refuse(Message::binding_on_another_device,
+             {{"what", join("the ticket from ", ticket->link().peer().name, " arrives")},
+              {"value", ticket->link().engine().device()},
+              {"binding", number_},
+              {"device", device()}});
   }
   for (const auto& task : tasks) {
-    require(&task->link().engine() == engine_.get(), kParamInvalid, "bind: the task to ",
-            task->link().peer().name, " sends from npu:", task->link().engine().device(), ", binding ",
-            number_, " is on npu:", device());
+    if (&task->link().engine() != engine_.get())
+      refuse(Message::binding_on_another_device,
+             {{"what", join("the task to ", task->link().peer().name, " sends")},
+              {"value", task->link().engine().device()},
+              {"binding", number_},
+              {"device", device()}});
     for (int64_t layer = task->first_layer(); layer < task->first_layer() + task->layers(); ++layer) {
-      require(index_.count(layer) > 0, kParamInvalid, "bind: the task sends layer ", layer,
-              ", which the forward of binding ", number_, " does not use; it would never be sent");
+      if (index_.count(layer) <= 0)
+        refuse(Message::layer_is_never_sent, {{"value", layer}, {"binding", number_}});
     }
   }
   for (const int64_t layer : *layers_) {
     for (const auto& ticket : tickets) {
-      require(ticket->carries(layer) || open.count(layer) > 0, kParamInvalid, "bind: the forward of binding ",
-              number_, " waits for layer ", layer, ", but the ticket from ", ticket->link().peer().name,
-              " carries layers ", ticket->first_layer(), " to ", ticket->last_layer(),
-              " only; name the layer in open_layers if that is meant");
+      if (!(ticket->carries(layer) || open.count(layer) > 0))
+        refuse(Message::layer_never_comes, {{"binding", number_},
+                                            {"value", layer},
+                                            {"peer", ticket->link().peer().name},
+                                            {"first", ticket->first_layer()},
+                                            {"last", ticket->last_layer()}});
     }
   }
 }
@@ -107,9 +120,7 @@ void Binding::wait_for_last_replay(Clock::time_point deadline) {
     if (has_gates_) return;
     if (in_time) continue;
     wants_gates_ = false;
-    throw Error(kTimeout, join("bind: the last forward or replay of binding ", number_,
-                               " has not passed all the layer ops that its graphs captured; if none of them "
-                               "comes any more, call unbind() first"));
+    refuse(Message::last_replay_is_late, {{"value", number_}});
   }
 }
 
@@ -149,9 +160,13 @@ void Binding::close() {
 
 size_t Binding::index_of(int64_t layer, const char* asked) const {
   const auto found = index_.find(layer);
-  require(found != index_.end(), kParamInvalid, asked, ": layer ", layer, " is not a layer of binding ",
-          number_, ", which was made for ", layers_->size(), " layers from ", layers_->front(), " to ",
-          layers_->back());
+  if (found == index_.end())
+    refuse(Message::no_layer_of_binding, {{"asked", asked},
+                                          {"value", layer},
+                                          {"binding", number_},
+                                          {"count", layers_->size()},
+                                          {"first", layers_->front()},
+                                          {"last", layers_->back()}});
   return found->second;
 }
 
@@ -163,8 +178,7 @@ size_t Binding::index_of(int64_t layer, const char* asked) const {
 std::unique_lock<std::mutex> Binding::begin_capture(const char* asked, const OpStream& stream) {
   if (!stream.captures) return {};
   std::unique_lock alone(bind_mutex_, std::try_to_lock);
-  require(alone.owns_lock(), kParamInvalid, asked, ": another thread binds or captures binding ", number_,
-          " while this one captures; do one after the other");
+  if (!alone.owns_lock()) refuse(Message::binding_is_captured, {{"asked", asked}, {"value", number_}});
   std::shared_ptr<Round> bound;
   {
     std::lock_guard lock(mutex_);
@@ -188,10 +202,8 @@ std::unique_lock<std::mutex> Binding::begin_capture(const char* asked, const OpS
 }
 
 Round& Binding::round_for_op(const char* asked, const OpStream& stream) const {
-  require(stream.captures || (round_ != nullptr && round_->is_connected()), kParamInvalid, asked,
-          ": binding ", number_,
-          " was never bound; call binding.bind(tasks or tickets) before "
-          "the forward, bind(()) for a forward without a transfer");
+  if (!(stream.captures || (round_ != nullptr && round_->is_connected())))
+    refuse(Message::binding_is_not_bound, {{"asked", asked}, {"value", number_}});
   return *round_;
 }
 
@@ -205,9 +217,8 @@ OpSteps Binding::push_layer(int64_t layer, const OpStream& stream) {
 }
 
 void Binding::require_first_push(const Round& round, size_t index) const {
-  require(!round.has_tasks() || !round.was_pushed(index), kParamInvalid, "push_layer: layer ",
-          (*layers_)[index], " of binding ", number_,
-          " was pushed before in this forward; push it once, after its last write");
+  if (!(!round.has_tasks() || !round.was_pushed(index)))
+    refuse(Message::layer_was_pushed, {{"value", (*layers_)[index]}, {"binding", number_}});
 }
 
 OpSteps Binding::wait_layer(int64_t layer, const OpStream& stream) {

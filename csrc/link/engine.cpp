@@ -18,6 +18,7 @@
 #include "link/link.h"
 #include "link/stream_mark.h"
 #include "link/transfer.h"
+#include "messages/messages.h"
 #include "transport/mapped/fabric.h"
 #include "transport/mapped/mapped.h"
 
@@ -123,7 +124,7 @@ bool Engine::has_stopped() {
 void Engine::watch(std::shared_ptr<Link> link) {
   {
     std::lock_guard lock(mutex_);
-    require(!must_stop_, kFailed, "device ", device_, " is shut down in this process");
+    if (must_stop_) refuse(Message::device_is_shut_down, {{"value", device_}});
     links_.push_back(std::move(link));
   }
   wake();
@@ -132,7 +133,7 @@ void Engine::watch(std::shared_ptr<Link> link) {
 void Engine::watch(std::shared_ptr<Transfer> transfer) {
   {
     std::lock_guard lock(mutex_);
-    require(!must_stop_, kFailed, "device ", device_, " is shut down in this process");
+    if (must_stop_) refuse(Message::device_is_shut_down, {{"value", device_}});
     transfers_.push_back(std::move(transfer));
   }
   wake_soon();
@@ -140,14 +141,14 @@ void Engine::watch(std::shared_ptr<Transfer> transfer) {
 
 void Engine::watch(std::shared_ptr<Binding> binding) {
   std::lock_guard lock(mutex_);
-  require(!must_stop_, kFailed, "device ", device_, " is shut down in this process");
+  if (must_stop_) refuse(Message::device_is_shut_down, {{"value", device_}});
   bindings_.push_back(std::move(binding));
 }
 
 void Engine::watch(std::shared_ptr<StreamMark> mark) {
   {
     std::lock_guard lock(mutex_);
-    require(!must_stop_, kFailed, "device ", device_, " is shut down in this process");
+    if (must_stop_) refuse(Message::device_is_shut_down, {{"value", device_}});
     marks_.push_back(std::move(mark));
   }
   wake();

@@ -15,7 +15,6 @@ namespace datadist {
 namespace {
 
 constexpr int64_t kSkipped = -1;
-constexpr const char* kStillGood = ". The ticket is still good.";
 
 }  // namespace
 
@@ -303,25 +302,34 @@ std::shared_ptr<Expectation> make_expectation(const std::shared_ptr<Ticket>& tic
   const Expectation::Layers layers{ticket->first_layer(), ticket->last_layer() - ticket->first_layer() + 1,
                                    offer.tensors_per_layer};
   auto cache = link.caches().find_id(offer.cache, asked);
-  require(cache->receives, kParamInvalid, asked, ": ", link.peer().name, " offers blocks for cache ",
-          offer.cache, ", which was registered with receives=False", kStillGood);
+  if (!cache->receives)
+    refuse(Message::offer_makes_no_sense,
+           {{"asked", asked},
+            {"peer", link.peer().name},
+            {"value", join("blocks for cache ", offer.cache, ", which was registered with receives=False")}});
   const auto& strides = cache->geometry.strides;
   const int64_t tensors = (layers.first + layers.count) * layers.tensors_per_layer;
-  require(cache->geometry.is_blocks && cache->tensors.front().reach == Reach::kDevice &&
-              layers.tensors_per_layer > 0 && tensors <= cache->geometry.num_tensors(),
-          kParamInvalid, asked, ": ", link.peer().name, " offers layers ", layers.first, " to ",
-          ticket->last_layer(), " of ", layers.tensors_per_layer, " tensors for cache ", offer.cache,
-          ", which is no blocks cache of so many on the device", kStillGood);
-  require(offer.blocks > 0, kParamInvalid, asked, ": ", link.peer().name, " offers no blocks", kStillGood);
+  if (!(cache->geometry.is_blocks && cache->tensors.front().reach == Reach::kDevice &&
+        layers.tensors_per_layer > 0 && tensors <= cache->geometry.num_tensors()))
+    refuse(Message::offer_makes_no_sense,
+           {{"asked", asked},
+            {"peer", link.peer().name},
+            {"value", join("layers ", layers.first, " to ", ticket->last_layer(), " of ",
+                           layers.tensors_per_layer, " tensors for cache ", offer.cache)}});
+  if (offer.blocks <= 0)
+    refuse(Message::offer_makes_no_sense,
+           {{"asked", asked}, {"peer", link.peer().name}, {"value", "no blocks"}});
   if (on_device ? count < offer.blocks : count != offer.blocks) {
     refuse(Message::other_number_of_blocks,
            {{"asked", asked}, {"value", count}, {"peer", link.peer().name}, {"count", offer.blocks}});
   }
   const int64_t largest = *std::max_element(strides.begin(), strides.end());
   const size_t chunk = link.staging().own_chunk_bytes();
-  require(static_cast<size_t>(largest) <= chunk, kParamInvalid, asked, ": a block of ", largest,
-          " bytes does not fit into a chunk of ", chunk, " bytes, 1/", kStagingWindows * kChunksPerWindow,
-          " of packed_staging_bytes; raise it", kStillGood);
+  if (static_cast<size_t>(largest) > chunk)
+    refuse(Message::block_does_not_fit_a_chunk, {{"asked", asked},
+                                                 {"value", largest},
+                                                 {"chunk", chunk},
+                                                 {"part", kStagingWindows * kChunksPerWindow}});
   std::vector<int64_t> list;
   if (!on_device) {
     std::vector<bool> is_taken(static_cast<size_t>(cache->geometry.num_blocks), false);

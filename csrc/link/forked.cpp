@@ -1,10 +1,12 @@
 #include "link/forked.h"
 
 #include <pthread.h>
+#include <unistd.h>
 
 #include <atomic>
 
 #include "error.h"
+#include "messages/messages.h"
 
 namespace datadist {
 namespace {
@@ -23,10 +25,7 @@ void threads_start_here() {
 bool is_forked_child() { return is_child.load(std::memory_order_relaxed); }
 
 void require_not_forked(const char* asked) {
-  require(!is_forked_child(), kFailed, asked,
-          ": this process was forked from one that had an instance, and has neither its threads nor its "
-          "device. Start worker processes before init, or with multiprocessing's \"spawn\" or "
-          "\"forkserver\"");
+  if (is_forked_child()) refuse(Message::forked_child, {{"asked", asked}, {"value", getpid()}});
 }
 
 }  // namespace datadist

@@ -10,6 +10,7 @@
 
 #include "error.h"
 #include "link/forked.h"
+#include "messages/messages.h"
 
 namespace datadist {
 
@@ -29,8 +30,12 @@ class HandleTable {
     require_not_forked(asked);
     std::lock_guard lock(mutex_);
     const auto found = objects_.find(handle);
-    require(found != objects_.end(), kParamInvalid, asked, ": there is no ", noun_, " ", handle,
-            (handle > 0 && handle < next_) ? "; it was closed or freed" : "");
+    if (found == objects_.end())
+      refuse(Message::no_such_handle,
+             {{"asked", asked},
+              {"noun", noun_},
+              {"value", handle},
+              {"why", (handle > 0 && handle < next_) ? "; it was closed or freed" : ""}});
     return found->second;
   }
 
@@ -77,7 +82,7 @@ class CompactTable {
       entry.is_in_use = true;
       return entry.generation * kIndices + index;
     }
-    throw Error(kLinkBusy, join("this process already has ", kIndices, " links"));
+    refuse(Message::too_many_links, {{"value", kIndices}});
   }
 
   // nullptr for a handle whose index serves another object, or that was never given out.

@@ -12,12 +12,16 @@ Instance::Instance(int device, int64_t cluster_id, LinkOptions options)
       cluster_id_(cluster_id),
       options_(options),
       caches_(std::make_shared<LocalCaches>()) {
-  require(options.max_in_flight >= 1 && options.max_in_flight <= kSlots, kParamInvalid,
-          "max_in_flight = ", options.max_in_flight, ", expected 1 to ", kSlots);
-  require(options.streams >= 1, kParamInvalid, "streams_per_link = ", options.streams,
-          ", expected at least 1");
-  require(options.stream_budget >= 1, kParamInvalid, "stream_budget = ", options.stream_budget,
-          ", expected at least 1");
+  if (!(options.max_in_flight >= 1 && options.max_in_flight <= kSlots))
+    refuse(
+        Message::option_outside,
+        {{"name", "max_in_flight"}, {"value", options.max_in_flight}, {"expected", join("1 to ", kSlots)}});
+  if (options.streams < 1)
+    refuse(Message::option_outside,
+           {{"name", "streams_per_link"}, {"value", options.streams}, {"expected", "at least 1"}});
+  if (options.stream_budget < 1)
+    refuse(Message::option_outside,
+           {{"name", "stream_budget"}, {"value", options.stream_budget}, {"expected", "at least 1"}});
   engine_->streams().add_limit(options.stream_budget);
 }
 

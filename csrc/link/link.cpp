@@ -271,17 +271,30 @@ std::shared_ptr<Ticket> Link::ticket(uint32_t slot, uint32_t epoch_low, const ch
       return ticket;
   }
   const SentWord sent = SentWord::unpack(sent_[slot]);
-  require((sent.epoch & TicketNumber::kEpochMask) == epoch_low, kParamInvalid, asked, ": slot ", slot, " of ",
-          peer_.name, " has been issued again since; the ticket is used up");
+  if ((sent.epoch & TicketNumber::kEpochMask) != epoch_low)
+    refuse(Message::ticket_is_used_up, {{"asked", asked},
+                                        {"value", TicketNumber{handle_, slot, epoch_low}.pack()},
+                                        {"peer", peer_.name},
+                                        {"why", "its slot has been issued again since"}});
   const Outcome& outcome = outcomes_[slot];
   const bool is_used_up = outcome.epoch == sent.epoch;
-  require(!is_used_up, kParamInvalid, asked, ": the ticket of slot ", slot, " from ", peer_.name,
-          " is used up: ", outcome.code == kSuccess ? "it arrived before, or was discarded" : outcome.why);
-  require(sent.first_layer <= sent.last_layer && sent.last_layer < kLayers, kParamInvalid, asked, ": ",
-          peer_.name, " says that slot ", slot, " carries layers ", int{sent.first_layer}, " to ",
-          int{sent.last_layer});
+  if (is_used_up)
+    refuse(Message::ticket_is_used_up,
+           {{"asked", asked},
+            {"value", TicketNumber{handle_, slot, epoch_low}.pack()},
+            {"peer", peer_.name},
+            {"why",
+             outcome.code == kSuccess ? std::string("it arrived before, or was discarded") : outcome.why}});
+  if (!(sent.first_layer <= sent.last_layer && sent.last_layer < kLayers))
+    refuse(Message::ticket_makes_no_sense,
+           {{"asked", asked},
+            {"peer", peer_.name},
+            {"slot", slot},
+            {"value", join(int{sent.first_layer}, " to ", int{sent.last_layer})}});
   // Nobody would tick a ticket of a link that is over, so its waits would never be released.
-  if (!is_alive()) throw Error(code_, join(asked, ": the link to ", peer_.name, " is down: ", why_));
+  if (!is_alive())
+    throw Error(code_,
+                render(Message::link_is_down, {{"asked", asked}, {"peer", peer_.name}, {"why", why_}}));
   tickets_.push_back(std::make_shared<Ticket>(shared_from_this(), SlotUse{slot, sent.epoch}, sent,
                                               PublishedWord::unpack(published_[slot]),
                                               OfferWord::unpack(published_[slot])));

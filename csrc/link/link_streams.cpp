@@ -3,6 +3,7 @@
 #include "error.h"
 #include "link/engine.h"
 #include "link/link.h"
+#include "messages/messages.h"
 #include "transport/mapped/mapped.h"
 
 namespace datadist {
@@ -46,9 +47,9 @@ std::shared_ptr<Lane> Link::take_scatter_lane() {
   }
   auto lane = scatters->take_lane(SIZE_MAX, Feeder::Budget::kBound);
   if (lane == nullptr) require_alive("expect");
-  require(lane != nullptr, kLinkBusy, "expect: all ", engine_->streams().limit(),
-          " streams that stream_budget ", "leaves the links of npu:", engine_->device(),
-          " are taken; let a transfer end, or raise it. The ticket and the link are still usable");
+  if (lane == nullptr)
+    refuse(Message::no_stream_to_scatter,
+           {{"value", engine_->streams().limit()}, {"device", engine_->device()}});
   return lane;
 }
 

@@ -143,9 +143,8 @@ std::vector<Run> runs_of(const TransferRequest& request, const Ends& ends) {
 
 RouteNeeds needs_of(const Link& link, const TransferPlan& plan, bool is_push) {
   const Reach remote = link.transport().reach_of(plan.remote->exports.front().kind);
-  require(!link.options().verifies || remote != Reach::kEngine, kFeatureNotEnabled, "verify_blocks: over ",
-          link.transport().name(), " the blocks of ", link.peer().name,
-          " cannot be read back (207000). Nothing was sent; the link is still usable.");
+  if (!(!link.options().verifies || remote != Reach::kEngine))
+    refuse(Message::cannot_verify, {{"value", link.transport().name()}, {"peer", link.peer().name}});
   RouteNeeds needs;
   for (const Place& local : plan.local->tensors) {
     needs.add(is_push ? needs_of(local.reach, remote) : needs_of(remote, local.reach));

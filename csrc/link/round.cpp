@@ -6,6 +6,7 @@
 #include "error.h"
 #include "link/engine.h"
 #include "link/link.h"
+#include "messages/messages.h"
 
 namespace datadist {
 
@@ -297,11 +298,11 @@ OpSteps Round::pass(const WaitGate& gate, Wait& wait, const OpStream& stream) {
 
 void Round::require_host_memory(size_t layer, const char* asked) const {
   for (const auto& task : tasks_) {
-    require(task->moves_host_memory() || !task->carries((*layers_)[layer]), kParamInvalid, asked, ": layer ",
-            (*layers_)[layer], " is sent from npu:", engine_.device(),
-            ", and CPU tensors do not order a push after the kernels there; a "
-            "status and an ordering tensor on npu:",
-            engine_.device(), " were expected");
+    if (!(task->moves_host_memory() || !task->carries((*layers_)[layer])))
+      refuse(Message::host_tensors_order_nothing, {{"asked", asked},
+                                                   {"layer", (*layers_)[layer]},
+                                                   {"value", "CPU tensors"},
+                                                   {"device", engine_.device()}});
   }
 }
 

@@ -9,6 +9,7 @@
 #include "error.h"
 #include "link/handles.h"
 #include "link/verification.h"
+#include "messages/messages.h"
 #include "transport/mapped/mapped.h"
 
 namespace datadist {
@@ -172,11 +173,8 @@ RouteNeeds needs_of_comparison(Reach src, Reach dst) {
 std::shared_ptr<void> StagingBudget::take(size_t bytes) {
   const size_t before = taken_->fetch_add(bytes);
   std::shared_ptr<void> share(nullptr, [taken = taken_, bytes](void*) { *taken -= bytes; });
-  require(before + bytes <= limit_bytes_, kLinkBusy, "it needs a buffer of ", bytes,
-          " bytes on its way between host and device, and the links of this instance have ", before,
-          " of the ", limit_bytes_,
-          " bytes that staging_limit allows; let others end, since an idle link gives its buffers back, or "
-          "raise it. Nothing was sent");
+  if (before + bytes > limit_bytes_)
+    refuse(Message::staging_limit_is_reached, {{"value", bytes}, {"taken", before}, {"limit", limit_bytes_}});
   return share;
 }
 

@@ -1,14 +1,15 @@
 #include "link/stream_mark.h"
 
 #include "error.h"
+#include "messages/messages.h"
 
 namespace datadist {
 
 bool StreamMark::wait_until(Clock::time_point deadline, const char* asked) {
   std::unique_lock lock(mutex_);
   changed_.wait_until(lock, deadline, [this] { return has_passed_ || is_abandoned_; });
-  require(!is_abandoned_ && !is_refused_.load(), kFailed, asked,
-          ": the current stream takes no work any more, so nobody knows when it is through");
+  if (!(!is_abandoned_ && !is_refused_.load()))
+    datadist::refuse(Message::stream_takes_nothing, {{"asked", asked}, {"value", "the current stream"}});
   return has_passed_;
 }
 

@@ -25,7 +25,10 @@ std::shared_ptr<Ticket> find_ticket(int64_t number, const char* asked,
   while (true) {
     const uint32_t ahead = (ticket.epoch_low - link->sent(ticket.slot).epoch) & TicketNumber::kEpochMask;
     if (ahead > TicketNumber::kEpochMask / 2)
-      refuse(Message::ticket_is_used_up, {{"asked", asked}, {"value", number}, {"peer", link->peer().name}});
+      refuse(Message::ticket_is_used_up, {{"asked", asked},
+                                          {"value", number},
+                                          {"peer", link->peer().name},
+                                          {"why", "its slot has been issued again since"}});
     if (ahead == 0 && link->is_told_of(ticket.slot))
       return link->ticket(ticket.slot, ticket.epoch_low, asked);
     link->require_alive(asked);
@@ -61,8 +64,10 @@ std::tuple<bool, int64_t, std::string> ticket_state(int64_t number) {
   if (held != nullptr && !is_left_alone && !(is_cancelled_ahead && link->is_alive())) return held->state();
   const uint32_t ahead = (ticket.epoch_low - link->sent(ticket.slot).epoch) & TicketNumber::kEpochMask;
   if (ahead > TicketNumber::kEpochMask / 2) {
-    refuse(Message::ticket_is_used_up,
-           {{"asked", "ticket_state"}, {"value", number}, {"peer", link->peer().name}});
+    refuse(Message::ticket_is_used_up, {{"asked", "ticket_state"},
+                                        {"value", number},
+                                        {"peer", link->peer().name},
+                                        {"why", "its slot has been issued again since"}});
   }
   if (!link->is_alive()) {
     const auto [code, why] = link->reason();
@@ -97,11 +102,10 @@ std::tuple<bool, int64_t, std::string> cancel_ticket(int64_t number, Clock::time
       return {true, error.code(), error.what()};
     }
     const bool is_given_up = is_ahead && !link->is_cancelled_ahead(ticket.slot, ticket.epoch_low);
-    require(!is_given_up ||
-                link->sent(ticket.slot).epoch % (TicketNumber::kEpochMask + 1) == ticket.epoch_low ||
-                std::get<0>(state) || std::get<1>(state) != kSuccess,
-            kParamInvalid, "cancel: ", number, " is no ticket: ", link->peer().name,
-            " has issued none of that number on this link");
+    if (!(!is_given_up ||
+          link->sent(ticket.slot).epoch % (TicketNumber::kEpochMask + 1) == ticket.epoch_low ||
+          std::get<0>(state) || std::get<1>(state) != kSuccess))
+      refuse(Message::ticket_was_never_issued, {{"value", number}, {"peer", link->peer().name}});
     if (std::get<0>(state) || !link->engine().wait_for_tick(deadline)) return state;
   }
 }
@@ -217,9 +221,12 @@ void Ticket::unclaim() {
 
 void Ticket::discard() {
   std::lock_guard lock(mutex_);
-  require(!is_bound_, kParamInvalid, "discard: ", name(),
-          pull_ != nullptr ? " is being pulled with; it ends with the pull"
-                           : " is bound to a forward; it ends when its layers arrived, or at its deadline");
+  if (is_bound_)
+    refuse(Message::ticket_is_taken,
+           {{"value", name()},
+            {"how", pull_ != nullptr
+                        ? "is being pulled with; it ends with the pull"
+                        : "is bound to a forward; it ends when its layers arrived, or at its deadline"}});
   is_discarded_ = true;
 }
 

@@ -130,10 +130,14 @@ void Transfer::discard(const char* asked) {
     if (cancelled_ == "discarded") return;
     const std::string what =
         join(asked, is_publication() ? ": what was published for " : ": the task to ", link_->peer().name);
-    require(!has_ended_ && !taken_, kParamInvalid, what, " has ended already", code_ == kSuccess ? "" : ": ",
-            why_);
-    require(is_publication() || !is_claimed_, kParamInvalid, what,
-            " is bound to a forward; it ends when its layers have left, or at its deadline");
+    if (!(!has_ended_ && !taken_))
+      refuse(Message::discarded_too_late, {{"value", what},
+                                           {"how", code_ == kSuccess ? std::string("has ended already")
+                                                                     : join("has ended already: ", why_)}});
+    if (!(is_publication() || !is_claimed_))
+      refuse(Message::discarded_too_late,
+             {{"value", what},
+              {"how", "is bound to a forward; it ends when its layers have left, or at its deadline"}});
     cancelled_ = "discarded";
   }
   link_->engine().wake();

@@ -10,6 +10,7 @@
 
 #include "acl/acl_rt.h"
 #include "error.h"
+#include "messages/messages.h"
 
 namespace datadist {
 
@@ -23,22 +24,23 @@ struct StreamInUse {
 };
 
 inline void require_no_capture(const StreamInUse& stream, const char* asked) {
-  require(
-      !c10_npu::isStreamCapturingMayInitCtx(stream.raw), kFeatureNotEnabled, asked,
-      ": the current stream captures a graph, and what this call reads now (block ids, gates) would be "
-      "frozen in it. Call it outside the capture; in graphs the layer ops of a binding stand for transfers "
-      "that binding.bind connects before each replay.");
+  if (c10_npu::isStreamCapturingMayInitCtx(stream.raw))
+    refuse(Message::stream_captures, {{"asked", asked}, {"value", "the current stream"}});
 }
 
 inline void require_int32(const at::Tensor& status, const char* asked) {
-  require(status.scalar_type() == at::kInt && status.numel() == 1, kParamInvalid, asked, ": status is ",
-          status.scalar_type(), " with ", status.numel(), " elements; int32[1] was expected");
+  if (!(status.scalar_type() == at::kInt && status.numel() == 1))
+    refuse(Message::bad_value, {{"name", join(asked, ": status")},
+                                {"value", join(status.scalar_type(), " with ", status.numel(), " elements")},
+                                {"expected", "int32[1]"}});
 }
 
 inline void require_status(const at::Tensor& status, int device, const char* asked) {
   require_int32(status, asked);
-  require(status.device().is_privateuseone() && status.device().index() == device, kParamInvalid, asked,
-          ": status is on ", status.device().str(), "; the caches are on npu:", device);
+  if (!(status.device().is_privateuseone() && status.device().index() == device))
+    refuse(Message::bad_value, {{"name", join(asked, ": status")},
+                                {"value", join("on ", status.device().str())},
+                                {"expected", join("npu:", device, ", where the caches are")}});
 }
 
 // What queues nothing on a stream: a status and tensors on the CPU, where all earlier work of the calling
@@ -60,9 +62,11 @@ struct BlockIds {
   const int64_t* ids;
   size_t length;
   BlockIds(const at::Tensor& tensor, const char* name, const char* asked) : held(tensor.contiguous()) {
-    require(tensor.device().is_cpu() && tensor.scalar_type() == at::kLong && tensor.dim() == 1, kParamInvalid,
-            asked, ": ", name, " is ", tensor.scalar_type(), " of ", tensor.dim(), " dimensions on ",
-            tensor.device().str(), "; a one-dimensional int64 CPU tensor was expected");
+    if (!(tensor.device().is_cpu() && tensor.scalar_type() == at::kLong && tensor.dim() == 1))
+      refuse(Message::bad_value, {{"name", join(asked, ": ", name)},
+                                  {"value", join(tensor.scalar_type(), " of ", tensor.dim(),
+                                                 " dimensions on ", tensor.device().str())},
+                                  {"expected", "a one-dimensional int64 CPU tensor"}});
     ids = held.const_data_ptr<int64_t>();
     length = static_cast<size_t>(held.numel());
   }

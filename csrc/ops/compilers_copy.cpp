@@ -5,6 +5,7 @@
 
 #include "error.h"
 #include "link/link.h"
+#include "messages/messages.h"
 
 namespace datadist {
 namespace {
@@ -47,11 +48,8 @@ std::shared_ptr<LocalCache> compilers_copy(const std::shared_ptr<Link>& link, at
     held->storages.push_back(tensor.storage());
   }
   auto copy = link->caches().add_copy(std::move(geometry), std::move(places), held);
-  require(copy == nullptr || is_awaited, kParamInvalid, asked,
-          ": the tensors are a compiler's copy of cache ", copy == nullptr ? 0 : copy->id,
-          ", and with hold_stream=False the graph could use its memory again while it is sent. Nothing was "
-          "sent; the "
-          "link is still usable: leave hold_stream out.");
+  if (copy != nullptr && !is_awaited)
+    refuse(Message::copy_is_not_awaited, {{"asked", asked}, {"value", copy->id}});
   return copy;
 }
 

@@ -9,6 +9,7 @@
 #include "acl/queue.h"
 #include "cache/local_copy.h"
 #include "link/engine.h"
+#include "messages/messages.h"
 #include "ops/arguments.h"
 #include "ops/span.h"
 #include "python_error.h"
@@ -44,23 +45,25 @@ void queue_copies(const char* asked, const at::Tensor& status, std::vector<Local
 
 void require_local(const at::Tensor& status, at::TensorList tensors, const char* name, const char* asked) {
   for (const at::Tensor& tensor : tensors) {
-    require(tensor.device().is_cpu() || tensor.device() == status.device(), kParamInvalid, asked,
-            ": a tensor of ", name, " is on ", tensor.device().str(), "; ", status.device().str(),
-            ", where the status is, or the CPU was expected");
+    if (!(tensor.device().is_cpu() || tensor.device() == status.device()))
+      refuse(Message::bad_value,
+             {{"name", join(asked, ": the device of a tensor of ", name)},
+              {"value", tensor.device().str()},
+              {"expected", join(status.device().str(), ", where the status is, or the CPU")}});
   }
 }
 
 void require_as_many(at::TensorList dst, at::TensorList src, const char* asked) {
-  require(dst.size() == src.size(), kParamInvalid, asked, ": the source has ", src.size(),
-          " tensors and the destination ", dst.size(), "; expected as many. Nothing was copied.");
+  if (dst.size() != src.size())
+    refuse(Message::copy_of_unequal_lists, {{"asked", asked}, {"value", src.size()}, {"count", dst.size()}});
 }
 
 void add_blocks(LocalCopies& copies, const at::Tensor& dst, const at::Tensor& src, const BlockIds& src_ids,
                 const BlockIds& dst_ids, const char* asked) {
   const int64_t stride = stride_of(src, "the source", asked);
   const int64_t dst_stride = stride_of(dst, "the destination", asked);
-  require(stride == dst_stride, kParamInvalid, asked, ": a block has ", stride, " bytes in the source and ",
-          dst_stride, " in the destination. Nothing was copied.");
+  if (stride != dst_stride)
+    refuse(Message::copy_of_unequal_blocks, {{"asked", asked}, {"value", stride}, {"found", dst_stride}});
   std::vector<Run> runs;
   plan_runs({src_ids.ids, src_ids.length, dst_ids.ids, dst_ids.length, src.size(0), dst.size(0)}, asked,
             &runs);
@@ -78,17 +81,26 @@ void copy_cache(const at::Tensor& status, at::TensorList dst, at::TensorList src
     for (size_t t = 0; t < src.size(); ++t) {
       const int64_t src_stride = stride_of(src[t], "the source", asked);
       const int64_t dst_stride = stride_of(dst[t], "the destination", asked);
-      require(src_batch >= 0 && src_batch < src[t].size(0), kParamInvalid, asked,
-              ": src_batch_index = ", src_batch, ", the source has ", src[t].size(0),
-              " batch entries. Nothing was copied.");
-      require(dst_batch >= 0 && dst_batch < dst[t].size(0), kParamInvalid, asked,
-              ": dst_batch_index = ", dst_batch, ", the destination has ", dst[t].size(0),
-              " batch entries. Nothing was copied.");
+      if (!(src_batch >= 0 && src_batch < src[t].size(0)))
+        refuse(Message::copy_entry_outside, {{"asked", asked},
+                                             {"name", "src_batch_index"},
+                                             {"value", src_batch},
+                                             {"side", "source"},
+                                             {"count", src[t].size(0)}});
+      if (!(dst_batch >= 0 && dst_batch < dst[t].size(0)))
+        refuse(Message::copy_entry_outside, {{"asked", asked},
+                                             {"name", "dst_batch_index"},
+                                             {"value", dst_batch},
+                                             {"side", "destination"},
+                                             {"count", dst[t].size(0)}});
       const int64_t bytes = size == -1 ? src_stride - offset : size;
-      require(offset >= 0 && bytes > 0 && offset <= src_stride - bytes && offset <= dst_stride - bytes,
-              kParamInvalid, asked, ": offset = ", offset, " and size = ", size, " of tensor ", t,
-              ", whose batch entries have ", src_stride, " bytes in the source and ", dst_stride,
-              " in the destination. Nothing was copied.");
+      if (!(offset >= 0 && bytes > 0 && offset <= src_stride - bytes && offset <= dst_stride - bytes))
+        refuse(Message::copy_part_outside, {{"asked", asked},
+                                            {"value", offset},
+                                            {"size", size},
+                                            {"tensor", t},
+                                            {"src", src_stride},
+                                            {"dst", dst_stride}});
       copies.add(dst[t], dst_batch * dst_stride + offset, src[t], src_batch * src_stride + offset, bytes);
     }
     queue_copies(asked, status, copies.take());
@@ -104,9 +116,8 @@ void copy_blocks(const at::Tensor& status, at::TensorList cache, const at::Tenso
     const BlockIds dst(dst_blocks, "dst_blocks", asked);
     const std::set<int64_t> sources(src.ids, src.ids + src.length);
     for (size_t i = 0; i < std::min(src.length, dst.length); ++i) {
-      require(dst.ids[i] < 0 || dst.ids[i] == src.ids[i] || sources.count(dst.ids[i]) == 0, kParamInvalid,
-              asked, ": block ", dst.ids[i],
-              " is a destination and a source, and which comes first is not defined. Nothing was copied.");
+      if (!(dst.ids[i] < 0 || dst.ids[i] == src.ids[i] || sources.count(dst.ids[i]) == 0))
+        refuse(Message::copy_is_undefined, {{"asked", asked}, {"value", dst.ids[i]}});
     }
     LocalCopies copies(asked);
     for (const at::Tensor& tensor : cache) add_blocks(copies, tensor, tensor, src, dst, asked);

@@ -5,6 +5,7 @@
 #include "link/page.h"
 #include "link/slots.h"
 #include "link/staging.h"
+#include "messages/messages.h"
 #include "plan/packing.h"
 #include "python/module.h"
 
@@ -59,8 +60,10 @@ std::map<std::string, size_t> link_sizes() {
 void define_flow(py::module_& m) {
   py::class_<SenderSlots>(m, "SenderSlots")
       .def(py::init([](size_t max_in_flight) {
-             require(max_in_flight >= 1 && max_in_flight <= kSlots, kParamInvalid,
-                     "max_in_flight = ", max_in_flight, ", expected 1 to ", kSlots);
+             if (!(max_in_flight >= 1 && max_in_flight <= kSlots))
+               refuse(Message::option_outside, {{"name", "max_in_flight"},
+                                                {"value", max_in_flight},
+                                                {"expected", join("1 to ", kSlots)}});
              return std::make_unique<SenderSlots>(max_in_flight);
            }),
            py::arg("max_in_flight"))

@@ -2,6 +2,7 @@
 #include "link/instance.h"
 
 #include "cache/paged.h"
+#include "messages/messages.h"
 #include "python/tensors.h"
 #include "transport/engine/engines.h"
 #include "transport/mapped/host_memory.h"
@@ -19,19 +20,26 @@ bool is_at(const at::Tensor& tensor, int device) {
 // What lies where, and how large a block of each tensor is. All on the instance's device, or all on the CPU.
 std::vector<Place> check_cache_tensors(const std::vector<at::Tensor>& tensors, int device,
                                        Geometry* geometry) {
-  require(!tensors.empty() && geometry->num_blocks >= 1, kParamInvalid, "register_cache: ", tensors.size(),
-          " tensors of ", geometry->num_blocks, " blocks");
+  if (!(!tensors.empty() && geometry->num_blocks >= 1))
+    refuse(Message::bad_value,
+           {{"name", "register_cache: tensors"},
+            {"value", join("a list of ", tensors.size(), " tensors of ", geometry->num_blocks, " blocks")},
+            {"expected", "at least one of each"}});
   const int where = tensors[0].device().is_cpu() ? -1 : device;
   std::vector<Place> places;
   for (size_t i = 0; i < tensors.size(); ++i) {
     const at::Tensor& tensor = tensors[i];
-    require(is_at(tensor, where), kParamInvalid, "register_cache: tensor ", i, " is on ",
-            tensor.device().str(), "; npu:", device, ", or the CPU for all, was expected");
-    require(tensor.is_contiguous(), kParamInvalid, "register_cache: tensor ", i, " is not contiguous");
+    if (!is_at(tensor, where))
+      refuse(Message::tensor_on_another_device, {{"name", join("register_cache: tensor ", i)},
+                                                 {"value", tensor.device().str()},
+                                                 {"expected", join("npu:", device, ", or the CPU for all")}});
+    if (!tensor.is_contiguous())
+      refuse(Message::tensor_not_contiguous,
+             {{"name", join("register_cache: tensor ", i)}, {"value", c10::str(tensor.strides())}});
     const auto bytes = static_cast<int64_t>(tensor.nbytes());
-    require(bytes >= geometry->num_blocks && bytes % geometry->num_blocks == 0, kParamInvalid,
-            "register_cache: the ", bytes, " bytes of tensor ", i, " are not ", geometry->num_blocks,
-            " equal parts");
+    if (!(bytes >= geometry->num_blocks && bytes % geometry->num_blocks == 0))
+      refuse(Message::tensor_is_no_blocks,
+             {{"value", bytes}, {"tensor", i}, {"count", geometry->num_blocks}});
     geometry->strides.push_back(bytes / geometry->num_blocks);
     char* const address = static_cast<char*>(tensor.data_ptr());
     places.push_back({address, reach_of_tensor(address, bytes, where < 0)});
@@ -97,15 +105,21 @@ LinkOptions link_options(int64_t keep_alive_ms, int64_t transfer_timeout_ms, int
                          int64_t stream_idle_ms, int64_t close_timeout_ms, int64_t staging_limit,
                          bool verifies, int64_t engine_chunk_bytes, int64_t engine_chunks,
                          std::string listen_ip) {
-  require(engine_chunk_bytes >= 4096 && engine_chunk_bytes <= 1 << 30 && engine_chunks >= 2 &&
-              engine_chunks <= 64,
-          kParamInvalid, "engine_chunk_bytes = ", engine_chunk_bytes,
-          " (4096 to 1 GiB), engine_chunks = ", engine_chunks, " (2 to 64)");
-  require(chunk_bytes_of(static_cast<size_t>(std::max<int64_t>(packed_staging_bytes, 0))) > 0, kParamInvalid,
-          "packed_staging_bytes = ", packed_staging_bytes, ", expected at least ",
-          kStagingWindows * kChunksPerWindow * kPackedAlignment);
-  require(keep_alive_ms >= 100 && transfer_timeout_ms >= 1, kParamInvalid, "keep_alive_ms = ", keep_alive_ms,
-          " (at least 100), transfer_timeout_ms = ", transfer_timeout_ms, " (at least 1)");
+  if (!(engine_chunk_bytes >= 4096 && engine_chunk_bytes <= 1 << 30 && engine_chunks >= 2 &&
+        engine_chunks <= 64))
+    refuse(Message::bad_value, {{"name", "engine_chunk_bytes"},
+                                {"value", join(engine_chunk_bytes, ", engine_chunks = ", engine_chunks)},
+                                {"expected", "4096 to 1 GiB, and 2 to 64"}});
+  if (chunk_bytes_of(static_cast<size_t>(std::max<int64_t>(packed_staging_bytes, 0))) <= 0)
+    refuse(Message::option_outside,
+           {{"name", "packed_staging_bytes"},
+            {"value", packed_staging_bytes},
+            {"expected", join("at least ", kStagingWindows * kChunksPerWindow * kPackedAlignment)}});
+  if (!(keep_alive_ms >= 100 && transfer_timeout_ms >= 1))
+    refuse(Message::option_outside,
+           {{"name", "keep_alive_ms"},
+            {"value", join(keep_alive_ms, ", transfer_timeout_ms = ", transfer_timeout_ms)},
+            {"expected", "at least 100, and at least 1"}});
   return {std::chrono::milliseconds(keep_alive_ms),
           std::chrono::milliseconds(transfer_timeout_ms),
           static_cast<size_t>(max_in_flight),

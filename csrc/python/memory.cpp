@@ -11,6 +11,7 @@
 #include "link/engine.h"
 #include "link/forked.h"
 #include "link/stream_mark.h"
+#include "messages/messages.h"
 #include "ops/arguments.h"
 #include "python/tensors.h"
 #include "transport/mapped/fabric.h"
@@ -54,10 +55,8 @@ void wait_for_current_stream(int device, int64_t timeout_ms, const std::string& 
   engine->wake_soon();
   const bool is_through =
       mark->wait_until(Clock::now() + std::chrono::milliseconds(timeout_ms), asked.c_str());
-  require(is_through, kTimeout, asked, ": the current stream of npu:", device,
-          " has not come to the end of what was queued there within ", timeout_ms,
-          " ms, and that may still write the tensors. Nothing was registered; synchronize the stream first, "
-          "or raise register_timeout");
+  if (!is_through)
+    refuse(Message::stream_is_late, {{"asked", asked}, {"device", device}, {"value", timeout_ms}});
 }
 
 // Fabric memory that was a tensor is kept for the next one: kernels that torch has queued may still use it,

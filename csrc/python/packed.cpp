@@ -8,6 +8,7 @@
 #include "link/expectation.h"
 #include "link/instance.h"
 #include "link/ticket.h"
+#include "messages/messages.h"
 #include "plan/choice.h"
 #include "plan/packing.h"
 #include "python/tensors.h"
@@ -62,19 +63,22 @@ std::pair<bool, std::optional<Exported>> ticket_expect(int64_t number, const at:
                                                        int64_t timeout_ms) {
   constexpr const char* asked = "expect";
   const bool on_device = dst_blocks.device().is_privateuseone();
-  require(dst_blocks.scalar_type() == at::kLong && dst_blocks.dim() == 1 && dst_blocks.is_contiguous(),
-          kParamInvalid, asked, ": dst_blocks is ", dst_blocks.scalar_type(), " of ", dst_blocks.dim(),
-          " dimensions; a contiguous int64 tensor of one dimension was expected");
+  if (!(dst_blocks.scalar_type() == at::kLong && dst_blocks.dim() == 1 && dst_blocks.is_contiguous()))
+    refuse(Message::bad_value,
+           {{"name", join(asked, ": dst_blocks")},
+            {"value", join(dst_blocks.scalar_type(), " of ", dst_blocks.dim(), " dimensions")},
+            {"expected", "a contiguous int64 tensor of one dimension"}});
   const auto ticket = find_ticket(number, asked, Clock::now() + std::chrono::milliseconds(timeout_ms));
   ticket->require_push(asked);
   if (!ticket->is_offer()) return {false, std::nullopt};
   Link& link = ticket->link_of_expectation();
   const int device = link.engine().device();
-  require(!on_device || dst_blocks.device().index() == device, kParamInvalid, asked, ": dst_blocks is on ",
-          dst_blocks.device().str(), ", the ticket arrives on npu:", device);
-  require(!on_device || c10_npu::currentStreamCaptureStatusMayInitCtx() == c10_npu::CaptureStatus::None,
-          kParamInvalid, asked,
-          ": the current stream captures a graph; call it before the graph is replayed");
+  if (!(!on_device || dst_blocks.device().index() == device))
+    refuse(Message::bad_value, {{"name", join(asked, ": the device of dst_blocks")},
+                                {"value", dst_blocks.device().str()},
+                                {"expected", join("npu:", device, ", where the ticket arrives")}});
+  if (!(!on_device || c10_npu::currentStreamCaptureStatusMayInitCtx() == c10_npu::CaptureStatus::None))
+    refuse(Message::stream_captures_expect, {{"asked", asked}, {"value", "the current stream"}});
   std::optional<Exported> made;
   if (char* const address = link.staging().make_own(link.options().packed_staging_bytes))
     made = link.transport()

@@ -4,6 +4,7 @@
 #include "link/packed_push.h"
 #include "link/ticket.h"
 #include "link/transfer.h"
+#include "messages/messages.h"
 #include "python/tensors.h"
 
 namespace datadist {
@@ -17,9 +18,12 @@ int64_t prepare_push(int64_t handle, uint64_t model_id, const std::vector<at::Te
                      std::optional<bool> packed) {
   const char* asked = "prepare_push";
   for (const at::Tensor* ids : {&src_blocks, &dst_blocks}) {
-    require(
-        ids->device().is_cpu() && ids->scalar_type() == at::kLong && ids->dim() == 1 && ids->is_contiguous(),
-        kParamInvalid, asked, ": block ids are one-dimensional contiguous int64 CPU tensors");
+    if (!(ids->device().is_cpu() && ids->scalar_type() == at::kLong && ids->dim() == 1 &&
+          ids->is_contiguous()))
+      refuse(Message::bad_value,
+             {{"name", join(asked, ": block ids")},
+              {"value", join(ids->scalar_type(), " of ", ids->dim(), " dimensions on ", ids->device().str())},
+              {"expected", "one-dimensional contiguous int64 CPU tensors"}});
   }
   TransferRequest request;
   request.asked = asked;
@@ -54,8 +58,9 @@ int64_t prepare_push(int64_t handle, uint64_t model_id, const std::vector<at::Te
     return tasks().add(std::move(transfer));
   }
   const int64_t end = plan.remote_layers.first_layer + plan.remote_layers.layers;
-  require(end <= static_cast<int64_t>(kLayers), kParamInvalid, asked, ": layer ", end - 1, " at ",
-          link->peer().name, " has no arrival flag; layers 0 to ", kLayers - 1, " have");
+  if (end > static_cast<int64_t>(kLayers))
+    refuse(Message::layer_has_no_flag,
+           {{"asked", asked}, {"value", end - 1}, {"peer", link->peer().name}, {"count", kLayers - 1}});
   const SlotUse slot = link->take_slot(asked);
   auto transfer = std::make_shared<Transfer>(link, std::move(plan), slot);
   link->sends(slot, transfer);
@@ -103,7 +108,9 @@ bool task_wait_drained(int64_t task, int64_t timeout_ms) {
 }
 
 void task_limit(int64_t task, int64_t timeout_ms) {
-  require(timeout_ms > 0, kParamInvalid, "task_limit: timeout_ms = ", timeout_ms);
+  if (timeout_ms <= 0)
+    refuse(Message::bad_value,
+           {{"name", "task_limit: timeout_ms"}, {"value", timeout_ms}, {"expected", "more than 0"}});
   tasks().get(task, "task_limit")->limit(std::chrono::milliseconds(timeout_ms));
 }
 

@@ -5,6 +5,7 @@
 
 #include "link/handles.h"
 #include "link/transfer.h"
+#include "messages/messages.h"
 #include "python/module.h"
 
 namespace datadist {
@@ -28,7 +29,7 @@ std::shared_ptr<Transfer> take_transfer(int64_t handle) {
     std::lock_guard lock(waiter->mutex);
     transfer.swap(waiter->transfer);
   }
-  require(transfer != nullptr, kParamInvalid, "transfer_wait: no op was called with transfer=", handle);
+  if (transfer == nullptr) refuse(Message::no_op_was_called, {{"value", handle}});
   return transfer;
 }
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..errors import ParamInvalidError
+from ..messages import refusal
 from ._library import ops
 
 # Word i counts BASE**i times, mod 2**64. The powers are odd, so one word that changes changes the sum; and as
@@ -74,26 +74,31 @@ def _(cache: Sequence[Tensor], blocks: Tensor) -> Tensor:
 def _check(cache: Sequence[Tensor], blocks: Tensor) -> None:
     asked = "checksum_blocks"
     if not cache:
-        raise ParamInvalidError(f"{asked}: cache is an empty list, expected tensors")
+        raise refusal("bad_value", name=f"{asked}: cache", value="an empty list", expected="tensors")
     device = cache[0].device
     for i, tensor in enumerate(cache):
         if tensor.dim() < 1 or not tensor.numel() or not tensor.is_contiguous() or tensor.device != device:
-            raise ParamInvalidError(
-                f"{asked}: cache[{i}] has {tensor.dim()} dimensions and {tensor.numel()} elements on "
-                f"{tensor.device}{'' if tensor.is_contiguous() else ', not contiguous'}; contiguous tensors "
-                f"of blocks on {device} were expected"
-            )
+            found = f"of {tensor.dim()} dimensions and {tensor.numel()} elements on {tensor.device}"
+            if not tensor.is_contiguous():
+                found += ", not contiguous"
+            expected = f"a contiguous tensor of blocks on {device}"
+            raise refusal("bad_value", name=f"{asked}: cache[{i}]", value=found, expected=expected)
     is_host = blocks.device.type == "cpu"
     if blocks.dtype != torch.int64 or blocks.dim() != 1 or not (is_host or blocks.device == device):
-        raise ParamInvalidError(
-            f"{asked}: blocks is {blocks.dtype} of {blocks.dim()} dimensions on {blocks.device}; a "
-            f"one-dimensional int64 tensor on {device} or the CPU was expected"
-        )
+        given = f"{blocks.dtype} of {blocks.dim()} dimensions on {blocks.device}"
+        expected = f"a one-dimensional int64 tensor on {device} or the CPU"
+        raise refusal("bad_value", name=f"{asked}: blocks", value=given, expected=expected)
     num_blocks = min(tensor.shape[0] for tensor in cache)
     for i, block in enumerate(blocks.tolist() if is_host else ()):
         if not -1 <= block < num_blocks:
-            raise ParamInvalidError(
-                f"{asked}: blocks[{i}] = {block} is outside the cache, which has {num_blocks} blocks"
+            raise refusal(
+                "block_outside",
+                asked=asked,
+                list="blocks",
+                at=i,
+                value=block,
+                cache="the cache",
+                count=num_blocks,
             )
 
 

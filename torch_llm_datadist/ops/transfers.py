@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..errors import FeatureNotEnabledError
+from ..messages import refusal
 from ._library import ops
 
 _NO_BLOCKS = torch.empty(0, dtype=torch.int64)
@@ -273,6 +273,4 @@ def publish(
 
 @torch.library.register_fake("torch_llm_datadist::publish")
 def _(*args: object) -> int:
-    raise FeatureNotEnabledError(
-        "publish: the ticket of a request cannot be a part of a graph; call it outside, after the graph"
-    )
+    raise refusal("ticket_in_a_graph", value="the ticket of a request")

@@ -12,6 +12,7 @@
 #include "acl/check.h"
 #include "acl/stream.h"
 #include "error.h"
+#include "messages/messages.h"
 #include "transport/mapped/fabric.h"
 #include "transport/mapped/host_memory.h"
 #include "transport/stream_copies.h"
@@ -223,9 +224,8 @@ namespace {
 
 Exported export_address(const Segments& segments, int device, char* address) {
   char* const block = allocated_block_of(segments, device, address);
-  require(block != nullptr, kParamInvalid, "device memory at ", static_cast<void*>(address),
-          " cannot be exported to peers: live memory of torch's NPU allocator on npu:", device,
-          " was expected");
+  if (block == nullptr)
+    refuse(Message::memory_cannot_be_exported, {{"value", static_cast<void*>(address)}, {"device", device}});
   try {
     const auto shared = c10_npu::NPUCachingAllocator::shareIpcHandle(block);
     return {shared.handle, shared.offset + (address - block), reinterpret_cast<uint64_t>(address),
