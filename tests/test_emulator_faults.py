@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,3 +100,32 @@ def test_limit_of_memory_is_torchs_out_of_memory_error() -> None:
 
     faults.unlimit()
     torch.empty(64 << 20, dtype=torch.uint8, device="npu")
+
+
+def test_preloaded_library_takes_the_place_of_a_function(tmp_path: Path) -> None:
+    source, shim, program = tmp_path / "shim.c", tmp_path / "shim.so", tmp_path / "program.py"
+    source.write_text(
+        "int aclrtSynchronizeStreamWithTimeout(void* stream, int timeout_ms) {\n"
+        "  (void)stream, (void)timeout_ms;\n"
+        "  return 507899;\n"
+        "}\n"
+    )
+    program.write_text(
+        "import os, torch, torch_npu\n"
+        "try:\n"
+        "    torch.ones(4).npu().cpu()\n"
+        "except RuntimeError as error:\n"
+        "    print('507899' in str(error), flush=True)\n"
+        "os._exit(0)\n"  # what waits for streams at the end fails, too
+    )
+    subprocess.run([os.environ.get("CC", "cc"), "-shared", "-fPIC", source, "-o", shim], check=True)
+
+    done = subprocess.run(
+        [sys.executable, "-m", "torch_llm_datadist", "run", "--emulate", program],
+        env={**os.environ, "LD_PRELOAD": str(shim)},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+    assert done.stdout.split() == ["True"], done.stderr
