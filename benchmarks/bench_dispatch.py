@@ -2,10 +2,14 @@
 
     python -m torch_llm_datadist run -m benchmarks.bench_dispatch [--calls N] [--json FILE]
 
-"empty" is a C++ op of the same schema that queues a handler without a body, and so compares with ours;
-"custom_op" is one in Python, without a body. All are called in turn, batch by batch, and the streams are
-drained between two batches, so that what the device does is not in it. With ``TASK_QUEUE_ENABLE=1``,
-torch_npu's default, handlers run on a thread of its own.
+"empty" is a C++ op of the same schema that queues a handler without a body, and so compares with ours: it is
+called right before each call of ours, so both meet the same state of the machine. "custom_op" is an op in
+Python, without a body. Batch follows batch of all of them in turn, and the streams are drained between two
+batches, so that what the device does is not in it. With ``TASK_QUEUE_ENABLE=1``, torch_npu's default,
+handlers run on a thread of its own.
+
+The ops that move blocks to a peer, or from one, come first. ``store_layer``, ``read_layer`` and
+``checksum_blocks`` are made of aten ops, and cost what those cost.
 """
 
 from __future__ import annotations
@@ -176,32 +180,46 @@ def cases(ends: Ends) -> dict[str, Measured]:
     }
 
 
+def batch(case: Measured, beside: Measured) -> tuple[list[float], list[float]]:
+    """Seconds of its calls, and of the empty op's before each of them."""
+    times: list[float] = []
+    empty: list[float] = []
+    while len(times) < BATCH:
+        case.before()
+        for i in range(case.calls):
+            start = time.perf_counter_ns()
+            beside.call(i)
+            between = time.perf_counter_ns()
+            case.call(i)
+            times.append((time.perf_counter_ns() - between) / 1e9)
+            empty.append((between - start) / 1e9)
+        case.after()
+    return times, empty
+
+
 def measure(calls: int) -> list[dict[str, Any]]:
     ends = Ends()
     wanted = cases(ends)
-    seconds: dict[str, list[float]] = {name: [] for name in wanted}
+    found: dict[str, list[float]] = {name: [] for name in wanted}
+    empty: dict[str, list[float]] = {name: [] for name in wanted}
     for round_ in range(-1, -(-calls // BATCH)):
         for name, case in wanted.items():
-            case.before()
-            times = []
-            for i in range(case.calls):
-                start = time.perf_counter_ns()
-                case.call(i)
-                times.append((time.perf_counter_ns() - start) / 1e9)
-            case.after()
+            times = batch(case, wanted[case.beside])
             ends.drain(name)
             if round_ >= 0:  # the first one warms up
-                seconds[name] += times
+                found[name] += times[0]
+                empty[name] += times[0] if case.beside == name else times[1]
     ends.close()
-    medians = {name: statistics.median(values) * 1e6 for name, values in seconds.items()}
+    python = statistics.median(found[PYTHON])
     return [
         {
             "op": name,
             **report.sum_up(values),
-            "over_empty_us": medians[name] - medians[wanted[name].beside],
-            "over_custom_op_us": medians[name] - medians[PYTHON],
+            "empty_us": statistics.median(empty[name]) * 1e6,
+            "over_empty_us": (statistics.median(values) - statistics.median(empty[name])) * 1e6,
+            "over_custom_op_us": (statistics.median(values) - python) * 1e6,
         }
-        for name, values in seconds.items()
+        for name, values in found.items()
     ]
 
 
@@ -217,10 +235,14 @@ def main() -> None:
     )
     print(sizes)
     rows = measure(options.calls)
-    print(f"{'':<32} {'runs':>5} {'median us':>10} {'p99 us':>8} {'over empty':>11} {'over custom_op':>15}")
+    print(
+        f"{'':<32} {'runs':>5} {'median us':>10} {'p99 us':>8} {'empty us':>9} {'over empty':>11} "
+        f"{'over custom_op':>15}"
+    )
     for row in rows:
         print(
             f"{row['op']:<32} {row['runs']:>5} {row['median_us']:>10.1f} {row['p99_us']:>8.0f} "
+            f"{row['empty_us']:>9.1f} "
             f"{row['over_empty_us']:>+11.1f} {row['over_custom_op_us']:>+15.1f}"
         )
     report.write(options.json, {"machine": facts, "sizes": sizes, "ops": rows})

@@ -7,6 +7,9 @@
 // can while the workers run, from the first call until all streams are empty, per task; cpu: processor time
 // of that, all threads together. Median of the rounds, and the range from the second best to the second
 // worst.
+//
+// Last, what idle copy engines gain: the same copies of one stream in processes with and without them, in
+// turn, in wall time.
 
 #include <sys/utsname.h>
 #include <unistd.h>
@@ -18,6 +21,7 @@
 #include <cstring>
 #include <ctime>
 #include <functional>
+#include <iterator>
 #include <string>
 #include <thread>
 #include <vector>
@@ -31,6 +35,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kBatch = 1600;  // fits the queue of 2048 also where a task is a pair
 constexpr int kStreamed = 20'000;
+constexpr const char* kOfChild = "--copies-of-this-process";
 
 void check(aclError code, const char* what) {
   if (code == ACL_SUCCESS) return;
@@ -191,9 +196,78 @@ void bench_copies(size_t bytes, size_t slab, int rounds) {
   std::fflush(stdout);
 }
 
+struct Sharing {
+  const char* name;
+  size_t width;
+  size_t rows;
+  int copies;  // they stand in a row behind a gate
+};
+
+constexpr Sharing kSharings[] = {{"1024 x 16 KiB", 16 << 10, 1, 1024},
+                                 {"1024 x 64 KiB", 64 << 10, 1, 1024},
+                                 {"512 x 8 rows of 16 KiB", 16 << 10, 8, 512},
+                                 {"512 x 256 KiB", 256 << 10, 1, 512},
+                                 {"32 x 4 MiB", 4 << 20, 1, 32}};
+
+// Prints MB/s of each, scattered over memory that was touched before: the best of some rounds.
+void copies_of_this_process() {
+  constexpr size_t kMemory = size_t{256} << 20;
+  constexpr size_t kPitch = size_t{4} << 20;
+  Lane lane;
+  char* const to = device_memory(kMemory);
+  char* const from = device_memory(kMemory);
+  for (const Sharing& sharing : kSharings) {
+    const size_t places = (kMemory - (sharing.rows - 1) * kPitch) / sharing.width;
+    double best = 0;
+    for (int round = 0; round < 5; ++round) {
+      lane.close();
+      lane.hold();
+      for (size_t i = 0; i < static_cast<size_t>(sharing.copies); ++i) {
+        CHECK(aclrtMemcpy2dAsync(to + i * 7919 % places * sharing.width, kPitch,
+                                 from + i * 4099 % places * sharing.width, kPitch, sharing.width,
+                                 sharing.rows, ACL_MEMCPY_DEVICE_TO_DEVICE, lane.stream));
+      }
+      const double start = now_ns();
+      lane.open();
+      CHECK(aclrtSynchronizeStream(lane.stream));
+      const double bytes = static_cast<double>(sharing.width * sharing.rows) * sharing.copies;
+      best = std::max(best, bytes / (now_ns() - start) * 1000);
+    }
+    std::printf("%.0f\n", best);
+  }
+}
+
+void bench_sharing(const std::string& self, int rounds) {
+  std::vector<Samples> with(std::size(kSharings)), without(std::size(kSharings));
+  for (int round = 0; round < rounds; ++round) {
+    for (const bool has_engines : {true, false}) {
+      const std::string setting = has_engines ? "" : "TORCH_LLM_DATADIST_EMULATE_COPY_ENGINES=0 ";
+      FILE* const child = popen((setting + self + " " + kOfChild).c_str(), "r");
+      if (child == nullptr) std::exit(1);
+      for (Samples& samples : has_engines ? with : without) {
+        double found = 0;
+        if (std::fscanf(child, "%lf", &found) != 1) std::exit(1);
+        samples.add(found);
+      }
+      pclose(child);
+    }
+  }
+  std::printf("\n%-24s %-22s %-22s %s\n", "MB/s, copies in a row", "with copy engines", "without", "ratio");
+  for (size_t i = 0; i < std::size(kSharings); ++i) {
+    std::printf("%-24s %-22s %-22s %5.2f\n", kSharings[i].name, with[i].text().c_str(),
+                without[i].text().c_str(), with[i].median() / without[i].median());
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (argc > 1 && std::strcmp(argv[1], kOfChild) == 0) {
+    CHECK(aclInit(nullptr));
+    CHECK(aclrtSetDevice(0));
+    copies_of_this_process();
+    return 0;
+  }
   const int rounds = argc > 1 ? std::max(1, std::atoi(argv[1])) : 15;
   utsname machine{};
   uname(&machine);
@@ -214,6 +288,7 @@ int main(int argc, char** argv) {
   constexpr size_t kSlab = size_t{64} << 20;
   for (const size_t kib : {16, 64, 256, 1024, 4096, 16384, 65536}) bench_copies(kib << 10, kSlab, rounds);
   for (const size_t kib : {64, 1024}) bench_copies(kib << 10, kib << 10, rounds);
+  bench_sharing(argv[0], std::min(rounds, 5));
   CHECK(aclrtResetDevice(0));
   CHECK(aclFinalize());
 }

@@ -63,7 +63,9 @@ def checksum_blocks(cache: Sequence[Tensor], blocks: Tensor) -> Tensor:
 def _(cache: Sequence[Tensor], blocks: Tensor) -> Tensor:
     _check(cache, blocks)
     ids = blocks.to(cache[0].device)
-    return torch.stack([_checksums_of(tensor, ids) for tensor in cache])
+    words = [_as_words(tensor) for tensor in cache]
+    weights = {count: _powers(count, ids.device) for count in {part.shape[1] for part in words}}
+    return torch.stack([_checksums_of(part, weights[part.shape[1]], ids) for part in words])
 
 
 @torch.library.register_fake("torch_llm_datadist::checksum_blocks", lib=_library)
@@ -102,9 +104,7 @@ def _check(cache: Sequence[Tensor], blocks: Tensor) -> None:
             )
 
 
-def _checksums_of(tensor: Tensor, ids: Tensor) -> Tensor:
-    words = _as_words(tensor)
-    weights = _powers(words.shape[1], words.device)
+def _checksums_of(words: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
     at_once = max(1, _PIECE_BYTES // (words.shape[1] * words.element_size()))
     sums = []
     for first in range(0, len(ids), at_once):
