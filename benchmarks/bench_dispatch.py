@@ -18,6 +18,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -180,7 +181,7 @@ def cases(ends: Ends) -> dict[str, Measured]:
     }
 
 
-def batch(case: Measured, beside: Measured) -> tuple[list[float], list[float]]:
+def batch(case: Measured, beside: Measured, drain: Callable[[], object]) -> tuple[list[float], list[float]]:
     """Seconds of its calls, and of the empty op's before each of them."""
     times: list[float] = []
     empty: list[float] = []
@@ -194,6 +195,7 @@ def batch(case: Measured, beside: Measured) -> tuple[list[float], list[float]]:
             times.append((time.perf_counter_ns() - between) / 1e9)
             empty.append((between - start) / 1e9)
         case.after()
+        drain()
     return times, empty
 
 
@@ -204,8 +206,7 @@ def measure(calls: int) -> list[dict[str, Any]]:
     empty: dict[str, list[float]] = {name: [] for name in wanted}
     for round_ in range(-1, -(-calls // BATCH)):
         for name, case in wanted.items():
-            times = batch(case, wanted[case.beside])
-            ends.drain(name)
+            times = batch(case, wanted[case.beside], partial(ends.drain, name))
             if round_ >= 0:  # the first one warms up
                 found[name] += times[0]
                 empty[name] += times[0] if case.beside == name else times[1]

@@ -149,6 +149,7 @@ def scale(results: dict[str, Any]) -> list[str]:
 def dispatch(results: dict[str, Any]) -> list[str]:
     lines = [
         "## Host cost of the ops", "", *head(results["machine"]), f"{results['sizes']}.", "",
+        *[line for note in results.get("notes", []) for line in (note, "")],
         "From the call to its return. The empty op is one in C++ of the same schema that queues a handler without a body, called right "
         "before each call of ours. `publish` is a method of `CacheManager`, in Python. `store_layer`, `read_layer` and `checksum_blocks` are made of "
         "aten ops, and cost what those cost.", "",
