@@ -10,7 +10,7 @@ PYTEST := TORCH_DEVICE_BACKEND_AUTOLOAD=1 $(BIN)/python -m pytest -n 2 --dist wo
 UNDER_RACES := -p torch_llm_datadist.emulator.pytest_races --races-between-processes
 SOURCES := setup.py pyproject.toml torch_llm_datadist/messages.inc torch_llm_datadist_emulator.pth $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.map' -o -name 'since.txt')
 
-.PHONY: demo test races build lint format bench sim-fleet bench-emulator peers compare-peers plots performance callgrind op-table api-docs clean
+.PHONY: demo test conformance races build lint format bench sim-fleet bench-emulator peers compare-peers plots performance callgrind op-table api-docs clean
 
 demo: build
 	$(RUN) demo $(if $(MODE),--mode $(MODE)) $(if $(TOKENS),--tokens $(TOKENS)) $(ARGS)
@@ -18,6 +18,12 @@ demo: build
 test: build
 	$(PYTEST) tests/emulated_runtime $(ARGS)
 	$(PYTEST) $(ARGS)
+
+# The calls of the API, the layer ops and the deadlines over one transport: mapped, nixl or hixl.
+TRANSPORT ?= mapped
+conformance: build
+	TORCH_LLM_DATADIST_TRANSPORT=$(TRANSPORT) $(PYTEST) tests/conformance $(addprefix tests/test_,$(addsuffix .py,\
+		ordering failures push_blocks push_blocks_compiled tickets transfer_async entry_transfers binding_graphs)) $(ARGS)
 
 # The whole suite under the race checker, all processes together. 83 files, each in a run of its own, took 32 minutes
 # of processor time, the start of two workers per file included.
@@ -137,7 +143,7 @@ $(VENV)/installed: pyproject.toml
 # Editable: Python sources are used where they lie, the libraries are built next to them. An editable install leaves out
 # the start-up hook, which a wheel brings along.
 $(VENV)/built: $(VENV)/installed $(SOURCES)
-	$(PIP) --no-build-isolation --editable '.[test,lint]'
+	$(PIP) --no-build-isolation --editable '.[test,lint,nixl]'
 	cp torch_llm_datadist_emulator.pth "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 	touch $@
 

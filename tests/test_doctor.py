@@ -185,7 +185,7 @@ def test_listener_of_an_instance_is_recognised():
         instance.finalize()
     assert [each.state for each in found] == [State.OK] * 3
     assert "mechanism NULL: links need no secret" in found[1].found
-    assert f"cluster 4, pid {os.getpid()} of this host, would link" in found[2].found
+    assert f"cluster 4, pid {os.getpid()} of this host, would link over mapped" in found[2].found
 
 
 def test_address_where_nobody_listens_is_broken():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import metadata
+
 import msgspec
 import pytest
 import torch
@@ -18,6 +20,7 @@ from tests.test_failures import (
     wait_for_layers,
 )
 from tests.test_ordering import DST, LAYERS, SRC, prepare
+from torch_llm_datadist import transports as transports_module
 from torch_llm_datadist.errors import LLMStatusCode
 from torch_llm_datadist.identity import own_identity, why_not_link
 from torch_llm_datadist.transports import choose, nixl_library
@@ -185,6 +188,31 @@ def test_a_link_that_no_transport_can_carry_names_each_and_why():
     assert "mapped: different hosts" in refusal.reason
     assert "nixl: cluster 1: nixl-cu12 is not installed" in refusal.reason
     assert "hixl: cluster 1: it is not known there" in refusal.reason
+
+
+def hide_nixl(state):
+    def version(name):
+        raise metadata.PackageNotFoundError(name)
+
+    transports_module.metadata.version = version
+
+
+def test_without_the_extra_everything_but_nixl_works(peers):
+    a, b = peers(2)
+    for peer in (a, b):
+        peer.call(hide_nixl)
+    a.call(instances.start, 1, 0)
+    port = b.call(instances.start, 2, 1)
+    for cluster_id, peer in ((1, a), (2, b)):
+        peer.call(instances.register, cluster_id, 4, 24, 256)
+    assert a.call(instances.link, 2, port) == ["LLM_SUCCESS"]
+    a.call(instances.push_blocks, 2, [0], [1])
+
+    assert a.call(transports) == [("mapped", "")]
+    (other,) = peers(1)
+    other.call(hide_nixl)
+    with pytest.raises(AssertionError, match=r"nixl-cu12 is not installed \(pip install .*\[nixl\]"):
+        other.call(instances.start, 3, 0, {"transport": "nixl"})
 
 
 def test_init_refuses_a_transport_that_is_not_there_by_name(peers):

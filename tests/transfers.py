@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from torch_llm_datadist import (
     LLMStatusCode,
     TransferWithCacheKeyConfig,
 )
+from torch_llm_datadist.emulator import faults, libraries
 
 LAYERS, BLOCKS, BLOCK_BYTES = 4, 6, 256
 OK = LLMStatusCode.LLM_SUCCESS
@@ -37,6 +40,26 @@ def start(cluster_id: int, device: int, **options: Any) -> SimpleNamespace:
 
 def pattern(cluster_id: int) -> torch.Tensor:
     return instances.pattern(cluster_id, 2 * LAYERS, BLOCKS, BLOCK_BYTES)
+
+
+class HeldMove:
+    """What moves out of that memory or into it stands still there, whatever engine moves it."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._copy = faults.hold_copy(after=0, address=tensor.data_ptr())
+        self._hixl = ctypes.CDLL(str(libraries.hixl_path()))
+        self._hixl.emuHixlHoldAt(ctypes.c_uint64(tensor.data_ptr()), ctypes.c_uint64(1))
+
+    def wait(self, within_s: float) -> None:
+        deadline = time.monotonic() + within_s
+        while self._hixl.emuHixlHeld() == 0:
+            with contextlib.suppress(TimeoutError):
+                return self._copy.wait(0.01)
+            assert time.monotonic() < deadline
+
+    def disarm(self) -> None:
+        self._copy.disarm()
+        self._hixl.emuHixlHoldAt(ctypes.c_uint64(0), ctypes.c_uint64(0))
 
 
 def restore(state: SimpleNamespace) -> torch.Tensor:

@@ -6,7 +6,9 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
+#include <map>
 #include <mutex>
+#include <string>
 
 #include "hixl_abi/hixl.h"
 
@@ -30,8 +32,11 @@ struct State {
                         {"Connect"},           {"Disconnect"},   {"TransferSync"}, {"TransferAsync"},
                         {"GetTransferStatus"}, {"GetCapability"}};
   int64_t hold_after = -1;
+  uint64_t hold_from = 0;
+  uint64_t hold_to = 0;
   int held = 0;
   uint32_t most_links = kMostLinks;
+  std::map<std::string, std::string> options;
 
   Method* method(const char* name) {
     for (Method& method : methods) {
@@ -69,10 +74,12 @@ uint32_t refuse(uint32_t code, const char* format, ...) {
   return code;
 }
 
-size_t let_move(uint64_t moved, size_t wanted, bool (*is_over)(const void*), const void* argument) {
+size_t let_move(uint64_t address, uint64_t moved, size_t wanted, bool (*is_over)(const void*),
+                const void* argument) {
   std::unique_lock lock(state().mutex);
   const auto is_held = [&] {
-    return state().hold_after >= 0 && moved >= static_cast<uint64_t>(state().hold_after);
+    if (state().hold_after >= 0 && moved >= static_cast<uint64_t>(state().hold_after)) return true;
+    return address < state().hold_to && address + wanted > state().hold_from;
   };
   if (is_held()) {
     ++state().held;
@@ -87,6 +94,11 @@ size_t let_move(uint64_t moved, size_t wanted, bool (*is_over)(const void*), con
 uint32_t most_links() {
   std::lock_guard lock(state().mutex);
   return state().most_links;
+}
+
+void keep_option(const char* key, const char* value) {
+  std::lock_guard lock(state().mutex);
+  state().options[key] = value;
 }
 
 }  // namespace emu_hixl
@@ -116,6 +128,15 @@ void emuHixlHold(int64_t after_bytes) {
   state().changed.notify_all();
 }
 
+void emuHixlHoldAt(uint64_t address, uint64_t bytes) {
+  {
+    std::lock_guard lock(state().mutex);
+    state().hold_from = address;
+    state().hold_to = address + bytes;
+  }
+  state().changed.notify_all();
+}
+
 int emuHixlHeld() {
   std::lock_guard lock(state().mutex);
   return state().held;
@@ -124,6 +145,15 @@ int emuHixlHeld() {
 void emuHixlLimitLinks(uint32_t links) {
   std::lock_guard lock(state().mutex);
   state().most_links = links == 0 ? kMostLinks : links;
+}
+
+const char* emuHixlOption(const char* key) {
+  static thread_local std::string value;
+  std::lock_guard lock(state().mutex);
+  const auto found = state().options.find(key);
+  if (found == state().options.end()) return nullptr;
+  value = found->second;
+  return value.c_str();
 }
 
 const char* emuHixlMessage() { return message; }

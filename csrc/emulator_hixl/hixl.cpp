@@ -84,6 +84,7 @@ Status Hixl::Impl::take_options(const Options& options) {
   for (const auto& [key_string, value_string] : options) {
     const std::string key = key_string.GetString();
     const std::string value = value_string.GetString();
+    emu_hixl::keep_option(key.c_str(), value.c_str());
     bool is_well = false;
     if (key == "EnableUseFabricMem") {
       is_well = value == "0" || value == "1";

@@ -92,10 +92,10 @@ bool Server::answer_hello(int socket) const {
          send_all(socket, regions.data(), regions.size() * sizeof(Region));
 }
 
-bool Server::let_pass(uint64_t moved, size_t wanted, size_t* allowed) const {
+bool Server::let_pass(uint64_t address, uint64_t moved, size_t wanted, size_t* allowed) const {
   *allowed = let_move(
-      moved, wanted, [](const void* stop) { return static_cast<const std::atomic<bool>*>(stop)->load(); },
-      &must_stop_);
+      address, moved, wanted,
+      [](const void* stop) { return static_cast<const std::atomic<bool>*>(stop)->load(); }, &must_stop_);
   return *allowed > 0;
 }
 
@@ -108,7 +108,7 @@ bool Server::read_from(int socket, const std::vector<Range>& ranges) const {
   for (const Range& range : ranges) {
     size_t allowed = 0;
     for (uint64_t done = 0; done < range.bytes; done += allowed, moved += allowed) {
-      if (!let_pass(moved, range.bytes - done, &allowed)) return false;
+      if (!let_pass(range.address + done, moved, range.bytes - done, &allowed)) return false;
       const char* const from = memory_->bytes_at(range.address + done, allowed);
       if (from == nullptr || !send_all(socket, from, allowed)) return false;
     }
@@ -124,7 +124,7 @@ bool Server::write_to(int socket, const std::vector<Range>& ranges) const {
     if (memory_->bytes_at(range.address, range.bytes) == nullptr) status = hixl::kFailed;
     size_t allowed = 0;
     for (uint64_t done = 0; done < range.bytes; done += allowed, moved += allowed) {
-      if (!let_pass(moved, range.bytes - done, &allowed)) return false;
+      if (!let_pass(range.address + done, moved, range.bytes - done, &allowed)) return false;
       char* to = status == hixl::kOk ? memory_->bytes_at(range.address + done, allowed) : nullptr;
       if (to == nullptr) {
         status = hixl::kFailed;

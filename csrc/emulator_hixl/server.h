@@ -34,7 +34,7 @@ class Server {
   // False when the connection is to end.
   bool read_from(int socket, const std::vector<Range>& ranges) const;
   bool write_to(int socket, const std::vector<Range>& ranges) const;
-  bool let_pass(uint64_t moved, size_t wanted, size_t* allowed) const;
+  bool let_pass(uint64_t address, uint64_t moved, size_t wanted, size_t* allowed) const;
   void forget_ended();
 
   const int listening_;

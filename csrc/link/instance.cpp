@@ -52,12 +52,12 @@ std::shared_ptr<Link> Instance::link(int64_t handle, const char* asked) const {
 }
 
 void Instance::release_cache(int64_t id) {
-  std::vector<Place> tensors;
-  if (const auto cache = caches_->find_held(id)) tensors = cache->tensors;
+  const auto cache = caches_->find_held(id);  // its memory is there until the engines have forgotten it
   caches_->release(id);
   caches_->let_go_of_copies();
+  if (cache == nullptr) return;
   std::lock_guard lock(mutex_);
-  for (const Place& place : tensors) {
+  for (const Place& place : cache->tensors) {
     if (caches_->reach_of(place.address, 1)) continue;  // another cache has it, too
     for (const auto& [_, link] : links_) link->transport().forget_memory(place.address);
   }

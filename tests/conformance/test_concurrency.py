@@ -11,9 +11,8 @@ import torch
 
 import torch_llm_datadist as datadist
 from tests import instances
-from tests.transfers import LAYERS, Always, link, pattern, start, to
+from tests.transfers import LAYERS, Always, HeldMove, link, pattern, start, to
 from torch_llm_datadist import BlocksCacheKey, LLMStatusCode
-from torch_llm_datadist.emulator import faults
 
 OK = LLMStatusCode.LLM_SUCCESS
 WAIT_S = 20
@@ -61,7 +60,7 @@ def pull(one: SimpleNamespace, cluster_id: int, src: int, dst: int) -> None:
 
 def test_a_pull_ends_while_one_on_another_link_stands_still(three: tuple[SimpleNamespace, ...]) -> None:
     one, slow, _ = three
-    held = faults.hold_copy(after=0, address=slow.raw[0].data_ptr())
+    held = HeldMove(slow.raw[0])
     first = Running(lambda: pull(one, 2, 0, 1))
     held.wait(WAIT_S)
 
@@ -81,7 +80,7 @@ def test_a_push_ends_while_one_to_another_peer_stands_still(
 ) -> None:
     """Mended: in the original one mutex of the engine orders all of them."""
     one, slow, other = three
-    held = faults.hold_copy(after=0, address=slow.raw[0].data_ptr())
+    held = HeldMove(slow.raw[0])
     first = Running(lambda: send(one, 2, how, 0, 0))
     held.wait(WAIT_S)
 
@@ -128,7 +127,7 @@ def test_finalize_during_a_blocking_call_answers_it(name: str) -> None:
     """At the end whose call it is: an error or, since it may end first, a success; never a hang."""
     one, other = start(1, 0, sync_kv_timeout=60_000), start(2, 1)
     link(one, other)
-    held = faults.hold_copy(after=0, address=other.raw[0].data_ptr())
+    held = HeldMove(other.raw[0])
     call = getattr(one.manager, name)
     running = Running(lambda: call(BlocksCacheKey(2), one.cache, [0], [0]))
     held.wait(WAIT_S)
@@ -145,7 +144,7 @@ def test_finalize_during_a_blocking_call_answers_it(name: str) -> None:
 
 def test_finalize_of_the_peer_during_a_blocking_call_answers_it(three: tuple[SimpleNamespace, ...]) -> None:
     one, leaving, _ = three
-    held = faults.hold_copy(after=0, address=leaving.raw[0].data_ptr())
+    held = HeldMove(leaving.raw[0])
     running = Running(lambda: pull(one, 2, 0, 1))
     held.wait(WAIT_S)
 

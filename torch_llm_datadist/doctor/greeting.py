@@ -44,14 +44,26 @@ class Answer:
         return self == Answer()
 
 
-def greet(ip: str, port: int, keys: LinkKeys | None, cann: str, timeout_s: float) -> Answer:
+def greet(
+    ip: str,
+    port: int,
+    keys: LinkKeys | None,
+    cann: str,
+    timeout_s: float,
+    transports: dict[str, str] | None = None,
+) -> Answer:
     """The first greeting asks for a cluster that is not there, and so learns which one is."""
     answer = Answer()
     wanted = _NOBODY - 1
     remote_accessible = True
     for _ in range(4):
         own = own_identity(
-            _NOBODY, 0, remote_accessible=remote_accessible, cann=cann, authenticated=keys is not None
+            _NOBODY,
+            0,
+            remote_accessible=remote_accessible,
+            cann=cann,
+            authenticated=keys is not None,
+            transports=transports,
         )
         token = process_token.of_hello(own.instance, wanted)  # for an instance of this very process
         hello = wire.Hello(wanted_cluster_id=wanted, identity=own, token=token)

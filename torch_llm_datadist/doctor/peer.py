@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 
+from torch_llm_datadist import _native, transports
 from torch_llm_datadist.cluster import endpoint
 from torch_llm_datadist.doctor.finding import Finding, broken, note, ok
 from torch_llm_datadist.doctor.greeting import Answer, greet
@@ -88,12 +89,21 @@ def _greeting(ip: str, port: int, mechanism: str) -> Finding:
         return broken(name, f"it needs a link_secret, and {SECRET_VARIABLE} is not set here", _SAME_SECRET)
     if mechanism != "CURVE" and keys is not None:
         return broken(name, f"it has no link_secret, and {SECRET_VARIABLE} is set here", _SAME_SECRET)
-    return _judge(name, greet(ip, port, keys, "", _TIMEOUT_S), keys)
+    own = _own_transports()
+    return _judge(name, greet(ip, port, keys, "", _TIMEOUT_S, own), keys, own)
 
 
-def _judge(name: str, answer: Answer, keys: LinkKeys | None) -> Finding:
+def _own_transports() -> dict[str, str]:
+    """What an instance here would offer; of one without a core, which is a finding of its own, the least."""
+    try:
+        return transports.offered(_native.load(), transports.wanted_by_environment())
+    except Exception:
+        return {"mapped": ""}
+
+
+def _judge(name: str, answer: Answer, keys: LinkKeys | None, own: dict[str, str]) -> Finding:
     if answer.identity is not None:
-        return _would_link(name, answer.identity)
+        return _would_link(name, answer.identity, own)
     if answer.is_closed and keys is not None:
         return broken(name, "it refused the link_secret", _SAME_SECRET)
     if answer.is_closed:
@@ -115,10 +125,11 @@ def _judge(name: str, answer: Answer, keys: LinkKeys | None) -> Finding:
     )
 
 
-def _would_link(name: str, peer: Identity) -> Finding:
-    own = own_identity(0, 0, remote_accessible=True, cann=peer.cann)
+def _would_link(name: str, peer: Identity, offered: dict[str, str]) -> Finding:
+    own = own_identity(0, 0, remote_accessible=True, cann=peer.cann, transports=offered)
     place = "of this host" if peer.host == host_id() else "of another host"
-    found = f"cluster {peer.cluster_id}, pid {peer.pid} {place}, would link"
+    way = transports.choose(own, peer).name
+    found = f"cluster {peer.cluster_id}, pid {peer.pid} {place}, would link over {way}"
     if differences := different_versions(own, peer):
         return note(name, f"{found}; {differences}", "it works; the same versions are easier to support")
     return ok(name, found)

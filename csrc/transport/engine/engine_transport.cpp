@@ -9,6 +9,7 @@
 #include "link/handles.h"
 #include "transport/engine/engines.h"
 #include "transport/engine/messages.h"
+#include "transport/engine/own_engine.h"
 #include "transport/engine/pump.h"
 
 namespace datadist::engine {
@@ -45,6 +46,7 @@ class EngineTransport : public Transport {
         board_(std::make_shared<Board>()) {
     acl::ContextScope restore;
     DATADIST_ACL(acl::set_device(settings_.device));
+    if (limits_.reaches_device) settings_.chunks = 0;  // nothing goes through them
     const size_t bytes = 3 * settings_.chunks * settings_.chunk_bytes + kDirectWords * sizeof(uint64_t);
     chunks_ = std::make_unique<acl::PinnedBuffer>(bytes);
     engine_->add_memory(chunks_->as<char>(), bytes, false);
@@ -69,9 +71,12 @@ class EngineTransport : public Transport {
   }
 
   void connect(const std::string& peer_address) override {
-    auto peer = decode_address(peer_address);
-    require(peer.has_value(), kLinkFailed, "connect_link: ", settings_.peer, " gave ", peer_address.size(),
-            " bytes that are no address for the ", name_, " engine");
+    std::string why;
+    auto peer = decode_address(peer_address, &why);
+    require(peer.has_value(), kLinkFailed, "connect_link: ", settings_.peer, " gave no address for the ",
+            name_, " engine: ", why);
+    require((peer->chunks == 0) == (settings_.chunks == 0), kLinkFailed, "connect_link: ", settings_.peer,
+            " has ", peer->chunks, " chunks for the ", name_, " engine, and this end ", settings_.chunks);
     std::lock_guard lock(engine_mutex_);
     require(engine_ != nullptr && pump_ == nullptr, kLinkFailed, "connect_link: connected before");
     engine_->connect(peer->engine);
@@ -94,8 +99,9 @@ class EngineTransport : public Transport {
   void use_memory(const OwnMemory& memory) override { add_memory(memory); }
 
   void forget_memory(char* address) override {
-    std::lock_guard lock(engine_mutex_);
+    std::lock_guard known_lock(known_mutex_);
     if (known_.erase(address) == 0) return;
+    std::lock_guard lock(engine_mutex_);
     if (const auto engine = current_engine()) engine->remove_memory(address);
   }
 
@@ -224,11 +230,12 @@ class EngineTransport : public Transport {
   std::string add_memory(const OwnMemory& own) {
     const bool is_device = is_on_device(own.place.reach);
     if (is_device && !limits_.reaches_device) return {};
+    std::lock_guard known_lock(known_mutex_);
+    const auto found = known_.find(own.place.address);
+    if (found != known_.end() && found->second.bytes >= own.bytes) return found->second.said;
     std::lock_guard lock(engine_mutex_);
     const auto engine = current_engine();
     if (engine == nullptr) return {};
-    const auto found = known_.find(own.place.address);
-    if (found != known_.end() && found->second.bytes >= own.bytes) return found->second.said;
     if (found != known_.end()) {
       engine->remove_memory(own.place.address);
       known_.erase(found);
@@ -288,13 +295,14 @@ class EngineTransport : public Transport {
     std::string said;
   };
 
-  const Settings settings_;
+  Settings settings_;
   const std::string name_;
-  mutable std::mutex engine_mutex_;
+  mutable EngineMutex engine_mutex_;
   std::shared_ptr<Engine> engine_;  // until it is connected
   std::weak_ptr<Engine> weak_engine_;
   const Limits limits_;
   std::unique_ptr<acl::PinnedBuffer> chunks_;
+  std::mutex known_mutex_;  // before the engine's: who asks for what is known waits for no engine
   std::map<char*, Known> known_;
   const std::shared_ptr<Placeholders> placeholders_;
   const std::shared_ptr<Board> board_;
@@ -309,6 +317,10 @@ std::unique_ptr<Transport> make_transport(Settings settings) {
   const std::string why = kind->why_not();
   require(why.empty(), kFeatureNotEnabled, "the transport ", settings.engine, " is not here (207000): ", why);
   auto engine = kind->make({settings.device, settings.listen_ip});
+  return make_transport(std::move(settings), std::move(engine));
+}
+
+std::unique_ptr<Transport> make_transport(Settings settings, std::unique_ptr<Engine> engine) {
   return std::make_unique<EngineTransport>(std::move(settings), std::move(engine));
 }
 

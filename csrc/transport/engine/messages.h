@@ -27,6 +27,7 @@ struct Message {
     kTaken = 3,    // I have done so: my chunk is free
     kFetch = 4,    // fill my chunk from these ranges of yours
     kFilled = 5,   // I have done so
+    kReach = 6,    // chunk 1: I read or write memory of yours directly from now on; 0: no more
   };
   Kind kind = kWords;
   uint32_t chunk = 0;
@@ -38,17 +39,22 @@ constexpr size_t kMessageHead = 16;
 constexpr size_t kBytesOfARange = sizeof(Range);
 
 std::string encode(const Message& message);
-std::optional<Message> decode(std::string_view text);  // nullopt: no message of ours
+// nullopt where it is none, and `why`.
+std::optional<Message> decode(std::string_view text, std::string* why);
 
 // What one end tells the other before anything moves: where its chunks lie.
 struct Address {
   uint64_t chunks_at = 0;  // for pushes, then as many for pulls
   uint64_t chunk_bytes = 0;
-  uint32_t chunks = 0;  // of each
+  uint32_t chunks = 0;  // of each; 0 where the engine needs none
   std::string engine;   // the engine's own
 };
 
+constexpr uint64_t kLeastChunkBytes = 4096;
+constexpr uint64_t kMostChunkBytes = uint64_t{1} << 30;
+constexpr uint32_t kMostChunks = 64;
+
 std::string encode(const Address& address);
-std::optional<Address> decode_address(std::string_view text);
+std::optional<Address> decode_address(std::string_view text, std::string* why);
 
 }  // namespace datadist::engine

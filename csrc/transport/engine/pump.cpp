@@ -6,10 +6,8 @@
 #include <chrono>
 #include <cstring>
 
-#include "acl/check.h"
 #include "acl/queue.h"
 #include "error.h"
-#include "link/handles.h"
 
 namespace datadist::engine {
 namespace {
@@ -17,26 +15,9 @@ namespace {
 using std::chrono::microseconds;
 
 constexpr size_t kDirectBytes = 16 << 20;  // of one request: a few of them keep a wire busy
-constexpr int kMessagesPerPass = 64;
-constexpr int kEagerPasses = 64;  // without a pause, while a request is under way
+constexpr int kEagerPasses = 64;           // without a pause, while a request is under way
 constexpr auto kShortPause = microseconds(20);
 constexpr auto kLongPause = microseconds(1000);
-
-HandleTable<Calls>& open_calls() {
-  static auto* table = new HandleTable<Calls>("calls of a transport");
-  return *table;
-}
-
-void called(void* number, std::atomic<uint64_t> Calls::* counter) {
-  const auto calls = open_calls().find(reinterpret_cast<int64_t>(number));
-  if (calls == nullptr) return;
-  ++((*calls).*counter);
-  std::lock_guard lock(calls->board->mutex);
-  calls->board->tell();
-}
-
-void out_called(void* number) { called(number, &Calls::out); }
-void in_called(void* number) { called(number, &Calls::in); }
 
 std::vector<uint32_t> count_down(size_t count) {
   std::vector<uint32_t> numbers;
@@ -44,16 +25,10 @@ std::vector<uint32_t> count_down(size_t count) {
   return numbers;
 }
 
-uint32_t take_last(std::vector<uint32_t>* numbers) {
-  const uint32_t number = numbers->back();
-  numbers->pop_back();
-  return number;
-}
-
 }  // namespace
 
 Pump::Pump(Settings settings, std::shared_ptr<Board> board, std::shared_ptr<Engine> engine,
-           std::mutex* engine_mutex, char* chunks, Address peer)
+           EngineMutex* engine_mutex, char* chunks, Address peer)
     : settings_(std::move(settings)),
       board_(std::move(board)),
       engine_(std::move(engine)),
@@ -62,13 +37,10 @@ Pump::Pump(Settings settings, std::shared_ptr<Board> board, std::shared_ptr<Engi
       chunks_(chunks),
       peer_(std::move(peer)),
       most_ranges_((limits_.message_bytes - kMessageHead) / kBytesOfARange),
-      calls_(std::make_shared<Calls>()),
       free_out_(count_down(settings_.chunks)),
       free_pulled_(count_down(settings_.chunks)),
       credits_(count_down(peer_.chunks)),
       free_words_(count_down(kDirectWords)) {
-  calls_->board = board_;
-  calls_number_ = open_calls().add(calls_);
   thread_ = std::thread([this] { run(); });
 }
 
@@ -79,7 +51,6 @@ Pump::~Pump() {
     board_->tell();
   }
   thread_.join();
-  open_calls().remove(calls_number_);
 }
 
 void Pump::run() {
@@ -87,19 +58,14 @@ void Pump::run() {
   std::string why;
   try {
     acl::ThreadDevice device(settings_.device);
-    context_ = std::make_unique<acl::Context>(settings_.device);
-    context_->make_current();
-    out_ = std::make_unique<acl::Stream>(*context_, acl::OnFailure::kStop);
-    in_ = std::make_unique<acl::Stream>(*context_, acl::OnFailure::kStop);
+    copies_ = std::make_unique<Copies>(settings_.device, board_);
     try {
       loop();
     } catch (const std::exception& error) {
       why = error.what();
     }
     // First what could still write here, then the engine that could still read or write there.
-    in_.reset();
-    out_.reset();
-    context_.reset();
+    copies_.reset();
   } catch (const std::exception& error) {
     why = error.what();
   }
@@ -124,11 +90,11 @@ void Pump::loop() {
   while (true) {
     bool did = false;
     {
-      std::lock_guard lock(*engine_mutex_);
+      const EngineMutex::AfterOthers lock(*engine_mutex_);
       did = pass();
     }
     idle = did ? 0 : idle + 1;
-    if (!did && calls_are_pending()) check_streams();
+    if (!did && !copies_->are_all_past()) copies_->require_well();
     std::unique_lock lock(board_->mutex);
     if (board_->must_stop) return;
     if (did || (requests_ > 0 && idle < kEagerPasses)) {
@@ -138,15 +104,8 @@ void Pump::loop() {
       }
       continue;
     }
-    const bool is_busy = !parcels_.empty() || !scattered_.empty() || idle < 100;
+    const bool is_busy = !parcels_.empty() || !scattered_.empty() || peer_reaches_ || idle < 100;
     board_->changed.wait_for(lock, is_busy ? kShortPause : kLongPause, [this] { return board_->has_news; });
-  }
-}
-
-void Pump::check_streams() {
-  for (const auto* stream : {out_.get(), in_.get()}) {
-    const aclError code = stream->query();
-    require(code == 0, kFailed, acl::describe("a copy between the device and its buffers", code));
   }
 }
 
@@ -156,35 +115,54 @@ bool Pump::pass() {
   did = confirm_scattered() || did;
   did = advance() || did;
   did = serve() || did;
-  for (const auto& channel : channels_) did = feed(channel) || did;
+  for (const auto& [_, channel] : channels_) did = feed(channel) || did;
+  // Another one has the first choice of credits next time, or the first would starve the rest.
+  if (channels_.size() > 1) {
+    channels_.push_back(std::move(channels_.front()));
+    channels_.pop_front();
+  }
   send_all();
   return did;
 }
 
+// What is under way of a channel is given up at the same moment as what it has left to do: else a word could
+// go out that tells of a parcel which did not.
 bool Pump::take_news() {
-  std::lock_guard lock(board_->mutex);
-  if (!board_->has_news) return false;
-  board_->has_news = false;
-  channels_.clear();
-  for (const auto& [_, channel] : board_->channels) {
-    channels_.push_back(channel);
-    if (channel->is_dropped) {
-      channel->pending -= channel->work.size();
-      channel->work.clear();
-      continue;
-    }
-    for (; channel->released > 0; --channel->released) {
-      channel->work.push_back(std::move(channel->entries.front()));
-      channel->entries.pop_front();
+  let_channels_go();
+  std::vector<std::shared_ptr<Channel>> left;
+  {
+    std::lock_guard lock(board_->mutex);
+    if (!board_->has_news) return false;
+    board_->has_news = false;
+    std::erase_if(channels_, [&](const auto& known) {
+      const auto found = board_->channels.find(known.first);
+      const bool has_left = found == board_->channels.end() || found->second != known.second;
+      if (has_left) left.push_back(known.second);
+      return has_left;
+    });
+    for (const auto& [stream, channel] : board_->channels) {
+      const Known known(stream, channel);
+      if (std::find(channels_.begin(), channels_.end(), known) == channels_.end()) channels_.push_back(known);
+      if (channel->is_dropped) {
+        given_up_.insert(channel.get());
+        channel->pending -= channel->work.size();
+        channel->work.clear();
+        continue;
+      }
+      for (; channel->released > 0; --channel->released) {
+        channel->work.push_back(std::move(channel->entries.front()));
+        channel->entries.pop_front();
+      }
     }
   }
+  for (auto& channel : left) leaving_.push_back({copies_->mark_in(), std::move(channel)});
   return true;
 }
 
-bool Pump::is_dropped(const Parcel& parcel) const {
-  if (parcel.channel == nullptr) return false;
-  std::lock_guard lock(board_->mutex);
-  return parcel.channel->is_dropped;
+// The word of a channel serves somebody else once the channel is gone, so not before it was written.
+void Pump::let_channels_go() {
+  for (; !leaving_.empty() && copies_->is_in_past(leaving_.front().at); leaving_.pop_front())
+    given_up_.erase(leaving_.front().channel.get());
 }
 
 void Pump::end_entry(Channel& channel) {
@@ -267,10 +245,29 @@ bool Pump::start_parcel(const std::shared_ptr<Channel>& channel) {
     parcel.state = Parcel::kAwaited;
   }
   if (parcel.kind == Parcel::kDirect) post(parcel);
-  ++channel->under_way;
-  ++channel->unannounced;
-  parcels_.push_back(std::move(parcel));
+  begin(std::move(parcel));
   return true;
+}
+
+void Pump::begin(Parcel parcel) {
+  Channel& channel = *parcel.channel;
+  ++channel.under_way;
+  ++channel.unannounced;
+  if (parcel.kind == Parcel::kDirect && limits_.has_messages && direct_++ == 0)
+    say({Message::kReach, 1, {}, {}});
+  parcels_.push_back(std::move(parcel));
+  std::lock_guard lock(board_->mutex);
+  ++channel.pending;
+}
+
+void Pump::end(Parcel& parcel) {
+  if (parcel.channel == nullptr) return;
+  announced(parcel);
+  if (parcel.kind == Parcel::kDirect && limits_.has_messages && --direct_ == 0)
+    say({Message::kReach, 0, {}, {}});
+  --parcel.channel->under_way;
+  std::lock_guard lock(board_->mutex);
+  --parcel.channel->pending;
 }
 
 // Into one of our chunks, piece behind piece.
@@ -278,25 +275,15 @@ void Pump::gather(Parcel& parcel, char* chunk) {
   bool has_device = false;
   for (const Move& move : parcel.moves) {
     if (move.local_is_device) {
-      DATADIST_ACL(acl::queue_to_host(chunk, move.local, move.bytes, out_->get()));
+      copies_->to_host(chunk, move.local, move.bytes);
       has_device = true;
     } else {
       std::memcpy(chunk, move.local, move.bytes);
     }
     chunk += move.bytes;
   }
-  parcel.copied_at = has_device ? call_out() : 0;
+  parcel.copied_at = has_device ? copies_->mark_out() : 0;
   parcel.state = Parcel::kGathering;
-}
-
-uint64_t Pump::call_out() {
-  DATADIST_ACL(acl::queue_call(&out_called, reinterpret_cast<void*>(calls_number_), out_->get()));
-  return ++out_queued_;
-}
-
-uint64_t Pump::call_in() {
-  DATADIST_ACL(acl::queue_call(&in_called, reinterpret_cast<void*>(calls_number_), in_->get()));
-  return ++in_queued_;
 }
 
 void Pump::post(Parcel& parcel) {
@@ -318,7 +305,7 @@ void Pump::post(Parcel& parcel) {
 }
 
 void Pump::announced(Parcel& parcel) {
-  if (parcel.channel == nullptr || !parcel.counts_as_unannounced) return;
+  if (!parcel.counts_as_unannounced) return;
   parcel.counts_as_unannounced = false;
   --parcel.channel->unannounced;
 }
@@ -332,14 +319,14 @@ bool Pump::advance() {
       ++parcel;
       continue;
     }
-    announced(*parcel);
-    if (parcel->channel != nullptr) --parcel->channel->under_way;
+    end(*parcel);
     parcel = parcels_.erase(parcel);
   }
   return did;
 }
 
 bool Pump::advance(Parcel& parcel, bool* has_ended) {
+  const bool is_given_up = has_given_up(parcel.channel);
   const auto end = [&] {
     if (parcel.kind == Parcel::kPull) free_pulled_.push_back(parcel.chunk);
     if (parcel.kind == Parcel::kDirectWord) free_words_.push_back(parcel.chunk);
@@ -348,8 +335,8 @@ bool Pump::advance(Parcel& parcel, bool* has_ended) {
   };
   switch (parcel.state) {
     case Parcel::kGathering:
-      if (calls_->out < parcel.copied_at) return false;
-      if (is_dropped(parcel)) {
+      if (!copies_->is_out_past(parcel.copied_at)) return false;
+      if (is_given_up) {
         free_out_.push_back(parcel.chunk);
         credits_.push_back(parcel.remote_chunk);
         return end();
@@ -362,7 +349,7 @@ bool Pump::advance(Parcel& parcel, bool* has_ended) {
       return true;
     case Parcel::kPosted: {
       const bool is_cancelled =
-          parcel.kind == Parcel::kDirect && is_dropped(parcel) && engine_->cancel(parcel.request);
+          parcel.kind == Parcel::kDirect && is_given_up && engine_->cancel(parcel.request);
       const Progress progress = is_cancelled ? Progress{Progress::kDone, ""} : engine_->poll(parcel.request);
       if (progress.state == Progress::kUnderWay) return false;
       --requests_;
@@ -370,7 +357,7 @@ bool Pump::advance(Parcel& parcel, bool* has_ended) {
               " failed: ", progress.why);
       if (parcel.kind == Parcel::kDirect || parcel.kind == Parcel::kDirectWord) return end();
       free_out_.push_back(parcel.chunk);
-      if (is_dropped(parcel)) {
+      if (is_given_up) {
         credits_.push_back(parcel.remote_chunk);  // nobody was told of what lies there
         return end();
       }
@@ -389,7 +376,7 @@ bool Pump::advance(Parcel& parcel, bool* has_ended) {
     case Parcel::kAwaited:
       return false;  // on_taken, on_filled
     case Parcel::kScattering:
-      return calls_->in >= parcel.copied_at && end();
+      return copies_->is_in_past(parcel.copied_at) && end();
   }
   return false;
 }
@@ -412,7 +399,7 @@ bool Pump::feed(const std::shared_ptr<Channel>& channel) {
       }
     } else {
       if (channel->under_way > 0) return did;
-      DATADIST_ACL(acl::queue_write(channel->done.get(), entry.value, in_->get()));
+      copies_->write_word(channel->done.get(), entry.value);
     }
     did = true;
     end_entry(*channel);
@@ -433,187 +420,17 @@ bool Pump::start_direct_word(const std::shared_ptr<Channel>& channel, const Entr
   std::memcpy(word, &entry.value, sizeof entry.value);
   parcel.moves.push_back({Way::kWrite, word, entry.remote, sizeof(uint64_t)});
   post(parcel);
-  ++channel->under_way;
-  ++channel->unannounced;
-  parcels_.push_back(std::move(parcel));
+  begin(std::move(parcel));
   return true;
 }
 
 // A stream that was given up: once nothing of it is under way, nor a write to its word.
 void Pump::look_at_quiet(const std::shared_ptr<Channel>& channel) {
-  {
-    std::lock_guard lock(board_->mutex);
-    if (!channel->is_dropped || channel->is_quiet || channel->under_way > 0) return;
-  }
-  if (channel->quiet_mark == 0) channel->quiet_mark = call_in();
-  if (calls_->in < channel->quiet_mark) return;
+  if (!has_given_up(channel) || channel->under_way > 0) return;
+  if (channel->quiet_mark == 0) channel->quiet_mark = copies_->mark_in();
+  if (!copies_->is_in_past(channel->quiet_mark)) return;
   std::lock_guard lock(board_->mutex);
   channel->is_quiet = true;
-}
-
-// --- the peer's messages
-
-bool Pump::take_messages() {
-  int taken = 0;
-  for (; taken < kMessagesPerPass; ++taken) {
-    const auto text = engine_->receive();
-    if (!text) break;
-    auto message = decode(*text);
-    require(message.has_value(), kFailed, settings_.peer, " sent ", text->size(),
-            " bytes that are no message of this version");
-    switch (message->kind) {
-      case Message::kWords:
-        on_words(*message);
-        break;
-      case Message::kScatter:
-        on_scatter(*message);
-        break;
-      case Message::kTaken:
-        on_taken(*message);
-        break;
-      case Message::kFetch:
-        on_fetch(std::move(*message));
-        break;
-      case Message::kFilled:
-        on_filled(*message);
-        break;
-    }
-  }
-  return taken > 0;
-}
-
-Reach Pump::require_named(Named what, const Range& range) const {
-  const auto reach = settings_.named_by_peer(what, reinterpret_cast<const char*>(range.address), range.bytes);
-  require(reach.has_value(), kFailed, settings_.peer, " named ", range.bytes, " bytes at ", range.address,
-          ", which it was not offered");
-  return *reach;
-}
-
-void Pump::on_words(const Message& message) {
-  for (const WordWrite& word : message.words) {
-    require_named(Named::kWord, {word.address, sizeof word.value});
-    DATADIST_ACL(acl::queue_write(reinterpret_cast<void*>(word.address), word.value, in_->get()));
-  }
-}
-
-void Pump::on_scatter(const Message& message) {
-  require(message.chunk < settings_.chunks && busy_pushed_.insert(message.chunk).second, kFailed,
-          settings_.peer, " filled chunk ", message.chunk, ", which is not its to fill");
-  const char* from = pushed_chunk(message.chunk);
-  size_t left = settings_.chunk_bytes;
-  bool has_device = false;
-  for (const Range& range : message.ranges) {
-    require(range.bytes <= left, kFailed, settings_.peer, " sent more than a chunk holds");
-    left -= range.bytes;
-    auto* const to = reinterpret_cast<char*>(range.address);
-    if (require_named(Named::kWritten, range) == Reach::kDevice) {
-      DATADIST_ACL(acl::queue_to_device(to, from, range.bytes, in_->get()));
-      has_device = true;
-    } else {
-      std::memcpy(to, from, range.bytes);
-    }
-    from += range.bytes;
-  }
-  scattered_.push_back({has_device ? call_in() : 0, message.chunk});
-}
-
-bool Pump::confirm_scattered() {
-  bool did = false;
-  while (!scattered_.empty() && calls_->in >= scattered_.front().at) {
-    const uint32_t chunk = scattered_.front().chunk;
-    scattered_.pop_front();
-    busy_pushed_.erase(chunk);
-    say({Message::kTaken, chunk, {}, {}});
-    did = true;
-  }
-  return did;
-}
-
-void Pump::on_taken(const Message& message) {
-  const auto parcel = std::find_if(parcels_.begin(), parcels_.end(), [&](const Parcel& one) {
-    return one.kind == Parcel::kPush && one.state == Parcel::kAwaited && one.remote_chunk == message.chunk;
-  });
-  require(parcel != parcels_.end(), kFailed, settings_.peer, " took chunk ", message.chunk,
-          ", which was not filled");
-  credits_.push_back(message.chunk);
-  --parcel->channel->under_way;
-  parcels_.erase(parcel);
-}
-
-void Pump::on_fetch(Message message) {
-  require(message.chunk < peer_.chunks && serving_.insert(message.chunk).second, kFailed, settings_.peer,
-          " asks for chunk ", message.chunk, ", which it has asked for or does not have");
-  const size_t most = std::min<size_t>(settings_.chunk_bytes, peer_.chunk_bytes);
-  size_t bytes = 0;
-  for (const Range& range : message.ranges) {
-    require(range.bytes <= most - bytes, kFailed, settings_.peer, " asks for more than a chunk holds");
-    bytes += range.bytes;
-    require_named(Named::kRead, range);
-  }
-  require(bytes > 0, kFailed, settings_.peer, " asks for nothing");
-  to_serve_.push_back(std::move(message));
-}
-
-bool Pump::serve() {
-  bool did = false;
-  for (; !to_serve_.empty() && !free_out_.empty(); to_serve_.pop_front()) {
-    Parcel parcel;
-    parcel.kind = Parcel::kServe;
-    parcel.remote_chunk = to_serve_.front().chunk;
-    parcel.chunk = take_last(&free_out_);
-    for (const Range& range : to_serve_.front().ranges) {
-      const Reach reach = require_named(Named::kRead, range);  // again: it may have been withdrawn since
-      parcel.moves.push_back({Way::kWrite, reinterpret_cast<char*>(range.address), 0, range.bytes,
-                              reach == Reach::kDevice, true});
-      parcel.bytes += range.bytes;
-    }
-    gather(parcel, own_chunk(parcel.chunk));
-    parcels_.push_back(std::move(parcel));
-    did = true;
-  }
-  return did;
-}
-
-void Pump::on_filled(const Message& message) {
-  const auto parcel = std::find_if(parcels_.begin(), parcels_.end(), [&](const Parcel& one) {
-    return one.kind == Parcel::kPull && one.state == Parcel::kAwaited && one.chunk == message.chunk;
-  });
-  require(parcel != parcels_.end(), kFailed, settings_.peer, " filled chunk ", message.chunk,
-          ", which nobody waits for");
-  scatter_pull(*parcel);
-}
-
-void Pump::scatter_pull(Parcel& parcel) {
-  parcel.state = Parcel::kScattering;
-  parcel.copied_at = 0;
-  if (is_dropped(parcel)) return;
-  const char* from = pulled_chunk(parcel.chunk);
-  bool has_device = false;
-  for (const Move& move : parcel.moves) {
-    if (move.local_is_device) {
-      DATADIST_ACL(acl::queue_to_device(move.local, from, move.bytes, in_->get()));
-      has_device = true;
-    } else {
-      std::memcpy(move.local, from, move.bytes);
-    }
-    from += move.bytes;
-  }
-  if (has_device) parcel.copied_at = call_in();
-}
-
-void Pump::say(Message message) {
-  Message* const last = outgoing_.empty() ? nullptr : &outgoing_.back();
-  const bool joins = last != nullptr && last->kind == Message::kWords && message.kind == Message::kWords &&
-                     last->words.size() < most_ranges_;
-  if (joins) {
-    last->words.push_back(message.words.front());
-  } else {
-    outgoing_.push_back(std::move(message));
-  }
-}
-
-void Pump::send_all() {
-  for (; !outgoing_.empty(); outgoing_.pop_front()) engine_->send(encode(outgoing_.front()));
 }
 
 }  // namespace datadist::engine

@@ -17,25 +17,25 @@
 #include <set>
 #include <thread>
 
-#include "acl/stream.h"
 #include "transport/engine/board.h"
+#include "transport/engine/copies.h"
+#include "transport/engine/engine_mutex.h"
 #include "transport/engine/engine_transport.h"
 #include "transport/engine/messages.h"
 
 namespace datadist::engine {
 
-// Host functions of the two streams that ran; they find this by a number, as it may be gone.
-struct Calls {
-  std::atomic<uint64_t> out{0};
-  std::atomic<uint64_t> in{0};
-  std::shared_ptr<Board> board;
-};
+inline uint32_t take_last(std::vector<uint32_t>* numbers) {
+  const uint32_t number = numbers->back();
+  numbers->pop_back();
+  return number;
+}
 
 class Pump {
  public:
   // `chunks`: registered pinned memory: those for the peer's pushes, for own pulls, and for what goes out.
   Pump(Settings settings, std::shared_ptr<Board> board, std::shared_ptr<Engine> engine,
-       std::mutex* engine_mutex, char* chunks, Address peer);
+       EngineMutex* engine_mutex, char* chunks, Address peer);
   ~Pump();
 
  private:
@@ -49,7 +49,7 @@ class Pump {
     uint32_t chunk = 0;         // of ours
     uint32_t remote_chunk = 0;  // of the peer's
     int64_t request = 0;
-    uint64_t copied_at = 0;  // count of host functions
+    uint64_t copied_at = 0;  // mark of the copies
     size_t bytes = 0;
     bool counts_as_unannounced = true;
   };
@@ -62,6 +62,7 @@ class Pump {
   void loop();
   bool pass();
   bool take_news();
+  void let_channels_go();
   bool take_messages();
   bool confirm_scattered();
   bool advance();
@@ -74,7 +75,8 @@ class Pump {
   void gather(Parcel& parcel, char* chunk);
   void scatter_pull(Parcel& parcel);
   void post(Parcel& parcel);
-  bool is_dropped(const Parcel& parcel) const;
+  void begin(Parcel parcel);
+  void end(Parcel& parcel);
   void announced(Parcel& parcel);
   void end_entry(Channel& channel);
   size_t take_moves(Channel& channel, size_t most_bytes, size_t most_pieces, bool direct, Way way,
@@ -86,6 +88,7 @@ class Pump {
   void on_taken(const Message& message);
   void on_fetch(Message message);
   void on_filled(const Message& message);
+  void on_reach(const Message& message);
   Reach require_named(Named what, const Range& range) const;
   void say(Message message);
   void send_all();
@@ -97,29 +100,30 @@ class Pump {
   char* own_chunk(uint32_t chunk) const {
     return pushed_chunk(2 * static_cast<uint32_t>(settings_.chunks) + chunk);
   }
-  uint64_t call_out();
-  uint64_t call_in();
-  void check_streams();
 
   const Settings settings_;
   const std::shared_ptr<Board> board_;
   std::shared_ptr<Engine> engine_;
-  std::mutex* const engine_mutex_;
+  EngineMutex* const engine_mutex_;
   const Limits limits_;
   char* const chunks_;
   const Address peer_;
   const size_t most_ranges_;
-  const std::shared_ptr<Calls> calls_;
-  int64_t calls_number_ = 0;
 
-  std::unique_ptr<acl::Context> context_;
-  std::unique_ptr<acl::Stream> out_;  // from the device
-  std::unique_ptr<acl::Stream> in_;   // to the device, and words
-  uint64_t out_queued_ = 0;
-  uint64_t in_queued_ = 0;
-  bool calls_are_pending() const { return calls_->out < out_queued_ || calls_->in < in_queued_; }
+  std::unique_ptr<Copies> copies_;  // of the thread
+  struct Leaving {
+    uint64_t at;
+    std::shared_ptr<Channel> channel;
+  };
 
-  std::vector<std::shared_ptr<Channel>> channels_;
+  using Known = std::pair<aclrtStream, std::shared_ptr<Channel>>;
+  std::deque<Known> channels_;  // the first one is served first
+  // Dropped ones, as of the look at the board that also took the rest of their work away.
+  std::set<const Channel*> given_up_;
+  bool has_given_up(const std::shared_ptr<Channel>& channel) const {
+    return given_up_.contains(channel.get());
+  }
+  std::deque<Leaving> leaving_;  // until the last write to their words is done
   std::list<Parcel> parcels_;
   std::deque<Message> to_serve_;
   std::set<uint32_t> serving_;
@@ -130,7 +134,9 @@ class Pump {
   std::vector<uint32_t> credits_;
   std::vector<uint32_t> free_words_;
   std::deque<Message> outgoing_;
-  size_t requests_ = 0;  // under way
+  size_t requests_ = 0;        // under way
+  size_t direct_ = 0;          // parcels that the peer is told nothing of
+  bool peer_reaches_ = false;  // it has such parcels: its engine may need this one to go on, so look often
   std::thread thread_;
 };
 

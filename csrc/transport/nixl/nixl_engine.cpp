@@ -21,6 +21,7 @@ using engine::Progress;
 using engine::Way;
 
 constexpr size_t kMessageBytes = 16384;
+constexpr uint64_t kMostEarly = 1024;  // messages that are kept for one that has not come yet
 constexpr const char* kBackend = "UCX";
 
 void check(Status status, const char* call) {
@@ -230,8 +231,8 @@ class NixlEngine : public engine::Engine {
     uint64_t number = 0;
     require(bytes >= sizeof number && bytes <= kMessageBytes, kFailed, "a message of ", bytes, " bytes came");
     std::memcpy(&number, data, sizeof number);
-    require(number > received_ && number <= received_ + 65536, kFailed, "message ", number, " came after ",
-            received_);
+    require(number > received_ && number <= received_ + kMostEarly, kFailed, "message ", number,
+            " came after ", received_);
     early_.emplace(number, std::string(data + sizeof number, bytes - sizeof number));
   }
 
