@@ -21,8 +21,11 @@ async def kill(soak: Soak, step: Step, member: Member) -> None:
     if life is None:
         soak.findings.left_out["kill"] += 1
         return
-    life.process.kill()
-    soak.findings.faults["kills"] += 1
+    if life.process.has_died_by_itself:
+        soak.findings.add(soak.findings.broken, f"{life}: its process ended by itself")
+    else:
+        life.process.kill()
+        soak.findings.faults["kills"] += 1
     await asyncio.to_thread(life.process.join)
     await asyncio.sleep(min(step.lasts_s, BACK_AFTER_AT_MOST_S))
     await member.revive()

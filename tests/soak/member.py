@@ -44,6 +44,7 @@ class Process:
         self._numbers = itertools.count()
         self._open: dict[int, asyncio.Future[tuple[str, Any]]] = {}
         self.is_dead = False
+        self.has_died_by_itself = False
         self.is_frozen = False
         self.thawed_at = 0.0
         threading.Thread(target=self._listen, daemon=True).start()
@@ -63,7 +64,7 @@ class Process:
         try:
             self._connection.send((number, name, args))
         except OSError:
-            self._die()
+            self._is_gone()
         return answer
 
     def kill(self) -> None:
@@ -98,7 +99,7 @@ class Process:
         except RuntimeError:
             return  # the loop is closed: the run is over
         try:
-            self._loop.call_soon_threadsafe(self._die)
+            self._loop.call_soon_threadsafe(self._is_gone)
         except RuntimeError:
             return
 
@@ -106,6 +107,10 @@ class Process:
         answer = self._open.pop(number, None)
         if answer is not None and not answer.done():
             answer.set_result((kind, value))
+
+    def _is_gone(self) -> None:
+        self.has_died_by_itself |= not self.is_dead
+        self._die()
 
     def _die(self) -> None:
         self.is_dead = True

@@ -98,8 +98,11 @@ class Soak:
                 await FAULTS[step.kind](self, step, self._members[step.actor])
             else:
                 await self._take_well(step)
-        except (OverError, RefusedError):
+        except OverError:
             self.findings.failed[step.kind.value] += 1
+        except RefusedError as error:
+            self.findings.failed[step.kind.value] += 1
+            self.findings.say(f"step {step}: {error}")
         except Exception as error:
             self.findings.add(self.findings.broken, f"step {step}: {type(error).__name__}: {error}")
             raise
@@ -144,6 +147,11 @@ class Soak:
                 self.findings.add(self.findings.hangs, f"still under way after {QUIET_WITHIN_S} s: {task}")
                 task.cancel()
         stood_still = time.monotonic()
+        for member in self._members:
+            if member.life is not None and member.life.process.has_died_by_itself:
+                self.findings.add(self.findings.broken, f"{member.life}: its process ended by itself")
+                member.end()
+                await member.revive()
         lives = [member.life for member in self._members if member.life is not None]
         assert len(lives) == len(self._members), "a member is not back"
         await self.links.end_all(lives)
