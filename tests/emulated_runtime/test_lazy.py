@@ -64,14 +64,13 @@ def a_query_of_an_event_sets_off_the_stream_up_to_the_record():
     assert seen() == 1
 
 def a_task_that_waits_for_an_event_needs_the_recording_stream():
-    fill(1, one)
-    acl.aclrtRecordEvent(event, one)
-    fill(2, one, memory + 64)
-    acl.aclrtStreamWaitEvent(two, event)
-    acl.copy(memory + 128, memory, 64, two)
-    acl.synchronize(two)
-    idle_for_long()
-    assert (seen(memory + 128), seen(memory + 64)) == (1, 0)
+    def attempt():
+        fill(1, one)
+        acl.aclrtRecordEvent(event, one)
+        fill(2, one, memory + 64)
+        acl.aclrtStreamWaitEvent(two, event)
+        acl.copy(memory + 128, memory, 64, two)
+    assert after_a_quick(attempt, lambda: (seen(memory + 128), seen(memory + 64))) == (1, 0)
 
 def a_missing_wait_between_streams_is_seen_each_time():
     fill(1, one)
@@ -81,17 +80,13 @@ def a_missing_wait_between_streams_is_seen_each_time():
 
 def a_task_that_waits_for_a_word_needs_its_writer_and_no_other():
     third = acl.stream()
-    fill(1, one)
-    acl.aclrtValueWrite(memory + 256, 5, 0, one)
-    fill(2, one, memory + 64)
-    fill(3, third, memory + 192)
-    acl.aclrtValueWait(memory + 256, 5, c.EQ, two)
-    start = time.monotonic()
-    acl.synchronize(two)
-    quick = time.monotonic() - start < 0.008
-    assert seen() == 1
-    # A machine that was too busy to be quick may have let everything go.
-    assert not quick or (seen(memory + 64), seen(memory + 192)) == (0, 0)
+    def attempt():
+        fill(1, one)
+        acl.aclrtValueWrite(memory + 256, 5, 0, one)
+        fill(2, one, memory + 64)
+        fill(3, third, memory + 192)
+        acl.aclrtValueWait(memory + 256, 5, c.EQ, two)
+    assert after_a_quick(attempt, lambda: (seen(), seen(memory + 64), seen(memory + 192))) == (1, 0, 0)
 
 def a_copy_may_be_the_writer_of_the_word():
     acl.write_word(memory + 320, 5)
@@ -162,6 +157,20 @@ def until(holds):
     while not holds():
         assert time.monotonic() < end, "it never came"
         time.sleep(0.001)
+
+def after_a_quick(attempt, look):
+    # What is seen after a wait for stream two that was over soon: once a task waits for long, all is let go.
+    for _ in range(200):
+        attempt()
+        start = time.monotonic()
+        acl.synchronize(two)
+        is_quick = time.monotonic() - start < 0.008
+        idle_for_long()
+        if is_quick:
+            return look()
+        acl.aclrtSynchronizeDevice()
+        acl.write(memory, bytes(512))
+    assert False, "this machine is never quick"
 
 for case in sys.argv[1:]:
     context = acl.context(0)
