@@ -12,6 +12,7 @@ measured in turn in the same run, + 1.2 T + 5 ms.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from torch_llm_datadist import ops
 from torch_llm_datadist.emulator import faults
 
 from . import instance, report
+from .plots import draw_timeline
 
 BLOCKS, BLOCK_BYTES, TENSORS_PER_LAYER = 4, 64 << 10, 2
 LAYER_BYTES = BLOCKS * BLOCK_BYTES * TENSORS_PER_LAYER
@@ -202,46 +204,6 @@ def measure(mode: str, layers: int, compute_ms: float, transfer_ms: float, round
     }
 
 
-def bars(ends: list[float], first: float, longest: float) -> list[tuple[float, float]]:
-    """(begin, length) of intervals that follow each other, by when each was seen to end."""
-    begins = [first, *ends[:-1]]
-    return [
-        (max(begin, end - longest), min(end - begin, longest))
-        for begin, end in zip(begins, ends, strict=True)
-    ]
-
-
-def draw(path: Path, results: dict[str, dict[str, Any]]) -> None:
-    try:
-        import matplotlib
-    except ImportError:
-        raise SystemExit("--picture needs matplotlib, which is not installed") from None
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(
-        len(results), 1, figsize=(10, 1 + 2.6 * len(results)), sharex=True, squeeze=False
-    )
-    for axis, (mode, result) in zip(axes[:, 0], results.items(), strict=True):
-        overlapped, afterwards = result["overlapped"], result["afterwards"]
-        # A replay has no event behind each kernel: there its kernels are one bar.
-        ends = overlapped["kernel_ends"] or [overlapped["computed"]]
-        longest = 1.5 * result["transfer_ms"]
-        for row, found, color in (
-            (2, bars(ends, 0.0, float("inf")), "#4477aa"),
-            (1, bars(overlapped["arrived"], 0.0, longest), "#ee6677"),
-            (0, bars(afterwards["arrived"], afterwards["computed"], longest), "#bbbbbb"),
-        ):
-            axis.broken_barh(found, (row + 0.1, 0.8), color=color, edgecolor="white", linewidth=0.5)
-        axis.axvline(result["bound_ms"], color="black", linewidth=0.8, linestyle="--")
-        axis.set_yticks([0.5, 1.5, 2.5], ["pushed afterwards", "pushed per layer", "kernels"])
-        axis.set_title(f"{mode}: last arrival after {result['overlapped_ms']:.0f} ms", fontsize=10)
-    axes[-1, 0].set_xlabel("ms since the first kernel, by event times, emulated (dashed: the bound)")
-    figure.tight_layout()
-    figure.savefig(path)
-
-
 def main() -> None:
     parser = report.parser(__doc__)
     parser.add_argument("--mode", default=",".join(MODES), help="of eager, compiled, replayed")
@@ -249,9 +211,11 @@ def main() -> None:
     parser.add_argument("--compute-ms", type=float, default=20.0, help="D, of each layer")
     parser.add_argument("--transfer-ms", type=float, default=15.0, help="T, of each layer; at most D")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--picture", type=Path, help="needs matplotlib")
+    parser.add_argument("--picture", type=Path, help="of the timeline; needs matplotlib, see `make plots`")
     options = parser.parse_args()
     check(parser, options)
+    if options.picture and importlib.util.find_spec("matplotlib") is None:
+        raise SystemExit("--picture needs matplotlib; `make plots` installs it, and draws what --json wrote")
     facts = report.machine()
     report.print_head(facts)
     print(
@@ -272,7 +236,7 @@ def main() -> None:
         )
     report.write(options.json, {"machine": facts, "modes": results})
     if options.picture:
-        draw(options.picture, results)
+        draw_timeline(results, options.picture)
 
 
 def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:

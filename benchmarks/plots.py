@@ -52,6 +52,45 @@ def projected(axes: Any, results: dict[str, Any]) -> None:
     axes.legend()
 
 
+def intervals(ends: list[float], first: float, longest: float) -> list[tuple[float, float]]:
+    """(begin, length) of what follows each other, by when each was seen to end."""
+    begins = [first, *ends[:-1]]
+    return [
+        (max(begin, end - longest), min(end - begin, longest))
+        for begin, end in zip(begins, ends, strict=True)
+    ]
+
+
+def draw_timeline(modes: dict[str, dict[str, Any]], target: Path) -> None:
+    """Kernels and arrivals of bench_layerwise_overlap, by mode."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        len(modes), 1, figsize=(10, 1 + 2.6 * len(modes)), sharex=True, squeeze=False
+    )
+    for axis, (mode, result) in zip(axes[:, 0], modes.items(), strict=True):
+        overlapped, afterwards = result["overlapped"], result["afterwards"]
+        # A replay has no event behind each kernel: there its kernels are one bar.
+        ends = overlapped["kernel_ends"] or [overlapped["computed"]]
+        longest = 1.5 * result["transfer_ms"]
+        for row, found, color in (
+            (2, intervals(ends, 0.0, float("inf")), "#4477aa"),
+            (1, intervals(overlapped["arrived"], 0.0, longest), "#ee6677"),
+            (0, intervals(afterwards["arrived"], afterwards["computed"], longest), "#bbbbbb"),
+        ):
+            axis.broken_barh(found, (row + 0.1, 0.8), color=color, edgecolor="white", linewidth=0.5)
+        axis.axvline(result["bound_ms"], color="black", linewidth=0.8, linestyle="--")
+        axis.set_yticks([0.5, 1.5, 2.5], ["pushed afterwards", "pushed per layer", "kernels"])
+        axis.set_title(f"{mode}: last arrival after {result['overlapped_ms']:.0f} ms", fontsize=10)
+    axes[-1, 0].set_xlabel("ms since the first kernel, by event times, emulated (dashed: the bound)")
+    figure.tight_layout()
+    figure.savefig(target)
+    pyplot.close(figure)
+
+
 def draw(how: Callable[[Any, dict[str, Any]], None], results: dict[str, Any], target: Path, dpi: int) -> None:
     import matplotlib
 
@@ -77,6 +116,10 @@ def main() -> None:
             continue
         draw(how, json.loads(source.read_text()), directory / f"{name}.png", 120)
         print(directory / f"{name}.png")
+    overlap = directory / "overlap.json"
+    if overlap.exists():
+        draw_timeline(json.loads(overlap.read_text())["modes"], directory / "overlap.png")
+        print(directory / "overlap.png")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,15 @@ WAITS = {
 }
 
 
+@pytest.mark.parametrize(("guard", "real"), [("push", "push_layer"), ("wait", "wait_layer")])
+def test_the_ops_here_are_marked_as_the_real_ones(guard, real):
+    """So what breaks here without a mark breaks there."""
+    schema = str(getattr(torch.ops.torch_llm_datadist, real).default._schema)
+    ours = {**PUSHES, **WAITS}[guard]
+
+    assert schema == f"torch_llm_datadist::{real}{ours}".replace("int layer", "int layer, int binding")
+
+
 class Peer:
     """Both ends: what was pushed is kept, what is waited for arrives."""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from torch_llm_datadist.demo.options import MODES, SABOTAGES
 from torch_llm_datadist.transports import nixl_library
 
 SMALL = ("--layers", "2", "--tokens", "4")
@@ -153,13 +154,6 @@ def test_demo_is_identical_compiled_and_captured(start, tmp_path, mode):
     assert json.loads((tmp_path / "result.json").read_text())["mode"] == mode
 
 
-# Of a compiled or captured forward, `swap` changes nothing.
-SABOTAGES = [
-    *[("eager", sabotage) for sabotage in ("flip", "swap", "drop-layer", "no-wait")],
-    *[(mode, sabotage) for mode in ("compile", "graph") for sabotage in ("flip", "drop-layer", "no-wait")],
-]
-
-
 @pytest.mark.skipif(bool(nixl_library()[1]), reason=nixl_library()[1])
 def test_demo_is_identical_across_two_hosts_with_a_slow_and_lossy_network(start):
     demo = start(*SMALL, "--hosts", "2", "--latency", "20", "--loss", "0.001")
@@ -171,7 +165,8 @@ def test_demo_is_identical_across_two_hosts_with_a_slow_and_lossy_network(start)
     assert "identical: yes" in demo.output
 
 
-@pytest.mark.parametrize(("mode", "sabotage"), SABOTAGES)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("sabotage", SABOTAGES)
 def test_demo_notices_sabotage(start, tmp_path, mode, sabotage):
     result = tmp_path / "result.json"
     prompt = prompt_of(40, tmp_path)

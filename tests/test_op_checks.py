@@ -57,11 +57,13 @@ class Ends:
             "finish": (status, rows, binding),
             "store_layer": (status, rows, rows, slots, 1, handle),
             "read_layer": (status, rows, rows, table, BLOCK_SIZE, 1, handle),
+            "checksum_blocks": (blocks, torch.tensor([1, 3, -1]).to(side.device)),
+            "publish": (rows, side.cache.cache_id, self.link, 0, 2, 1000),
         }[op]
 
 
 ALL = ["copy_cache", "copy_blocks", "swap_blocks", "push_layer", "wait_layer", "finish", "store_layer",
-       "read_layer", *WHOLE_CACHE]  # fmt: skip
+       "read_layer", "checksum_blocks", *WHOLE_CACHE]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +78,15 @@ def test_all_ops_are_checked():
     names = [name.split("::") for name in torch._C._dispatch_get_all_op_names()]
     registered = {name for namespace, name in names if namespace == "torch_llm_datadist"}
 
-    # A publication's ticket is a value of one request, so no graph has it; checksums have tests of their own.
-    assert registered == {*ALL, "publish", "checksum_blocks"}
+    assert registered == {*ALL, "publish"}  # whose ticket is a value of one request, so no graph has it
+
+
+def test_publish_has_a_schema_that_holds(ends):
+    torch.library.opcheck(
+        NAMESPACE.publish.default,
+        ends.arguments("publish"),
+        test_utils=("test_schema", "test_autograd_registration"),
+    )
 
 
 def test_publish_refuses_to_be_a_part_of_a_graph(ends):
@@ -222,9 +231,13 @@ def test_an_unregistered_cache_is_not_found(ends):
         ops.store_layer(side.status, rows, rows, slots, layer=0, cache=cache.handle)
 
 
-@pytest.mark.parametrize("op", ["copy_cache", "copy_blocks", "swap_blocks", *WHOLE_CACHE])
+@pytest.mark.parametrize(
+    "op", ["copy_cache", "copy_blocks", "swap_blocks", "publish", "checksum_blocks", *WHOLE_CACHE]
+)
 def test_an_op_that_reads_host_values_raises_while_its_stream_captures(ends, op):
     arguments = ends.arguments(op)
+    if op == "checksum_blocks":
+        arguments = (arguments[0], arguments[1].cpu())
     if op == "swap_blocks":
         arguments = (arguments[0], arguments[2], arguments[2], *arguments[3:])
     torch.npu.set_device(0)

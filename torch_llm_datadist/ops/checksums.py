@@ -47,7 +47,8 @@ def checksum_blocks(cache: Sequence[Tensor], blocks: Tensor) -> Tensor:
         int64[number of tensors, n] on the device of the cache; 0 for padding.
 
     Raises:
-        LLMException: a value that does not fit the tensors; nothing was queued.
+        LLMException: a value that does not fit the tensors, or ids on the CPU while the stream captures;
+            nothing was queued.
 
     >>> tensor = torch.tensor([[1, 2], [3, 4], [1, 2]], dtype=torch.int32, device="npu:0")
     >>> sums = llm_datadist.ops.checksum_blocks([tensor], torch.tensor([0, 1, 2]))
@@ -90,6 +91,8 @@ def _check(cache: Sequence[Tensor], blocks: Tensor) -> None:
         given = f"{blocks.dtype} of {blocks.dim()} dimensions on {blocks.device}"
         expected = f"a one-dimensional int64 tensor on {device} or the CPU"
         raise refusal("bad_value", name=f"{asked}: blocks", value=given, expected=expected)
+    if is_host and device.type == "npu" and _is_captured():
+        raise refusal("stream_captures_host_ids", asked=asked, value="the current stream", device=device)
     num_blocks = min(tensor.shape[0] for tensor in cache)
     for i, block in enumerate(blocks.tolist() if is_host else ()):
         if not -1 <= block < num_blocks:
@@ -102,6 +105,12 @@ def _check(cache: Sequence[Tensor], blocks: Tensor) -> None:
                 cache="the cache",
                 count=num_blocks,
             )
+
+
+def _is_captured() -> bool:
+    import torch_npu  # there is one, since there is such a tensor
+
+    return bool(torch_npu.npu.is_current_stream_capturing())
 
 
 def _checksums_of(words: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
