@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -17,7 +18,7 @@ import torch_llm_datadist as datadist
 from tests import paged_forwards as forwards
 from tests.nodes import wait_until
 from tests.paged_forwards import MAX_BLOCKS, TOKENS, Side, decode_forward, prefill_forward, slots_of, table_of
-from torch_llm_datadist import LLMException, LLMStatusCode
+from torch_llm_datadist import LLMException, LLMStatusCode, emulator
 from torch_llm_datadist import binding as bindings
 
 # No pool of compiling processes, no precompiled headers, no trials of vector instructions.
@@ -162,6 +163,30 @@ def test_one_compiled_forward_serves_other_requests_peers_block_tables_and_none(
 
     assert counters["stats"]["unique_graphs"] == compiled_so_far == 3
     assert caches == [[tensor.data_ptr() for tensor in side.tensors] for side in sides]
+
+
+def test_each_layer_of_a_compiled_forward_is_sent_and_awaited_once(sides, compiled, backend):
+    """No op is dropped and none comes twice: the calls are counted, and what is copied, which is all that a replay
+    shows."""
+    prefill, decode, _ = compiled
+    warm_up = Request(sides[0], sides[1], 0, num_blocks=0)
+    if backend == "npugraph_ex":
+        warm_up.warm_up(prefill, decode)
+    warm_up.run(prefill, decode)
+    request = Request(sides[0], sides[1], 1, num_blocks=1)
+    counted = emulator.fail_task(1_000_000, 507013, direction="peer", times=1)
+
+    config = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, experimental_config=config) as profile:
+        request.run(prefill, decode)
+
+    copies = counted.hits
+    counted.disarm()
+    calls = Counter(event.name for event in profile.events())
+    times = 0 if backend == "npugraph_ex" else forwards.LAYERS
+    assert calls["torch_llm_datadist::push_layer"] == calls["torch_llm_datadist::wait_layer"] == times
+    assert copies == (0 if backend == "inductor" else len(sides[0].tensors))
 
 
 def peak_of(device, forward, *inputs) -> int:
