@@ -456,7 +456,7 @@ def test_a_ticket_that_its_sender_has_not_confirmed_is_cancelled_as_soon_as_it_h
 
     assert receiver.call(cancel, ticket, 0.05) == ("LLM_TIMEOUT", [DST])
 
-    assert receiver.call(state_of, ticket) == (False, FAILED)
+    until(lambda: receiver.call(state_of, ticket) == (False, FAILED))  # at the watchdog's next look
     assert receiver.call(in_doubt) == set(DST)
 
     assert sender.call(prepare_in_peer) == ticket
