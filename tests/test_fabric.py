@@ -15,14 +15,7 @@ import torch
 from tests import caches, instances
 from tests.caches import describe
 from tests.peers import Peer, PeerError
-from tests.test_ordering import (
-    LAYERS,
-    expected_at_receiver,
-    prepare,
-    receive_layer_by_layer,
-    send_layer_by_layer,
-    what_was_seen,
-)
+from tests.test_ordering import LAYERS, check_a_layered_forward
 from torch_llm_datadist import BlocksCacheKey, Placement
 from torch_llm_datadist.identity import HOST_ID_VARIABLE
 
@@ -171,13 +164,7 @@ def test_a_layered_forward_crosses_hosts(machines):
     assert a.call(instances.link, 2, port) == ["LLM_SUCCESS"]
     b.call(instances.wait_linked, 1)
 
-    ticket = a.call(prepare)
-    b.call(receive_layer_by_layer, ticket)
-    assert a.call(send_layer_by_layer) == 0
-
-    status, received = b.call(what_was_seen)
-    assert status == 0
-    assert torch.equal(received, expected_at_receiver())
+    check_a_layered_forward(a, b)
 
 
 def test_on_one_host_the_same_memory_is_mapped_by_the_same_handle(machines):

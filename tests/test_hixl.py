@@ -14,14 +14,7 @@ import torch_llm_datadist as datadist
 from tests import caches, instances
 from tests.caches import describe
 from tests.peers import Peer, PeerError
-from tests.test_ordering import (
-    LAYERS,
-    expected_at_receiver,
-    prepare,
-    receive_layer_by_layer,
-    send_layer_by_layer,
-    what_was_seen,
-)
+from tests.test_ordering import LAYERS, check_a_layered_forward
 from tests.test_two_sided_links import free_base, rank_table
 from torch_llm_datadist import BlocksCacheKey, LLMException, LLMRole, Placement, RegisterMemStatus
 from torch_llm_datadist.emulator import libraries
@@ -151,13 +144,7 @@ def test_a_layered_forward_goes_over_hixl(peers):
     assert a.call(instances.link, 2, port) == ["LLM_SUCCESS"]
     b.call(instances.wait_linked, 1)
 
-    ticket = a.call(prepare)
-    b.call(receive_layer_by_layer, ticket)
-    assert a.call(send_layer_by_layer) == 0
-
-    status, seen = b.call(what_was_seen)
-    assert status == 0
-    assert torch.equal(seen, expected_at_receiver())
+    check_a_layered_forward(a, b)
 
 
 def test_caches_that_came_after_the_link_are_reached(peers):

@@ -143,8 +143,8 @@ def what_was_seen(state):
     return state.status.item(), torch.stack([tensor.cpu() for tensor in state.seen])
 
 
-def test_wait_layer_never_lets_a_consumer_read_early(pair):
-    a, b = pair
+def check_a_layered_forward(a, b):
+    """The receiver's is queued first, and sees each layer only once it is there."""
     ticket = a.call(prepare)
     b.call(receive_layer_by_layer, ticket)
 
@@ -153,6 +153,10 @@ def test_wait_layer_never_lets_a_consumer_read_early(pair):
     status, seen = b.call(what_was_seen)
     assert status == 0
     assert torch.equal(seen, expected_at_receiver())
+
+
+def test_wait_layer_never_lets_a_consumer_read_early(pair):
+    check_a_layered_forward(*pair)
 
 
 def slow_down(state):

@@ -109,7 +109,7 @@ def read_push_layers(
     everything = range(num_tensors // per_layer)
     src, dst = src or everything, dst or everything
     _check_local_range(asked, "src_layer_range", src, len(everything))
-    _check_same_length(asked, src, dst)
+    checks.same_length(asked, src, dst)
     if num_tensors % per_layer:
         return _tensors_of(src, per_layer), _tensors_of(dst, per_layer), 1
     return src, dst, per_layer
@@ -139,7 +139,7 @@ def read_pull_layers(
     dst = dst or everything
     _check_local_range(asked, "dst_layer_range", dst, len(everything))
     if src is not None:
-        _check_same_length(asked, src, dst)
+        checks.same_length(asked, src, dst)
     return src, dst, per_layer
 
 
@@ -164,15 +164,3 @@ def check_remote_count(
 def _check_local_range(asked: str, name: str, layers: range, num_layers: int) -> None:
     if layers.stop > num_layers:
         raise refusal("layer_range_outside", asked=asked, name=name, value=layers, count=num_layers)
-
-
-def _check_same_length(asked: str, src: range, dst: range) -> None:
-    if len(src) != len(dst):
-        raise refusal(
-            "layer_ranges_of_unequal_length",
-            asked=asked,
-            src=len(src),
-            src_range=src,
-            dst=len(dst),
-            dst_range=dst,
-        )

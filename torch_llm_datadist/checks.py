@@ -113,3 +113,15 @@ def timeout_ms(name: str, value: object) -> int:
     if checked <= 0:
         raise refusal("bad_timeout", name=name, value=checked)
     return checked
+
+
+def same_length(asked: str, src: range, dst: range) -> None:
+    if len(src) != len(dst):
+        raise refusal(
+            "layer_ranges_of_unequal_length",
+            asked=asked,
+            src=len(src),
+            src_range=src,
+            dst=len(dst),
+            dst_range=dst,
+        )

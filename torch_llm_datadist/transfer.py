@@ -201,15 +201,7 @@ class TransferWithCacheKeyConfig:
     def check(self, name: str) -> None:
         """Raises where two properties contradict each other; ``name`` begins the message."""
         src, dst = self.src_layer_range, self.dst_layer_range
-        if len(src) != len(dst):
-            raise refusal(
-                "layer_ranges_of_unequal_length",
-                asked=name,
-                src=len(src),
-                src_range=src,
-                dst=len(dst),
-                dst_range=dst,
-            )
+        checks.same_length(name, src, dst)
         if self.src_batch_index and isinstance(self.cache_key, BlocksCacheKey):
             raise refusal(
                 "batch_index_with_blocks",
