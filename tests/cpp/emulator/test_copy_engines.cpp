@@ -2,6 +2,7 @@
 #include <atomic>
 #include <chrono>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <thread>
 #include <vector>
@@ -88,18 +89,32 @@ TEST(emulator_copy_engines_are_through_before_their_caller_goes_on) {
   CHECK(slow.has_ended.load());
 }
 
-TEST(emulator_copy_engines_that_lost_their_core_are_not_asked_for_a_while) {
+// Whether an engine helps soon after it was 3 ms late, which is worth a rest of 30 ms; nothing when the
+// machine took that time away.
+std::optional<bool> helps_after_it_was_late() {
   CopyEngines& engines = *new CopyEngines(1);
   Slow slow;
   engines.run(2, &Slow::run, &slow, true);
+  const auto ended = std::chrono::steady_clock::now();
   const uint64_t before = engines.parts_of_helpers();
-
   for (int copy = 0; copy < 20; ++copy) {
     Parts parts(8);
     engines.run(parts.done.size(), &Parts::count, &parts, true);
   }
+  if (std::chrono::steady_clock::now() > ended + std::chrono::milliseconds(20)) return std::nullopt;
+  return engines.parts_of_helpers() != before;
+}
 
-  CHECK_EQUAL(engines.parts_of_helpers(), before);
+// A few times: a caller that loses its own core meanwhile does not see that its engine was late.
+TEST(emulator_copy_engines_that_lost_their_core_are_not_asked_for_a_while) {
+  int rested = 0;
+  int helped = 0;
+  const auto deadline = std::chrono::steady_clock::now() + kPatience;
+  while (rested + helped < 5 && std::chrono::steady_clock::now() < deadline) {
+    const std::optional<bool> helps = helps_after_it_was_late();
+    if (helps) ++(*helps ? helped : rested);
+  }
+  CHECK(rested > helped);
 }
 
 TEST(emulator_copy_engines_serve_several_callers_each_with_its_own_work) {
