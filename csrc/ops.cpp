@@ -21,13 +21,14 @@
 namespace datadist {
 namespace {
 
-// A whole transfer's share of the caller's stream: wait for these words, copy the status, then write 1 to the
-// gates.
+// A whole transfer's share of the caller's stream, in this order. Empty fields are left out.
 struct Gates {
-  std::vector<char*> waits;
-  char* status = nullptr;
-  char* failed = nullptr;  // copied in place of the status when a wait was refused
-  std::vector<Gate> writes;
+  char* start = nullptr;                       // 1: what was queued before is done
+  char* done = nullptr;                        // wait for 1
+  char* status = nullptr;                      // copied to the caller's
+  char* failed = nullptr;                      // copied in its place when the wait was refused
+  char* passed = nullptr;                      // 1: nothing above is read any more
+  std::shared_ptr<std::atomic<bool>> refused;  // where a gate was: that fails the transfer
 };
 
 // A handler never fails: torch_npu would drop every later op in silence. A wait that the runtime refuses puts
@@ -41,16 +42,11 @@ void queue(const char* name, const StreamInUse& stream, Gates gates, const at::T
   void* const status_address = status == nullptr ? nullptr : status->data_ptr();
   at_npu::native::OpCommand::RunOpApiV2(
       name, [stream = stream.raw, gates = std::move(gates), status_address]() -> int {
-        bool all_waited = true;
-        for (char* word : gates.waits) {
-          all_waited &= acl::queue_wait(word, 1, stream) == 0;
-        }
-        if (status_address != nullptr) {
-          const char* truth = all_waited ? gates.status : gates.failed;
-          acl::queue_copy(status_address, truth, sizeof(int32_t), stream);
-        }
-        for (const Gate& gate : gates.writes) {
-          if (acl::queue_write(gate.word, 1, stream) != 0) gate.refused->store(true);
+        if (acl::queue_write(gates.start, 1, stream) != 0) gates.refused->store(true);
+        if (gates.done != nullptr) {
+          const bool has_waited = acl::queue_wait(gates.done, 1, stream) == 0;
+          acl::queue_copy(status_address, has_waited ? gates.status : gates.failed, sizeof(int32_t), stream);
+          if (acl::queue_write(gates.passed, 1, stream) != 0) gates.refused->store(true);
         }
         return 0;
       });
@@ -62,6 +58,14 @@ void queue(const char* name, aclrtStream stream, OpSteps steps, void* status) {
     steps.queue(status, stream);
     return 0;
   });
+}
+
+Gates starting(Transfer& transfer) {
+  Gates gates;
+  const Gate start = transfer.start_gate_for(0);
+  gates.start = start.word;
+  gates.refused = start.refused;
+  return gates;
 }
 
 std::vector<char*> addresses(at::TensorList cache) {
@@ -121,16 +125,14 @@ void move(TransferRequest request, const at::Tensor& status, at::TensorList cach
   require_no_capture(stream, asked);
   const auto transfer = begin(link, request, waiter, false);
   const OpSpan span([&] { return join(asked, " ", transfer->span(0)); });
-  Gates start;
-  start.writes.push_back(transfer->start_gate_for(0));
-  queue(asked, stream, std::move(start));
-  if (!hold_stream) return;
-  Gates hold;
-  hold.waits.push_back(transfer->done_gate());
-  hold.status = transfer->status()->address();
-  hold.failed = link->engine().failed_status();
-  hold.writes.push_back(transfer->passed_word_for_hold());
-  queue(asked, stream, std::move(hold), &status);
+  Gates gates = starting(*transfer);
+  if (hold_stream) {
+    gates.done = transfer->done_gate();
+    gates.status = transfer->status()->address();
+    gates.failed = link->engine().failed_status();
+    gates.passed = transfer->passed_word_for_hold().word;
+  }
+  queue(asked, stream, std::move(gates), &status);
 }
 
 struct Layers {
@@ -242,9 +244,7 @@ int64_t publish(const at::Tensor& after, int64_t cache_id, int64_t link_handle, 
     if (is_host) {
       transfer->start_from_host(0);
     } else {
-      Gates start;
-      start.writes.push_back(transfer->start_gate_for(0));
-      queue(asked, stream, std::move(start));
+      queue(asked, stream, starting(*transfer));
     }
     task = tasks().add(std::move(transfer));
   });

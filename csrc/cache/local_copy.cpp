@@ -39,33 +39,62 @@ void LocalCopies::add(const at::Tensor& dst, int64_t dst_offset, const at::Tenso
   char* const to = static_cast<char*>(dst.data_ptr()) + dst_offset;
   char* const from = static_cast<char*>(src.data_ptr()) + src_offset;
   if (to == from || bytes == 0) return;
-  if (!(to + bytes <= from || from + bytes <= to))
-    refuse(Message::copy_overlaps, {{"asked", asked_},
-                                    {"from", static_cast<void*>(from)},
-                                    {"to", static_cast<void*>(to)},
-                                    {"value", bytes}});
+  require_apart(to, from, bytes);
   copies_.push_back({to, from, static_cast<size_t>(bytes), !dst.device().is_cpu(), !src.device().is_cpu()});
 }
 
-aclError queue_local_copies(const std::vector<LocalCopy>& copies, aclrtStream stream) {
-  for (const LocalCopy& copy : copies) {
-    aclError code = 0;
-    if (copy.to_device && copy.from_device) {
-      code = acl::queue_copy(copy.dst, copy.src, copy.bytes, stream);
-    } else if (copy.to_device) {
-      code = acl::queue_to_device(copy.dst, copy.src, copy.bytes, stream);
-    } else if (copy.from_device) {
-      code = acl::queue_to_host(copy.dst, copy.src, copy.bytes, stream);
-    } else {
-      code = queue_host_copy(copy, stream);
-    }
-    if (code != 0) return code;
-  }
-  return 0;
+void LocalCopies::require_apart(const char* dst, const char* src, int64_t bytes) const {
+  if (dst + bytes <= src || src + bytes <= dst) return;
+  refuse(Message::copy_overlaps, {{"asked", asked_},
+                                  {"from", static_cast<const void*>(src)},
+                                  {"to", static_cast<const void*>(dst)},
+                                  {"value", bytes}});
 }
 
-void make_local_copies(const std::vector<LocalCopy>& copies) {
-  for (const LocalCopy& copy : copies) std::memmove(copy.dst, copy.src, copy.bytes);
+size_t LocalCopies::plan_of(int64_t dst_count, int64_t src_count) {
+  for (size_t i = 0; i < plans_.size(); ++i) {
+    if (plans_[i].dst_count == dst_count && plans_[i].src_count == src_count) return i;
+  }
+  lists_.src_count = src_count;
+  lists_.dst_count = dst_count;
+  plans_.push_back({dst_count, src_count, {}});
+  plan_runs(lists_, asked_, &plans_.back().runs);
+  return plans_.size() - 1;
+}
+
+void LocalCopies::add_blocks(const at::Tensor& dst, const at::Tensor& src) {
+  const int64_t stride = stride_of(src, "the source", asked_);
+  const int64_t dst_stride = stride_of(dst, "the destination", asked_);
+  if (stride != dst_stride)
+    refuse(Message::copy_of_unequal_blocks, {{"asked", asked_}, {"value", stride}, {"found", dst_stride}});
+  const size_t plan = plan_of(dst.size(0), src.size(0));
+  auto* const to = static_cast<char*>(dst.data_ptr());
+  auto* const from = static_cast<char*>(src.data_ptr());
+  if (stride == 0 || plans_[plan].runs.empty()) return;
+  if (to < from + src.nbytes() && from < to + dst.nbytes()) {
+    for (const Run& run : plans_[plan].runs) {
+      char* const at = to + run.dst * stride;
+      if (at != from + run.src * stride) require_apart(at, from + run.src * stride, run.blocks * stride);
+    }
+  }
+  pairs_.push_back(
+      {{to, from, static_cast<size_t>(stride), !dst.device().is_cpu(), !src.device().is_cpu()}, plan});
+}
+
+aclError queue_local_copies(const LocalCopies& copies, aclrtStream stream) {
+  return copies.for_each([stream](const LocalCopy& copy) {
+    if (copy.to_device && copy.from_device) return acl::queue_copy(copy.dst, copy.src, copy.bytes, stream);
+    if (copy.to_device) return acl::queue_to_device(copy.dst, copy.src, copy.bytes, stream);
+    if (copy.from_device) return acl::queue_to_host(copy.dst, copy.src, copy.bytes, stream);
+    return queue_host_copy(copy, stream);
+  });
+}
+
+void make_local_copies(const LocalCopies& copies) {
+  copies.for_each([](const LocalCopy& copy) {
+    std::memmove(copy.dst, copy.src, copy.bytes);
+    return aclError{0};
+  });
 }
 
 }  // namespace datadist

@@ -4,7 +4,8 @@
 #include <torch_npu/csrc/framework/OpCommand.h>
 
 #include <algorithm>
-#include <set>
+#include <memory>
+#include <vector>
 
 #include "acl/queue.h"
 #include "cache/local_copy.h"
@@ -18,11 +19,16 @@ namespace datadist {
 namespace {
 
 // A handler never fails (see `queue`), so a refused copy puts LLM_FAILED in the status.
-void queue_copies(const char* asked, const at::Tensor& status, std::vector<LocalCopy> copies) {
+void queue_copies(const char* asked, const at::Tensor& status, LocalCopies copies) {
   const OpSpan span([&] {
+    size_t count = 0;
     size_t bytes = 0;
-    for (const LocalCopy& copy : copies) bytes += copy.bytes;
-    return join(asked, " copies=", copies.size(), " bytes=", bytes);
+    copies.for_each([&](const LocalCopy& copy) {
+      ++count;
+      bytes += copy.bytes;
+      return aclError{0};
+    });
+    return join(asked, " copies=", count, " bytes=", bytes);
   });
   if (status.device().is_cpu()) {
     require_int32(status, asked);
@@ -34,11 +40,13 @@ void queue_copies(const char* asked, const at::Tensor& status, std::vector<Local
   const StreamInUse stream(device);
   require_no_capture(stream, asked);
   if (copies.empty()) return;
+  // Shared, since torch_npu copies what it is given to queue.
   at_npu::native::OpCommand::RunOpApiV2(
       asked,
-      [stream = stream.raw, copies = std::move(copies), status = status.data_ptr(),
-       failed = Engine::of(device)->failed_status()]() -> int {
-        if (queue_local_copies(copies, stream) != 0) acl::queue_copy(status, failed, sizeof(int32_t), stream);
+      [stream = stream.raw, copies = std::make_shared<const LocalCopies>(std::move(copies)),
+       status = status.data_ptr(), failed = Engine::of(device)->failed_status()]() -> int {
+        if (queue_local_copies(*copies, stream) != 0)
+          acl::queue_copy(status, failed, sizeof(int32_t), stream);
         return 0;
       });
 }
@@ -58,16 +66,30 @@ void require_as_many(at::TensorList dst, at::TensorList src, const char* asked) 
     refuse(Message::copy_of_unequal_lists, {{"asked", asked}, {"value", src.size()}, {"count", dst.size()}});
 }
 
-void add_blocks(LocalCopies& copies, const at::Tensor& dst, const at::Tensor& src, const BlockIds& src_ids,
-                const BlockIds& dst_ids, const char* asked) {
-  const int64_t stride = stride_of(src, "the source", asked);
-  const int64_t dst_stride = stride_of(dst, "the destination", asked);
-  if (stride != dst_stride)
-    refuse(Message::copy_of_unequal_blocks, {{"asked", asked}, {"value", stride}, {"found", dst_stride}});
-  std::vector<Run> runs;
-  plan_runs({src_ids.ids, src_ids.length, dst_ids.ids, dst_ids.length, src.size(0), dst.size(0)}, asked,
-            &runs);
-  for (const Run& run : runs) copies.add(dst, run.dst * stride, src, run.src * stride, run.blocks * stride);
+BlockLists lists_of(const BlockIds& src, const BlockIds& dst) {
+  return {src.ids, src.length, dst.ids, dst.length, 0, 0};
+}
+
+// Ids of blocks that there are not are left to the plan.
+void require_one_role_each(at::TensorList cache, const BlockIds& src, const BlockIds& dst,
+                           const char* asked) {
+  int64_t blocks = 0;
+  for (const at::Tensor& tensor : cache) blocks = std::max(blocks, tensor.dim() > 0 ? tensor.size(0) : 0);
+  thread_local std::vector<bool> is_source;  // all false between two calls
+  if (is_source.size() < static_cast<size_t>(blocks)) is_source.resize(blocks);
+  const auto is_a_block = [blocks](int64_t id) { return id >= 0 && id < blocks; };
+  for (size_t i = 0; i < src.length; ++i) {
+    if (is_a_block(src.ids[i])) is_source[src.ids[i]] = true;
+  }
+  int64_t both = -1;
+  for (size_t i = 0; i < std::min(src.length, dst.length) && both < 0; ++i) {
+    const int64_t id = dst.ids[i];
+    if (is_a_block(id) && id != src.ids[i] && is_source[id]) both = id;
+  }
+  for (size_t i = 0; i < src.length; ++i) {
+    if (is_a_block(src.ids[i])) is_source[src.ids[i]] = false;
+  }
+  if (both >= 0) refuse(Message::copy_is_undefined, {{"asked", asked}, {"value", both}});
 }
 
 void copy_cache(const at::Tensor& status, at::TensorList dst, at::TensorList src, int64_t dst_batch,
@@ -103,7 +125,7 @@ void copy_cache(const at::Tensor& status, at::TensorList dst, at::TensorList src
                                             {"dst", dst_stride}});
       copies.add(dst[t], dst_batch * dst_stride + offset, src[t], src_batch * src_stride + offset, bytes);
     }
-    queue_copies(asked, status, copies.take());
+    queue_copies(asked, status, std::move(copies));
   });
 }
 
@@ -114,14 +136,11 @@ void copy_blocks(const at::Tensor& status, at::TensorList cache, const at::Tenso
     require_local(status, cache, "the cache", asked);
     const BlockIds src(src_blocks, "src_blocks", asked);
     const BlockIds dst(dst_blocks, "dst_blocks", asked);
-    const std::set<int64_t> sources(src.ids, src.ids + src.length);
-    for (size_t i = 0; i < std::min(src.length, dst.length); ++i) {
-      if (!(dst.ids[i] < 0 || dst.ids[i] == src.ids[i] || sources.count(dst.ids[i]) == 0))
-        refuse(Message::copy_is_undefined, {{"asked", asked}, {"value", dst.ids[i]}});
-    }
     LocalCopies copies(asked);
-    for (const at::Tensor& tensor : cache) add_blocks(copies, tensor, tensor, src, dst, asked);
-    queue_copies(asked, status, copies.take());
+    copies.begin_blocks(lists_of(src, dst));
+    require_one_role_each(cache, src, dst, asked);
+    for (const at::Tensor& tensor : cache) copies.add_blocks(tensor, tensor);
+    queue_copies(asked, status, std::move(copies));
   });
 }
 
@@ -135,9 +154,9 @@ void swap_blocks(const at::Tensor& status, at::TensorList src_cache, at::TensorL
     const BlockIds src(src_blocks, "src_blocks", asked);
     const BlockIds dst(dst_blocks, "dst_blocks", asked);
     LocalCopies copies(asked);
-    for (size_t t = 0; t < src_cache.size(); ++t)
-      add_blocks(copies, dst_cache[t], src_cache[t], src, dst, asked);
-    queue_copies(asked, status, copies.take());
+    copies.begin_blocks(lists_of(src, dst));
+    for (size_t t = 0; t < src_cache.size(); ++t) copies.add_blocks(dst_cache[t], src_cache[t]);
+    queue_copies(asked, status, std::move(copies));
   });
 }
 
