@@ -297,13 +297,15 @@ class Commands:
         return self.has_link(link) or self._is_in_doubt(link, blocks, model_id)
 
     @on("ask")
-    def ticket_may_write(self, ticket: int, blocks: list[int]) -> bool:
+    def has_ended(self, ticket: int) -> bool:
         try:
-            if not ticket_state(ticket).has_ended:
-                return True
+            return ticket_state(ticket).has_ended
         except datadist.LLMException:
-            pass  # its link is gone, or its slot serves another
-        return self._is_in_doubt(ticket >> 32, blocks)
+            return True  # its link is gone, or its slot serves another
+
+    @on("ask")
+    def ticket_may_write(self, ticket: int, blocks: list[int]) -> bool:
+        return not self.has_ended(ticket) or self._is_in_doubt(ticket >> 32, blocks)
 
     @on("ask")
     def is_in_doubt(self, link: int, blocks: list[int], model_id: int = 0) -> bool:

@@ -17,12 +17,18 @@ LINKED_WITHIN_S = 40.0
 class Link:
     """Attributes:
     ids: by member, the handle that its library has for it.
+    calls: of either end that name the other one by its cluster, and have not returned.
     """
 
     def __init__(self, a: Life, b: Life, ids: dict[int, int]) -> None:
         self.ends = (a, b)
         self.is_over = False
+        self.calls: set[asyncio.Task[object]] = set()
         self._ids = ids
+
+    def began(self, call: asyncio.Task[object]) -> None:
+        self.calls.add(call)
+        call.add_done_callback(self.calls.discard)
 
     def id_at(self, life: Life) -> int:
         return self._ids[life.cluster_id]
@@ -43,6 +49,8 @@ class Links:
         async with self._locks.setdefault(pair, asyncio.Lock()):
             link = self._links.get(pair)
             if link is None or not link.joins(a, b) or not await self._is_up(link):
+                if link is not None and not await self._calls_returned(link, a, b):
+                    return None
                 link = await self._make(a, b)
                 if link is not None:
                     self._findings.recovered[
@@ -84,6 +92,16 @@ class Links:
                     return False
         except (OverError, RefusedError):
             return False
+        return True
+
+    async def _calls_returned(self, link: Link, a: Life, b: Life) -> bool:
+        """A call that was held up before it took its link would take the new one: whoever gave its blocks to
+        somebody else meanwhile must not link before that call has returned."""
+        while link.calls:
+            if a.process.is_frozen or b.process.is_frozen or a.is_over or b.is_over:
+                return False
+            self._findings.recovered["waits for calls of an earlier link"] += 1
+            await asyncio.wait(set(link.calls), timeout=0.1)
         return True
 
     async def _make(self, a: Life, b: Life) -> Link | None:

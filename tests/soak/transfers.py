@@ -54,6 +54,7 @@ async def _judge_push(
     told: object = None,
 ) -> bool:
     """Of a push that its receiver has no ticket of."""
+    link.began(sending)
     sent = await _until_lost(b, link, sending)
     if sent in (None, 0) and told is None:
         await arrived(soak, b, dst, stamps)
@@ -257,7 +258,7 @@ async def cancelled(soak: Soak, step: Step, a: Life, b: Life, link: Link) -> boo
             sending = asyncio.create_task(outcome(asked))
         by = a.ask("cancel_task", number) if is_by_sender else b.ask("cancel_ticket", ticket, dst)
         said = await outcome(by)
-        if said is None and not is_by_sender and await b.ask("ticket_may_write", ticket, dst):
+        if said is None and not is_by_sender and not await b.ask("has_ended", ticket):
             text = f"{b}: cancel has returned, and blocks {dst} may still be written by ticket {ticket}"
             soak.findings.add(soak.findings.wrong, text)
         if sending is not None:
