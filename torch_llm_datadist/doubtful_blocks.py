@@ -66,6 +66,10 @@ class DoubtfulBlocks(CacheStore):
           had pushes under way that nobody here was told of. Blocks that were never given to that peer are
           safe all the same.
 
+        A call of the peer's that had not taken its link yet is not under way: it names this cluster, and goes
+        over the next link to it. Link anew only when such calls have returned, or prepare what may be late
+        by layers: a task belongs to its link.
+
         Args:
             link: ``LLMDataDist.link_id(cluster_id)``, taken while there was a link; None: of all links, also
                 those that have ended.

@@ -148,12 +148,12 @@ async def publish(soak: Soak, step: Step, a: Life, b: Life, link: Link) -> bool:
         await untouched(soak, b, dst)
         return False
     number, ticket = published
-    holder = asyncio.create_task(_after_taken(soak, a, src, stamps, number))
+    holder = asyncio.create_task(outcome(_after_taken(soak, a, src, stamps, number)))
     pulled = await outcome(b.ask("pull", a.cluster_id, src, dst, ticket, a.model_id))
     if isinstance(pulled, RefusedError):
         await outcome(b.ask("give_up_ticket", ticket))
     good = await judge_pull(soak, b, dst, stamps, link, pulled)
-    await outcome(holder)
+    await holder
     return good
 
 
