@@ -14,6 +14,7 @@
 #include "messages/messages.h"
 #include "ops/arguments.h"
 #include "ops/compilers_copy.h"
+#include "ops/handlers.h"
 #include "ops/span.h"
 #include "python/waiters.h"
 #include "python_error.h"
@@ -38,27 +39,38 @@ struct Gates {
 // It holds no tensor either: the last owner of one may need the GIL to let it go, and torch_npu drains its
 // queue with the GIL held. The status stays valid without that, since the allocator re-uses memory in stream
 // order.
-void queue(const char* name, const StreamInUse& stream, Gates gates, const at::Tensor* status = nullptr) {
-  void* const status_address = status == nullptr ? nullptr : status->data_ptr();
-  at_npu::native::OpCommand::RunOpApiV2(
-      name, [stream = stream.raw, gates = std::move(gates), status_address]() -> int {
-        if (acl::queue_write(gates.start, 1, stream) != 0) gates.refused->store(true);
-        if (gates.done != nullptr) {
-          const bool has_waited = acl::queue_wait(gates.done, 1, stream) == 0;
-          acl::queue_copy(status_address, has_waited ? gates.status : gates.failed, sizeof(int32_t), stream);
-          if (acl::queue_write(gates.passed, 1, stream) != 0) gates.refused->store(true);
-        }
-        return 0;
-      });
-}
-
-// The same for a layer op, eager or captured: what is queued is local memory at addresses that stay.
-void queue(const char* name, aclrtStream stream, OpSteps steps, void* status) {
-  at_npu::native::OpCommand::RunOpApiV2(name, [stream, steps = std::move(steps), status]() -> int {
-    steps.queue(status, stream);
+template <typename Work>
+void queue(const char* name, Work work) {
+  auto* const entry = Handlers<Work>::take(std::move(work));
+  at_npu::native::OpCommand::RunOpApiV2(name, [entry]() -> int {
+    entry->work.run();
+    Handlers<Work>::give_back(entry);
     return 0;
   });
 }
+
+struct QueueGates {
+  Gates gates;
+  aclrtStream stream = nullptr;
+  void* status = nullptr;
+
+  void run() const {
+    if (acl::queue_write(gates.start, 1, stream) != 0) gates.refused->store(true);
+    if (gates.done == nullptr) return;
+    const bool has_waited = acl::queue_wait(gates.done, 1, stream) == 0;
+    acl::queue_copy(status, has_waited ? gates.status : gates.failed, sizeof(int32_t), stream);
+    if (acl::queue_write(gates.passed, 1, stream) != 0) gates.refused->store(true);
+  }
+};
+
+// The same for a layer op, eager or captured: what is queued is local memory at addresses that stay.
+struct QueueSteps {
+  OpSteps steps;
+  aclrtStream stream = nullptr;
+  void* status = nullptr;
+
+  void run() const { steps.queue(status, stream); }
+};
 
 Gates starting(Transfer& transfer) {
   Gates gates;
@@ -70,6 +82,7 @@ Gates starting(Transfer& transfer) {
 
 std::vector<char*> addresses(at::TensorList cache) {
   std::vector<char*> found;
+  found.reserve(cache.size());
   for (const at::Tensor& tensor : cache) found.push_back(static_cast<char*>(tensor.data_ptr()));
   return found;
 }
@@ -132,7 +145,7 @@ void move(TransferRequest request, const at::Tensor& status, at::TensorList cach
     gates.failed = link->engine().failed_status();
     gates.passed = transfer->passed_word_for_hold().word;
   }
-  queue(asked, stream, std::move(gates), &status);
+  queue(asked, QueueGates{std::move(gates), stream.raw, status.data_ptr()});
 }
 
 struct Layers {
@@ -244,7 +257,7 @@ int64_t publish(const at::Tensor& after, int64_t cache_id, int64_t link_handle, 
     if (is_host) {
       transfer->start_from_host(0);
     } else {
-      queue(asked, stream, starting(*transfer));
+      queue(asked, QueueGates{starting(*transfer), stream.raw});
     }
     task = tasks().add(std::move(transfer));
   });
@@ -272,7 +285,7 @@ void layer_op(const char* asked, const at::Tensor& status, const at::Tensor& ord
                                                   {"where", status.device().str()}});
     const StreamInUse stream(binding->device());
     const OpStream caller{stream.raw, c10_npu::isStreamCapturingMayInitCtx(stream.raw)};
-    queue(asked, stream.raw, ask(*binding, caller), status.data_ptr());
+    queue(asked, QueueSteps{ask(*binding, caller), stream.raw, status.data_ptr()});
   });
 }
 

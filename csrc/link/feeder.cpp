@@ -20,6 +20,8 @@ constexpr uint64_t kStepsPerMark = 256;               // a progress write behind
 constexpr uint64_t kEntriesOfAWait = 4;               // a value wait is a small loop on the device
 constexpr uint64_t kEntriesOfAKernel = 4;             // it may be made of several
 constexpr auto kEndWithin = std::chrono::seconds(1);  // then a transport is cut off from the peer
+// Between two looks at every lane: what wakes in between are programs, which may come every few microseconds.
+constexpr auto kLookAtAll = std::chrono::microseconds(500);
 
 uint64_t entries_of(const Step& step) {
   if (step.kind == Step::kWait || step.kind == Step::kSettle) return kEntriesOfAWait;
@@ -154,16 +156,25 @@ void Feeder::run() {
   } catch (const Error&) {
     failure_.store(507000, std::memory_order_release);  // every program is refused below
   }
+  std::vector<std::shared_ptr<Lane>> lanes;
+  Clock::time_point looked_at_all;
   std::unique_lock lock(mutex_);
   while (true) {
     wake_.wait(lock, [this] { return must_stop_ || must_look_; });
     const bool stopping = must_stop_;
     must_look_ = false;
-    auto lanes =
-        lanes_;  // feeding works without the lock; only this thread touches a lane's queue head and stream
+    // Who submits needs the lock, too: it is not taken once more for each lane that has nothing to do.
+    const auto now = Clock::now();
+    const bool looks_at_all = stopping || may_release_ || now - looked_at_all >= kLookAtAll;
+    if (looks_at_all) looked_at_all = now;
+    for (const auto& lane : lanes_) {
+      if (looks_at_all || !lane->queue_.empty() || lane->must_drop_) lanes.push_back(lane);
+    }
+    // Feeding works without the lock; only this thread touches a lane's queue head and stream.
     lock.unlock();
     bool has_more = false;
-    bool is_idle = may_release_;
+    bool has_dropped = false;
+    bool is_idle = may_release_ && looks_at_all;
     for (const auto& lane : lanes) {
       if (lane->is_dropped()) continue;
       if (stopping || lane->must_drop_) {
@@ -173,10 +184,12 @@ void Feeder::run() {
         has_more = feed(*lane) || has_more;
         is_idle = is_idle && lane->stream_ == nullptr;
       }
+      has_dropped = has_dropped || lane->is_dropped();
     }
+    lanes.clear();
     if (is_idle && !stopping && idle_after_.then) idle_after_.then();
     lock.lock();
-    std::erase_if(lanes_, [](const auto& lane) { return lane->is_dropped(); });
+    if (has_dropped) std::erase_if(lanes_, [](const auto& lane) { return lane->is_dropped(); });
     must_look_ = must_look_ || has_more;
     if (stopping) break;
   }

@@ -11,15 +11,24 @@
 #include "messages/messages.h"
 
 namespace datadist {
+namespace {
+
+Word take_last(std::vector<Word>& words) {
+  const Word last = words.back();
+  words.pop_back();
+  return last;
+}
+
+}  // namespace
 
 Transfer::Transfer(std::shared_ptr<Link> link, TransferPlan plan, std::optional<SlotUse> slot)
     : link_(std::move(link)),
       plan_(std::move(plan)),
       slot_(slot),
       words_(link_->engine().words()),
-      start_(words_.take(is_layered() ? plan_.local_layers.layers : 1)),
-      done_(words_.take()),
-      passed_(words_.take()),
+      start_(words_.take((is_layered() ? plan_.local_layers.layers : 1) + 2)),  // one lock for all
+      done_(take_last(start_)),
+      passed_(take_last(start_)),
       confirmed_(plan_.needs.host_copies && slot_ ? words_.take() : Word()),
       status_(std::make_shared<Status>(&words_)),
       moves_host_memory_(!is_on_device(plan_.local->tensors.front().reach)),

@@ -1,10 +1,13 @@
 // What the hot paths take from the heap in steady state: nothing, or no more for more blocks.
 #include <cstdlib>
+#include <functional>
 #include <new>
 #include <numeric>
+#include <thread>
 
 #include "check.h"
 #include "link/page.h"
+#include "ops/handlers.h"
 #include "plan/copies.h"
 #include "side.h"
 
@@ -151,6 +154,63 @@ TEST(allocations_of_layer_ops_are_none) {
   }
   sends->close();
   waits->close();
+}
+
+struct HeldWork {
+  std::shared_ptr<int> held;
+  std::array<char, 400> more{};
+};
+
+TEST(allocations_of_handlers_are_none_once_some_have_run) {
+  using Handlers = Handlers<HeldWork>;
+  constexpr size_t kUnderWay = 5;
+  const auto held = std::make_shared<int>(7);
+  std::array<std::function<int()>, kUnderWay> queue;
+  const auto queue_all = [&] {
+    for (auto& function : queue) {
+      auto* const entry = Handlers::take({held});
+      const std::function<int()> asked = [entry] {
+        const int found = *entry->work.held;
+        Handlers::give_back(entry);
+        return found;
+      };
+      function = asked;  // torch_npu copies it
+    }
+  };
+  const auto run_all = [&] {
+    for (auto& function : queue) CHECK_EQUAL(function(), 7);
+  };
+  queue_all();
+  CHECK_EQUAL(held.use_count(), long{1 + kUnderWay});
+  std::thread(run_all).join();
+  CHECK_EQUAL(held.use_count(), long{1});  // it goes with its handler
+
+  for (int round = 0; round < 3; ++round) {
+    CHECK_EQUAL(allocations_of(queue_all), size_t{0});
+    std::thread(run_all).join();
+  }
+}
+
+TEST(allocations_of_handlers_serve_one_at_a_time_between_threads) {
+  using Handlers = Handlers<std::shared_ptr<std::atomic<int>>>;
+  constexpr int kRounds = 2000;
+  std::atomic<int> mixed{0};
+  const auto call_ops = [&] {
+    for (int round = 0; round < kRounds; ++round) {
+      const auto mine = std::make_shared<std::atomic<int>>(round);
+      auto* const one = Handlers::take(mine);
+      auto* const other = Handlers::take(mine);
+      if (one == other || one->work != mine || other->work != mine) ++mixed;
+      Handlers::give_back(one);
+      Handlers::give_back(other);
+      if (mine.use_count() != 1) ++mixed;
+    }
+  };
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 3; ++i) threads.emplace_back(call_ops);
+  for (std::thread& thread : threads) thread.join();
+
+  CHECK_EQUAL(mixed.load(), 0);
 }
 
 TEST(allocations_of_a_task_do_not_grow_with_its_blocks) {
