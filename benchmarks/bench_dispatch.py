@@ -3,7 +3,9 @@
     python -m torch_llm_datadist run -m benchmarks.bench_dispatch [--calls N] [--json FILE]
 
 "empty" is a C++ op of the same schema that queues a handler without a body, and so compares with ours: it is
-called right before each call of ours, so both meet the same state of the machine. "custom_op" is an op in
+called right before each call of ours, so both meet the same state of the machine. "on its core" is the same
+difference in processor time of the calling thread alone: where threads of the emulated devices take turns
+with it on few cores, the time on the clock has their turns in it. "custom_op" is an op in
 Python, without a body. Batch follows batch of all of them in turn, and the streams are drained between two
 batches, so that what the device does is not in it. With ``TASK_QUEUE_ENABLE=1``, torch_npu's default,
 handlers run on a thread of its own.
@@ -30,6 +32,7 @@ from . import instance, native, report
 
 LAYERS, BLOCKS, BLOCK_SIZE, ROW = 4, 256, 16, (4, 64)
 BATCH = 20  # calls between two drains: far below what a stream's queue takes
+FINISHED = 4  # forwards of a batch whose last op is timed
 MANY = 100  # blocks of a larger transfer; none lies beside another
 LAYER, MOVE, PYTHON = "empty layer op", "empty blocks op", "empty Python custom_op"
 
@@ -62,6 +65,7 @@ class Ends:
         instance.link(self.instances[0], 2, self.instances[1].listen_port)
         torch.npu.set_device(0)
         self.bindings = [datadist.Binding(number, range(LAYERS)) for number in range(2)]
+        self.finishing = [datadist.Binding(0, range(LAYERS)) for _ in range(FINISHED)]
 
     @staticmethod
     def _cache(device: int) -> tuple[datadist.CacheDesc, list[torch.Tensor]]:
@@ -76,9 +80,19 @@ class Ends:
         self.bindings[1].bind([task.ticket])
         self.bindings[0].bind([task])
 
-    def push_all(self) -> None:
+    def push_all(self, binding: datadist.Binding) -> None:
         for layer in range(LAYERS):
-            ops.push_layer(self.statuses[0], self.statuses[0], layer, self.bindings[0].id)
+            ops.push_layer(self.statuses[0], self.statuses[0], layer, binding.id)
+
+    def push_several(self) -> None:
+        """A forward of each binding, up to its last op."""
+        key, cache = datadist.BlocksCacheKey(2, 0), self.caches[0]
+        prepare = self.instances[0].cache_manager.prepare_push
+        tasks = [prepare(key, cache, [2 * i], [2 * i]) for i in range(FINISHED)]
+        self.bindings[1].bind([task.ticket for task in tasks])
+        for binding, task in zip(self.finishing, tasks, strict=True):
+            binding.bind([task])
+            self.push_all(binding)
 
     def drain(self, asked: str) -> None:
         for number, status in enumerate(self.statuses):
@@ -147,13 +161,13 @@ def cases(ends: Ends) -> dict[str, Measured]:
         "push_layer": layer(ops.push_layer, 0, here, **bound(one)),
         f"push_layer, {MANY} blocks": layer(ops.push_layer, 0, here, **bound(many)),
         "push_layer, nothing bound": layer(ops.push_layer, 0, here, before=lambda: here.bind(())),
-        "wait_layer": layer(ops.wait_layer, 1, there, **bound(one), after=ends.push_all),
+        "wait_layer": layer(ops.wait_layer, 1, there, **bound(one), after=lambda: ends.push_all(here)),
         "wait_layer, nothing bound": layer(ops.wait_layer, 1, there, before=lambda: there.bind(())),
         "finish": Measured(
-            lambda _: ops.finish(status, status, here.id),
+            lambda i: ops.finish(status, status, ends.finishing[i].id),
             LAYER,
-            before=lambda: (ends.bind([2]), ends.push_all()),
-            calls=1,
+            before=ends.push_several,
+            calls=FINISHED,
         ),
         "push_blocks": move(ops.push_blocks, one),
         f"push_blocks, {MANY} blocks": move(ops.push_blocks, many),
@@ -181,46 +195,68 @@ def cases(ends: Ends) -> dict[str, Measured]:
     }
 
 
-def batch(case: Measured, beside: Measured, drain: Callable[[], object]) -> tuple[list[float], list[float]]:
-    """Seconds of its calls, and of the empty op's before each of them."""
-    times: list[float] = []
-    empty: list[float] = []
-    while len(times) < BATCH:
+class Times(NamedTuple):
+    """Seconds, of one call each: on the clock, and of the calling thread's processor."""
+
+    clock: list[float]
+    core: list[float]
+
+    @staticmethod
+    def none() -> Times:
+        return Times([], [])
+
+    def time(self, call: Callable[[int], object], i: int) -> None:
+        core = time.thread_time_ns()
+        start = time.perf_counter_ns()
+        call(i)
+        self.clock.append((time.perf_counter_ns() - start) / 1e9)
+        self.core.append((time.thread_time_ns() - core) / 1e9)
+
+    def add(self, other: Times) -> None:
+        self.clock.extend(other.clock)
+        self.core.extend(other.core)
+
+
+def batch(case: Measured, beside: Measured, drain: Callable[[], object]) -> tuple[Times, Times]:
+    """Of its calls, and of the empty op's before each of them."""
+    ours, empty = Times.none(), Times.none()
+    while len(ours.clock) < BATCH:
         case.before()
         for i in range(case.calls):
-            start = time.perf_counter_ns()
-            beside.call(i)
-            between = time.perf_counter_ns()
-            case.call(i)
-            times.append((time.perf_counter_ns() - between) / 1e9)
-            empty.append((between - start) / 1e9)
+            empty.time(beside.call, i)
+            ours.time(case.call, i)
         case.after()
         drain()
-    return times, empty
+    return ours, empty
+
+
+def median_us(seconds: list[float]) -> float:
+    return statistics.median(seconds) * 1e6
 
 
 def measure(calls: int) -> list[dict[str, Any]]:
     ends = Ends()
     wanted = cases(ends)
-    found: dict[str, list[float]] = {name: [] for name in wanted}
-    empty: dict[str, list[float]] = {name: [] for name in wanted}
+    found = {name: Times.none() for name in wanted}
+    empty = {name: Times.none() for name in wanted}
     for round_ in range(-1, -(-calls // BATCH)):
         for name, case in wanted.items():
             times = batch(case, wanted[case.beside], partial(ends.drain, name))
             if round_ >= 0:  # the first one warms up
-                found[name] += times[0]
-                empty[name] += times[0] if case.beside == name else times[1]
+                found[name].add(times[0])
+                empty[name].add(times[0] if case.beside == name else times[1])
     ends.close()
-    python = statistics.median(found[PYTHON])
+    python = median_us(found[PYTHON].clock)
     return [
         {
             "op": name,
-            **report.sum_up(values),
-            "empty_us": statistics.median(empty[name]) * 1e6,
-            "over_empty_us": (statistics.median(values) - statistics.median(empty[name])) * 1e6,
-            "over_custom_op_us": (statistics.median(values) - python) * 1e6,
+            **report.sum_up(times.clock),
+            "empty_us": median_us(empty[name].clock),
+            "over_empty_us": median_us(times.clock) - median_us(empty[name].clock),
+            "over_empty_core_us": median_us(times.core) - median_us(empty[name].core),
+            "over_custom_op_us": median_us(times.clock) - python,
         }
-        for name, values in found.items()
+        for name, times in found.items()
     ]
 
 
@@ -238,13 +274,14 @@ def main() -> None:
     rows = measure(options.calls)
     print(
         f"{'':<32} {'runs':>5} {'median us':>10} {'p99 us':>8} {'empty us':>9} {'over empty':>11} "
-        f"{'over custom_op':>15}"
+        f"{'on its core':>12} {'over custom_op':>15}"
     )
     for row in rows:
         print(
             f"{row['op']:<32} {row['runs']:>5} {row['median_us']:>10.1f} {row['p99_us']:>8.0f} "
             f"{row['empty_us']:>9.1f} "
-            f"{row['over_empty_us']:>+11.1f} {row['over_custom_op_us']:>+15.1f}"
+            f"{row['over_empty_us']:>+11.1f} {row['over_empty_core_us']:>+12.1f} "
+            f"{row['over_custom_op_us']:>+15.1f}"
         )
     report.write(options.json, {"machine": facts, "sizes": sizes, "ops": rows})
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import bench_dispatch as dispatch
 from benchmarks import bench_layerwise_overlap as overlap
-from benchmarks import native
+from benchmarks import count_instructions, native
 from torch_llm_datadist import ops
 
 LAYERS, COMPUTE_MS, TRANSFER_MS = 4, 100.0, 20.0
@@ -53,4 +56,31 @@ def test_the_host_cost_of_every_op_stands_beside_empty_ones(empty_ops: None) -> 
         assert found, name
         assert all(row["runs"] > 0 and row["median_us"] > 0 for row in found), found
     assert rows[dispatch.PYTHON]["over_custom_op_us"] == 0
-    assert rows[dispatch.LAYER]["over_empty_us"] == rows[dispatch.MOVE]["over_empty_us"] == 0
+    for empty in (dispatch.LAYER, dispatch.MOVE):
+        assert rows[empty]["over_empty_us"] == rows[empty]["over_empty_core_us"] == 0
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return count_instructions.build(tmp_path_factory.mktemp("counted") / "program", "-O0")
+
+
+def test_every_path_whose_instructions_are_counted_runs_and_has_a_record(counted: Path) -> None:
+    names = count_instructions.names(counted)
+
+    assert names == list(json.loads(count_instructions.RECORDED.read_text())["paths"])
+    found = {name: int(subprocess.check_output([counted, name])) for name in names}
+    assert found["plan one block"] == found["enqueue one block"] == 1
+    assert all(count > 0 for count in found.values()), found
+
+
+def test_counts_that_have_grown_by_more_than_a_tenth_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = tmp_path / "recorded.json"
+    recorded.write_text(json.dumps({"compiler": "any", "paths": {"plan": 1000, "enqueue": 1000}}))
+    monkeypatch.setattr(count_instructions, "RECORDED", recorded)
+
+    assert count_instructions.grown({"plan": 1100, "enqueue": 900}) == []
+    assert count_instructions.grown({"plan": 1101, "enqueue": 1100}) == ["plan"]
+    assert count_instructions.grown({"plan": 900, "a new path": 1}) == ["a new path"]
