@@ -305,13 +305,21 @@ def test_abort_ends_a_replay(acl: Acl) -> None:
 def test_aborted_graph_ends_its_replay_alone(acl: Acl, stop_on_failure: bool) -> None:
     stream, side = acl.stream(stop_on_failure), acl.stream()
     word, out = acl.malloc(64), acl.malloc(64)
+    begun = threading.Event()
+
+    @HostFunction
+    def tell(_: int) -> None:
+        begun.set()
+
     begin(acl, stream)
     fork(acl, stream, side)
+    acl.aclrtLaunchHostFunc(side, tell, None)
     acl.aclrtValueWait(word, 1, c.EQ, side)
     join(acl, stream, side)
     graph = end(acl, stream)
     acl.aclmdlRIExecuteAsync(graph, stream)
     acl.aclrtValueWrite(out, 1, 0, stream)
+    assert begun.wait(DEADLINE_S)  # an abort ends what has begun
     assert acl.code.aclrtSynchronizeStreamWithTimeout(stream, FEW_MS) == c.STREAM_TIMEOUT
 
     acl.aclmdlRIAbort(graph)
