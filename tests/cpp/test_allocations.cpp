@@ -1,4 +1,5 @@
 // What the hot paths take from the heap in steady state: nothing, or no more for more blocks.
+#include <array>
 #include <cstdlib>
 #include <functional>
 #include <new>
@@ -162,16 +163,16 @@ struct HeldWork {
 };
 
 TEST(allocations_of_handlers_are_none_once_some_have_run) {
-  using Handlers = Handlers<HeldWork>;
+  using Kept = Handlers<HeldWork>;
   constexpr size_t kUnderWay = 5;
   const auto held = std::make_shared<int>(7);
   std::array<std::function<int()>, kUnderWay> queue;
   const auto queue_all = [&] {
     for (auto& function : queue) {
-      auto* const entry = Handlers::take({held});
+      auto* const entry = Kept::take({held});
       const std::function<int()> asked = [entry] {
         const int found = *entry->work.held;
-        Handlers::give_back(entry);
+        Kept::give_back(entry);
         return found;
       };
       function = asked;  // torch_npu copies it
@@ -192,17 +193,17 @@ TEST(allocations_of_handlers_are_none_once_some_have_run) {
 }
 
 TEST(allocations_of_handlers_serve_one_at_a_time_between_threads) {
-  using Handlers = Handlers<std::shared_ptr<std::atomic<int>>>;
+  using Kept = Handlers<std::shared_ptr<std::atomic<int>>>;
   constexpr int kRounds = 2000;
   std::atomic<int> mixed{0};
   const auto call_ops = [&] {
     for (int round = 0; round < kRounds; ++round) {
       const auto mine = std::make_shared<std::atomic<int>>(round);
-      auto* const one = Handlers::take(mine);
-      auto* const other = Handlers::take(mine);
+      auto* const one = Kept::take(mine);
+      auto* const other = Kept::take(mine);
       if (one == other || one->work != mine || other->work != mine) ++mixed;
-      Handlers::give_back(one);
-      Handlers::give_back(other);
+      Kept::give_back(one);
+      Kept::give_back(other);
       if (mine.use_count() != 1) ++mixed;
     }
   };
