@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from importlib import metadata
 
 import msgspec
@@ -20,12 +21,13 @@ from tests.test_failures import (
     wait_for_layers,
 )
 from tests.test_ordering import DST, LAYERS, SRC, prepare
+from tests.transfers import Gates, to
 from torch_llm_datadist import transports as transports_module
 from torch_llm_datadist.errors import LLMStatusCode
 from torch_llm_datadist.identity import own_identity, why_not_link
 from torch_llm_datadist.transports import choose, nixl_library
 
-KEEP_ALIVE_MS = 700
+KEEP_ALIVE_MS = 1500
 CHUNK = 8192
 needs_nixl = pytest.mark.skipif(bool(nixl_library()[1]), reason=nixl_library()[1])
 ENGINES = ["loopback", pytest.param("nixl", marks=needs_nixl)]
@@ -94,6 +96,38 @@ def test_layers_arrive_one_by_one(peers, engine):
     expected = instances.pattern(2, 2 * LAYERS, 24, 256)
     expected[:, DST] = instances.pattern(1, 2 * LAYERS, 24, 256)[:, SRC]
     assert torch.equal(b.call(instances.content), expected)
+
+
+def begin_by_layers(state):
+    torch.npu.set_device(state.device)
+    state.gates = Gates()
+    manager = state.datadist.cache_manager
+    state.transfer = manager.transfer_cache_async(state.cache, state.gates, [to(2)], SRC, DST)
+
+
+def open_gate(state, layer):
+    assert state.gates.reached[layer].wait(30)
+    state.gates.open[layer].set()
+
+
+def how_it_ended(state):
+    return state.transfer.synchronize(30_000).name
+
+
+def test_a_layer_leaves_when_it_is_ready_and_no_earlier(peers, engine):
+    a, b = linked_pair(peers, engine, tensors=2 * LAYERS, block_bytes=256)
+    a.call(begin_by_layers)
+
+    expected, sent = (instances.pattern(seed, 2 * LAYERS, 24, 256) for seed in (2, 1))
+    for layer in range(LAYERS):
+        assert torch.equal(b.call(instances.content), expected)
+        a.call(open_gate, layer)
+        both = slice(2 * layer, 2 * layer + 2)
+        expected[both, DST] = sent[both][:, SRC]
+        deadline = time.monotonic() + 30
+        while not torch.equal(b.call(instances.content), expected):
+            assert time.monotonic() < deadline, f"layer {layer} has not arrived"
+    assert a.call(how_it_ended) == "LLM_SUCCESS"
 
 
 @pytest.mark.parametrize("how", ["kill", "freeze"])

@@ -336,7 +336,9 @@ bool Feeder::submit_step(Lane& lane, const Step& step, std::string* what, aclErr
   switch (step.kind) {
     case Step::kWait:
       call = "aclrtValueWait";
-      *code = acl::queue_wait(step.dst, step.value, stream);
+      // What stands in front of the wait leaves before it ends.
+      if (transport_ != nullptr) *code = transport_->flush(stream);
+      if (*code == 0) *code = acl::queue_wait(step.dst, step.value, stream);
       break;
     case Step::kWrite:
       call = "aclrtValueWrite";
