@@ -24,7 +24,7 @@ def run(program: Path, *arguments: str) -> str:
     return ended.stdout
 
 
-@pytest.mark.parametrize("what", ["plan_", "slots_", "words_", "registry_", "link_", "allocations_"])
+@pytest.mark.parametrize("what", ["plan_", "slots_", "words_", "registry_", "link_", "allocations_", "pump_"])
 def test_units(programs: Path, what: str) -> None:
     assert re.search(r"^\d+ tests, 0 failed$", run(programs / "units", what), re.MULTILINE)
 

@@ -9,6 +9,7 @@
 #include "link/handles.h"
 #include "transport/engine/engines.h"
 #include "transport/engine/messages.h"
+#include "transport/engine/own_engine.h"
 #include "transport/engine/pump.h"
 
 namespace datadist::engine {
@@ -316,6 +317,10 @@ std::unique_ptr<Transport> make_transport(Settings settings) {
   const std::string why = kind->why_not();
   require(why.empty(), kFeatureNotEnabled, "the transport ", settings.engine, " is not here (207000): ", why);
   auto engine = kind->make({settings.device, settings.listen_ip});
+  return make_transport(std::move(settings), std::move(engine));
+}
+
+std::unique_ptr<Transport> make_transport(Settings settings, std::unique_ptr<Engine> engine) {
   return std::make_unique<EngineTransport>(std::move(settings), std::move(engine));
 }
 

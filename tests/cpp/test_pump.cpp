@@ -1,0 +1,432 @@
+// One end of a link over an engine, against an engine that does what a test says: what comes back late, out
+// of turn, damaged or never.
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <deque>
+#include <random>
+#include <set>
+#include <thread>
+
+#include "acl/check.h"
+#include "acl/queue.h"
+#include "acl/stream.h"
+#include "check.h"
+#include "error.h"
+#include "transport/engine/engine_transport.h"
+#include "transport/engine/messages.h"
+#include "transport/engine/own_engine.h"
+#include "transport/mapped/mapped.h"
+
+namespace datadist {
+namespace {
+
+using namespace engine;
+
+constexpr size_t kChunk = 4096;
+constexpr uint64_t kPeerChunks = 1 << 20;
+constexpr uint64_t kPeerMemory = 1 << 30;
+constexpr size_t kBytes = 64 * kChunk;
+
+// What the test and the engine share.
+struct Wire {
+  std::mutex mutex;
+  std::deque<std::string> incoming;
+  std::vector<Message> sent;
+  std::set<int64_t> under_way;
+  bool finishes = true;              // requests, at the next poll
+  std::function<void()> at_receive;  // once, on the thread of the transport
+
+  void put(std::string text) {
+    std::lock_guard lock(mutex);
+    incoming.push_back(std::move(text));
+  }
+  std::vector<Message> messages() {
+    std::lock_guard lock(mutex);
+    return sent;
+  }
+  size_t requests() {
+    std::lock_guard lock(mutex);
+    return under_way.size();
+  }
+};
+
+class Scripted : public Engine {
+ public:
+  explicit Scripted(std::shared_ptr<Wire> wire) : wire_(std::move(wire)) {}
+  Limits limits() const override {
+    Limits limits;
+    limits.has_messages = true;
+    return limits;
+  }
+  std::string add_memory(char*, size_t, bool) override { return {}; }
+  void remove_memory(char*) override {}
+  void learn_memory(const std::string&) override {}
+  std::string address() override { return "scripted"; }
+  void connect(const std::string&) override {}
+  int64_t post(Way, const std::vector<engine::Piece>&) override {
+    std::lock_guard lock(wire_->mutex);
+    wire_->under_way.insert(++last_);
+    return last_;
+  }
+  Progress poll(int64_t request) override {
+    std::lock_guard lock(wire_->mutex);
+    if (!wire_->finishes) return {};
+    wire_->under_way.erase(request);
+    return {Progress::kDone, ""};
+  }
+  bool cancel(int64_t) override { return false; }
+  void send(const std::string& message) override {
+    std::string why;
+    std::lock_guard lock(wire_->mutex);
+    wire_->sent.push_back(*decode(message, &why));
+  }
+  std::optional<std::string> receive() override {
+    std::function<void()> call;
+    {
+      std::lock_guard lock(wire_->mutex);
+      call.swap(wire_->at_receive);
+    }
+    if (call) call();
+    std::lock_guard lock(wire_->mutex);
+    if (wire_->incoming.empty()) return std::nullopt;
+    std::string text = std::move(wire_->incoming.front());
+    wire_->incoming.pop_front();
+    return text;
+  }
+
+ private:
+  const std::shared_ptr<Wire> wire_;
+  int64_t last_ = 0;
+};
+
+bool becomes(const std::function<bool()>& is_true) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (!is_true()) {
+    if (std::chrono::steady_clock::now() > end) return false;
+    std::this_thread::sleep_for(std::chrono::microseconds(100));
+  }
+  return true;
+}
+
+class End {
+ public:
+  explicit End(size_t chunk_bytes = kChunk, size_t chunks = 2, bool is_host = false)
+      : memory(mapped::allocate(0, kBytes)), page(mapped::allocate(0, 4096)) {
+    DATADIST_ACL(acl::set_device(0));
+    Settings settings;
+    settings.engine = "scripted";
+    settings.peer = "cluster 9";
+    settings.chunk_bytes = chunk_bytes;
+    settings.chunks = chunks;
+    settings.take_word = [this] {
+      const DeviceMemory word = mapped::allocate(0, sizeof(uint64_t));
+      DATADIST_ACL(aclrtMemset(word.address, sizeof(uint64_t), 0, sizeof(uint64_t)));
+      return std::shared_ptr<char>(word.address, [this, word](char*) {
+        acl::ContextScope restore;
+        acl::set_device(0);
+        uint64_t value = 0;
+        aclrtMemcpy(&value, sizeof value, word.address, sizeof value, ACL_MEMCPY_DEVICE_TO_HOST);
+        last_word = value;
+        words_back = true;
+      });
+    };
+    settings.named_by_peer = [this](Named what, const char* address, size_t bytes) -> std::optional<Reach> {
+      const DeviceMemory& of = what == Named::kWord ? page : memory;
+      const size_t size = what == Named::kWord ? 4096 : kBytes;
+      if (address < of.address || address >= of.address + size) return std::nullopt;
+      if (bytes > static_cast<size_t>(of.address + size - address)) return std::nullopt;
+      return Reach::kDevice;
+    };
+    settings.reach_of_own = [is_host](const char*, size_t) {
+      return std::optional(is_host ? Reach::kPinned : Reach::kDevice);
+    };
+    settings.wake = [] {};
+    transport = make_transport(std::move(settings), std::make_unique<Scripted>(wire));
+    remote = transport->map({"", 0, kPeerMemory, is_host ? MemoryKind::kPrivateHost : MemoryKind::kDevice},
+                            kBytes);
+    transport->connect(encode(Address{kPeerChunks, chunk_bytes, static_cast<uint32_t>(chunks), "scripted"}));
+  }
+  ~End() {
+    transport.reset();
+    for (aclrtStream stream : streams) aclrtDestroyStreamForce(stream);
+  }
+  End(const End&) = delete;
+  End& operator=(const End&) = delete;
+
+  aclrtStream stream() {
+    DATADIST_ACL(acl::set_device(0));
+    aclrtStream made = nullptr;
+    DATADIST_ACL(aclrtCreateStream(&made));
+    streams.push_back(made);
+    return made;
+  }
+
+  void push(aclrtStream stream, size_t chunk, size_t chunks = 1) {
+    CHECK_EQUAL(transport->copy(remote.address + chunk * kChunk, memory.address + chunk * kChunk,
+                                chunks * kChunk, stream),
+                0);
+  }
+  // Behind what was queued on the stream; the last of them tells the transport.
+  void write_word(aclrtStream stream) {
+    CHECK_EQUAL(transport->write_word(remote.address, 7, nullptr, stream), 0);
+  }
+
+  // The reason for which the end gave up after it got this.
+  std::string refusal_of(std::string text) {
+    wire->put(std::move(text));
+    CHECK(becomes([&] { return transport->failure().has_value(); }));
+    return *transport->failure();
+  }
+
+  const std::shared_ptr<Wire> wire = std::make_shared<Wire>();
+  const DeviceMemory memory;
+  const DeviceMemory page;
+  std::atomic<bool> words_back{false};
+  std::atomic<uint64_t> last_word{0};
+  std::unique_ptr<Transport> transport;
+  Mapped remote;
+  std::vector<aclrtStream> streams;
+};
+
+Message ranges(Message::Kind kind, uint32_t chunk, std::vector<Range> named) {
+  return {kind, chunk, std::move(named), {}};
+}
+
+uint64_t address_of(const DeviceMemory& memory) { return reinterpret_cast<uint64_t>(memory.address); }
+
+TEST(pump_sends_no_word_that_tells_of_a_parcel_which_was_given_up) {
+  End end;
+  aclrtStream stream = end.stream();
+  end.wire->finishes = false;
+  end.push(stream, 0);
+  end.write_word(stream);
+  CHECK(becomes([&] { return end.wire->requests() == 1; }));
+
+  std::atomic<bool> was_dropped{false};
+  {
+    std::lock_guard lock(end.wire->mutex);
+    // Between the look at the board and the look at what is under way.
+    end.wire->at_receive = [&] {
+      end.transport->drop(stream);
+      std::lock_guard inner(end.wire->mutex);
+      end.wire->finishes = true;
+      was_dropped = true;
+    };
+  }
+  CHECK(becomes([&] { return was_dropped.load(); }));
+  CHECK(becomes([&] { return end.wire->requests() == 0; }));
+
+  end.wire->put(
+      encode(ranges(Message::kTaken, 0, {})));  // whichever chunk it was: an end of the link at worst
+  bool told = false;
+  for (const Message& message : end.wire->messages()) {
+    told = told || message.kind == Message::kScatter;
+    CHECK(message.kind != Message::kWords || told);
+  }
+}
+
+TEST(pump_forgets_no_stream_while_a_parcel_of_it_is_under_way) {
+  End end;
+  aclrtStream stream = end.stream();
+  end.wire->finishes = false;
+  end.push(stream, 0);
+  CHECK_EQUAL(end.transport->flush(stream), 0);
+  CHECK(becomes([&] { return end.wire->requests() == 1; }));
+  std::this_thread::sleep_for(std::chrono::milliseconds(5));  // all of its entries have been taken
+
+  CHECK(!end.transport->drop(stream));
+  CHECK(!end.transport->drop(stream));
+  {
+    std::lock_guard lock(end.wire->mutex);
+    end.wire->finishes = true;
+  }
+  CHECK(becomes([&] { return end.transport->drop(stream); }));
+}
+
+TEST(pump_has_not_sent_all_while_a_parcel_is_under_way) {
+  End end;
+  aclrtStream stream = end.stream();
+  end.wire->finishes = false;
+  end.push(stream, 0);
+  CHECK_EQUAL(end.transport->flush(stream), 0);
+  CHECK(becomes([&] { return end.wire->requests() == 1; }));
+  std::this_thread::sleep_for(std::chrono::milliseconds(5));
+
+  CHECK(!end.transport->has_sent_all());
+}
+
+TEST(pump_gives_the_word_of_a_stream_back_after_it_was_written) {
+  constexpr size_t kLarge = 32 << 20;
+  End end(kLarge);
+  aclrtStream stream = end.stream();
+  CHECK_EQUAL(end.transport->write_word(end.remote.address, 7, nullptr, stream), 0);
+  CHECK(becomes([&] { return end.transport->has_sent_all(); }));
+  // Something that takes its time, in front of the write.
+  std::vector<Range> named(64, Range{address_of(end.memory), kBytes});
+  end.wire->put(encode(ranges(Message::kScatter, 0, named)));
+  CHECK_EQUAL(end.transport->write_word(end.remote.address, 8, nullptr, stream), 0);
+  CHECK_EQUAL(end.transport->settle(stream), 0);
+  CHECK(becomes([&] { return end.transport->has_sent_all(); }));
+
+  CHECK(becomes([&] { return end.transport->drop(stream); }));
+  CHECK(becomes([&] { return end.words_back.load(); }));
+  CHECK_EQUAL(end.last_word.load(), uint64_t{1});
+}
+
+TEST(pump_lets_no_stream_starve_another_one) {
+  for (const bool is_first_long : {true, false}) {
+    End end;
+    const std::vector<aclrtStream> two{end.stream(), end.stream()};
+    aclrtStream of_long = two[is_first_long ? 0 : 1];
+    aclrtStream of_short = two[is_first_long ? 1 : 0];
+    end.push(of_long, 0, 40);
+    CHECK_EQUAL(end.transport->flush(of_long), 0);
+    const auto filled = [&] {
+      std::vector<Message> found;
+      for (const Message& message : end.wire->messages())
+        if (message.kind == Message::kScatter) found.push_back(message);
+      return found;
+    };
+    CHECK(becomes([&] { return filled().size() == 2; }));  // as many as there are credits
+    end.push(of_short, 50);
+    CHECK_EQUAL(end.transport->flush(of_short), 0);
+    CHECK_EQUAL(acl::synchronize(of_short, 20'000), 0);
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+
+    size_t before = 0;
+    for (size_t i = 0; i < 40; ++i) {
+      CHECK(becomes([&] { return filled().size() > i; }));
+      const Message one = filled()[i];
+      if (one.ranges.front().address == kPeerMemory + 50 * kChunk) break;
+      ++before;
+      end.wire->put(encode(ranges(Message::kTaken, one.chunk, {})));
+    }
+    CHECK(before < 10);
+  }
+}
+
+TEST(pump_refuses_what_a_peer_may_not_say_by_name) {
+  const DeviceMemory memory = mapped::allocate(0, 4096);
+  const auto said = [](const std::string& text) {
+    End end;
+    return end.refusal_of(text);
+  };
+  const auto contains = [](const std::string& text, const std::string& what) {
+    if (text.find(what) == std::string::npos) check::fail(__FILE__, __LINE__, text + " does not say " + what);
+  };
+  const std::string valid = encode(ranges(Message::kTaken, 0, {}));
+  const auto with = [&](size_t at, uint32_t value) {
+    std::string text = valid;
+    std::memcpy(text.data() + at, &value, sizeof value);
+    return text;
+  };
+  contains(said(""), "0 bytes that are no message: they end before the 16 bytes of a head");
+  contains(said(valid.substr(0, 15)), "15 bytes that are no message");
+  contains(said(with(0, 1)), "they begin with 1, expected");
+  contains(said(with(4, 0)), "their kind is 0, expected 1 to 6");
+  contains(said(with(4, 99)), "their kind is 99, expected 1 to 6");
+  contains(said(with(12, UINT32_MAX)), "they announce 4294967295 items, and 0 bytes follow");
+  contains(said(valid + "12345678"), "they announce 0 items, and 8 bytes follow");
+  contains(said(encode(ranges(Message::kTaken, 0, {{1, 1}}))), "has no items, and they have 1");
+  contains(said(encode(ranges(Message::kScatter, 0, {{4096, 0}}))), "they name 0 bytes at 4096");
+  contains(said(encode(ranges(Message::kFetch, 0, {{UINT64_MAX, 2}}))),
+           "they name 2 bytes at 18446744073709551615");
+  contains(said(encode(ranges(Message::kTaken, 0, {}))), "cluster 9 took chunk 0, which was not filled");
+  contains(said(encode(ranges(Message::kFilled, 1, {}))), "filled chunk 1, which nobody waits for");
+  contains(said(encode(ranges(Message::kScatter, 2, {}))), "filled chunk 2, which is not its to fill");
+  contains(said(encode(ranges(Message::kScatter, UINT32_MAX, {}))), "which is not its to fill");
+  contains(said(encode(ranges(Message::kFetch, 2, {}))),
+           "asks for chunk 2, which it has asked for or does not");
+  contains(said(encode(ranges(Message::kFetch, 0, {}))), "asks for nothing");
+  contains(said(encode(ranges(Message::kReach, 2, {}))), "says 2 of whether it reaches memory here");
+  contains(said(encode(Message{Message::kWords, 0, {}, {{64, 1}}})),
+           "named 8 bytes at 64, which it was not offered");
+  {
+    End end;
+    const uint64_t at = address_of(end.memory);
+    contains(end.refusal_of(encode(ranges(Message::kScatter, 0, {{at, kChunk}, {at, 1}}))),
+             "sent more than a chunk holds");
+  }
+  {
+    End end;
+    const uint64_t at = address_of(end.memory);
+    contains(end.refusal_of(encode(ranges(Message::kFetch, 0, {{at, kChunk}, {at, 1}}))),
+             "asks for more than a chunk holds");
+  }
+  {
+    End end;
+    contains(end.refusal_of(encode(ranges(Message::kFetch, 1, {{address_of(end.memory) + kBytes - 1, 2}}))),
+             "which it was not offered");
+  }
+}
+
+TEST(pump_tells_the_peer_while_it_reaches_its_memory_directly) {
+  End end(kChunk, 2, true);
+  aclrtStream stream = end.stream();
+  const auto said = [&](uint32_t chunk) {
+    const auto sent = end.wire->messages();
+    return std::any_of(sent.begin(), sent.end(), [&](const Message& message) {
+      return message.kind == Message::kReach && message.chunk == chunk;
+    });
+  };
+  end.wire->finishes = false;
+  end.push(stream, 0, 4);
+  CHECK_EQUAL(end.transport->flush(stream), 0);
+  CHECK(becomes([&] { return said(1); }));
+  CHECK(!said(0));
+
+  {
+    std::lock_guard lock(end.wire->mutex);
+    end.wire->finishes = true;
+  }
+  CHECK(becomes([&] { return said(0); }));
+}
+
+TEST(pump_refuses_addresses_that_make_no_sense) {
+  const auto said = [](const std::string& text) {
+    std::string why;
+    return decode_address(text, &why) ? std::string("taken") : why;
+  };
+  CHECK_EQUAL(said(encode(Address{4096, kChunk, 4, "x"})), "taken");
+  CHECK_EQUAL(said("short"), "5 bytes, expected at least 24");
+  for (const Address& bad : {Address{4096, 0, 4, ""}, Address{4096, kChunk, 65, ""},
+                             Address{4096, uint64_t{1} << 40, 4, ""}, Address{UINT64_MAX - 5, kChunk, 4, ""}})
+    CHECK(said(encode(bad)).find("chunks of") != std::string::npos);
+  CHECK(said(std::string(24, '\7')).find("it begins with") != std::string::npos);
+}
+
+// Damaged and hostile messages by the thousand: each is taken or ends this link, with a reason, and memory
+// that was not offered is never written.
+TEST(pump_survives_messages_that_nobody_would_send) {
+  std::mt19937_64 chance(11);
+  const auto below = [&](uint64_t end) { return chance() % end; };
+  int refused = 0;
+  for (int round = 0; round < 40; ++round) {
+    End end;
+    const uint64_t here = address_of(end.memory);
+    const uint64_t addresses[] = {here,           here + kBytes - 8, address_of(end.page), 0, 64,
+                                  UINT64_MAX - 4, here - 8};
+    const uint64_t sizes[] = {8, kChunk, kChunk + 1, 0, kBytes, UINT64_MAX, uint64_t{1} << 40};
+    for (int i = 0; i < 200 && !end.transport->failure(); ++i) {
+      Message message;
+      message.kind = static_cast<Message::Kind>(1 + below(6));
+      message.chunk = static_cast<uint32_t>(below(8) == 0 ? chance() : below(3));
+      for (uint64_t n = below(4); n > 0; --n)
+        message.ranges.push_back({addresses[below(7)], sizes[below(7)]});
+      for (uint64_t n = below(3); n > 0; --n) message.words.push_back({addresses[below(7)], chance()});
+      std::string text = encode(message);
+      for (uint64_t n = below(3); n > 0; --n) text[below(text.size())] = static_cast<char>(chance());
+      if (below(4) == 0) text.resize(below(text.size() + 20));
+      end.wire->put(std::move(text));
+    }
+    if (becomes([&] { return end.transport->failure().has_value() || end.wire->messages().size() > 1000; }))
+      ++refused;
+    const auto why = end.transport->failure();
+    CHECK(why && why->find("cluster 9") != std::string::npos);
+  }
+  CHECK_EQUAL(refused, 40);
+}
+
+}  // namespace
+}  // namespace datadist
