@@ -108,6 +108,11 @@ class Instance:
     def link_status(self, link: int) -> tuple[bool, int, str]:
         """(is alive, code, the bare cause); code 0 and no cause while it is alive."""
 
+    def link_counters(self, link: int) -> tuple[int, int, int]:
+        """Of the transfers that this end began and that have ended: all, failed, bytes of the others. A link
+        that is closed has none.
+        """
+
     def close_link(self, link: int, patience_ms: int | None = None) -> None:
         """Lets running transfers end, for so long (None: ``close_timeout_ms``, or the timeout of a transfer
         where that is shorter), fails the rest (LLM_NOT_YET_LINK), tells the peer's watchdog, and frees

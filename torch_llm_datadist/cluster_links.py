@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -171,3 +172,33 @@ class ClusterLinks(InstanceCalls):
         running = self._initialised()
         is_alive = {info: running.instance.link_status(info.link)[0] for info in running.links.table.infos()}
         return [info if alive else replace(info, state="lost") for info, alive in is_alive.items()]
+
+    def metrics(self) -> list[dict[str, str | int]]:
+        """What went over each link that there is, for a monitoring system; counted by this end.
+
+        Of each link: ``cluster_id``, ``link``, ``state`` and ``transport`` as in ``links``; ``transfers``,
+        which this end began and which have ended, one per push, pull or task; ``failures``, as many of them
+        as failed; ``bytes``, of those that did not; ``in_doubt``, the entries of ``blocks_in_doubt`` that
+        are of this link. A link's counters begin at 0 and end with it.
+
+        >>> [(each["cluster_id"], each["transport"]) for each in prefill.metrics()]
+        [(2, 'mapped')]
+        """
+        running = self._initialised()
+        doubts = Counter(doubt.link for doubt in running.cache_manager.blocks_in_doubt())
+        found: list[dict[str, str | int]] = []
+        for info in self.links():
+            transfers, failures, moved = running.instance.link_counters(info.link)
+            found.append(
+                {
+                    "cluster_id": info.cluster_id,
+                    "link": info.link,
+                    "state": info.state,
+                    "transport": info.transport,
+                    "transfers": transfers,
+                    "failures": failures,
+                    "bytes": moved,
+                    "in_doubt": doubts[info.link],
+                }
+            )
+        return found

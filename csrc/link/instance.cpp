@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "error.h"
+#include "link/counters.h"
 #include "link/forked.h"
 #include "messages/messages.h"
 
@@ -35,6 +36,7 @@ std::shared_ptr<Link> Instance::open_link(Peer peer) {
   try {
     engine_->watch(link);
     links_[link->handle()] = link;
+    counters::open(link->handle());
   } catch (...) {
     links().release(link->handle());  // nobody else would: its engine does not know it
     throw;
@@ -72,6 +74,7 @@ void Instance::close_link(int64_t handle, std::optional<std::chrono::millisecond
     link = found->second;
     links_.erase(found);
   }
+  counters::close(handle);
   link->close(patience.value_or(
       std::min(options_.transfer_timeout,
                options_.closing)));  // the engine releases the handle when nothing of it is in use any more

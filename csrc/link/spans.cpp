@@ -7,25 +7,12 @@
 #include "error.h"
 #include "link/link.h"
 #include "link/transfer.h"
-#include "plan/span.h"
+#include "link/transfer_bytes.h"
 
 namespace datadist::spans {
 namespace {
 
 std::atomic<bool (*)()> asked{nullptr};
-
-int64_t bytes_of(const TransferPlan& plan, int64_t first_layer, int64_t layers) {
-  const int64_t each = plan.local_layers.tensors_per_layer;
-  const bool is_pull = plan.direction == Direction::kPull;
-  int64_t bytes = 0;
-  for (int64_t i = first_layer * each; i < (first_layer + layers) * each; ++i) {
-    const int64_t local = plan.local->geometry.strides[plan.local_layers.first_layer * each + i];
-    const int64_t remote = plan.remote->geometry.strides[plan.remote_layers.first_layer * each + i];
-    for (const Run& run : plan.runs)
-      bytes += span_of(plan.shape, run, is_pull ? remote : local, is_pull ? local : remote, local).bytes;
-  }
-  return bytes;
-}
 
 const char* name_of(const TransferPlan& plan) {
   if (plan.direction == Direction::kPull) return "pull";

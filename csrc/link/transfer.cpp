@@ -1,11 +1,13 @@
 #include "link/transfer.h"
 
 #include "error.h"
+#include "link/counters.h"
 #include "link/destination.h"
 #include "link/engine.h"
 #include "link/packed_push.h"
 #include "link/spans.h"
 #include "link/ticket.h"
+#include "link/transfer_bytes.h"
 #include "link/transfer_program.h"
 #include "link/verification.h"
 #include "messages/messages.h"
@@ -307,11 +309,24 @@ void Transfer::look_at_host_copies(const Tick& tick) {
   passed_marks_ = passed;
 }
 
+namespace {
+
+void count(int64_t link, const TransferPlan& plan, int64_t code) {
+  if (code == kSuccess) {
+    counters::add_success(link, bytes_of(plan));
+  } else {
+    counters::add_failure(link);
+  }
+}
+
+}  // namespace
+
 void Transfer::end(int64_t code, const std::string& why) {
   if (has_ended_) return;
   has_ended_ = true;
   code_ = code;
   why_ = why;
+  if (!is_publication()) count(link_->handle(), plan_, code_);
   changed_.notify_all();
 }
 

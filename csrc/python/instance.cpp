@@ -2,6 +2,8 @@
 #include "link/instance.h"
 
 #include "cache/paged.h"
+#include "link/counters.h"
+#include "link/forked.h"
 #include "messages/messages.h"
 #include "python/tensors.h"
 #include "transport/engine/engines.h"
@@ -253,6 +255,14 @@ void define_instance(py::module_& m) {
             const auto link = self.link(handle, "link_status");
             const auto [code, why] = link->end();
             return std::make_tuple(link->is_alive(), code, why);
+          },
+          py::arg("link"), nogil)
+      .def(
+          "link_counters",
+          [](Instance&, int64_t link) {
+            require_not_forked("link_counters");
+            const auto counts = counters::of(link);
+            return std::make_tuple(counts.transfers, counts.failures, counts.bytes);
           },
           py::arg("link"), nogil)
       .def(
