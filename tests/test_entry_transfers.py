@@ -30,6 +30,7 @@ from tests.entries import (
     pair_for_a_module,
     restore,
 )
+from tests.links import maps_memory
 from tests.test_push_blocks import copies_of
 from torch_llm_datadist import (
     CacheKeyByIdAndIndex,
@@ -229,6 +230,7 @@ def push_entry(state: SimpleNamespace, remote: int, local: int) -> int:
     )
 
 
+@maps_memory
 def test_entries_move_between_processes_with_at_most_one_copy_per_tensor(peers: Any) -> None:
     a, b = linked_peers(peers, "RA")
     here = caches.rows(caches.bytes_of(100, [BATCH * ENTRY] * TENSORS), BATCH)
@@ -288,6 +290,7 @@ def pull_slowly(state: SimpleNamespace, bytes_per_s: float, delay_s: float, entr
 
 
 @pytest.mark.races_on_purpose("the pull that took too long may still write")
+@maps_memory
 def test_a_pull_that_takes_longer_than_sync_kv_timeout_raises_and_the_link_goes_on(peers: Any) -> None:
     a, b = peers(2)
     a.call(instances.start, HERE, 0, {"sync_kv_timeout": 1000})

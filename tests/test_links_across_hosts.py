@@ -22,6 +22,10 @@ from torch_llm_datadist.transports import nixl_library
 
 pytestmark = pytest.mark.skipif(bool(nixl_library()[1]), reason=nixl_library()[1])
 KEEP_ALIVE_S = 1.0
+CUT_S = 5.0
+LARGE_BLOCK = 96 << 10
+CHUNK = 256 << 10  # short, so that signs of life do not wait long behind data on a slow wire
+SLOW = 6 << 20  # bytes a second: a push of all blocks takes three
 NOTICED_WITHIN_S = 8.0
 LOST = datadist.LLMStatusCode.LLM_NOT_YET_LINK
 
@@ -35,17 +39,23 @@ def lab() -> Iterator[Lab]:
 @pytest.fixture
 def pair(lab: Lab) -> Iterator[tuple[HostPeer, HostPeer]]:
     """Prefill near, decode far, linked."""
+    with linked(lab, 256) as pair:
+        yield pair
+
+
+@contextlib.contextmanager
+def linked(lab: Lab, block_bytes: int, **more: int) -> Iterator[tuple[HostPeer, HostPeer]]:
     with contextlib.ExitStack() as stack:
         a, b = (HostPeer(lab[name]) for name in ("near", "far"))
         stack.callback(a.stop)
         stack.callback(b.stop)
-        options = {"keep_alive_ms": int(KEEP_ALIVE_S * 1000), "transport": "nixl"}
+        options = {"keep_alive_ms": int(KEEP_ALIVE_S * 1000), "transport": "nixl", **more}
         a.send(instances.start, 1, 0, {**options, "listen_ip_info": f"{lab['near'].address}:0"})
         b.send(instances.start, 2, 1, {**options, "listen_ip_info": f"{lab['far'].address}:0"})
         a.answer()
         port = b.answer()
         for cluster_id, peer in ((1, a), (2, b)):
-            peer.call(instances.register, cluster_id, 2 * LAYERS, 24, 256)
+            peer.call(instances.register, cluster_id, 2 * LAYERS, 24, block_bytes)
         assert a.call(link, lab["far"].address, port) == ["LLM_SUCCESS"]
         b.call(instances.wait_linked, 1)
         yield a, b
@@ -86,11 +96,15 @@ def content_bytes(state: SimpleNamespace) -> bytes:
 
 def content(peer: HostPeer) -> torch.Tensor:
     """As bytes: a process that was not forked from this one's server shares no tensors with it."""
-    return torch.frombuffer(bytearray(peer.call(content_bytes)), dtype=torch.uint8).view(2 * LAYERS, 24, 256)
+    return whole(peer.call(content_bytes))
 
 
-def pattern(seed: int) -> torch.Tensor:
-    return instances.pattern(seed, 2 * LAYERS, 24, 256)
+def whole(raw: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(2 * LAYERS, 24, -1)
+
+
+def pattern(seed: int, block_bytes: int = 256) -> torch.Tensor:
+    return instances.pattern(seed, 2 * LAYERS, 24, block_bytes)
 
 
 def test_instances_on_different_hosts_link_over_nixl_and_say_so(pair: Any) -> None:
@@ -139,3 +153,72 @@ def test_a_cut_is_noticed_at_both_ends_and_a_relink_works_after_it(lab: Lab, pai
     expected = pattern(2)
     expected[:, DST] = pattern(1)[:, SRC]
     assert torch.equal(content(b), expected)
+
+
+def prepare_all(state: SimpleNamespace) -> int:
+    blocks = [*range(24)]
+    key = datadist.BlocksCacheKey(2, 0)
+    state.task = state.datadist.cache_manager.prepare_push(key, state.cache, blocks, blocks)
+    return int(state.task.ticket)
+
+
+def read_each_layer(state: SimpleNamespace, ticket: int) -> None:
+    """Queues a consumer of each layer behind its wait, with a status of its own."""
+    binding = datadist.Binding(state.device, range(LAYERS))
+    binding.bind([ticket], timeout_s=60.0)
+    state.statuses = [torch.zeros_like(state.status) for _ in range(LAYERS)]
+    state.seen = []
+    for layer, status in enumerate(state.statuses):
+        datadist.ops.wait_layer(status, status, layer, binding.id)
+        state.seen += [state.raw[2 * layer].clone(), state.raw[2 * layer + 1].clone()]
+
+
+def what_was_read(state: SimpleNamespace) -> tuple[list[int], bytes]:
+    torch.npu.synchronize(state.device)
+    seen = torch.stack([tensor.cpu() for tensor in state.seen])
+    return [int(status.item()) for status in state.statuses], seen.numpy().tobytes()
+
+
+def wait_until_some_has_come(state: SimpleNamespace) -> bool:
+    """Until a part of the first tensor is there; False when all of the last one is, too."""
+    with torch.npu.stream(torch.npu.Stream(state.device)):
+        before = state.raw[0].cpu(), state.raw[-1].cpu()
+        deadline = time.monotonic() + 20.0
+        while torch.equal(state.raw[0].cpu(), before[0]):
+            assert time.monotonic() < deadline, "nothing came"
+        return torch.equal(state.raw[-1].cpu(), before[1])
+
+
+def test_a_cut_in_the_middle_of_a_push_shows_nothing_wrong_and_a_relink_works_after_it(lab: Lab) -> None:
+    with linked(lab, LARGE_BLOCK, engine_chunk_bytes=CHUNK) as (a, b):
+        new = pattern(1, LARGE_BLOCK)
+        b.call(read_each_layer, a.call(prepare_all))
+        lab.network.shape(bytes_per_s=SLOW)
+        a.send(push_some_layers, range(LAYERS), 60.0)
+        assert b.call(wait_until_some_has_come)
+
+        lab.network.cut("near", "far")
+        began = time.monotonic()
+        sent = a.answer()[0]
+        statuses, raw = b.call(what_was_read)
+        noticed = time.monotonic() - began
+        a.call(wait_lost, 2)
+        b.call(wait_lost, 1)
+
+        assert sent == LOST
+        assert noticed < NOTICED_WITHIN_S
+        assert set(statuses) <= {0, LOST}
+        assert statuses[-1] == LOST
+        for layer, status in enumerate(statuses):
+            if status == 0:
+                assert torch.equal(whole(raw)[2 * layer : 2 * layer + 2], new[2 * layer : 2 * layer + 2])
+        left = content(b)
+        assert not torch.equal(left, new)
+
+        time.sleep(max(0.0, CUT_S - (time.monotonic() - began)))
+        lab.network.shape()
+        lab.network.heal("near", "far")
+        assert a.call(relink) == ["LLM_SUCCESS"]
+        assert torch.equal(content(b), left)  # nothing that was on the way came after all
+        a.call(instances.push_blocks, 2, [*range(24)], [*range(24)])
+        assert torch.equal(content(b), new)

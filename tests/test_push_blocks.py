@@ -6,6 +6,7 @@ import ast
 import gc
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch._subclasses import FakeTensorMode
 import torch_llm_datadist
 import torch_llm_datadist as datadist
 from tests import instances
+from tests.links import maps_memory
 from torch_llm_datadist import DataType, _native, emulator
 
 BLOCKS = 24
@@ -41,11 +43,12 @@ def linked_pair(
     data_type: DataType = DataType.DT_UINT8,
     blocks: int = BLOCKS,
     apart: bool = False,
+    options: dict[str, Any] | None = None,
 ):
     """Two processes on two devices with a cache each, linked from the first to the second."""
     a, b = peers(2)
-    a.call(instances.start, 1, 0)
-    port = b.call(instances.start, 2, 1)
+    a.call(instances.start, 1, 0, options)
+    port = b.call(instances.start, 2, 1, options)
     a.call(instances.register, 10, num_tensors, blocks, block_bytes, data_type, 0, apart)
     b.call(instances.register, 20, num_tensors, blocks, block_bytes, data_type, 0, apart)
     assert a.call(instances.link, 2, port) == ["LLM_SUCCESS"]
@@ -82,7 +85,7 @@ def test_push_blocks_is_bit_exact_for_every_dtype(peers, data_type):
 def test_push_blocks_moves_only_the_named_blocks(peers, tensors_per_layer, block_bytes):
     blocks = BLOCKS if block_bytes < 1 << 20 else 6
     num_tensors = 2 * tensors_per_layer
-    a, b = linked_pair(peers, num_tensors, block_bytes, blocks=blocks)
+    a, b = linked_pair(peers, num_tensors, block_bytes, blocks=blocks, options={"sync_kv_timeout": 30_000})
     src, dst = scattered(block_bytes + tensors_per_layer, min(9, blocks // 2), blocks)
 
     a.call(push_layers, 2, src, dst, tensors_per_layer)
@@ -128,6 +131,7 @@ def count_copies(state, src, dst):
     return copies_of(state, lambda: instances.push_blocks(state, 2, src, dst))
 
 
+@maps_memory
 def test_neighbouring_blocks_travel_as_one_copy(peers):
     a, _ = linked_pair(peers, 4, 64, apart=True)
     a.call(instances.push_blocks, 2, [0], [0])

@@ -93,6 +93,14 @@ def tensors_of(desc: CacheDesc) -> list[torch.Tensor]:
     return [torch.zeros(desc.shape, dtype=torch.float16, device="npu:0") for _ in range(desc.num_tensors)]
 
 
+@pytest.fixture(scope="module")
+def mapping() -> Iterator[Any]:
+    """The manager of an instance whose links map memory. Engines refuse other memory: tests/test_hixl.py."""
+    state = start(4, 0, transport="mapped")
+    yield state.manager
+    state.datadist.finalize()
+
+
 @pytest.fixture
 def foreign() -> Iterator[list[int]]:
     """Device memory that is not torch's: what maps memory between processes cannot hand it out."""
@@ -132,22 +140,22 @@ REFUSED = [
 @pytest.mark.parametrize("name", ["register_cache", "register_blocks_cache"])
 @pytest.mark.parametrize(("expected", "give", "words"), REFUSED)
 def test_memory_that_the_transport_refuses_is_refused_at_once_and_nothing_is_registered(
-    manager: Any, foreign: list[int], name: str, expected: Any, give: Callable[..., list[Any]], words: str
+    mapping: Any, foreign: list[int], name: str, expected: Any, give: Callable[..., list[Any]], words: str
 ) -> None:
-    key: Any = BlocksCacheKey(1, 3) if name == "register_blocks_cache" else [CacheKey(1, 3)]
+    key: Any = BlocksCacheKey(4, 3) if name == "register_blocks_cache" else [CacheKey(4, 3)]
     gc.collect()
     before = torch.npu.memory_allocated(0)
 
     addrs = give(foreign)
     try:
-        said = check_raises(expected, lambda: getattr(manager, name)(DESC, addrs, key))
+        said = check_raises(expected, lambda: getattr(mapping, name)(DESC, addrs, key))
     finally:
         emulator.fail_next("aclrtIpcMemGetExportKey", 0, 0)
 
     assert said.startswith(f"{name}: ")
     assert words in said
     assert "Nothing was registered" in said
-    assert manager.held_caches() == []
+    assert mapping.held_caches() == []
     addrs.clear()
     gc.collect()
     assert torch.npu.memory_allocated(0) <= before  # nobody keeps the tensors
@@ -155,7 +163,7 @@ def test_memory_that_the_transport_refuses_is_refused_at_once_and_nothing_is_reg
 
 def test_the_name_of_memory_that_was_refused_is_free_and_links_are_made(foreign: list[int]) -> None:
     """The key names what is registered next, not what was refused; no peer hears of that."""
-    here, there = start(11, 0), start(12, 1)
+    here, there = (start(11 + i, i, transport="mapped") for i in range(2))
     try:
         key = BlocksCacheKey(11, 3)
         check_raises(INVALID, lambda: here.manager.register_blocks_cache(DESC, foreign, key))
