@@ -10,7 +10,7 @@ PYTEST := TORCH_DEVICE_BACKEND_AUTOLOAD=1 $(BIN)/python -m pytest -n 2 --dist wo
 UNDER_RACES := -p torch_llm_datadist.emulator.pytest_races --races-between-processes
 SOURCES := setup.py pyproject.toml torch_llm_datadist/messages.inc torch_llm_datadist_emulator.pth $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.map' -o -name 'since.txt')
 
-.PHONY: demo test conformance races build lint format bench sim-fleet bench-emulator peers compare-peers plots performance callgrind op-table api-docs clean
+.PHONY: demo test conformance races build lint format bench bench-wire sim-fleet bench-emulator peers compare-peers plots performance callgrind op-table api-docs clean
 
 demo: build
 	$(RUN) demo $(if $(MODE),--mode $(MODE)) $(if $(TOKENS),--tokens $(TOKENS)) $(ARGS)
@@ -40,6 +40,10 @@ bench: build
 	$(RUN) run -m benchmarks.bench_scale --json build/bench/scale.json
 	$(RUN) run -m benchmarks.bench_dispatch --calls 200 --json build/bench/dispatch.json
 	$(RUN) run -m benchmarks.bench_layerwise_overlap --json build/bench/overlap.json
+
+# Pushes over NIXL's TCP against bare NIXL, between two network namespaces; ARGS=--check fails where a share is too small.
+bench-wire: build
+	$(RUN) run -m benchmarks.bench_wire --json build/bench/wire.json $(ARGS)
 
 # Thousands of processes in simulated time; ARGS=--check compares the model with real ones.
 sim-fleet: build
