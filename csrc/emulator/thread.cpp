@@ -8,6 +8,7 @@
 #include "emulator/context.h"
 #include "emulator/faults.h"
 #include "emulator/runtime.h"
+#include "emulator/without_signals.h"
 
 namespace emu {
 namespace {
@@ -39,6 +40,7 @@ void start_thread(const std::string& name, std::function<void()> body) {
   // A thread begins with its parent's name: who freezes by names waits until it has its own.
   auto& births = Runtime::get().faults->births();
   births.fetch_add(1);
+  const WithoutSignals block;
   try {
     std::thread([name, body = std::move(body), &births] {
       pthread_setname_np(pthread_self(), name.substr(0, 15).c_str());

@@ -543,7 +543,10 @@ def test_signals_that_come_while_frozen_are_delivered_after_the_thaw() -> None:
     import signal
     signal.signal(signal.SIGUSR1, lambda *_: say("signal"))
     acl.aclrtSetDevice(0)
-    say("up")
+    stream, word = acl.stream(), acl.malloc(8)
+    acl.aclrtValueWrite(word, 1, 0, stream)
+    acl.aclrtSynchronizeStream(stream)
+    say("its device has a thread, which goes on, and is not to take them")
     hear()
     """
     with peer(program) as other:

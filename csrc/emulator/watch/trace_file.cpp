@@ -15,6 +15,7 @@
 
 #include "emulator/error.h"
 #include "emulator/watch/facts_json.h"
+#include "emulator/without_signals.h"
 
 namespace emu::watch {
 namespace {
@@ -69,6 +70,7 @@ void TraceFile::open() {
   static_cast<void>(!write(fd_, "[\n", 2));
   const std::string process = text("process %d", getpid());
   waiting_.push_back({'M', "", "process_name", 0, 0, 0, 0, "\"name\":" + quoted(process)});
+  const WithoutSignals block;
   std::thread([this] { write_loop(); }).detach();
 }
 
