@@ -9,6 +9,7 @@ FOOTPRINT = ("rss", "device", "files", "threads")
 # What may be more at the end than after the warm-up: bytes, descriptors, threads.
 MAY_GROW = {"rss": 16 << 20, "device": 8 << 20, "files": 8, "threads": 16}
 SHOWN = 6
+SERIES = 12  # of what a process holds, from the first to the last
 
 
 class Findings:
@@ -46,16 +47,16 @@ class Findings:
         self._footprints.setdefault(who, []).append((time.monotonic() - self.began, found))
 
     def judge_footprints(self) -> None:
-        """Compares the last one of each process with the one after its warm-up: its second."""
+        """Compares the last one of each process with the one after its warm-up, a third of its series:
+        until then each pool has come to its size."""
         for who, series in self._footprints.items():
             if len(series) < 3:
                 continue
+            warm_at, warm = series[max(1, len(series) // 3)]
             for what in FOOTPRINT:
-                grown = series[-1][1][what] - series[1][1][what]
+                grown = series[-1][1][what] - warm[what]
                 if grown > MAY_GROW[what]:
-                    self.add(
-                        self.leaks, f"{who}: {what} grew by {grown} between {series[1][0]:.0f} s and the end"
-                    )
+                    self.add(self.leaks, f"{who}: {what} grew by {grown} between {warm_at:.0f} s and the end")
 
     def report(self) -> str:
         lines = [f"{time.monotonic() - self.began:.1f} s"]
@@ -68,7 +69,7 @@ class Findings:
             f"  refused with             {_listed(self.refused)}",
             f"  steps that were left out {_listed(self.left_out)}",
             f"  bytes checked            {self.bytes_checked:_}",
-            "  footprints, from the first to the last one that was taken of a process that lives",
+            "  footprints, from the first to the last one of each process that lived through several",
         ]
         for who, series in self._footprints.items():
             if len(series) > 1:
@@ -90,7 +91,8 @@ def _listed(counter: Counter[str]) -> str:
 
 
 def _series(what: str, values: list[int]) -> str:
-    shown = values if len(values) <= 6 else [*values[:3], *values[-3:]]
+    last = len(values) - 1
+    shown = values if last < SERIES else [values[last * i // (SERIES - 1)] for i in range(SERIES)]
     if what in ("rss", "device"):
         return " ".join(f"{value / 2**20:.1f}" for value in shown) + " MiB"
     return " ".join(map(str, shown))

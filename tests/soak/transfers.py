@@ -149,12 +149,13 @@ async def publish(soak: Soak, step: Step, a: Life, b: Life, link: Link) -> bool:
         return False
     number, ticket = published
     holder = asyncio.create_task(outcome(_after_taken(soak, a, src, stamps, number)))
-    pulled = await outcome(b.ask("pull", a.cluster_id, src, dst, ticket, a.model_id))
-    if isinstance(pulled, RefusedError):
-        await outcome(b.ask("give_up_ticket", ticket))
-    good = await judge_pull(soak, b, dst, stamps, link, pulled)
-    await holder
-    return good
+    try:
+        pulled = await outcome(b.ask("pull", a.cluster_id, src, dst, ticket, a.model_id))
+        if isinstance(pulled, RefusedError):
+            await outcome(b.ask("give_up_ticket", ticket))
+        return await judge_pull(soak, b, dst, stamps, link, pulled)
+    finally:
+        await holder
 
 
 async def _after_taken(soak: Soak, a: Life, src: Sequence[int], stamps: list[int], number: int) -> None:
