@@ -36,7 +36,7 @@ uint64_t now_ns() {
 // A task is written down when it has ended. What it told somebody, a host function its caller say, may be
 // acted upon before that; so who wants all of it waits so long for tasks under way. One that is held takes
 // longer.
-constexpr auto kFlushWithin = std::chrono::milliseconds(100);
+constexpr auto kFlushWithin = std::chrono::seconds(1);
 
 bool tells(TaskKind kind) {
   return kind != TaskKind::ValueWait && kind != TaskKind::EventWait && kind != TaskKind::NotifyWait &&
