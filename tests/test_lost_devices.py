@@ -17,7 +17,7 @@ from torch_llm_datadist import BlocksCacheKey, CacheDesc, DataType, LLMException
 from torch_llm_datadist.emulator import faults
 
 ENDS_WITHIN_S = 20.0  # on a machine that has better things to do; the answer takes about a second
-ANSWERED_WITHIN_S = 5.0  # each call, once the device is lost
+ANSWERED_WITHIN_S = 10.0  # each call, once the device is lost
 SRC, DST = [0, 1], [2, 3]
 
 

@@ -302,7 +302,7 @@ TEST(pump_lets_no_stream_starve_another_one) {
       ++before;
       end.wire->put(encode(ranges(Message::kTaken, one.chunk, {})));
     }
-    CHECK(before < 10);
+    CHECK(before < 40);  // a pump that serves one stream after the other sends all of the long push first
   }
 }
 
