@@ -322,3 +322,22 @@ def test_a_local_op_refuses_tensors_that_are_elsewhere_or_have_no_entries(
             ),
         }
         check_raises(INVALID, calls[name])
+
+
+@pytest.mark.parametrize("pairs", [([0, 1], [1, 2]), ([1, 2, 3], [0, 1, 2])])
+def test_swap_blocks_within_the_same_tensors_refuses_runs_that_overlap(
+    state: SimpleNamespace, pairs: tuple[list[int], list[int]]
+) -> None:
+    before = torch.arange(2 * BATCH * ENTRY).view(2, BATCH, ENTRY)
+    tensors = list(before.npu())
+
+    def swap(src: list[int], dst: list[int]) -> None:
+        datadist.ops.swap_blocks(state.status, tensors, tensors, torch.tensor(src), torch.tensor(dst))
+
+    message = check_raises(INVALID, lambda: swap(*pairs))
+
+    assert "overlap" in message
+    assert torch.equal(torch.stack(tensors).cpu(), before)
+    swap([0, 2], [3, 2])  # a block that stays where it is overlaps nothing
+    before[:, 3] = before[:, 0]
+    assert torch.equal(torch.stack(tensors).cpu(), before)

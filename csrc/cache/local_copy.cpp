@@ -1,5 +1,7 @@
 #include "cache/local_copy.h"
 
+#include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 
@@ -57,8 +59,13 @@ size_t LocalCopies::plan_of(int64_t dst_count, int64_t src_count) {
   }
   lists_.src_count = src_count;
   lists_.dst_count = dst_count;
-  plans_.push_back({dst_count, src_count, {}});
-  plan_runs(lists_, asked_, &plans_.back().runs);
+  plans_.push_back({dst_count, src_count, {}, false});
+  Plan& made = plans_.back();
+  plan_runs(lists_, asked_, &made.runs);
+  made.overlaps = std::any_of(made.runs.begin(), made.runs.end(), [](const Run& run) {
+    const int64_t apart = std::abs(run.dst - run.src);
+    return apart != 0 && apart < run.blocks;
+  });
   return plans_.size() - 1;
 }
 
@@ -71,7 +78,10 @@ void LocalCopies::add_blocks(const at::Tensor& dst, const at::Tensor& src) {
   auto* const to = static_cast<char*>(dst.data_ptr());
   auto* const from = static_cast<char*>(src.data_ptr());
   if (stride == 0 || plans_[plan].runs.empty()) return;
-  if (to < from + src.nbytes() && from < to + dst.nbytes()) {
+  // A tensor's copies within itself are as far apart, in blocks, as those of any other.
+  const bool may_overlap =
+      to == from ? plans_[plan].overlaps : to < from + src.nbytes() && from < to + dst.nbytes();
+  if (may_overlap) {
     for (const Run& run : plans_[plan].runs) {
       char* const at = to + run.dst * stride;
       if (at != from + run.src * stride) require_apart(at, from + run.src * stride, run.blocks * stride);

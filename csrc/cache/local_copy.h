@@ -58,6 +58,7 @@ class LocalCopies {
     int64_t dst_count;
     int64_t src_count;
     std::vector<Run> runs;
+    bool overlaps;  // a run, with itself, where both caches are one
   };
   struct Pair {
     LocalCopy block;  // block 0 to block 0
