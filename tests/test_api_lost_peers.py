@@ -8,6 +8,7 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from tests import instances
@@ -27,6 +28,7 @@ from tests.links import (
     unlink,
     wait_unlinked,
 )
+from torch_llm_datadist.emulator import faults, libraries
 
 
 def test_a_killed_server_fails_pushes_and_can_be_replaced_at_its_address(peers: Peers) -> None:
@@ -217,3 +219,46 @@ def test_links_that_ended_leave_nothing_at_either_end(peers: Peers) -> None:
     # One link may still be on its way out at each end.
     assert client.call(open_files) <= before[0] + 2
     assert server.call(open_files) <= before[1] + 2
+
+
+def hold_words(state: SimpleNamespace, one_fails: bool) -> None:
+    """The next word of our watchdog to a peer stands half way, and those behind it wait."""
+    libraries.runtime().emuLetValuesReachPeers(0)  # copied, so that one can be held
+    state.unmapped = faults.fail_next("aclrtIpcMemClose", 1 << 30, 507000)  # counts
+    state.held = faults.hold_copy(after=0, direction="peer", bytes=8)
+    state.held.wait()
+    if one_fails:
+        faults.fail_next("aclrtStreamQuery", 1, 507057)
+
+
+def count_unmapped(state: SimpleNamespace) -> int:
+    assert state.datadist._running.links.sync(99, 5) is False  # the control thread has closed what was lost
+    return int(state.unmapped.hits)
+
+
+def let_words_go(state: SimpleNamespace) -> bool:
+    state.held.disarm()
+    give_up_at = time.monotonic() + 20
+    while not state.unmapped.hits and time.monotonic() < give_up_at:
+        time.sleep(0.002)
+    return bool(state.unmapped.hits)
+
+
+@pytest.mark.parametrize("one_fails", [False, True], ids=["held", "held, and one has failed"])
+def test_the_page_of_a_dead_peer_is_unmapped_behind_the_last_word_that_is_queued_for_it(
+    peers: Peers, one_fails: bool
+) -> None:
+    """Else that word goes to an address that nobody has, or to what is mapped there next."""
+    client, server, _ = linked_pair(peers)
+    client.call(hold_words, one_fails)
+
+    server.kill()
+    client.call(wait_unlinked, 2, 10.0)
+
+    assert client.call(count_unmapped) == 0
+    assert client.call(let_words_go)
+    (again,) = peers(1)
+    port = again.call(start, 2, 1, {})
+    assert client.call(instances.link, 2, port) == ["LLM_SUCCESS"]
+    assert client.call(push, 2, [4], [5]) == "LLM_SUCCESS"
+    assert torch.equal(again.call(instances.content)[:, 5], pattern(1)[:, 4])

@@ -48,8 +48,11 @@ aclError synchronize(aclrtStream stream, int timeout_ms) {
 }
 
 bool has_run_dry(aclrtStream stream) {
+  // A task that failed may be told of here, once, while others are still queued behind it.
   aclrtStreamStatus status;
-  return symbols().aclrtStreamQuery(stream, &status) != 0 || status == ACL_STREAM_STATUS_COMPLETE;
+  aclError code = symbols().aclrtStreamQuery(stream, &status);
+  if (code != 0) code = symbols().aclrtStreamQuery(stream, &status);
+  return code != 0 || status == ACL_STREAM_STATUS_COMPLETE;
 }
 
 aclError set_device(int device) { return aclrtSetDevice(device); }

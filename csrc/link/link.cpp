@@ -129,13 +129,15 @@ void Link::close(std::chrono::milliseconds patience) {
   }
   die(kNotYetLink, "the link was closed here");
   stop_streams();
-  // The peer learns from its page that nothing more will come; only then may our view of that page go. A
-  // watchdog that gets no look at a lost device tells nobody, and one such wait is enough for all links.
+  // The peer learns from its page that nothing more will come; only then may our view of that page go, also
+  // where there is nobody left to learn it: a word that is still queued would go to whatever is mapped there
+  // next. A watchdog that gets no look at a lost device tells nobody, and one such wait is enough for all
+  // links.
   const auto deadline = engine_->is_blind() ? Clock::now() : Clock::now() + options_.closing;
   while (true) {
     {
       std::lock_guard lock(mutex_);
-      if (told_closed_ || peer_page_ == nullptr || peer_is_gone_) break;
+      if (told_closed_ || peer_page_ == nullptr) break;
     }
     if (!engine_->wait_for_tick(deadline)) break;
   }
@@ -151,7 +153,7 @@ void Link::close(std::chrono::milliseconds patience) {
   {
     std::lock_guard lock(mutex_);
     state_.store(kClosed, std::memory_order_release);
-    mapping = std::exchange(peer_mapping_, {});
+    if (told_closed_) mapping = std::exchange(peer_mapping_, {});  // else the watchdog ends it: is_gone
     peer_page_ = nullptr;
   }
 }
@@ -391,9 +393,13 @@ bool Link::peer_may_write() const {
 }
 
 bool Link::is_gone(const Tick& tick) {
+  if (state_.load(std::memory_order_acquire) != kClosed) return false;
+  acl::ContextScope restore;  // unmapping and freeing through torch's allocator change the thread's
+  Mapped left;                // unmapped without the lock
   std::lock_guard lock(mutex_);
-  if (state_ != kClosed || !tickets_.empty() || transfers_ > 0) return false;
-  if (peer_may_write()) return false;
+  if (told_closed_) left = std::exchange(peer_mapping_, {});
+  if (!tickets_.empty() || transfers_ > 0) return false;
+  if (peer_may_write() || peer_mapping_.address != nullptr) return false;
   if (transport_->can_sever() && !transport_->is_severed()) {
     transport_->sever();
     return false;
@@ -403,10 +409,7 @@ bool Link::is_gone(const Tick& tick) {
     page_is_zeroed_ = true;
     return false;  // done at the next tick, which syncs the stream first
   }
-  {
-    acl::ContextScope restore;  // what frees through torch's allocator changes the thread's
-    packed_staging_.free(true);
-  }
+  packed_staging_.free(true);
   engine_->pages().give_back(std::exchange(page_, {}));
   if (pidfd_ >= 0) ::close(std::exchange(pidfd_, -1));
   return true;

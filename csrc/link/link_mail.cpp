@@ -110,9 +110,11 @@ void Link::send_mail(const Tick& tick) {
   {
     std::lock_guard lock(mutex_);
     // Nothing follows the last word: the peer may use its page for another link from then on.
-    if (closed_is_written_ && acl::has_run_dry(tick.mail) && transport_->has_sent_all()) told_closed_ = true;
     if (peer_page_ == nullptr || closed_is_written_ || peer_is_gone_) {
       outbox_.clear();
+      const bool may_be_lost = peer_page_ == nullptr || peer_is_gone_;
+      if (is_over() && !told_closed_ && acl::has_run_dry(tick.mail))
+        told_closed_ = may_be_lost || transport_->has_sent_all();
       return;
     }
     outgoing.swap(outbox_);
