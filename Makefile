@@ -105,7 +105,7 @@ mutations: build
 asan tsan: build
 	$(BIN)/python -m tests.cpp $@ $(ARGS)
 
-# Messages and plans that nobody would send. A seed that fails is printed; what atheris finds goes to build/fuzz.
+# Messages and plans that nobody would send. A seed that fails is printed; what atheris finds goes to build/fuzz*.
 .PHONY: fuzz
 fuzz: build
 	$(PIP) atheris==3.0.0
@@ -114,6 +114,8 @@ fuzz: build
 	$(BIN)/python -m tests.fuzz parser --seed $(or $(SEED),1) --runs $(or $(RUNS),1000000)
 	$(BIN)/python -m tests.fuzz listener --seed $(or $(SEED),1) --runs $(or $(MESSAGES),100000)
 	$(BIN)/python -m tests.fuzz parser --seed $(or $(SEED),1) --runs $(or $(RUNS),1000000) --atheris build/fuzz
+	mkdir -p build/fuzz_plans
+	$(RUN) run --emulate -m tests.fuzz planner --seed $(or $(SEED),1) --runs $(or $(RUNS),1000000) --atheris build/fuzz_plans
 
 # Peers that fail at every stage; writes docs/reliability.md.
 .PHONY: reliability

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.fuzz import mutate, parser, seeds
+from tests.fuzz import mutate, parser, planner, seeds
 from tests.fuzz.listener import Attack
 from tests.nodes import OK, link
 from tests.recording_core import Node
-from torch_llm_datadist import wire
+from torch_llm_datadist import _native, wire
 from torch_llm_datadist.control import Control
 
 
@@ -45,6 +45,37 @@ def test_another_error_of_the_parser_is_found(monkeypatch: pytest.MonkeyPatch) -
 
     with pytest.raises(OverflowError):
         parse_many(5000)
+
+
+def plan_many(runs: int) -> int:
+    chance, corpus = random.Random(3), seeds.corpus_plans()
+    return sum(planner.one_input(mutate.damage(chance, chance.choice(corpus), corpus)) for _ in range(runs))
+
+
+def test_any_bytes_are_a_plan_of_their_pairs_or_are_refused_for_the_right_reason() -> None:
+    assert {path.stem for path in seeds.PLANS.glob("*.bin")} == set(seeds.plans())
+    assert 300 < plan_many(2000) < 1800
+
+
+@pytest.mark.parametrize("wrong", ["a copy is missing", "a copy is wider", "a pair is not refused"])
+def test_a_plan_that_moves_other_bytes_is_found(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    native = _native.load()
+    plan_copies = native.plan_copies
+
+    def careless(tensors: Any, src: Any, dst: Any, src_count: int, dst_count: int) -> Any:
+        if wrong == "a pair is not refused":
+            dst_count += 1
+        copies = plan_copies(tensors, src, dst, src_count, dst_count)
+        if wrong == "a copy is missing":
+            return copies[:9]
+        if wrong == "a copy is wider":
+            return [(s, d, w + tensors[0][2] * (h == 4), h, *more) for s, d, w, h, *more in copies]
+        return copies
+
+    monkeypatch.setattr(native, "plan_copies", careless)
+
+    with pytest.raises(AssertionError):
+        plan_many(2000)
 
 
 def attack(node: Callable[..., Node], messages: int) -> int:

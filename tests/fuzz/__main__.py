@@ -8,39 +8,61 @@ import random
 import resource
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
-from tests.fuzz import mutate, parser, seeds
+from tests.fuzz import mutate, seeds
 
+Mutate = Callable[[random.Random, list[bytes]], bytes]
 MAY_GROW = 64 << 10  # KiB: an input has 1 MiB at most, and nothing of it stays
 
 
-def fuzz_parser(runs: int, seed: int) -> str:
-    chance, corpus = random.Random(seed), seeds.corpus()
+def target_of(what: str) -> tuple[Callable[[bytes], bool], list[bytes], Path, Mutate]:
+    """What takes an input, the corpus and where it lies, and what makes another input of some."""
+    if what == "parser":
+        from tests.fuzz import parser
+
+        return parser.one_input, seeds.corpus(), seeds.CORPUS, mutate.mutate
+    from tests.fuzz import planner
+
+    return planner.one_input, seeds.corpus_plans(), seeds.PLANS, damaged
+
+
+def damaged(chance: random.Random, corpus: list[bytes]) -> bytes:
+    return mutate.damage(chance, chance.choice(corpus), corpus)
+
+
+def fuzz(what: str, runs: int, seed: int) -> str:
+    one_input, corpus, _, mutate_any = target_of(what)
+    chance = random.Random(seed)
     valid = 0
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number in range(runs):
-        data = mutate.mutate(chance, corpus)
+        data = mutate_any(chance, corpus)
         try:
-            valid += parser.one_input(data)
+            valid += one_input(data)
         except BaseException:
             print(f"run {number} of seed {seed}: {data!r}")
             raise
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < MAY_GROW, f"the process has grown by {grown} KiB"
-    return f"{runs} inputs, {valid} of them messages"
+    return f"{runs} inputs, {valid} of them {'messages' if what == 'parser' else 'plans'}"
 
 
-def fuzz_parser_with_atheris(runs: int, seed: int, found: str) -> None:
+def fuzz_with_atheris(what: str, runs: int, seed: int, found: str) -> None:
     """Does not return: libFuzzer ends the process. What it found interesting goes to the folder ``found``."""
     import atheris
 
-    # Loaded once more, so that each of their branches counts. What decides in msgspec's C code is not seen:
-    # half of the inputs are our own mutations of messages, which get past it.
-    for name in ("tests.fuzz.parser", "torch_llm_datadist.wire"):
+    # Loaded once more, so that each of their branches counts. What decides in msgspec's C code and in the
+    # planner's C++ is not seen, but for the planner what its copies are compared with is: half of the inputs
+    # are our own mutations, which get past the first checks.
+    names = ["tests.fuzz.parser", "torch_llm_datadist.wire"] if what == "parser" else ["tests.fuzz.planner"]
+    target_of(what)
+    for name in names:
         sys.modules.pop(name)
-    with atheris.instrument_imports(include=["tests.fuzz.parser", "torch_llm_datadist.wire"]):
-        watched = importlib.import_module("tests.fuzz.parser")
-    corpus = seeds.corpus()
+    with atheris.instrument_imports(include=names):
+        watched = importlib.import_module(names[0])
+    _, corpus, folder, mutate_any = target_of(what)
 
     def one_input(data: bytes) -> None:
         watched.one_input(data)
@@ -48,16 +70,16 @@ def fuzz_parser_with_atheris(runs: int, seed: int, found: str) -> None:
     def mutated(data: bytes, max_size: int, seed: int) -> bytes:
         if seed % 2:
             return bytes(atheris.Mutate(data, max_size))
-        return mutate.mutate(random.Random(seed), [data, *corpus])[:max_size]
+        return mutate_any(random.Random(seed), [data, *corpus])[:max_size]
 
     arguments = [
         f"-runs={runs}",
         f"-seed={seed}",
-        "-max_len=8192",
-        "-rss_limit_mb=1024",
+        f"-max_len={8192 if what == 'parser' else 512}",
+        f"-rss_limit_mb={1024 if what == 'parser' else 4096}",  # torch is in the process
         "-malloc_limit_mb=64",
     ]
-    atheris.Setup([sys.argv[0], *arguments, found, str(seeds.CORPUS)], one_input, custom_mutator=mutated)
+    atheris.Setup([sys.argv[0], *arguments, found, str(folder)], one_input, custom_mutator=mutated)
     atheris.Fuzz()
 
 
@@ -84,7 +106,7 @@ def fuzz_listener(messages: int, seed: int) -> str:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(prog="python -m tests.fuzz")
-    arguments.add_argument("what", choices=["parser", "listener", "corpus"])
+    arguments.add_argument("what", choices=["parser", "planner", "listener", "corpus"])
     arguments.add_argument("--runs", type=int, default=100_000)
     arguments.add_argument("--seed", type=int, default=1)
     arguments.add_argument("--atheris", metavar="FOLDER", help="led by coverage; finds go to that folder")
@@ -94,8 +116,9 @@ def main() -> None:
         seeds.write()
         return
     if args.atheris:
-        fuzz_parser_with_atheris(args.runs, args.seed, args.atheris)
-    said = (fuzz_parser if args.what == "parser" else fuzz_listener)(args.runs, args.seed)
+        fuzz_with_atheris(args.what, args.runs, args.seed, args.atheris)
+    listens = args.what == "listener"
+    said = fuzz_listener(args.runs, args.seed) if listens else fuzz(args.what, args.runs, args.seed)
     print(f"{args.what}: {said}, in {time.monotonic() - began:.1f} s")
 
 

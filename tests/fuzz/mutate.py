@@ -21,6 +21,10 @@ def mutate(chance: random.Random, seeds: list[bytes]) -> bytes:
     data = chance.choice(seeds)
     if chance.random() < 0.4:
         data = change_value(chance, data)
+    return damage(chance, data, seeds)
+
+
+def damage(chance: random.Random, data: bytes, seeds: list[bytes]) -> bytes:
     for _ in range(chance.choice((0, 0, 1, 1, 2, 4))):
         data = change_bytes(chance, data, seeds)
     return data

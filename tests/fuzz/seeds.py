@@ -1,4 +1,5 @@
-"""One valid message of each kind. ``write`` makes the files of corpus/ out of them."""
+"""One valid message of each kind, and plans of several shapes. ``write`` makes the files of corpus/ and
+corpus_plans/ out of them."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from torch_llm_datadist import wire
 from torch_llm_datadist.identity import Identity, own_identity
 
 CORPUS = Path(__file__).parent / "corpus"
+PLANS = Path(__file__).parent / "corpus_plans"
 
 
 def identity(cluster_id: int) -> Identity:
@@ -52,8 +54,41 @@ def corpus() -> list[bytes]:
     return [path.read_bytes() for path in sorted(CORPUS.glob("*.bin"))]
 
 
+def plans() -> dict[str, bytes]:
+    """What ``planner.one_input`` reads; an id is a byte above the block that it names."""
+
+    def plan(head: tuple[int, int, int, int], *pairs: tuple[int, int]) -> bytes:
+        return bytes(head) + bytes(id_ + 1 for pair in pairs for id_ in pair)
+
+    neighbours = [(i, 10 + i) for i in range(8)]
+    return {
+        "nothing": plan((0, 7, 7, 0)),
+        "neighbours": plan((1, 15, 31, 0), *neighbours),
+        "slab": plan((3 | 1 << 2, 31, 31, 0), *neighbours, (20, 3), (22, 5), (24, 7)),
+        "every_second": plan((1 << 2, 40, 20, 1), *((2 * i, i) for i in range(18))),
+        "scattered_slab": plan((2 | 2 << 2, 60, 60, 2), (50, 3), (7, 40), (31, 9), (8, 41), (0, 0)),
+        "uneven": plan((3 | 3 << 2, 12, 12, 3), (1, 1), (3, 3), (5, 5)),
+        "wide_rows": plan((1 | 1 << 2, 9, 9, 4), (0, 0), (1, 1), (3, 3), (4, 4)),
+        "rows_as_wide_as_can_be": plan((3 | 1 << 2, 5, 5, 5), (2, 2), (0, 4)),
+        "wider_than_a_row": plan((3 | 1 << 2, 5, 5, 6), (2, 2), (0, 4)),
+        "padded": plan((1, 30, 30, 0), (3, 4), (-1, -1), (4, 5), (-1, -1)),
+        "many": plan((0, 79, 79, 0), *((i * 37 % 79, i * 53 % 79) for i in range(79))),
+        "listed_twice": plan((0, 20, 20, 0), (1, 2), (3, 2)),
+        "outside": plan((0, 20, 20, 0), (1, 2), (21, 3)),
+        "unequal": plan((0, 20, 20, 0), (1, 2)) + b"\x05",
+        "hostile": plan((0, 20, 20, 0), (1, 2)) + bytes(range(248, 256)),
+    }
+
+
+def corpus_plans() -> list[bytes]:
+    return [path.read_bytes() for path in sorted(PLANS.glob("*.bin"))]
+
+
 def write() -> None:
     CORPUS.mkdir(exist_ok=True)
+    PLANS.mkdir(exist_ok=True)
+    for name, data in plans().items():
+        (PLANS / f"{name}.bin").write_bytes(data)
     nobody = Identity(
         cluster_id=2, instance=7, remote_accessible=True, authenticated=False, host="host", pid=1,
         start_time=1, device=1, package="0", torch="0", torch_npu="0", cann="0",
