@@ -7,11 +7,13 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
+import torch
 
+import torch_llm_datadist as datadist
 from tests import instances
 from tests.links import BLOCK_BYTES, BLOCKS, pattern, push, start, status_of
 from tests.peers import Peer
-from torch_llm_datadist import announcements, handshake, wire
+from torch_llm_datadist import BlocksCacheKey, announcements, control, handshake, ops, wire
 from torch_llm_datadist.announcements import Announcements
 
 FAR = 1 << 40
@@ -113,3 +115,66 @@ def test_a_page_outside_the_exported_segment_makes_no_link(
 
     assert other.call(instances.link, 2, port) == ["LLM_SUCCESS"]
     assert other.call(push, 2, [0], [1]) == "LLM_SUCCESS"
+
+
+def lie_about_staging(state: SimpleNamespace, offset: int | None, size: int | None) -> None:
+    tell_truth = control.segment_record
+    announce = control.Control.announce_staging
+
+    def record(segment: object, peer: object) -> wire.SegmentRecord:
+        told = tell_truth(segment, peer)  # type: ignore[arg-type]
+        return told if offset is None else msgspec.structs.replace(told, offset=offset)
+
+    def announce_more(self: control.Control, link: int, memory: object, size_bytes: int) -> None:
+        announce(self, link, memory, size or size_bytes)  # type: ignore[arg-type]
+
+    control.segment_record = record  # type: ignore[assignment]
+    control.Control.announce_staging = announce_more  # type: ignore[method-assign]
+
+
+def prepare_packed(state: SimpleNamespace, cluster_id: int) -> int:
+    key = BlocksCacheKey(cluster_id)
+    manager = state.datadist.cache_manager
+    state.task = manager.prepare_push(key, state.cache, [0, 3], [0, 3], packed=True)
+    return state.task.ticket  # type: ignore[no-any-return]
+
+
+def expect(state: SimpleNamespace, ticket: int) -> None:
+    torch.npu.set_device(state.device)
+    assert state.datadist.cache_manager.expect(ticket, [5, 1])
+
+
+def send_packed(state: SimpleNamespace) -> tuple[str, str]:
+    torch.npu.set_device(state.device)
+    binding = datadist.Binding(state.device, range(1))
+    binding.bind([state.task], timeout_s=20.0)
+    status = torch.zeros(1, dtype=torch.int32, device=f"npu:{state.device}")
+    ops.push_layer(status, status, 0, binding.id)
+    ops.finish(status, status, binding.id)
+    torch.npu.synchronize()
+    found = state.task.state()
+    return datadist.LLMStatusCode(found.code).name, found.detail
+
+
+@pytest.mark.parametrize(
+    ("offset", "size"),
+    [(FAR, None), (2**63 - 1, None), (None, FAR), (None, 2**63 - 1)],
+    ids=["far off", "farther", "larger", "much larger"],
+)
+def test_staging_outside_the_exported_segment_is_never_touched(
+    peers: Callable[[int], list[Peer]], offset: int | None, size: int | None
+) -> None:
+    liar, honest = peers(2)
+    liar.call(lie_about_staging, offset, size)
+    liar.call(start, 1, 0, {})
+    port = honest.call(start, 2, 1, {})
+    assert liar.call(instances.link, 2, port) == ["LLM_SUCCESS"]
+    liar.call(expect, honest.call(prepare_packed, 1))
+
+    code, detail = honest.call(send_packed)
+
+    assert code == "LLM_LINK_FAILED"
+    assert "Nothing was sent; the link is still usable" in detail
+    assert liar.call(instances.content).equal(pattern(1))
+    assert honest.call(push, 1, [0, 1], [2, 3]) == "LLM_SUCCESS"
+    assert liar.call(push, 2, [3], [4]) == "LLM_SUCCESS"

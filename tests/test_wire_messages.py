@@ -4,6 +4,7 @@ message without a row here fails. Control messages only.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Callable
@@ -13,10 +14,11 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from tests.nodes import DEADLINE_S, NO_LINK, OK, is_linked, link
+from tests.nodes import DEADLINE_S, NO_LINK, OK, is_linked, link, wait_until
 from tests.recording_core import Node
 from tests.test_link_wire import RawPeer
 from torch_llm_datadist import wire
+from torch_llm_datadist.control import Control
 from torch_llm_datadist.identity import own_identity, start_time_of
 
 MESSAGES = get_args(wire.Message)
@@ -291,6 +293,41 @@ def test_a_message_twice_is_as_good_as_once(
 
     if LIES[kind][0].ends is not None:
         assert still_open == (kind not in (wire.Bye, wire.Closed, wire.Announce))
+    server.check(caplog)
+
+
+@each_message
+def test_a_message_of_a_connection_whose_link_has_ended_reaches_no_later_link(
+    node: Callable[..., Node],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type,
+) -> None:
+    """The same cluster, linked anew: what is still under way from before is of an old generation."""
+    handled: list[bytes] = []
+    handle = Control._on_router_message
+
+    def watched(control: Control, router: Any, frames: list[Any]) -> None:
+        handle(control, router, frames)
+        handled.append(frames[-1].bytes)
+
+    monkeypatch.setattr(Control, "_on_router_message", watched)
+    server = Server(node)
+    with Liar(server.node) as old, Liar(server.node) as new:
+        joined(old)
+        old.send(wire.encode(wire.Bye("it begins anew")))
+        while not isinstance(old.hear(), wire.Closed):
+            pass
+        joined(new)
+        (later,) = (end for end in server.node.native.open_links() if end.peer_cluster_id == 2)
+        before, last = copy.deepcopy(later), wire.encode(wire.Sync(98))
+        for _ in range(2):
+            old.send(wire.encode(EXAMPLES[kind]))
+        old.send(last)
+        wait_until(lambda: last in handled)
+
+        assert later == before
+        assert is_open(new) == (True, "")
     server.check(caplog)
 
 
