@@ -137,7 +137,8 @@ def by_layers(here: SimpleNamespace, there: SimpleNamespace, packed: bool = Fals
     if packed:
         there.manager.expect(task.ticket, DST)
     statuses = []
-    ends: list[tuple[SimpleNamespace, Any]] = [(here, task), (there, task.ticket)]
+    # The receiver first: a ticket that its sender has given up by then is refused, not waited for.
+    ends: list[tuple[SimpleNamespace, Any]] = [(there, task.ticket), (here, task)]
     for state, transfer in ends:
         binding = datadist.Binding(state.device, range(LAYERS))
         binding.bind([transfer], timeout_s=WAIT_S)
@@ -148,9 +149,8 @@ def by_layers(here: SimpleNamespace, there: SimpleNamespace, packed: bool = Fals
             if state is here:
                 ops.finish(status, status, binding.id)
         statuses.append((binding, status))
-    seen = [(read_status(status), "") for _, status in statuses]
-    state = task.state()
-    return [(seen[0][0], state.detail), seen[1]]
+    received, sent = (read_status(status) for _, status in statuses)
+    return [(sent, task.state().detail), (received, "")]
 
 
 def packed(here: SimpleNamespace, there: SimpleNamespace) -> list[tuple[int, str]]:
