@@ -15,6 +15,7 @@ from tests.links import BLOCK_BYTES, BLOCKS, pattern, push, start, status_of
 from tests.peers import Peer
 from torch_llm_datadist import BlocksCacheKey, announcements, control, handshake, ops, wire
 from torch_llm_datadist.announcements import Announcements
+from torch_llm_datadist.emulator import faults
 
 FAR = 1 << 40
 
@@ -147,8 +148,10 @@ def expect(state: SimpleNamespace, ticket: int) -> None:
 def send_packed(state: SimpleNamespace) -> tuple[str, str]:
     torch.npu.set_device(state.device)
     binding = datadist.Binding(state.device, range(1))
-    binding.bind([state.task], timeout_s=20.0)
+    binding.bind([state.task], timeout_s=15.0)
     status = torch.zeros(1, dtype=torch.int32, device=f"npu:{state.device}")
+    # So that our stream waits for the end by then: a refusal that waited for our stream would be too late.
+    faults.delay_call("aclrtIpcMemImportByKey", 0.2)
     ops.push_layer(status, status, 0, binding.id)
     ops.finish(status, status, binding.id)
     torch.npu.synchronize()

@@ -157,10 +157,12 @@ class MappedTransport : public StreamCopies {
         break;
     }
     AllocatorScope scope(device_);
-    std::shared_ptr<void> segment = c10_npu::NPUCachingAllocator::getIpcDevPtr(memory.handle);
-    char* address = static_cast<char*>(segment.get()) + memory.offset;
-    require_mapped(static_cast<char*>(segment.get()), memory.offset, bytes);
-    return {{address, Reach::kImported}, unmapped_where_nothing_runs(device_, std::move(segment))};
+    // Also where it is refused below: the caller's stream may wait for what that ends.
+    std::shared_ptr<void> segment =
+        unmapped_where_nothing_runs(device_, c10_npu::NPUCachingAllocator::getIpcDevPtr(memory.handle));
+    char* const begin = static_cast<char*>(segment.get());
+    require_mapped(begin, memory.offset, bytes);
+    return {{begin + memory.offset, Reach::kImported}, std::move(segment)};
   }
 
   Reach reach_of(MemoryKind kind) const override {
