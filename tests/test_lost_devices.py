@@ -81,21 +81,25 @@ def prepare_and_hold(state: SimpleNamespace) -> int:
     return state.task.ticket  # type: ignore[no-any-return]
 
 
-def wait_for_layer(state: SimpleNamespace, ticket: int) -> int:
+def wait_for_layer(state: SimpleNamespace, ticket: int) -> None:
     """A forward of the healthy peer."""
     torch.npu.set_device(state.device)
-    status = torch.zeros(1, dtype=torch.int32).npu()
-    binding = datadist.Binding(state.device, range(1))
-    binding.bind([ticket], timeout_s=60)
-    ops.wait_layer(status, status, 0, binding.id)
+    state.arrived = torch.zeros(1, dtype=torch.int32).npu()
+    state.binding = datadist.Binding(state.device, range(1))
+    state.binding.bind([ticket], timeout_s=60)
+    ops.wait_layer(state.arrived, state.arrived, 0, state.binding.id)
+
+
+def arrived(state: SimpleNamespace) -> int:
     torch.npu.synchronize()
-    return int(status.item())
+    return int(state.arrived.item())
 
 
 def test_every_call_is_answered_after_the_device_was_lost(pair: tuple[Peer, Peer]) -> None:
     here, there = pair
     ticket = here.call(prepare_and_hold)
-    there.send(wait_for_layer, ticket)
+    there.call(wait_for_layer, ticket)
+    there.send(arrived)
     lose(here)
 
     pushed, took_s = here.call(push, within_s=ENDS_WITHIN_S)
