@@ -61,7 +61,7 @@ def fuzz_with_atheris(what: str, runs: int, seed: int, found: str) -> None:
     for name in names:
         sys.modules.pop(name)
     with atheris.instrument_imports(include=names):
-        watched = importlib.import_module(names[0])
+        *_, watched = (importlib.import_module(name) for name in reversed(names))
     _, corpus, folder, mutate_any = target_of(what)
 
     def one_input(data: bytes) -> None:
