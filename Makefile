@@ -121,7 +121,9 @@ fuzz: build
 .PHONY: reliability
 reliability: build
 	$(PYTEST) tests/test_reliability.py -k survivor -o junit_family=xunit1 --junitxml build/reliability.xml $(ARGS)
-	$(BIN)/python -m tests.reliability.page build/reliability.xml docs/reliability.md
+	TORCH_LLM_DATADIST_TEST_EVERY_CUT=1 $(PYTEST) -n 1 tests/test_reliability_across_hosts.py \
+		-o junit_family=xunit1 --junitxml build/reliability_hosts.xml $(ARGS)
+	$(BIN)/python -m tests.reliability.page build/reliability.xml build/reliability_hosts.xml docs/reliability.md
 
 # Transfers and faults at random, every byte checked; a seed says what happens.
 .PHONY: soak

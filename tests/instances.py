@@ -98,16 +98,18 @@ def content(state: SimpleNamespace) -> torch.Tensor:
     return torch.stack([raw.cpu() for raw in state.raw])
 
 
-def cluster(cluster_id: int, port: int) -> datadist.LLMClusterInfo:
+def cluster(cluster_id: int, port: int, address: str = "127.0.0.1") -> datadist.LLMClusterInfo:
     info = datadist.LLMClusterInfo()
     info.remote_cluster_id = cluster_id
     info.append_local_ip_info("127.0.0.1", 0)
-    info.append_remote_ip_info("127.0.0.1", port)
+    info.append_remote_ip_info(address, port)
     return info
 
 
-def link(state: SimpleNamespace, cluster_id: int, port: int, timeout: int = 10_000) -> list[str]:
-    state.peer = cluster(cluster_id, port)
+def link(
+    state: SimpleNamespace, cluster_id: int, port: int, timeout: int = 10_000, address: str = "127.0.0.1"
+) -> list[str]:
+    state.peer = cluster(cluster_id, port, address)
     _, each = state.datadist.link_clusters([state.peer], timeout=timeout)
     return [code.name for code in each]
 

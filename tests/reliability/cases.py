@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from itertools import product
 
+CUT = "cut off"
 FAULTS = {
     "killed": "SIGKILL",
     "frozen": "SIGSTOP; it goes on when the survivor has seen what there is to see",
+    CUT: "the network between its host and the survivor's, which is healed when the survivor has seen it",
 }
 STAGES = {
     "connect": "it listens, and is asked for a link afterwards",
@@ -20,4 +22,5 @@ STAGES = {
 }
 CASES = list(product(FAULTS, STAGES))
 KEEP_ALIVE_S = 1.0
+KEEP_ALIVE_OF_CUTS_S = 3.0  # the default: their hosts' threads all have to run on this machine
 ENDS_WITHIN_S = 30.0  # on a machine that is busy with other things; an idle one needs a tenth

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import torch
 import torch_llm_datadist as datadist
 from tests import instances
 from tests.links import BLOCKS, TENSORS, push_until_it_fails, status_of, unlink
+from tests.reliability.cases import ENDS_WITHIN_S
 from torch_llm_datadist import BlocksCacheKey, LLMStatusCode, emulator, ops
 from torch_llm_datadist.handshake import Handshake
 
@@ -42,6 +44,17 @@ def fail_in_handshake(state: SimpleNamespace, signal_number: int) -> None:
     Handshake.on_join = on_join  # type: ignore[method-assign]
 
 
+def swallow_join(state: SimpleNamespace) -> None:
+    """The last message of the handshake comes, and is never answered."""
+    state.join_came, state.on_join = threading.Event(), Handshake.on_join
+    Handshake.on_join = lambda *_: state.join_came.set()  # type: ignore[method-assign]
+
+
+def await_join(state: SimpleNamespace) -> None:
+    assert state.join_came.wait(ENDS_WITHIN_S)
+    Handshake.on_join = state.on_join  # type: ignore[method-assign]
+
+
 def prepare(state: SimpleNamespace) -> int:
     """A push to the survivor, of which nothing is sent yet; its ticket."""
     key = BlocksCacheKey(1)
@@ -52,8 +65,8 @@ def prepare(state: SimpleNamespace) -> int:
 # In that of the survivor.
 
 
-def connect(state: SimpleNamespace, port: int) -> Seen:
-    return timed(lambda: instances.link(state, VICTIM, port, 1500)[0])
+def connect(state: SimpleNamespace, port: int, address: str = "127.0.0.1") -> Seen:
+    return timed(lambda: instances.link(state, VICTIM, port, 1500, address)[0])
 
 
 def push_on(state: SimpleNamespace) -> Seen:
