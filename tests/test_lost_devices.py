@@ -3,6 +3,7 @@ what is true."""
 
 from __future__ import annotations
 
+import threading
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -122,6 +123,15 @@ def test_finalize_comes_back_when_nothing_else_has_noticed_the_loss(pair: tuple[
     assert here.call(finalize, within_s=ENDS_WITHIN_S) < ANSWERED_WITHIN_S
 
 
+def hold_control_thread(state: SimpleNamespace) -> None:
+    state.go_on = threading.Event()
+    state.datadist._running.links._loop.post(lambda: state.go_on.wait(ENDS_WITHIN_S))
+
+
+def let_control_thread_go(state: SimpleNamespace) -> None:
+    state.go_on.set()
+
+
 def until_it_failed(state: SimpleNamespace) -> None:
     give_up_at = time.monotonic() + ENDS_WITHIN_S
     while not state.task.state().code:
@@ -134,9 +144,11 @@ def test_a_task_has_ended_without_a_watchdog_when_its_streams_are_gone_and_no_ea
 ) -> None:
     here, _ = pair
     here.call(prepare_and_hold)
+    here.call(hold_control_thread)  # which would close the link, and end its streams
     lose(here)
     here.call(until_it_failed, within_s=ENDS_WITHIN_S)
     assert here.call(state_of_the_task)[0] is False  # its stream is there, whatever a lost device does
+    here.call(let_control_thread_go)
 
     here.call(finalize, within_s=ENDS_WITHIN_S)
 
