@@ -16,8 +16,8 @@ def rates() -> dict[int, dict[str, dict[str, float]]]:
 
 
 def test_automatic_takes_the_better_way_at_every_size(rates: dict[int, dict[str, dict[str, float]]]) -> None:
-    """The better one, or one that is within 5 %; that it then takes that way's time is so but for how late this
-    machine's threads are in every round."""
+    """The better one, or one that is within 5 %; that it then takes that way's time is so but for how late
+    this machine's threads are in every round."""
     assert list(rates) == projected.SIZES
     for size, row in rates.items():
         better = max(row["direct"]["gb_per_s"], row["packed"]["gb_per_s"])
