@@ -62,8 +62,11 @@ class Side:
         )
 
     def clear(self) -> None:
+        """Done when it returns: what comes next is another device's."""
         for tensor in self.tensors:
             tensor.zero_()
+        if self.tensors[0].is_npu:
+            torch.npu.synchronize(self.tensors[0].device)
 
     def content(self) -> torch.Tensor:
         """[tensors, slots, *row] on the CPU."""

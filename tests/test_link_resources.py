@@ -99,6 +99,7 @@ def wait_for(number: int) -> int:
     return code
 
 
+@pytest.mark.races_on_purpose("looks at blocks until the late copies have written them")
 def test_whole_transfers_that_share_a_stream_wait_for_a_late_one_and_are_not_cut(
     made: Callable[..., SimpleNamespace],
 ) -> None:

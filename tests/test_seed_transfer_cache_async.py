@@ -67,6 +67,7 @@ def whole(src_blocks: list[int], dst_blocks: list[int]) -> torch.Tensor:
     return moved(pattern(2), pattern(1), range(LAYERS), range(LAYERS), src_blocks, dst_blocks)
 
 
+@pytest.mark.races_on_purpose("looks whether the layer is there already")
 def test_function_it_sends_a_cache_asynchronously_and_layer_by_layer(pair: Any) -> None:
     here, there = pair
     gates = Gates()

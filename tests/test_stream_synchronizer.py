@@ -86,6 +86,7 @@ def test_layers_leave_when_the_stream_has_recorded_them_to_all_destinations(
     assert synchronizer.status.item() == 0
 
 
+@pytest.mark.races_on_purpose("looks at a cache whose other layers are under way")
 def test_nothing_is_sent_before_it_is_recorded(three, sender, synchronizer):
     task = send(sender, synchronizer, to(2, range(LAYERS), range(LAYERS)))
     forward(sender, synchronizer, range(LAYERS - 1))
