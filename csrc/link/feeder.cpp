@@ -228,10 +228,8 @@ bool Feeder::feed(Lane& lane) {
   bool at_end = false;
   try {
     require(failure() == 0, kFailed, "the link's context stopped after a failed task");
-    if (lane.stream_ == nullptr) {
-      lane.stream_ = std::make_unique<acl::Stream>(*context_, mode_);
-      holds_streams_ = true;
-    }
+    if (lane.stream_ == nullptr) lane.stream_ = std::make_unique<acl::Stream>(*context_, mode_);
+    holds_streams_ = true;  // also of one that a tick has just asked to be given back: it has work again
     if (!lane.head_is_prepared_) program->prepare();
     lane.head_is_prepared_ = true;
     Step step;
