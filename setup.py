@@ -29,6 +29,8 @@ CANN_LEVELS = ("8.5", "9.0", "9.1")  # the last one is what is emulated unless a
 COMPANIONS = ("hccl", "acl_op_compiler", "ge_runner", "graph", "acl_tdt_channel")
 # Asked for when a profiler starts; each is one file in csrc/emulator_profiling.
 PROFILING = ("msprofiler", "mspti", "ascend_hal", "ms_tools_ext")
+CORE = ("acl", "cache", "messages", "plan", "link", "transport")
+FILES_TOGETHER = 6  # of those that include torch
 
 
 def package_dir(name: str) -> Path:
@@ -40,12 +42,17 @@ def package_dir(name: str) -> Path:
     return Path(spec.origin).parent
 
 
+def write_if_new(path: Path, text: str) -> None:
+    """Leaves the time of a file alone whose text stays: ninja goes by it."""
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
 def write_built_for(package: Path) -> None:
     """Says which torch_npu the core is for, where it can be read without loading the core."""
     path = package / "_built_for.py"
     text = f'TORCH_NPU = "{metadata.version("torch_npu")}"\n'
-    if not path.exists() or path.read_text() != text:
-        path.write_text(text)
+    write_if_new(path, text)
 
 
 def version_of(package: Path) -> str:
@@ -79,10 +86,24 @@ class NinjaFile:
     ) -> None:
         self.link(out, self.compile(target, sources, cflags), ldflags, after)
 
+    def compile_together(self, target: str, sources: list[Path], cflags: str) -> list[str]:
+        """For files that include torch, whose headers take longer than what follows them: a few at once."""
+        groups = -(-len(sources) // FILES_TOGETHER)
+        together = []
+        for i in range(groups):
+            path = self.build / target / f"together-{i}.cpp"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_if_new(path, "".join(f'#include "{source}"\n' for source in sources[i::groups]))
+            together.append(path)
+        return self._compile(target, together, self.build / target, cflags)
+
     def compile(self, target: str, sources: list[Path], cflags: str) -> list[str]:
+        return self._compile(target, sources, ROOT, cflags)
+
+    def _compile(self, target: str, sources: list[Path], base: Path, cflags: str) -> list[str]:
         objects = []
         for source in sources:
-            obj = self.build / target / source.relative_to(ROOT).with_suffix(".o")
+            obj = self.build / target / source.relative_to(base).with_suffix(".o")
             self.lines.append(f"build {obj}: cxx {source}\n  flags = {cflags}")
             objects.append(str(obj))
         return objects
@@ -105,8 +126,7 @@ class NinjaFile:
             self.lines.append(f"build {name}: phony {' '.join(map(str, outs))}")
         path = self.build / "build.ninja"
         text = "\n".join(self.lines) + "\n"
-        if not path.exists() or path.read_text() != text:
-            path.write_text(text)
+        write_if_new(path, text)
         return path
 
 
@@ -124,8 +144,7 @@ def write_exports(build: Path, level: str) -> Path:
         (source / "exports.map").read_text().replace("local:", "local: " + "".join(f"{n}; " for n in later))
     )
     path = build / f"exports-{level}.map"
-    if not path.exists() or path.read_text() != text:
-        path.write_text(text)
+    write_if_new(path, text)
     return path
 
 
@@ -138,8 +157,7 @@ def write_hixl_exports(build: Path, level: str) -> Path:
     if CANN_LEVELS.index(level) < CANN_LEVELS.index("9.1"):
         text = text.replace("local:", "local: _ZN4hixl4Hixl13GetCapabilityENS_11FeatureTypeERi;")
     path = build / f"exports-hixl-{level}.map"
-    if not path.exists() or path.read_text() != text:
-        path.write_text(text)
+    write_if_new(path, text)
     return path
 
 
@@ -219,18 +237,19 @@ def write_ninja(build: Path, package: Path) -> None:
     emulator = write_emulator(ninja, package / "emulator" / "lib", f"{common} {acl} -I{ROOT}/csrc")
 
     aten = package / "emulator" / "_aten.so"
-    ninja.shared("aten", aten, cpp_in("emulator_aten"), f"{common} {with_torch} -I{ROOT}/csrc", link_torch)
+    objects = ninja.compile_together("aten", cpp_in("emulator_aten"), f"{common} {with_torch} -I{ROOT}/csrc")
+    ninja.link(aten, objects, link_torch)
 
     plugin = package / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
-    plugin_sources = [
-        *cpp_in("acl", "cache", "messages", "plan", "link", "ops", "python", "transport"),
-        ROOT / "csrc/ops.cpp",
-    ]
-    built_for = f"-DBUILT_FOR_TORCH_NPU='\"{version_of(torch_npu)}\"'"
-    ninja.shared(
-        "plugin", plugin, plugin_sources,
-        f"{common} {with_torch} -I{ROOT}/csrc -DTORCH_EXTENSION_NAME=_C {built_for}", link_torch,
-    )  # fmt: skip
+    cflags = (
+        f"{common} {with_torch} -I{ROOT}/csrc -DTORCH_EXTENSION_NAME=_C"
+        f" -DBUILT_FOR_TORCH_NPU='\"{version_of(torch_npu)}\"'"
+    )
+    of_torch = [*cpp_in("ops", "python", "transport/mapped"), ROOT / "csrc/ops.cpp"]
+    of_torch += [ROOT / "csrc/cache" / name for name in ("local_copy.cpp", "paged.cpp")]
+    sources = [path for path in cpp_in(*CORE) if path not in of_torch]
+    objects = [*ninja.compile("plugin", sources, cflags), *ninja.compile_together("plugin", of_torch, cflags)]
+    ninja.link(plugin, objects, link_torch)
     shim = package / "_hixl_shim.so"
     ninja.link(
         shim, ninja.compile("shim", cpp_in("hixl_shim"), f"{common} -I{ROOT}/csrc {OLD_ABI}"),
