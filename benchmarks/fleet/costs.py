@@ -20,25 +20,27 @@ class LinkCosts:
     """Processor time of one end of a link while it is made, in microseconds, and memory.
 
     ``..._us`` is time of the control thread, on the step of that name; ``aside_us`` is spent by other threads
-    of the process (of the caller, ZeroMQ, the link's own), which start when the native link is opened;
-    ``first_us`` and ``first_aside_us`` come on top for the first link of a process, ``chunk_us`` for each
-    further chunk of pages.
+    of the process (ZeroMQ's, the link's own), which start when the native link is opened, ``call_us`` by the
+    caller of ``link_clusters``, however many links it asks for; ``first_us`` and ``first_aside_us``, for
+    which the control thread waits, come on top for the first link of a process, ``chunk_us`` for each further
+    chunk of pages.
     """
 
-    dial_us: Constant = Constant(515, _MEASURED)
-    hello_us: Constant = Constant(581, _MEASURED)
-    welcome_us: Constant = Constant(1170, _MEASURED)
-    join_us: Constant = Constant(1120, _MEASURED)
-    joined_us: Constant = Constant(515, _MEASURED)
+    dial_us: Constant = Constant(450, _MEASURED)
+    hello_us: Constant = Constant(582, _MEASURED)
+    welcome_us: Constant = Constant(1137, _MEASURED)
+    join_us: Constant = Constant(1122, _MEASURED)
+    joined_us: Constant = Constant(474, _MEASURED)
     other_us: Constant = Constant(80, _MEASURED)
-    aside_us: Constant = Constant(2000, _MEASURED)
-    first_us: Constant = Constant(3000, _MEASURED)
-    first_aside_us: Constant = Constant(1500, _MEASURED)
+    call_us: Constant = Constant(930, _MEASURED)
+    aside_us: Constant = Constant(690, _MEASURED)
+    first_us: Constant = Constant(2240, _MEASURED)
+    first_aside_us: Constant = Constant(4000, _MEASURED)
     chunk_us: Constant = Constant(1500, "assumed: 4 MiB allocated and filled; the first is in first_us")
     peer_look_us: Constant = Constant(1.0, _MEASURED)
-    latency_us: Constant = Constant(570, _MEASURED)
+    latency_us: Constant = Constant(290, _MEASURED)
     host_kib: Constant = Constant(157, _MEASURED)
-    first_kib: Constant = Constant(2060, _MEASURED)
+    first_kib: Constant = Constant(2209, _MEASURED)
 
     def of_step(self, step: str) -> float:
         constant: Constant | None = getattr(self, f"{'hello' if step == 'message' else step}_us", None)

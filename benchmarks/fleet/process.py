@@ -80,6 +80,9 @@ class Core:
         self._process.opened_link()
         return handle, Segment(b"k" * _KEY_BYTES, 0, 0)
 
+    def export_proofs(self, link: int) -> Segment | None:
+        return None
+
     def link_address(self, link: int) -> bytes:
         return b""
 
@@ -161,7 +164,13 @@ class Process:
 
     def link(self, others: Sequence[int], timeout_s: float, answered: Callable[[int, Any], None]) -> None:
         """``link_clusters``, whose answers come one by one."""
-        deadline = self.fleet.simulation.now + timeout_s
+        simulation = self.fleet.simulation
+        deadline = simulation.now + timeout_s
+        call_s = self.fleet.link_costs.call_us.value / 1e6
+        self.cpu_s += call_s
+        simulation.at(self.cores.use(call_s), partial(self._ask, others, deadline, answered))
+
+    def _ask(self, others: Sequence[int], deadline: float, answered: Callable[[int, Any], None]) -> None:
         for other in others:
             answer: Future[LLMStatusCode] = Future()
             answer.add_done_callback(partial(self._answered, other, answered))
@@ -205,8 +214,7 @@ class Process:
         costs, fleet = self.fleet.link_costs, self.fleet
         aside_us = costs.aside_us.value
         if self.core.made == 1:
-            self._spent_us += costs.first_us.value
-            aside_us += costs.first_aside_us.value
+            self._spent_us += costs.first_us.value + costs.first_aside_us.value
         elif (
             len(self.core.links) == self.core.pages and self.core.pages % fleet.sizes["pages_per_chunk"] == 1
         ):
