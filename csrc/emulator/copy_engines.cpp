@@ -17,8 +17,10 @@ constexpr int kLooks = 400;
 // Looks for the end of the others' parts before the caller sleeps: a part takes microseconds, unless the
 // thread that does it lost its core.
 constexpr int kLooksForEnd = 2000;
-// After a copy whose engine lost its core, copies go without help for so many times as long as that took: on
-// a machine that is busy with something else, waiting for engines costs at most this part of the time.
+// After a copy whose engine lost its core, copies go without help for so many times as long as that took more
+// than the engine's help had saved: on a machine that is busy with something else, waiting for engines costs
+// at most this part of the time. A thread that takes a core for 0.1 ms between two copies of 4 MiB is no
+// reason.
 constexpr int kRest = 10;
 
 int64_t now_ns() { return std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1); }
@@ -167,14 +169,18 @@ void CopyEngines::run(size_t parts, DoPart do_part, const void* work, bool wakes
       if (claim != 0) help[helpers++] = {engines_[i].get(), claim};
     }
   }
+  const int64_t began = helpers > 0 ? now_ns() : 0;
   for (size_t i = 0; i < helpers; ++i) help[i].engine->give(help[i].claim, &shared);
-  shared.do_parts();
+  const auto own = static_cast<int64_t>(shared.do_parts());
   const int64_t through = helpers > 0 ? now_ns() : 0;
   bool was_held_up = false;
   for (size_t i = 0; i < helpers; ++i) was_held_up |= help[i].engine->take_back(help[i].claim);
   if (was_held_up) {
     const int64_t now = now_ns();
-    rests_until_.store(now + kRest * (now - through), std::memory_order_relaxed);
+    // The caller alone would have taken that long for what the others did.
+    const int64_t saved = own == 0 ? 0 : (through - began) / own * (static_cast<int64_t>(parts) - own);
+    const int64_t lost = now - through - saved;
+    if (lost > 0) rests_until_.store(now + kRest * lost, std::memory_order_relaxed);
   }
   callers_.fetch_sub(1, std::memory_order_relaxed);
 }
