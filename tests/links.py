@@ -7,21 +7,15 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import torch
 
 import torch_llm_datadist as datadist
 from tests import instances
 from tests.peers import Peer
-from torch_llm_datadist.transports import wanted_by_environment
 
 TENSORS, BLOCKS, BLOCK_BYTES = 2, 8, 4096
 KEEP_ALIVE_S = 1.0
 Peers = Callable[[int], list[Peer]]
-maps_memory = pytest.mark.skipif(
-    wanted_by_environment() not in ("", "mapped"),
-    reason="counts or breaks copies of a link that maps memory; engines are broken in tests of their own",
-)
 
 
 def start(state: SimpleNamespace, cluster_id: int, device: int, options: dict[str, Any]) -> int:

@@ -15,7 +15,6 @@ from torch._subclasses import FakeTensorMode
 import torch_llm_datadist
 import torch_llm_datadist as datadist
 from tests import instances
-from tests.links import maps_memory
 from torch_llm_datadist import DataType, _native, emulator
 
 BLOCKS = 24
@@ -116,31 +115,6 @@ def test_pull_blocks_is_bit_exact_in_both_directions_of_a_link(peers):
     after_a = reference(before_b, before_a, src, dst, range(4), range(4))
     assert torch.equal(a.call(instances.content), after_a)
     assert torch.equal(b.call(instances.content), reference(after_a, before_b, src, dst, range(4), range(4)))
-
-
-def copies_of(state, call):
-    """How many copies to the peer a call makes."""
-    counter = emulator.fail_task(1 << 40, 507013, direction="peer")
-    call()
-    copies = counter.hits
-    counter.disarm()
-    return copies
-
-
-def count_copies(state, src, dst):
-    return copies_of(state, lambda: instances.push_blocks(state, 2, src, dst))
-
-
-@maps_memory
-def test_neighbouring_blocks_travel_as_one_copy(peers):
-    a, _ = linked_pair(peers, 4, 64, apart=True)
-    a.call(instances.push_blocks, 2, [0], [0])
-
-    runs = a.call(count_copies, [7, 3, 4, 5, 20], [9, 3, 4, 5, 21])
-
-    assert runs == 4 * 2  # tensors x (3..5, and 7 with 20 as two rows)
-    assert a.call(count_copies, list(range(24)), list(range(24))) == 4
-    assert a.call(count_copies, list(range(24)), list(reversed(range(24)))) == 4 * 24
 
 
 def count_imports(state, dst):
