@@ -86,8 +86,18 @@ class RecordingInstance:
     def link_address(self, link: int) -> bytes:
         return b""
 
-    def connect_link(self, link: int, peer_link: int, page: Segment, transport_address: bytes = b"") -> None:
+    def connect_link(
+        self,
+        link: int,
+        peer_link: int,
+        page: Segment,
+        transport_address: bytes = b"",
+        peer_proofs: Segment | None = None,
+    ) -> None:
         self.links[link].peer_link = peer_link
+
+    def export_proofs(self, link: int) -> Segment | None:
+        return None
 
     def add_remote_cache(
         self,

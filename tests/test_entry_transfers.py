@@ -30,8 +30,7 @@ from tests.entries import (
     pair_for_a_module,
     restore,
 )
-from tests.links import maps_memory
-from tests.test_push_blocks import copies_of
+from tests.transfers import HeldMove
 from torch_llm_datadist import (
     CacheKeyByIdAndIndex,
     emulator,
@@ -215,36 +214,29 @@ def test_the_ops_order_themselves_on_the_stream(ra_pair: Pair) -> None:
 # Between processes.
 
 
-def pull_entry(state: SimpleNamespace, remote: int, local: int) -> int:
-    """Returns how many copies that took."""
+def pull_entry(state: SimpleNamespace, remote: int, local: int) -> None:
     key = CacheKeyByIdAndIndex(THERE, 1, remote)
-    return copies_of(
-        state, lambda: state.datadist.cache_manager.pull_cache(key, state.caches["batch"], local)
-    )
+    state.datadist.cache_manager.pull_cache(key, state.caches["batch"], local)
 
 
-def push_entry(state: SimpleNamespace, remote: int, local: int) -> int:
+def push_entry(state: SimpleNamespace, remote: int, local: int) -> None:
     key = CacheKeyByIdAndIndex(THERE, 1, remote)
-    return copies_of(
-        state, lambda: state.datadist.cache_manager.push_cache(key, state.caches["batch"], local)
-    )
+    state.datadist.cache_manager.push_cache(key, state.caches["batch"], local)
 
 
-@maps_memory
-def test_entries_move_between_processes_with_at_most_one_copy_per_tensor(peers: Any) -> None:
+def test_entries_move_between_processes(peers: Any) -> None:
     a, b = linked_peers(peers, "RA")
     here = caches.rows(caches.bytes_of(100, [BATCH * ENTRY] * TENSORS), BATCH)
     there = caches.rows(caches.bytes_of(200, [BATCH * ENTRY] * TENSORS), BATCH)
 
-    pulled = a.call(pull_entry, 1, 0)
-    pushed = a.call(push_entry, 2, 1)
+    a.call(pull_entry, 1, 0)
+    a.call(push_entry, 2, 1)
 
     for ours, theirs in zip(here, there, strict=True):
         ours[0] = theirs[1]
         theirs[2] = ours[1]
     assert caches.equal(a.call(caches.look, "batch"), here)
     assert caches.equal(b.call(caches.look, "batch"), there)
-    assert 1 <= pulled == pushed <= TENSORS
 
 
 def schema_and_fake_hold(state: SimpleNamespace) -> None:
@@ -276,29 +268,40 @@ def test_the_entry_and_copy_ops_have_schemas_and_fakes_that_hold(peers: Any) -> 
 # Deadlines.
 
 
-def pull_slowly(state: SimpleNamespace, bytes_per_s: float, delay_s: float, entry: int) -> str:
-    emulator.set_bandwidth("peer", bytes_per_s)
+LIMIT_MS = 2000
+
+
+def hold_entry_0(state: SimpleNamespace) -> None:
+    """What moves into it, or out of it, stands still."""
+    state.held = HeldMove(state.raw["batch"][0])
+
+
+def let_go(state: SimpleNamespace) -> None:
+    state.held.disarm()
+
+
+def pull_after(state: SimpleNamespace, delay_s: float, entry: int) -> str:
     emulator.delay_stream(delay_s)
     try:
-        key = CacheKeyByIdAndIndex(THERE, 1, 0)
-        state.datadist.cache_manager.pull_cache(key, state.caches["batch"], entry)
+        pull_entry(state, entry, entry)
     except datadist.LLMException as error:
         return error.status_code.name
-    finally:
-        emulator.set_bandwidth("peer", 0)
     return "LLM_SUCCESS"
 
 
 @pytest.mark.races_on_purpose("the pull that took too long may still write")
-@maps_memory
 def test_a_pull_that_takes_longer_than_sync_kv_timeout_raises_and_the_link_goes_on(peers: Any) -> None:
     a, b = peers(2)
-    a.call(instances.start, HERE, 0, {"sync_kv_timeout": 1000})
+    a.call(instances.start, HERE, 0, {"sync_kv_timeout": LIMIT_MS})
     port = b.call(instances.start, THERE, 1)
     for peer, seed in ((a, 100), (b, 200)):
         peer.call(add_batch, seed)
-    a.call(instances.link, THERE, port)
+    assert a.call(instances.link, THERE, port) == ["LLM_SUCCESS"]
+    for peer in (a, b):
+        peer.call(hold_entry_0)
 
-    assert a.call(pull_slowly, ENTRY / 2.0, 0.0, 0) == "LLM_TIMEOUT"  # 2 s per tensor
+    assert a.call(pull_after, 0.0, 0) == "LLM_TIMEOUT"
+    for peer in (a, b):
+        peer.call(let_go)
     # The deadline starts when the earlier work of the current stream is done. Its entry is not in doubt.
-    assert a.call(pull_slowly, 0, 1.5, 1) == "LLM_SUCCESS"
+    assert a.call(pull_after, LIMIT_MS / 1000 + 0.3, 1) == "LLM_SUCCESS"

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests import instances, test_ordering, test_push_blocks
+from tests import instances, test_mapped_copies, test_ordering, test_push_blocks
 from tests.peers import Peer
 from tests.test_push_blocks import BLOCKS, linked_pair, reference, scattered
 
@@ -21,7 +21,7 @@ pair = test_ordering.pair
 globals().update({name: test for name, test in vars(test_ordering).items() if name.startswith("test_")})
 test_pull_blocks_is_bit_exact = test_push_blocks.test_pull_blocks_is_bit_exact_in_both_directions_of_a_link
 test_cache_outlives_its_tensors = test_push_blocks.test_a_registered_cache_outlives_its_tensors
-test_neighbouring_blocks_travel_as_one_copy = test_push_blocks.test_neighbouring_blocks_travel_as_one_copy
+test_neighbouring_blocks_travel_as_one_copy = test_mapped_copies.test_neighbouring_blocks_travel_as_one_copy
 test_a_segment_is_imported_once = (
     test_push_blocks.test_a_segment_of_the_peer_is_imported_once_and_when_first_used
 )

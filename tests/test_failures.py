@@ -10,10 +10,11 @@ import torch
 
 import torch_llm_datadist as datadist
 from tests import instances
-from tests.links import maps_memory, wait_unlinked
+from tests.links import wait_unlinked
 from tests.peers import PeerError
 from tests.test_ordering import DST, LAYERS, SRC, prepare
 from tests.test_push_blocks import linked_pair
+from tests.transfers import MOVE_FAILED, fail_move
 from torch_llm_datadist import DataType, emulator, ops
 from torch_llm_datadist.binding import discard, ticket_state
 
@@ -213,24 +214,23 @@ def refuse_then_push(state, function, nth):
     return "LLM_SUCCESS", ""
 
 
-@pytest.mark.parametrize("nth", [1, 2, 17, 32])
-def test_the_kth_refused_copy_stops_the_plan_and_the_link_stays_usable(pair, nth):
-    a, b = pair
+@pytest.mark.parametrize("nth", [2, 17])
+def test_a_refused_copy_is_never_silent_and_costs_one_link_at_most(star, nth):
+    """Whose copy it is, is the transport's matter: an engine's costs the link, one of a stream the push."""
+    a, b, c = star
 
     code, message = a.call(refuse_then_push, "aclrtMemcpyAsync", nth)
 
-    # The watchdog copies, too: which submit is the nth is not ours to say, but a refusal is never silent.
     moved = torch.equal(b.call(instances.content), expected([0, 2, 4, 6], [7, 5, 3, 1]))
     assert (code == "LLM_SUCCESS") == moved
-    if code != "LLM_SUCCESS":
-        assert "aclrtMemcpyAsync returned 207005" in message
-    a.call(instances.push_blocks, 2, SRC, DST)
-    assert torch.equal(b.call(instances.content)[:, DST], expected(SRC, DST)[:, DST])
+    assert code == "LLM_SUCCESS" or "207005" in message
+    a.call(instances.push_blocks, 3, SRC, DST)
+    assert torch.equal(c.call(instances.content), expected(SRC, DST))
 
 
-def send_all_with_failing_task(state, nth):
+def send_all_with_failing_move(state):
     torch.npu.set_device(state.device)
-    emulator.fail_task(nth, 507013, direction="peer")
+    fail_move(state.raw[2])  # of layer 1
     return push_some_layers(state, range(LAYERS), 5.0)
 
 
@@ -413,14 +413,13 @@ def test_ticket_state_tells_how_a_transfer_failed_after_the_link_is_gone(pair):
     assert "its process ended" in detail
 
 
-@maps_memory
-def test_a_failing_copy_task_never_announces_its_layer(pair):
+def test_a_failing_move_never_announces_its_layer(pair):
     a, b = pair
     ticket = a.call(prepare)
     b.call(bind_ticket, ticket, 20.0)
     b.send(wait_for_layers)
 
-    sent, computed = a.call(send_all_with_failing_task, 3)
+    sent, computed = a.call(send_all_with_failing_move)
 
     assert sent != 0
     assert computed == 64
@@ -429,8 +428,8 @@ def test_a_failing_copy_task_never_announces_its_layer(pair):
     assert computed == 64
 
 
-def push_with_failing_copy(state, cluster_id):
-    emulator.fail_task(2, 507057, direction="peer")
+def push_with_failing_move(state, cluster_id):
+    fail_move(state.raw[2])
     try:
         instances.push_blocks(state, cluster_id, SRC, DST)
     except datadist.LLMException as error:
@@ -438,16 +437,15 @@ def push_with_failing_copy(state, cluster_id):
     return ""
 
 
-@maps_memory
-def test_a_failing_copy_task_costs_that_link_alone(star):
+def test_a_failing_move_costs_that_link_alone(star):
     """Failure mode 1: the streams of the link's context stop, and nobody else's."""
     a, _, c = star
     a.call(instances.push_blocks, 2, SRC, DST)
     a.call(instances.push_blocks, 3, [0], [0])
 
-    message = a.call(push_with_failing_copy, 2)
+    message = a.call(push_with_failing_move, 2)
 
-    assert "507057" in message
+    assert any(code in message for code in MOVE_FAILED)
     assert "cluster 2" in message
     assert a.call(compute) == 64
     a.call(instances.push_blocks, 3, SRC, DST)
@@ -491,40 +489,6 @@ def test_what_was_mapped_of_a_dead_peer_is_unmapped_while_a_stream_waits_for_ano
     c.kill()
     assert a.call(status_at_last) != 0
     assert a.call(compute) == 64
-
-
-def bind_then_refuse(state, nth):
-    torch.npu.set_device(state.device)
-    state.binding = datadist.Binding(state.device, range(LAYERS))
-    emulator.fail_next("aclrtMemcpyAsync", nth, 207005)
-    state.binding.bind([state.task], timeout_s=10.0)
-    deadline = time.monotonic() + 10
-    while not state.task.state().has_ended and time.monotonic() < deadline:
-        pass
-    emulator.fail_next("aclrtMemcpyAsync", 0, 0)
-    for layer in range(LAYERS):
-        ops.push_layer(state.status, state.status, layer, state.binding.id)
-    ops.finish(state.status, state.status, state.binding.id)
-    torch.npu.synchronize()
-    return state.status.item(), state.task.state().detail
-
-
-@maps_memory
-@pytest.mark.parametrize("nth", [1, 9, 24])  # of 8 tensors x 3 runs
-def test_a_refused_copy_of_a_layered_push_fails_on_both_sides_and_is_never_announced(pair, nth):
-    a, b = pair
-    b.call(bind_ticket, a.call(prepare), 60.0)
-    b.send(wait_for_layers)
-
-    sent, detail = a.call(bind_then_refuse, nth)
-
-    assert sent == -1  # LLM_FAILED
-    assert "aclrtMemcpyAsync returned 207005" in detail
-    received, _, computed = b.answer()
-    assert received == -1
-    assert computed == 64
-    a.call(instances.push_blocks, 2, SRC, DST)
-    assert torch.equal(b.call(instances.content)[:, DST], expected(SRC, DST)[:, DST])
 
 
 def test_peer_errors_are_seen_by_the_tests(peers):

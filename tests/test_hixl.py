@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -289,6 +290,37 @@ def test_a_frozen_peer_is_noticed_and_what_it_gets_is_never_called_arrived(peers
     assert code in ("LLM_TIMEOUT", "LLM_NOT_YET_LINK", "LLM_LINK_FAILED")
     assert took < 2 * KEEP_ALIVE_MS / 1000 + 1
     b.thaw()
+
+
+def told(state: SimpleNamespace, *keys: str) -> list[str | None]:
+    asked = library().emuHixlOption
+    asked.restype = ctypes.c_char_p
+    said = [asked(key.encode()) for key in keys]
+    return [None if value is None else value.decode() for value in said]
+
+
+def test_options_of_hixl_reach_its_engine_by_its_names_for_them(peers):
+    """Lifted: what would set up HCCL in the original sets up HIXL here."""
+    mine = ("RdmaTrafficClass", "RdmaServiceLevel", "GlobalResourceConfig", "LocalCommRes", "BufferPool")
+    resource = {"connect_pool.size": 2}
+    a, b, _ = linked(
+        peers,
+        rdma_traffic_class=164,
+        rdma_service_level=5,
+        local_comm_res='{"version": "1.3"}',
+        global_resource_config=json.dumps(resource),
+    )
+    a.call(instances.push_blocks, 2, [0], [0])
+
+    for peer in (a, b):
+        assert peer.call(told, *mine) == ["164", "5", json.dumps(resource), '{"version": "1.3"}', "0:0"]
+
+
+def test_what_is_not_set_is_left_to_hixl(peers):
+    a, _, _ = linked(peers, local_comm_res="")
+
+    names = ("RdmaTrafficClass", "RdmaServiceLevel", "GlobalResourceConfig", "LocalCommRes")
+    assert a.call(told, *names) == [None] * 4
 
 
 def status_of_push(state: SimpleNamespace, cluster_id: int) -> str:

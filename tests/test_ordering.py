@@ -15,6 +15,7 @@ import torch_llm_datadist as datadist
 from tests import instances
 from tests.test_push_blocks import linked_pair
 from torch_llm_datadist import emulator, ops
+from torch_llm_datadist.emulator import faults
 
 KERNEL_S = 0.15
 LAYERS = 4
@@ -83,9 +84,14 @@ def test_blocking_push_blocks_waits_for_the_current_stream(pair):
 def push_on_another_stream(state):
     torch.npu.set_device(state.device)
     torch.npu.synchronize()
+    late = torch.npu.current_stream()
+    faults.freeze_stream(late)  # for as long as the push takes: the first one of a link may connect it
     write_late(state)
-    with torch.npu.stream(torch.npu.Stream()):
-        instances.push_blocks(state, 2, SRC, DST)
+    try:
+        with torch.npu.stream(torch.npu.Stream()):
+            instances.push_blocks(state, 2, SRC, DST)
+    finally:
+        faults.thaw_stream(late)
 
 
 @pytest.mark.races_on_purpose("the order is left out")

@@ -21,6 +21,7 @@ from torch_llm_datadist import (
     LLMException,
     LLMStatusCode,
     TransferWithCacheKeyConfig,
+    emulator,
 )
 from torch_llm_datadist.emulator import faults, libraries
 
@@ -60,6 +61,17 @@ class HeldMove:
     def disarm(self) -> None:
         self._copy.disarm()
         self._hixl.emuHixlHoldAt(ctypes.c_uint64(0), ctypes.c_uint64(0))
+
+
+MOVE_FAILED = ("507057", "503900")
+
+
+def fail_move(tensor: torch.Tensor) -> None:
+    """The next push or pull of the start of that memory fails on its way, whatever engine moves it; of HIXL,
+    which knows no addresses, the next one at all."""
+    emulator.fail_task(1, 507057, address=tensor.data_ptr())
+    hixl = ctypes.CDLL(str(libraries.hixl_path()))
+    assert hixl.emuHixlFailNext(b"TransferAsync", 1, 503900) == 0
 
 
 def restore(state: SimpleNamespace) -> torch.Tensor:

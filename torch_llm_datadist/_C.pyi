@@ -4,7 +4,7 @@ Codes are the integers of ``LLMStatusCode``. Errors are raised as the class of
 ``torch_llm_datadist.errors.class_for_code(code)``. All calls release the GIL while they wait.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -42,6 +42,7 @@ class Instance:
         engine_chunk_bytes: int = 1048576,
         engine_chunks: int = 4,
         listen_ip: str = "",
+        hixl_options: Mapping[str, str] = ...,
     ) -> None: ...
     def close(self) -> None:
         """Ends every link, joins the threads and frees the streams. Idempotent."""
@@ -84,8 +85,15 @@ class Instance:
         """What the peer's end of the transport needs for `connect_link`; b"" for "mapped"."""
 
     def connect_link(
-        self, link: int, peer_link: int, peer_page: Segment, transport_address: bytes = b""
+        self,
+        link: int,
+        peer_link: int,
+        peer_page: Segment,
+        transport_address: bytes = b"",
+        peer_proofs: Segment | None = None,
     ) -> None: ...
+    def export_proofs(self, link: int) -> Segment | None:
+        """Of an instance that verifies: where what the peer says of its tickets lands."""
     def add_remote_cache(
         self,
         link: int,

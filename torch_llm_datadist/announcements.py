@@ -7,6 +7,7 @@ then is the memory handed back. All of this runs on the control thread.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -62,6 +63,10 @@ class Announcements:
         self._registry = registry
         # Caches that peers have withdrawn and that transfers of ours may still touch.
         self._draining: list[tuple[Peer, int]] = []
+        # Of ours, those that every peer has dropped. Hundreds may be held for dozens of peers, so all of them
+        # are looked at now and then only.
+        self._dropped: list[HeldCache] = []
+        self._next_look_at_held = 0.0
 
     def segment(self, record: wire.SegmentRecord) -> _C.Segment:
         return self._make_segment(record.handle, record.offset, record.address, record.kind)
@@ -106,12 +111,16 @@ class Announcements:
                 if peer.is_open:
                     peer.send(wire.Withdraw(cache_id))
         held.is_announced = True
+        if not held.waiting_for:
+            self._dropped.append(held)
 
     def on_withdrawn(self, peer: Peer, cache_id: int) -> None:
         peer.announced.discard(cache_id)
-        for held in self._registry.held():
-            if held.local.cache.cache_id == cache_id:
-                held.waiting_for = [other for other in held.waiting_for if other is not peer]
+        held = self._registry.held_cache(cache_id)
+        if held is not None and peer in held.waiting_for:
+            held.waiting_for = [other for other in held.waiting_for if other is not peer]
+            if not held.waiting_for:
+                self._dropped.append(held)
 
     def _export(self, local: LocalCache, peer: Peer) -> wire.CacheRecord | None:
         """None for a cache that was unregistered meanwhile, or that this link cannot reach."""
@@ -214,7 +223,12 @@ class Announcements:
             else:
                 peer.send(wire.Withdrawn(cache_id))
         self._draining = still_draining
-        self._registry.release_free(self._native)
+        self._dropped = self._registry.release_free(self._native, self._dropped)
+        held = self._registry.held()
+        now = time.monotonic()
+        if held and now >= self._next_look_at_held:
+            held = self._registry.release_free(self._native, held)
+            self._next_look_at_held = now + _HELD_POLL_S
         if self._draining:
             return _DRAIN_POLL_S
-        return _HELD_POLL_S if self._registry.held() else None
+        return self._next_look_at_held - now if held else None

@@ -294,11 +294,18 @@ class LLMConfig:
 
     verify_blocks = _flag(
         OWN_PREFIX + "VerifyBlocks",
-        "Every transfer that begins at this instance, of either direction, by layers, with a ticket or "
-        "packed, reads back what it copied at both ends and compares each byte, on the host, before it says "
-        "that anything has arrived. Where some differ it ends with ``LLM_FAILED``, and so does the status of "
-        "who waits for it at the other end. The message names the block. It takes several times as long: "
-        "``sync_kv_timeout`` may have to be longer.",
+        "Every transfer that begins at this instance is verified before it says that anything has arrived. "
+        "One without a ticket, of either direction, reads back what it copied at both ends and compares each "
+        "byte, on the host; the message names the block. One with a ticket is looked at by its receiver, "
+        "where that has this option, too: the sender adds up each layer at the source, the receiver adds up "
+        "what lies in its own blocks, behind the scatter of a packed one, and only then lets anybody read "
+        "the layer. Its sender ends when the receiver has found all of it, whether or not anybody there "
+        "waits for the ticket. A receiver without the option looks at nothing, and neither does one that is "
+        "sent more than 3965 runs of neighbouring blocks in one push: what is sent to these is read back by "
+        "its sender, a packed one up to their staging. What cannot be is refused: to read back over an "
+        "engine, and to tell a receiver over HIXL what was sent. "
+        "Where bytes differ it ends with ``LLM_FAILED``, and so does the status of who waits for it at the "
+        "other end. It takes several times as long: ``sync_kv_timeout`` may have to be longer.",
         drop=False,
     )
 

@@ -138,9 +138,10 @@ class Farewell:
         if peer.cannot_write():
             self._peers.forget(peer)
             return None
+        if now < peer.departed_at + _DEPARTED_S:
+            return _STATUS_POLL_S
         holds_memory = any(peer in held.waiting_for for held in self._registry.held())
-        is_new = now < peer.departed_at + _DEPARTED_S
-        return _STATUS_POLL_S if holds_memory or is_new else _FROZEN_POLL_S
+        return _STATUS_POLL_S if holds_memory else _FROZEN_POLL_S
 
     # The end of the instance.
 

@@ -172,10 +172,10 @@ class Handshake:
             return
         self._warn_of_versions(peer, message.identity)
         peer.state = LinkState.JOINING
-        page = self._open_link(peer)
+        page, proofs = self._open_link(peer)
         address = self._native.link_address(peer.link)
         caches = self._announcements.export_to(peer)
-        peer.send(wire.Join(peer.link, page, caches, peer.transport, address))
+        peer.send(wire.Join(peer.link, page, caches, peer.transport, address, proofs))
 
     def on_refused(self, peer: Peer, message: wire.Refused) -> None:
         target = peer.tokenless_target
@@ -266,11 +266,11 @@ class Handshake:
         self._warn_of_versions(peer, peer.identity)
         peer.state = LinkState.JOINING
         try:
-            page = self._open_link(peer)
+            page, proofs = self._open_link(peer)
             address = self._native.link_address(peer.link)
             self._connect(peer, message)
             caches = self._announcements.export_to(peer)
-            joined = wire.Joined(peer.link, page, caches, peer.transport, address)
+            joined = wire.Joined(peer.link, page, caches, peer.transport, address, proofs)
         except Exception as error:
             code = error.status_code if isinstance(error, LLMException) else LLMStatusCode.LLM_LINK_FAILED
             peer.send(wire.Refused(code, str(error)[:4096]))
@@ -294,7 +294,7 @@ class Handshake:
 
     # Both ends.
 
-    def _open_link(self, peer: Peer) -> wire.SegmentRecord:
+    def _open_link(self, peer: Peer) -> tuple[wire.SegmentRecord, wire.SegmentRecord | None]:
         identity = peer.identity
         assert identity is not None
         choice = choose(self._own, identity)
@@ -310,7 +310,8 @@ class Handshake:
             identity.host == self._own.host,
             peer.transport,
         )
-        return segment_record(page, peer)
+        proofs = self._native.export_proofs(peer.link)
+        return segment_record(page, peer), None if proofs is None else segment_record(proofs, peer)
 
     def _connect(self, peer: Peer, message: wire.Join | wire.Joined) -> None:
         if message.transport != peer.transport:
@@ -318,7 +319,8 @@ class Handshake:
                 "transports_differ", peer=peer, value=repr(message.transport), own=repr(peer.transport)
             )
         page = self._announcements.segment(message.page)
-        self._native.connect_link(peer.link, message.link, page, message.address)
+        proofs = None if message.proofs is None else self._announcements.segment(message.proofs)
+        self._native.connect_link(peer.link, message.link, page, message.address, proofs)
         for record in message.caches:
             self._announcements.learn(peer, record)
 

@@ -15,7 +15,7 @@ from . import transports
 from .errors import LLMStatusCode
 from .messages import coded
 
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 HOST_ID_VARIABLE = "TORCH_LLM_DATADIST_HOST_ID"
 _START_TIME_FIELD = 22  # of /proc/<pid>/stat, counted from 1
 

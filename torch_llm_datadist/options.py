@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,11 +18,17 @@ from .transports import wanted_by_environment
 DEFAULT_SYNC_KV_TIMEOUT_MS = 1000
 DEFAULT_LINK_TOTAL_TIME_S = 120
 FLOW_GRAPH_MEMORY = "ge.flowGraphMemMaxSize"
-logger = logging.getLogger("torch_llm_datadist")
 
 BACKEND = "llm.TransferBackend"
 LINK_SECRET = OWN_PREFIX + "LinkSecret"
 LINK_TIME_VARIABLE = "HCCL_CONNECT_TIMEOUT"
+# What HIXL is told, by the names that it has for it.
+_OF_HIXL = {
+    "llm.GlobalResourceConfig": "GlobalResourceConfig",
+    "llm.LocalCommRes": "LocalCommRes",
+    "llm.RdmaTrafficClass": "RdmaTrafficClass",
+    "llm.RdmaServiceLevel": "RdmaServiceLevel",
+}
 
 
 @dataclass(frozen=True)
@@ -39,11 +44,12 @@ class Options:
         sync_kv_timeout_ms: limit of one blocking push or pull.
         streams_per_link, stream_budget, stream_idle_ms, staging_limit, close_timeout_ms: what links may
             take, see ``LLMConfig``.
+        hixl_options: what links over HIXL hand to it, by its own names.
         register_timeout_ms: limit of what ``register_*`` waits for.
         link_total_time_s: limit of a two-sided link.
         is_older_api: ``kv_cache_manager`` in place of ``cache_manager``.
         enable_switch_role: of the older API, which needs it.
-        verify_blocks: what transfers copied is read back and compared.
+        verify_blocks: what transfers copied is compared, by the receiver of a ticket that verifies, too.
         link_secret: what peers must know to link; None lets everyone link.
         link_port: base of the ports at which members of two-sided links meet; None: the environment says.
     """
@@ -68,6 +74,7 @@ class Options:
     transport: str
     engine_chunk_bytes: int
     engine_chunks: int
+    hixl_options: dict[str, str]
     transfer_workers: int
     link_total_time_s: float
     link_port: int | None
@@ -134,6 +141,7 @@ def read_options(options: object) -> Options:
             given, "engine_chunk_bytes", OWN_PREFIX + "EngineChunkBytes", 1 << 20, low=4096, high=1 << 30
         ),
         engine_chunks=_number(given, "engine_chunks", OWN_PREFIX + "EngineChunks", 4, low=2, high=64),
+        hixl_options={name: given[key] for key, name in _OF_HIXL.items() if given.get(key)},
         transfer_workers=_number(given, "transfer_workers", OWN_PREFIX + "TransferWorkers", 16, low=1),
         link_total_time_s=_link_total_time(given),
         link_port=_number(given, "link_port", OWN_PREFIX + "LinkPort", 0, low=1, high=65535) or None,
@@ -158,16 +166,6 @@ def _check_backend(given: Mapping[str, str], is_older_api: bool) -> None:
         raise refusal("bad_value", name="init: transfer_backend", value=repr(backend), expected="'hixl'")
     if transport not in ("", backend):
         raise refusal("backend_and_transport", value=repr(transport))
-    for key in (
-        "llm.GlobalResourceConfig",
-        "llm.LocalCommRes",
-        "llm.RdmaTrafficClass",
-        "llm.RdmaServiceLevel",
-    ):
-        if given.get(key):
-            logger.warning(
-                "init: %s = %r is not handed to HIXL yet, which takes its default", key, given[key]
-            )
 
 
 def _check_flow_graph_memory(given: Mapping[object, object]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -97,7 +97,7 @@ class CacheRegistry:
         self.on_taken: Callable[[int, int, range], None] = nobody_cares
         self._lock = threading.Lock()
         self._caches: dict[int, LocalCache] = {}
-        self._held: list[HeldCache] = []
+        self._held: dict[int, HeldCache] = {}
 
     def add(self, local: LocalCache) -> None:
         with self._lock:
@@ -119,7 +119,7 @@ class CacheRegistry:
             if local is None:
                 return None
             held = HeldCache(local)
-            self._held.append(held)
+            self._held[cache_id] = held
             return held
 
     def reachable(self) -> list[LocalCache]:
@@ -132,7 +132,7 @@ class CacheRegistry:
         with self._lock:
             own = self._caches.get(cache_id)
             others = [local for local in self._caches.values() if local is not own]
-            held = list(self._held)
+            held = list(self._held.values())
         model_id = None if own is None else own.model_id
         if model_id is not None and any(other.model_id == model_id for other in others):
             return True
@@ -144,18 +144,30 @@ class CacheRegistry:
 
     def held(self) -> list[HeldCache]:
         with self._lock:
-            return list(self._held)
+            return list(self._held.values())
 
-    def release_free(self, native: _C.Instance) -> None:
-        """Hands back the memory that neither a peer nor a transfer of this instance can touch."""
-        for held in self.held():
-            cache_id = held.local.cache.cache_id
-            if held.is_free() and not native.is_cache_in_use(cache_id):
-                native.release_cache(cache_id)
-                if held.local.release is not None:
-                    held.local.release()
-                with self._lock:
-                    self._held.remove(held)
+    def held_cache(self, cache_id: int) -> HeldCache | None:
+        with self._lock:
+            return self._held.get(cache_id)
+
+    def release_free(self, native: _C.Instance, looked_at: Iterable[HeldCache]) -> list[HeldCache]:
+        """Hands back the memory that neither a peer nor a transfer of this instance can touch; returns those
+        that stay held.
+        """
+        return [held for held in looked_at if not self._release_if_free(native, held)]
+
+    def _release_if_free(self, native: _C.Instance, held: HeldCache) -> bool:
+        cache_id = held.local.cache.cache_id
+        if self.held_cache(cache_id) is not held:
+            return True
+        if not held.is_free() or native.is_cache_in_use(cache_id):
+            return False
+        native.release_cache(cache_id)
+        if held.local.release is not None:
+            held.local.release()
+        with self._lock:
+            del self._held[cache_id]
+        return True
 
 
 # Memory that a peer may still write must not go back to the allocator when its instance ends; it lies here

@@ -61,6 +61,7 @@ class Running:
             engine_chunk_bytes=self.options.engine_chunk_bytes,
             engine_chunks=self.options.engine_chunks,
             listen_ip=self.options.listen[0] if self.options.listen is not None else "",
+            hixl_options=self.options.hixl_options,
         )
         secret = self.options.link_secret
         identity = own_identity(

@@ -134,6 +134,7 @@ class Join(_Message, frozen=True):
     Attributes:
         transport: name of the transport that both ends found.
         address: what the other end of that transport needs; b"" where that is nothing.
+        proofs: of an end that verifies: where the other may say what it sent.
     """
 
     link: LinkNumber
@@ -141,6 +142,7 @@ class Join(_Message, frozen=True):
     caches: Annotated[list[CacheRecord], Meta(max_length=65536)]
     transport: Name = "mapped"
     address: Annotated[bytes, Meta(max_length=8192)] = b""
+    proofs: SegmentRecord | None = None
 
 
 class Joined(_Message, frozen=True):
@@ -149,6 +151,7 @@ class Joined(_Message, frozen=True):
     caches: Annotated[list[CacheRecord], Meta(max_length=65536)]
     transport: Name = "mapped"
     address: Annotated[bytes, Meta(max_length=8192)] = b""
+    proofs: SegmentRecord | None = None
 
 
 class Announce(_Message, frozen=True):

@@ -65,7 +65,7 @@ int64_t LocalCaches::add(Geometry geometry, std::vector<Place> tensors, std::vec
 }
 
 std::optional<Reach> LocalCaches::reach_of(const char* address, size_t bytes) const {
-  std::lock_guard lock(mutex_);
+  std::shared_lock lock(mutex_);
   // The tensor that begins last before it, as a rule; caches may overlap.
   for (auto range = ranges_.upper_bound(address); range != ranges_.begin();) {
     --range;
@@ -76,20 +76,20 @@ std::optional<Reach> LocalCaches::reach_of(const char* address, size_t bytes) co
 }
 
 std::shared_ptr<LocalCache> LocalCaches::get(int64_t id, const char* asked) const {
-  std::lock_guard lock(mutex_);
+  std::shared_lock lock(mutex_);
   const auto found = by_id_.find(id);
   if (found == by_id_.end()) refuse(Message::no_such_local_cache, {{"asked", asked}, {"value", id}});
   return found->second;
 }
 
 std::shared_ptr<LocalCache> LocalCaches::find_held(int64_t id) const {
-  std::lock_guard lock(mutex_);
+  std::shared_lock lock(mutex_);
   const auto found = by_id_.find(id);
   return found == by_id_.end() ? nullptr : found->second;
 }
 
 std::shared_ptr<LocalCache> LocalCaches::find_id(int64_t id, const char* asked) const {
-  std::lock_guard lock(mutex_);
+  std::shared_lock lock(mutex_);
   const auto found = by_id_.find(id);
   if (found == by_id_.end() || found->second->is_withdrawn)
     refuse(Message::no_such_local_cache, {{"asked", asked}, {"value", id}});
@@ -103,7 +103,7 @@ std::shared_ptr<LocalCache> LocalCaches::find(const std::vector<char*>& tensors,
     refuse(Message::bad_value, {{"name", join(asked, ": cache")},
                                 {"value", "an empty list"},
                                 {"expected", "the tensors of one registered cache"}});
-  std::unique_lock lock(mutex_);
+  std::shared_lock lock(mutex_);
   std::shared_ptr<LocalCache> of_other_shape;
   std::shared_ptr<LocalCache> of_other_kind;
   const auto [first, last] = by_address_.equal_range(tensors.front());

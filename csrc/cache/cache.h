@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <shared_mutex>
 #include <string>
 #include <vector>
 
@@ -96,7 +97,7 @@ class LocalCaches {
   std::optional<Reach> reach_of(const char* address, size_t bytes) const;
 
  private:
-  mutable std::mutex mutex_;
+  mutable std::shared_mutex mutex_;  // ops only read, side by side
   int64_t next_id_ = 1;
   std::map<int64_t, std::shared_ptr<LocalCache>> by_id_;
   std::multimap<char*, std::shared_ptr<LocalCache>> by_address_;  // of the first tensor

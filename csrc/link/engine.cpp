@@ -27,6 +27,7 @@ namespace {
 
 constexpr int kBusyTickMs = 2;
 constexpr int kIdleTickMs = 50;
+constexpr auto kLookAtAll = std::chrono::milliseconds(kIdleTickMs - kBusyTickMs);  // also at idle links
 constexpr int kSyncTimeoutMs = 1000;
 constexpr auto kGiveUp = std::chrono::seconds(5);  // without one look at the words
 constexpr auto kGiveUpALostDevice = std::chrono::seconds(1);
@@ -99,7 +100,7 @@ void Engine::stop() {
   wake();
   if (thread_.joinable()) thread_.join();
   local_feeder_.stop();
-  std::vector<std::shared_ptr<Link>> links;
+  Links links;
   {
     std::lock_guard lock(mutex_);
     links = links_;
@@ -107,6 +108,7 @@ void Engine::stop() {
   // Without the lock: what ends on them wakes us. Then nothing of any transfer is queued any more.
   for (const auto& link : links) link->stop_streams();
   std::lock_guard lock(mutex_);
+  take_arriving();
   for (const auto& transfer : transfers_) transfer->abandon("this process shuts its devices down");
   for (const auto& binding : bindings_) binding->abandon();
   for (const auto& mark : marks_) mark->abandon();
@@ -130,13 +132,29 @@ void Engine::watch(std::shared_ptr<Link> link) {
   wake();
 }
 
-void Engine::watch(std::shared_ptr<Transfer> transfer) {
-  {
+void Engine::watch(const std::shared_ptr<Transfer>& transfer) {
+  if (must_stop_) refuse(Message::device_is_shut_down, {{"value", device_}});
+  transfer->arriving_ = transfer;
+  Transfer* before = arriving_.load();
+  do transfer->next_arriving_ = before;
+  while (!arriving_.compare_exchange_weak(before, transfer.get()));
+  if (must_stop_) {  // who stops us may have looked before it was there
     std::lock_guard lock(mutex_);
-    if (must_stop_) refuse(Message::device_is_shut_down, {{"value", device_}});
-    transfers_.push_back(std::move(transfer));
+    take_arriving();
+    std::erase(transfers_, transfer);
+    transfer->abandon("this process shuts its devices down");
+    refuse(Message::device_is_shut_down, {{"value", device_}});
   }
   wake_soon();
+}
+
+void Engine::take_arriving() {
+  const auto had = static_cast<std::ptrdiff_t>(transfers_.size());
+  for (Transfer* next = arriving_.exchange(nullptr); next != nullptr;) {
+    Transfer* const transfer = std::exchange(next, next->next_arriving_);
+    transfers_.push_back(std::move(transfer->arriving_));
+  }
+  std::reverse(transfers_.begin() + had, transfers_.end());  // the last to come stood first
 }
 
 void Engine::watch(std::shared_ptr<Binding> binding) {
@@ -156,6 +174,7 @@ void Engine::watch(std::shared_ptr<StreamMark> mark) {
 
 std::vector<std::shared_ptr<Transfer>> Engine::transfers() {
   std::lock_guard lock(mutex_);
+  take_arriving();
   return transfers_;
 }
 
@@ -172,10 +191,10 @@ void Engine::wake_soon() {
 }
 
 bool Engine::wait_for_tick(Clock::time_point deadline) {
-  wake();
   std::unique_lock lock(mutex_);
   const uint64_t seen = ticks_;
   ++waiting_;
+  wake();  // behind the look at `ticks_`: else the tick that it brings may have passed by then
   const bool ticked = ticked_.wait_until(lock, deadline, [&] { return ticks_ != seen || must_stop_; });
   --waiting_;
   return ticked && !must_stop_;
@@ -227,17 +246,41 @@ void Engine::run() {
   ticked_.notify_all();
 }
 
+// Hundreds of links may be idle beside one that is busy: those are looked at as seldom as if all were, or
+// when somebody asks for a look.
+Engine::Links Engine::links_to_look_at(bool at_all) {
+  std::lock_guard lock(mutex_);
+  if (at_all) return links_;
+  Links busy;
+  for (const auto& link : links_) {
+    if (link->is_busy()) busy.push_back(link);
+  }
+  return busy;
+}
+
 // One tick: refresh the mirrors, judge by them, tidy up. Nothing is judged by stale mirrors.
 bool Engine::look(const Streams& streams) {
   streams.context.make_current();  // unmapping through torch's allocator may have changed it
-  watch_processes();
+  const auto now = Clock::now();
+  const bool at_all = is_woken_ || now - looked_at_all_ >= kLookAtAll;
+  const Links links = links_to_look_at(at_all);
+  watch_processes(links);
   words_.queue_reads(streams.local.get());
-  pages_.queue_reads(streams.local.get());
+  if (at_all) {
+    pages_.queue_reads(streams.local.get());
+  } else {
+    std::vector<Page> pages;
+    for (const auto& link : links) pages.push_back(link->page());
+    pages_.queue_reads(pages, streams.local.get());
+  }
   DATADIST_ACL(acl::synchronize(streams.local.get(), kSyncTimeoutMs));
   words_.zeroes_done();
-  const bool is_busy = tick({Clock::now(), streams.local.get(), streams.mail.get(), mail_word_.address});
+  const bool is_busy =
+      tick({Clock::now(), streams.local.get(), streams.mail.get(), mail_word_.address}, links);
   words_.queue_zeroes(streams.local.get());
-  {
+  if (at_all) {
+    is_woken_ = false;
+    looked_at_all_ = now;
     std::lock_guard lock(mutex_);
     ++ticks_;
   }
@@ -247,6 +290,7 @@ bool Engine::look(const Streams& streams) {
 
 void Engine::extend_deadlines(Clock::duration gap) {
   std::lock_guard lock(mutex_);
+  take_arriving();
   for (const auto& link : links_) link->clock_gap(gap);
   for (const auto& transfer : transfers_) transfer->clock_gap(gap);
 }
@@ -264,6 +308,7 @@ void Engine::abandon(const std::string& stopped) {
                "LLM_FAILED.\n",
                why.c_str(), links_.size(), transfers_.size(), bindings_.size());
   must_stop_ = true;
+  take_arriving();
   is_blind_ = true;
   for (const auto& link : links_) link->die(kFailed, why);
   for (const auto& transfer : transfers_) transfer->abandon(why);
@@ -271,15 +316,14 @@ void Engine::abandon(const std::string& stopped) {
   for (const auto& mark : marks_) mark->abandon();
 }
 
-bool Engine::tick(const Tick& tick) {
-  std::vector<std::shared_ptr<Link>> links;
+bool Engine::tick(const Tick& tick, const Links& links) {
   std::vector<std::shared_ptr<Transfer>> transfers;
   std::vector<std::shared_ptr<Binding>> bindings;
   std::vector<std::shared_ptr<StreamMark>> marks;
   bool is_waited_for = false;
   {
     std::lock_guard lock(mutex_);
-    links = links_;
+    take_arriving();
     transfers = transfers_;
     bindings = bindings_;
     marks = marks_;
@@ -324,19 +368,14 @@ bool Engine::sleep(bool is_busy) {
   std::array<pollfd, 2> fds{{{wake_fd_, POLLIN, 0}, {timer_fd_, POLLIN, 0}}};
   poll(fds.data(), fds.size(), is_busy ? kBusyTickMs : kIdleTickMs);
   uint64_t count;
-  [[maybe_unused]] auto got = read(wake_fd_, &count, sizeof(count));
+  if (read(wake_fd_, &count, sizeof(count)) > 0) is_woken_ = true;
   if (read(timer_fd_, &count, sizeof(count)) > 0) timer_is_set_ = false;
   std::lock_guard lock(mutex_);
   return !must_stop_;
 }
 
 // A death on this host is known at once, and a reused pid is never taken for the peer.
-void Engine::watch_processes() {
-  std::vector<std::shared_ptr<Link>> links;
-  {
-    std::lock_guard lock(mutex_);
-    links = links_;
-  }
+void Engine::watch_processes(const Links& links) {
   std::vector<pollfd> fds;
   for (const auto& link : links) fds.push_back({link->watches_process() ? link->pidfd() : -1, POLLIN, 0});
   if (fds.empty() || poll(fds.data(), fds.size(), 0) <= 0) return;

@@ -41,7 +41,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   char* failed_status() const { return failed_status_.address; }  // holds LLM_FAILED for ever
 
   void watch(std::shared_ptr<Link> link);
-  void watch(std::shared_ptr<Transfer> transfer);
+  void watch(const std::shared_ptr<Transfer>& transfer);
   void watch(std::shared_ptr<Binding> binding);
   void watch(std::shared_ptr<StreamMark> mark);
 
@@ -51,11 +51,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
   bool has_doubts() const { return doubts_ > 0; }
   std::vector<std::shared_ptr<Transfer>> transfers();
 
-  // Makes the watchdog look at once instead of at its next tick.
+  // Makes the watchdog look at once, and at every link, instead of at its next tick.
   void wake();
-  // Makes it look within a busy tick, without a thread's wake-up in the caller's way.
+  // Makes it look at what is busy within a busy tick, without a thread's wake-up in the caller's way.
   void wake_soon();
-  // Waits for the watchdog's next tick; false when the deadline passed before.
+  // Waits for the watchdog's next look at all; false when the deadline passed before.
   bool wait_for_tick(Clock::time_point deadline);
   // The watchdog has had no look at its device for a while.
   bool is_blind() const { return is_blind_.load(std::memory_order_acquire); }
@@ -68,12 +68,16 @@ class Engine : public std::enable_shared_from_this<Engine> {
   DeviceMemory allocate_filled(size_t bytes, int byte);
   DeviceMemory filled(DeviceMemory memory, size_t bytes, int byte) const;
   void run();
-  bool tick(const Tick& tick);  // true while something is in flight
+  using Links = std::vector<std::shared_ptr<Link>>;
+
+  bool tick(const Tick& tick, const Links& links);  // true while something is in flight
   bool look(const Streams& streams);
+  Links links_to_look_at(bool at_all);
+  void take_arriving();  // with the lock
   bool sleep(bool is_busy);
   void extend_deadlines(Clock::duration gap);
   void abandon(const std::string& stopped);
-  void watch_processes();
+  static void watch_processes(const Links& links);
 
   const int device_;
   WordPool words_;
@@ -87,13 +91,17 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::atomic<bool> timer_is_set_{false};
   std::atomic<int> doubts_{0};
   std::atomic<bool> is_blind_{false};
+  bool is_woken_ = false;              // the watchdog's own
+  Clock::time_point looked_at_all_{};  // likewise
 
+  // What ops have begun since the last look: they take no lock that links share.
+  std::atomic<Transfer*> arriving_{nullptr};
   std::mutex mutex_;
   std::condition_variable ticked_;
   uint64_t ticks_ = 0;
   int waiting_ = 0;  // callers in wait_for_tick
-  bool must_stop_ = false;
-  std::vector<std::shared_ptr<Link>> links_;
+  std::atomic<bool> must_stop_{false};
+  Links links_;
   std::vector<std::shared_ptr<Transfer>> transfers_;
   std::vector<std::shared_ptr<Binding>> bindings_;
   std::vector<std::shared_ptr<StreamMark>> marks_;

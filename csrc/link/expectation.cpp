@@ -28,6 +28,7 @@ class Expectation::Program : public datadist::Program {
     if (expectation_->ids_ == nullptr) expectation_->ids_ = link_.staging().take_ids(list.size());
     ids_ = expectation_->ids_.get();
     std::copy(list.begin(), list.end(), ids_->ids());
+    if (expectation_->is_proven_ && !make_inspection()) return;
     chunk_bytes_ = link_.staging().own_chunk_bytes();
     begin_layer();
     PackedPiece piece;
@@ -42,6 +43,8 @@ class Expectation::Program : public datadist::Program {
 
   bool next(Step* step) override {
     const auto [slot, epoch] = expectation_->use_;
+    Inspection* const inspection = expectation_->inspection_.get();
+    if (expectation_->is_proven_ && inspection == nullptr) return false;
     switch (at_) {
       case At::kIds:
         at_ = At::kFirstCredits;
@@ -65,8 +68,24 @@ class Expectation::Program : public datadist::Program {
       case At::kScatter:
         if (next_scatter(step)) return true;
         packing_.next_chunk();
-        at_ = packing_.is_at_end() ? At::kRangeEnd : At::kCredit;
-        if (at_ == At::kCredit) return next(step);
+        at_ = packing_.is_at_end() ? At::kPieces : At::kCredit;
+        return next(step);
+      case At::kPieces:
+        if (inspection == nullptr || leaves_gaps()) {
+          at_ = At::kFlag;
+          return next(step);
+        }
+        if (inspection->next_of_piece(step)) return true;
+        if (begin_piece()) return next(step);
+        piece_ = {};
+        at_ = At::kVerdict;
+        return next(step);
+      case At::kVerdict:
+        if (inspection->next_of_verdict(layer_, step)) return true;
+        at_ = At::kFlag;
+        return next(step);
+      case At::kFlag:
+        at_ = At::kRangeEnd;
         *step = {Step::kWrite, link_.own_flag(slot, expectation_->layers_.first + layer_), nullptr, epoch};
         if (++layer_ < expectation_->layers_.count) begin_layer();
         return true;
@@ -77,10 +96,15 @@ class Expectation::Program : public datadist::Program {
         return true;
       case At::kCredit:
         ++chunk_;
-        at_ = chunk_ == chunks_ ? At::kEnd : At::kArrived;
+        at_ = chunk_ == chunks_ ? At::kFound : At::kArrived;
         if (chunk_ - 1 + kChunksPerWindow >= chunks_) return next(step);
         *step = {Step::kRemoteWrite, link_.peer_credit(slot), nullptr,
                  chunk_count(epoch, chunk_ + kChunksPerWindow)};
+        return true;
+      case At::kFound:
+        at_ = At::kEnd;
+        if (inspection == nullptr) return false;
+        *step = {Step::kRemoteWrite, link_.peer_credit(slot), nullptr, chunk_count(epoch, kAllIsFound)};
         return true;
       case At::kEnd:
         break;
@@ -93,7 +117,51 @@ class Expectation::Program : public datadist::Program {
   }
 
  private:
-  enum class At { kIds, kFirstCredits, kArrived, kRange, kScatter, kRangeEnd, kCredit, kEnd };
+  enum class At {
+    kIds,
+    kFirstCredits,
+    kArrived,
+    kRange,
+    kScatter,
+    kPieces,
+    kVerdict,
+    kFlag,
+    kRangeEnd,
+    kCredit,
+    kFound,
+    kEnd
+  };
+
+  bool make_inspection() {
+    try {
+      auto inspection = std::make_unique<Inspection>(expectation_->link_, expectation_->use_.slot);
+      std::lock_guard lock(expectation_->mutex_);
+      expectation_->inspection_ = std::move(inspection);
+      return true;
+    } catch (const Error& error) {
+      std::lock_guard lock(expectation_->mutex_);
+      expectation_->failure_ = {error.code(), error.what()};
+      return false;
+    }
+  }
+
+  // Of what was skipped nothing can be compared; the ticket says LLM_PARAM_INVALID for it.
+  bool leaves_gaps() const { return expectation_->bad_.has_value(); }
+
+  // The blocks of the layer, one by one: as they were sent.
+  bool begin_piece() {
+    if (piece_.tensor == expectation_->layers_.tensors_per_layer) return false;
+    const int64_t tensor = first_tensor(layer_) + piece_.tensor;
+    const int64_t stride = expectation_->cache_->geometry.strides[tensor];
+    Place arrived = expectation_->cache_->tensors[tensor];
+    arrived.address += expectation_->list_[piece_.first] * stride;
+    expectation_->inspection_->begin(arrived, static_cast<size_t>(stride));
+    if (++piece_.first == static_cast<int64_t>(expectation_->list_.size())) {
+      piece_.first = 0;
+      ++piece_.tensor;
+    }
+    return true;
+  }
 
   int64_t first_tensor(int64_t layer) const {
     return (expectation_->layers_.first + layer) * expectation_->layers_.tensors_per_layer;
@@ -148,6 +216,7 @@ class Expectation::Program : public datadist::Program {
   uint64_t chunks_ = 0;
   Packing packing_;
   PackedPiece left_;
+  PackedPiece piece_;  // tensor and place in the list of the next block to look at
   At at_ = At::kIds;
   int64_t layer_ = 0;
   bool begins_layer_ = true;
@@ -155,11 +224,13 @@ class Expectation::Program : public datadist::Program {
 };
 
 Expectation::Expectation(std::shared_ptr<Link> link, SlotUse use, OfferWord offer,
-                         std::shared_ptr<LocalCache> cache, Layers layers, std::vector<int64_t> ids)
+                         std::shared_ptr<LocalCache> cache, Layers layers, std::vector<int64_t> ids,
+                         bool is_proven)
     : link_(std::move(link)),
       use_(use),
       offer_(offer),
       layers_(layers),
+      is_proven_(is_proven),
       cache_(std::move(cache)),
       lane_(link_->take_scatter_lane()),
       list_(std::move(ids)) {
@@ -220,7 +291,7 @@ void Expectation::start_if_ready(bool is_packed) {
   link_->submit_scatter(lane_, std::make_unique<Program>(shared_from_this()));
 }
 
-void Expectation::tick(SentWord sent, bool is_reported) {
+void Expectation::tick(const Tick& tick, SentWord sent, bool is_reported) {
   {
     std::lock_guard lock(mutex_);
     is_reported_ = is_reported;
@@ -228,7 +299,10 @@ void Expectation::tick(SentWord sent, bool is_reported) {
       is_read_ = true;
       if (state_ == State::kWaiting) read_ids();
     }
-    if (state_ == State::kRunning && submission_has_ended_ && lane_->has_passed(mark_)) {
+    if (state_ == State::kRunning && inspection_ != nullptr) {
+      if (const auto found = inspection_->look(tick); found && !failure_) failure_ = {kFailed, *found};
+    }
+    if (state_ == State::kRunning && !failure_ && submission_has_ended_ && lane_->has_passed(mark_)) {
       if (!lane_->is_dropped()) sender_is_done_ = true;  // all of its chunks have come
       end();
     }
@@ -264,6 +338,7 @@ void Expectation::end() {
   if (sender_is_done_) link_->staging().release(offer_.window, this);
   link_->give_back_scatter_lane(lane_);
   if (are_ids_read()) link_->staging().give_back_ids(std::move(ids_));
+  inspection_.reset();
   cache_.reset();
 }
 
@@ -287,6 +362,11 @@ bool Expectation::is_over() const {
 bool Expectation::is_direct() const {
   std::lock_guard lock(mutex_);
   return !is_packed_;
+}
+
+std::optional<std::pair<int64_t, std::string>> Expectation::failure() const {
+  std::lock_guard lock(mutex_);
+  return failure_;
 }
 
 std::optional<std::string> Expectation::bad_ids() const {
@@ -348,8 +428,9 @@ std::shared_ptr<Expectation> make_expectation(const std::shared_ptr<Ticket>& tic
     }
     list.assign(ids, ids + count);
   }
-  auto expectation = std::make_shared<Expectation>(link.shared_from_this(), ticket->use(), offer,
-                                                   std::move(cache), layers, std::move(list));
+  auto expectation =
+      std::make_shared<Expectation>(link.shared_from_this(), ticket->use(), offer, std::move(cache), layers,
+                                    std::move(list), ticket->is_proven());
   if (on_device) expectation->await_ids();
   return expectation;
 }

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "cache/cache.h"
+#include "link/inspection.h"
 #include "link/lane.h"
 #include "link/link.h"
 #include "link/tick.h"
@@ -35,7 +36,7 @@ class Expectation : public std::enable_shared_from_this<Expectation> {
   // `ids`: one per block of the sender's list, checked; or none, when they are still on their way from device
   // memory to `read`, of `count`, whose `ready` then becomes 1.
   Expectation(std::shared_ptr<Link> link, SlotUse use, OfferWord offer, std::shared_ptr<LocalCache> cache,
-              Layers layers, std::vector<int64_t> ids);
+              Layers layers, std::vector<int64_t> ids, bool is_proven);
   ~Expectation();
 
   // Device ids: where the caller's stream puts them, and the word that it writes behind them. Before anybody
@@ -50,7 +51,7 @@ class Expectation : public std::enable_shared_from_this<Expectation> {
   void start_if_ready(bool is_packed);
   // Watchdog. `sent`: the sender's last word on this use of the slot, or none. `is_reported`: who bound the
   // ticket has been told of bad ids, without which nothing starts.
-  void tick(SentWord sent, bool is_reported);
+  void tick(const Tick& tick, SentWord sent, bool is_reported);
   void cut();
   // The sender writes no more of it, so another ticket may have its window.
   void sender_is_done();
@@ -61,6 +62,8 @@ class Expectation : public std::enable_shared_from_this<Expectation> {
   bool is_direct() const;
   // Entries that name no block, or one twice; they were skipped.
   std::optional<std::string> bad_ids() const;
+  // Of a proven one, (code, why): other bytes were scattered than were sent, or it could not be looked at.
+  std::optional<std::pair<int64_t, std::string>> failure() const;
 
  private:
   class Program;
@@ -75,6 +78,7 @@ class Expectation : public std::enable_shared_from_this<Expectation> {
   const SlotUse use_;
   const OfferWord offer_;
   const Layers layers_;
+  const bool is_proven_;
   std::shared_ptr<LocalCache> cache_;  // pinned until it is over
   std::vector<std::string> spans_;     // per layer, when a profiler recorded the call
 
@@ -83,6 +87,8 @@ class Expectation : public std::enable_shared_from_this<Expectation> {
   std::shared_ptr<Lane> lane_;
   std::vector<int64_t> list_;
   std::unique_ptr<IdBuffer> ids_;
+  std::unique_ptr<Inspection> inspection_;
+  std::optional<std::pair<int64_t, std::string>> failure_;
   std::optional<Word> ready_;
   const std::shared_ptr<std::atomic<bool>> refused_ = std::make_shared<std::atomic<bool>>(false);
   bool is_read_ = false;

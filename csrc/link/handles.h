@@ -4,9 +4,12 @@
 
 #include <array>
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <shared_mutex>
+#include <vector>
 
 #include "error.h"
 #include "link/forked.h"
@@ -28,7 +31,7 @@ class HandleTable {
 
   std::shared_ptr<T> get(int64_t handle, const char* asked) const {
     require_not_forked(asked);
-    std::lock_guard lock(mutex_);
+    std::shared_lock lock(mutex_);
     const auto found = objects_.find(handle);
     if (found == objects_.end())
       refuse(Message::no_such_handle,
@@ -41,7 +44,7 @@ class HandleTable {
 
   // nullptr when there is none.
   std::shared_ptr<T> find(int64_t handle) const {
-    std::lock_guard lock(mutex_);
+    std::shared_lock lock(mutex_);
     const auto found = objects_.find(handle);
     return found == objects_.end() ? nullptr : found->second;
   }
@@ -58,55 +61,78 @@ class HandleTable {
 
  private:
   const char* noun_;
-  mutable std::mutex mutex_;
+  mutable std::shared_mutex mutex_;  // ops only look up, side by side
   int64_t next_ = 1;
   std::map<int64_t, std::shared_ptr<T>> objects_;
 };
 
 // Handles of 20 bits, because a ticket carries one: an index that is used again, under the next generation.
+// Each index has a lock of its own, so that ops of two objects never meet at one. What was released last is
+// kept, since it knows why it ended; the rest of the released goes when another object comes.
 template <typename T>
 class CompactTable {
  public:
   static constexpr int64_t kIndices = 1024;
   static constexpr int64_t kGenerations = 1024;
+  static constexpr size_t kKept = 32;  // of the released
 
   int64_t add(std::shared_ptr<T> object) {
+    const auto forgotten = forget();  // goes without the locks
     std::lock_guard lock(mutex_);
     for (int64_t tried = 0; tried < kIndices; ++tried) {
       Entry& entry = entries_[next_];
       const int64_t index = next_;
       next_ = (next_ + 1) % kIndices;
+      std::lock_guard own(entry.mutex);
       if (entry.is_in_use) continue;
       entry.generation = entry.generation % (kGenerations - 1) + 1;
-      entry.object = std::move(object);
+      entry.object.swap(object);  // what it held goes without the locks
       entry.is_in_use = true;
       return entry.generation * kIndices + index;
     }
     refuse(Message::too_many_links, {{"value", kIndices}});
   }
 
-  // nullptr for a handle whose index serves another object, or that was never given out.
+  // nullptr for a handle whose index serves another object, or whose object is forgotten, or that was never
+  // given out.
   std::shared_ptr<T> find(int64_t handle) const {
-    std::lock_guard lock(mutex_);
     if (handle < 0) return nullptr;
     const Entry& entry = entries_[handle % kIndices];
+    std::lock_guard lock(entry.mutex);
     return entry.generation == handle / kIndices ? entry.object : nullptr;
   }
 
-  // The index may serve another object from now on; until it does, the handle still finds this one.
+  // The index may serve another object from now on; the handle still finds this one for a while.
   void release(int64_t handle) {
     std::lock_guard lock(mutex_);
     Entry& entry = entries_[handle % kIndices];
-    if (entry.generation == handle / kIndices) entry.is_in_use = false;
+    std::lock_guard own(entry.mutex);
+    if (entry.generation != handle / kIndices || !entry.is_in_use) return;
+    entry.is_in_use = false;
+    released_.push_back(handle);
   }
 
  private:
   struct Entry {
+    mutable std::mutex mutex;
     int64_t generation = 0;
     bool is_in_use = false;
     std::shared_ptr<T> object;
   };
-  mutable std::mutex mutex_;
+
+  std::vector<std::shared_ptr<T>> forget() {
+    std::vector<std::shared_ptr<T>> forgotten;
+    std::lock_guard lock(mutex_);
+    for (; released_.size() > kKept; released_.pop_front()) {
+      Entry& entry = entries_[released_.front() % kIndices];
+      std::lock_guard own(entry.mutex);
+      if (entry.generation == released_.front() / kIndices) forgotten.push_back(std::move(entry.object));
+    }
+    return forgotten;
+  }
+
+  std::mutex mutex_;  // of those who add and release
+  std::deque<int64_t> released_;
   int64_t next_ = 0;
   std::array<Entry, kIndices> entries_;
 };

@@ -3,7 +3,6 @@
 #include <utility>
 
 #include "error.h"
-#include "link/counters.h"
 #include "link/forked.h"
 #include "messages/messages.h"
 
@@ -36,7 +35,6 @@ std::shared_ptr<Link> Instance::open_link(Peer peer) {
   try {
     engine_->watch(link);
     links_[link->handle()] = link;
-    counters::open(link->handle());
   } catch (...) {
     links().release(link->handle());  // nobody else would: its engine does not know it
     throw;
@@ -51,6 +49,12 @@ std::shared_ptr<Link> Instance::link(int64_t handle, const char* asked) const {
   if (found == links_.end())
     refuse(Message::no_link_of_cluster, {{"asked", asked}, {"cluster_id", cluster_id_}, {"value", handle}});
   return found->second;
+}
+
+Link::Counts Instance::counts_of(int64_t handle) const {
+  std::lock_guard lock(mutex_);
+  const auto found = links_.find(handle);
+  return found == links_.end() ? Link::Counts{} : found->second->counts();
 }
 
 void Instance::release_cache(int64_t id) {
@@ -74,7 +78,6 @@ void Instance::close_link(int64_t handle, std::optional<std::chrono::millisecond
     link = found->second;
     links_.erase(found);
   }
-  counters::close(handle);
   link->close(patience.value_or(
       std::min(options_.transfer_timeout,
                options_.closing)));  // the engine releases the handle when nothing of it is in use any more

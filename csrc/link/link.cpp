@@ -18,6 +18,8 @@
 namespace datadist {
 namespace {
 
+constexpr size_t kWordsAtATime = 16;  // of some four transfers
+
 int open_pidfd(const Peer& peer) {
   if (peer.in_this_process || peer.pid <= 0 || !peer.is_on_this_host) return -1;
   const int fd = static_cast<int>(syscall(SYS_pidfd_open, peer.pid, 0));
@@ -63,6 +65,7 @@ std::unique_ptr<Transport> Link::make_transport() {
   settings.engine = peer_.transport;
   settings.device = engine_->device();
   settings.listen_ip = options_.listen_ip;
+  if (peer_.transport == "hixl") settings.options = options_.hixl_options;
   settings.peer = peer_.name;
   settings.chunk_bytes = options_.engine_chunk_bytes;
   settings.chunks = options_.engine_chunks;
@@ -93,6 +96,7 @@ std::optional<Reach> Link::named_by_peer(engine::Named what, const char* address
     return is_word ? std::optional(Reach::kDevice) : std::nullopt;
   }
   if (what == engine::Named::kWritten && packed_staging_.is_own(address, bytes)) return Reach::kDevice;
+  if (what == engine::Named::kWritten && proofs_.is_own(address, bytes)) return Reach::kDevice;
   if (peer_.is_fenced) return std::nullopt;
   return caches_->reach_of(address, bytes);
 }
@@ -103,17 +107,46 @@ Link::~Link() {
   if (page_.address != nullptr && peer_handle_ == 0)
     engine_->pages().give_back(page_);  // no peer ever knew it
   if (pidfd_ >= 0) ::close(pidfd_);
+  for (const Word& word : words_) engine_->words().give_back(word);
 }
 
-void Link::connect(int64_t peer_link, const Exported& peer_page, const std::string& transport_address) {
+std::vector<Word> Link::take_words(size_t count) {
+  std::vector<Word> taken;
+  taken.reserve(count);
+  {
+    std::lock_guard lock(words_mutex_);
+    for (; taken.size() < count && !words_.empty(); words_.pop_back()) taken.push_back(words_.back());
+  }
+  if (taken.size() == count) return taken;
+  std::vector<Word> more = engine_->words().take(std::max(count - taken.size(), kWordsAtATime));
+  for (; taken.size() < count; more.pop_back()) taken.push_back(more.back());
+  std::lock_guard lock(words_mutex_);
+  words_.insert(words_.end(), more.begin(), more.end());
+  return taken;
+}
+
+std::optional<Exported> Link::export_proofs() {
+  if (!options_.verifies) return std::nullopt;
+  const OwnMemory own{{proofs_.make_own(engine_->device()), Reach::kDevice}, kProofsBytes};
+  return transport_->export_memory({own}).front();
+}
+
+void Link::connect(int64_t peer_link, const Exported& peer_page, const std::string& transport_address,
+                   const std::optional<Exported>& peer_proofs) {
   require(state_ == kOpening && peer_page.offset >= 0 && peer_page.kind == MemoryKind::kDevice, kLinkFailed,
           "connect_link: the link to ", peer_.name,
           " is connected already or closed, or the peer's page has a bad offset (", peer_page.offset,
           ") or is not device memory");
+  require(!peer_proofs || peer_proofs->kind == MemoryKind::kDevice, kLinkFailed, "connect_link: ", peer_.name,
+          " takes proofs in what is not device memory");
   require(peer_link >= 1 && peer_link <= INT32_MAX, kLinkFailed, "connect_link: ", peer_.name,
           " calls its end link ", peer_link, ", expected 1 to ", INT32_MAX);
   transport_->connect(transport_address);
   Mapped mapping = transport_->map(peer_page, kPageBytes);
+  if (peer_proofs && proofs_.has_own()) {
+    proofs_.learn_peer(transport_->map(*peer_proofs, kProofsBytes));
+    errands_ = scatters().take_lane(SIZE_MAX, Feeder::Budget::kExempt);
+  }
   std::lock_guard lock(mutex_);
   require(state_ == kOpening, kLinkFailed, "connect_link: the link to ", peer_.name, " was closed meanwhile");
   peer_mapping_ = std::move(mapping);
@@ -148,6 +181,7 @@ void Link::close(std::chrono::milliseconds patience) {
   acl::ContextScope restore;  // page-locked memory is freed in a context of its device
   free_all_staging();
   packed_staging_.unmap_peer();
+  proofs_.take_peer();
   packed_staging_.free(false);
   Mapped mapping;
   {
@@ -215,9 +249,9 @@ void Link::retire(SlotUse use, int64_t code, TakenWord::State state) {
        TakenWord{use.epoch, short_code(code), state}.pack());
 }
 
-void Link::revoke(SlotUse use, int64_t code) {
+void Link::revoke(SlotUse use, int64_t code, TakenWord::State state) {
   post(offsetof(Mail, taken) + use.slot * sizeof(uint64_t),
-       TakenWord{use.epoch, short_code(code), TakenWord::kRevoked}.pack());
+       TakenWord{use.epoch, short_code(code), state}.pack());
 }
 
 void Link::expect(SlotUse use) {
@@ -272,7 +306,7 @@ std::shared_ptr<Ticket> Link::ticket(uint32_t slot, uint32_t epoch_low, const ch
     if (ticket->use().slot == slot && (ticket->use().epoch & TicketNumber::kEpochMask) == epoch_low)
       return ticket;
   }
-  const SentWord sent = SentWord::unpack(sent_[slot]);
+  SentWord sent = SentWord::unpack(sent_[slot]);
   if ((sent.epoch & TicketNumber::kEpochMask) != epoch_low)
     refuse(Message::ticket_is_used_up, {{"asked", asked},
                                         {"value", TicketNumber{handle_, slot, epoch_low}.pack()},
@@ -297,6 +331,7 @@ std::shared_ptr<Ticket> Link::ticket(uint32_t slot, uint32_t epoch_low, const ch
   if (!is_alive())
     throw Error(code_,
                 render(Message::link_is_down, {{"asked", asked}, {"peer", peer_.name}, {"why", why_}}));
+  sent.is_proven = sent.is_proven && errands_ != nullptr;  // what the peer says does not make us verify
   tickets_.push_back(std::make_shared<Ticket>(shared_from_this(), SlotUse{slot, sent.epoch}, sent,
                                               PublishedWord::unpack(published_[slot]),
                                               OfferWord::unpack(published_[slot])));
@@ -312,9 +347,14 @@ void Link::peer_process_ended(const std::string& what) {
 }
 
 void Link::clock_gap(Clock::duration gap) {
-  std::lock_guard lock(mutex_);
-  liveness_.clock_gap(gap);
-  for (const auto& ticket : tickets_) ticket->clock_gap(gap);
+  std::vector<std::shared_ptr<Ticket>> tickets;
+  {
+    std::lock_guard lock(mutex_);
+    liveness_.clock_gap(gap);
+    tickets = tickets_;
+  }
+  // Without our lock: a ticket takes its own first.
+  for (const auto& ticket : tickets) ticket->clock_gap(gap);
 }
 
 bool Link::watches_process() const {
@@ -349,6 +389,7 @@ void Link::tick(const Tick& tick) {
     if (const auto failure = transport_->failure()) die(kNotYetLink, *failure);
     read_mail(tick);
     cancel_what_was_told();
+    if (errands_ != nullptr) meet_proven_pushes();
     watch_heartbeat(tick);
   }
   std::vector<std::shared_ptr<Ticket>> tickets;
@@ -410,6 +451,7 @@ bool Link::is_gone(const Tick& tick) {
     return false;  // done at the next tick, which syncs the stream first
   }
   packed_staging_.free(true);
+  proofs_.free_own();
   engine_->pages().give_back(std::exchange(page_, {}));
   if (pidfd_ >= 0) ::close(std::exchange(pidfd_, -1));
   return true;

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <atomic>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -17,6 +18,7 @@
 #include "link/handles.h"
 #include "link/liveness.h"
 #include "link/page.h"
+#include "link/proof.h"
 #include "link/route.h"
 #include "link/slots.h"
 #include "link/staging.h"
@@ -59,6 +61,7 @@ struct LinkOptions {
   size_t engine_chunk_bytes = 1 << 20;
   size_t engine_chunks = 4;
   std::string listen_ip;
+  std::map<std::string, std::string> hixl_options;  // by the names that HIXL has for them
 };
 
 class Link : public std::enable_shared_from_this<Link> {
@@ -69,7 +72,11 @@ class Link : public std::enable_shared_from_this<Link> {
   // Set-up and end; Python's control thread.
   void set_handle(int64_t handle) { handle_ = handle; }
   const Page& page() const { return page_; }
-  void connect(int64_t peer_link, const Exported& peer_page, const std::string& transport_address = {});
+  // Where this end verifies: what the peer's proofs land in, for the peer to know. Before `connect`.
+  std::optional<Exported> export_proofs();
+  // `peer_proofs`: of a peer that verifies; used where this end does, too.
+  void connect(int64_t peer_link, const Exported& peer_page, const std::string& transport_address = {},
+               const std::optional<Exported>& peer_proofs = std::nullopt);
   // Ends it if it is alive, and waits until its streams are gone. `patience`: for what runs on it.
   void close(std::chrono::milliseconds patience);
 
@@ -99,6 +106,7 @@ class Link : public std::enable_shared_from_this<Link> {
   void offer(SlotUse use, OfferWord word);  // ahead of `announce`
   bool is_expected(SlotUse use) const;      // the receiver has said where an offer goes
   LinkStaging& staging() { return packed_staging_; }
+  const Proofs& proofs() const { return proofs_; }
   void announce(SlotUse use, SentWord word);
   void publish(SlotUse use, PublishedWord word);  // ahead of `announce`
   void sends(SlotUse use, const std::shared_ptr<Transfer>& transfer);
@@ -112,8 +120,28 @@ class Link : public std::enable_shared_from_this<Link> {
   Staging* borrow_staging();
   void give_back_staging(Staging* staging);
   Feeder& feeder() { return *feeder_; }
+  // Of the engine, some at a time: ops on several links do not meet at its lock. Given back to the engine.
+  std::vector<Word> take_words(size_t count);
   void transfer_began() { ++transfers_; }
   void transfer_retired() { --transfers_; }
+  void count_success(uint64_t bytes) {
+    bytes_moved_.fetch_add(bytes, std::memory_order_relaxed);
+    ended_.fetch_add(1, std::memory_order_release);
+  }
+  void count_failure() {
+    failed_.fetch_add(1, std::memory_order_relaxed);
+    ended_.fetch_add(1, std::memory_order_release);
+  }
+  // For those who watch over an instance: of the transfers that this end began and that have ended.
+  struct Counts {
+    uint64_t transfers = 0;
+    uint64_t failures = 0;  // of those
+    uint64_t bytes = 0;     // of the others
+  };
+  Counts counts() const {
+    const uint64_t transfers = ended_.load(std::memory_order_acquire);
+    return {transfers, failed_.load(std::memory_order_relaxed), bytes_moved_.load(std::memory_order_relaxed)};
+  }
 
   // For tickets.
   struct Outcome {
@@ -134,16 +162,20 @@ class Link : public std::enable_shared_from_this<Link> {
   bool is_cancelled_ahead(uint32_t slot, uint32_t epoch_low) const;
   char* own_flag(uint32_t slot, int64_t layer) const { return page_.address + flag_offset(slot, layer); }
   void retire(SlotUse use, int64_t code, TakenWord::State state);
-  void revoke(SlotUse use, int64_t code);  // asks the sender to send nothing more of it
-  void expect(SlotUse use);                // tells the sender that an offer may go packed
+  // Asks the sender to send nothing more of it: kRevoked, or kDiffers.
+  void revoke(SlotUse use, int64_t code, TakenWord::State state = TakenWord::kRevoked);
+  void expect(SlotUse use);  // tells the sender that an offer may go packed
   char* own_arrived(uint32_t slot) const { return page_.address + arrived_offset(slot); }
   char* peer_credit(uint32_t slot) const { return peer_page_ + credit_offset(slot); }
   // Streams of what lands in staging, in a context of their own: one that copies to a dead peer stops none.
   std::shared_ptr<Lane> take_scatter_lane();
+  std::shared_ptr<Lane> try_take_scatter_lane();  // nullptr: there is none
   void submit_scatter(const std::shared_ptr<Lane>& lane, std::unique_ptr<Program> program);
   void drop_scatter_lane(const std::shared_ptr<Lane>& lane);
   void give_back_scatter_lane(std::shared_ptr<Lane> lane);
   void scatter_failed(const std::string& what);
+  // Of proven tickets: what the watchdog may not wait for, on the thread that feeds those streams.
+  void submit_errand(std::unique_ptr<Program> program) { submit_scatter(errands_, std::move(program)); }
 
   // Watchdog.
   void tick(const Tick& tick);
@@ -176,6 +208,7 @@ class Link : public std::enable_shared_from_this<Link> {
   void read_mail(const Tick& tick);
   void retire_what_failed_unasked();
   void cancel_what_was_told();
+  void meet_proven_pushes();
   void watch_heartbeat(const Tick& tick);
   void send_mail(const Tick& tick);
   void cut_off_silent_peer(const Tick& tick);
@@ -184,6 +217,7 @@ class Link : public std::enable_shared_from_this<Link> {
   void post(size_t offset, uint64_t value);
   void free_all_staging();
   bool streams_have_stopped() const;
+  Feeder& scatters();
   void free_idle_staging();  // feeding thread, which has nothing queued
 
   const std::shared_ptr<Engine> engine_;
@@ -204,12 +238,19 @@ class Link : public std::enable_shared_from_this<Link> {
   std::mutex scatter_mutex_;
   std::unique_ptr<Feeder> scatter_feeder_;  // made with the first ticket that is expected, and then kept
   std::atomic<Feeder*> scatters_{nullptr};
+  Proofs proofs_;
+  std::shared_ptr<Lane> errands_;  // with proofs at both ends
   std::mutex main_lane_mutex_;
   std::shared_ptr<Lane> main_lane_;  // whole transfers share it when no other stream is free
   Staging staging_{kStagingBytes};
   std::vector<std::unique_ptr<Staging>> lent_staging_;  // all that were made, as many as tasks were under way
   std::vector<Staging*> free_staging_;
+  std::mutex words_mutex_;
+  std::vector<Word> words_;  // taken, and of nobody yet
   std::atomic<int64_t> transfers_{0};
+  std::atomic<uint64_t> ended_{0};
+  std::atomic<uint64_t> failed_{0};
+  std::atomic<uint64_t> bytes_moved_{0};
 
   std::atomic<State> state_{kOpening};
   mutable std::mutex mutex_;

@@ -31,8 +31,8 @@ void Link::read_mail(const Tick& tick) {
         expected_[slot] = taken.epoch;
         continue;
       }
-      if (taken.state != TakenWord::kRevoked && slots_.retired({slot, taken.epoch}))
-        packed_staging_.give_back_window(slot);
+      const bool is_wish = taken.state == TakenWord::kRevoked || taken.state == TakenWord::kDiffers;
+      if (!is_wish && slots_.retired({slot, taken.epoch})) packed_staging_.give_back_window(slot);
       if (auto transfer = sending_[slot].lock()) told.emplace_back(taken, std::move(transfer));
     }
   }
@@ -54,6 +54,30 @@ void Link::retire_what_failed_unasked() {
     outcomes_[slot] = {sent.epoch, long_code(sent.code), join(peer_.name, " gave the transfer up")};
     outbox_.push_back({offsetof(Mail, taken) + slot * sizeof(uint64_t),
                        TakenWord{sent.epoch, sent.code, TakenWord::kRetired}.pack()});
+  }
+}
+
+// What arrives with a proven ticket is looked at as it arrives, whether or not somebody here has asked for it
+// yet: its sender waits for that.
+void Link::meet_proven_pushes() {
+  std::vector<SlotUse> met;
+  {
+    std::lock_guard lock(mutex_);
+    for (uint32_t slot = 0; slot < kSlots; ++slot) {
+      const SentWord sent = SentWord::unpack(sent_[slot]);
+      if (!sent.is_begun || sent.state != SentWord::kOpen || outcomes_[slot].epoch == sent.epoch) continue;
+      // One of a slot: a peer that issues it again before it went back gets no stream for that.
+      const bool is_held = std::any_of(tickets_.begin(), tickets_.end(),
+                                       [&](const auto& ticket) { return ticket->use().slot == slot; });
+      if (!is_held) met.push_back({slot, sent.epoch});
+    }
+  }
+  for (const auto [slot, epoch] : met) {
+    try {
+      if (is_told_of(slot)) ticket(slot, epoch & TicketNumber::kEpochMask, "verify_blocks");
+    } catch (const Error&) {
+      // It makes no sense, and whoever asks for it is told so.
+    }
   }
 }
 

@@ -32,20 +32,24 @@ void Link::free_all_staging() {
   }
 }
 
-std::shared_ptr<Lane> Link::take_scatter_lane() {
-  Feeder* scatters = nullptr;
-  {
-    std::lock_guard lock(scatter_mutex_);
-    if (scatter_feeder_ == nullptr) {
-      require_alive("expect");
-      scatter_feeder_ =
-          std::make_unique<Feeder>(engine_->device(), acl::OnFailure::kStop, &engine_->words(),
-                                   transport_.get(), &engine_->streams(), Feeder::Idle{options_.idle, {}});
-      scatters_ = scatter_feeder_.get();
-    }
-    scatters = scatter_feeder_.get();
+Feeder& Link::scatters() {
+  std::lock_guard lock(scatter_mutex_);
+  if (scatter_feeder_ == nullptr) {
+    scatter_feeder_ =
+        std::make_unique<Feeder>(engine_->device(), acl::OnFailure::kStop, &engine_->words(),
+                                 transport_.get(), &engine_->streams(), Feeder::Idle{options_.idle, {}});
+    scatters_ = scatter_feeder_.get();
   }
-  auto lane = scatters->take_lane(SIZE_MAX, Feeder::Budget::kBound);
+  return *scatter_feeder_;
+}
+
+std::shared_ptr<Lane> Link::try_take_scatter_lane() {
+  return scatters().take_lane(SIZE_MAX, Feeder::Budget::kBound);
+}
+
+std::shared_ptr<Lane> Link::take_scatter_lane() {
+  require_alive("expect");
+  auto lane = try_take_scatter_lane();
   if (lane == nullptr) require_alive("expect");
   if (lane == nullptr)
     refuse(Message::no_stream_to_scatter,

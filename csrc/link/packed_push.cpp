@@ -70,12 +70,15 @@ void plan_packing(Link& link, const TransferRequest& request, std::optional<bool
       return;
   }
   plan->way = wanted ? TransferPlan::Way::kPacked : TransferPlan::Way::kOffered;
-  if (plan->needs.comparison) plan->needs.device_buffer = true;  // the peer's staging is read back over it
+  if (plan->needs.comparison && !plan->is_proven)
+    plan->needs.device_buffer = true;  // the peer's staging is read back over it
   plan->packed_src.assign(request.src_blocks, request.src_blocks + request.src_length);
 }
 
 PackedProgram::PackedProgram(std::shared_ptr<Transfer> transfer)
-    : transfer_(std::move(transfer)), verification_(transfer_->staging_, transfer_->host_copies_.get()) {}
+    : transfer_(std::move(transfer)),
+      verification_(transfer_->staging_, transfer_->host_copies_.get()),
+      adding_(transfer_->staging_, transfer_->host_copies_.get()) {}
 
 void PackedProgram::prepare() {
   Link& link = *transfer_->link_;
@@ -88,7 +91,7 @@ void PackedProgram::prepare() {
   require(static_cast<size_t>(largest) <= window_.chunk_bytes, kParamInvalid, "a block of ", largest,
           " bytes does not fit into a chunk of ", window_.chunk_bytes,
           " bytes; raise packed_staging_bytes at the receiver");
-  transfer_->ids_ = link.staging().take_ids(plan.packed_src.size());
+  transfer_->ids_ = link.staging().take_ids(plan.packed_src.size() + (plan.is_proven ? 1 : 0));
   ids_ = transfer_->ids_.get();
   std::copy(plan.packed_src.begin(), plan.packed_src.end(), ids_->ids());
   begin_layer();
@@ -136,6 +139,23 @@ bool PackedProgram::next_comparison(Step* step) {
   return verification_.next(step);
 }
 
+// The blocks of the layer, one by one: as they are scattered.
+bool PackedProgram::next_addition(Step* step) {
+  if (adding_.next(step)) return true;
+  const TransferPlan& plan = transfer_->plan_;
+  if (added_.tensor == plan.local_layers.tensors_per_layer) return false;
+  const int64_t tensor = tensor_of(added_);
+  const int64_t stride = plan.local->geometry.strides[tensor];
+  Place from = plan.local->tensors[tensor];
+  from.address += plan.packed_src[added_.first] * stride;
+  adding_.begin(from, static_cast<size_t>(stride));
+  if (++added_.first == static_cast<int64_t>(plan.packed_src.size())) {
+    added_.first = 0;
+    ++added_.tensor;
+  }
+  return adding_.next(step);
+}
+
 bool PackedProgram::next(Step* step) {
   const TransferPlan& plan = transfer_->plan_;
   Link& link = *transfer_->link_;
@@ -170,6 +190,7 @@ bool PackedProgram::next(Step* step) {
         return true;
       }
       at_ = plan.needs.comparison ? At::kVerify : At::kFlag;
+      if (plan.is_proven) at_ = packing_.is_at_end() ? At::kAdd : At::kFlag;
       *step = {Step::kCopy, chunk_in(window_.peer), chunk_in(window_.own), packing_.filled()};
       return true;
     }
@@ -178,6 +199,21 @@ bool PackedProgram::next(Step* step) {
       compared_.next_chunk();
       at_ = At::kMark;
       return next(step);
+    case At::kAdd:
+      if (next_addition(step)) return true;
+      added_ = {};
+      at_ = At::kSum;
+      *step = transfer_->host_copies_->tell_sum(sum());
+      return true;
+    case At::kSum:
+      at_ = At::kSendSum;
+      *step = {Step::kToDevice, sum_on_device(), sum(), sizeof(uint64_t)};
+      return true;
+    case At::kSendSum:
+      at_ = At::kFlag;
+      *step = {Step::kCopy, link.proofs().peer(slot) + static_cast<size_t>(layer_) * sizeof(uint64_t),
+               sum_on_device(), sizeof(uint64_t)};
+      return true;
     case At::kMark:
       at_ = At::kConfirmed;
       *step = transfer_->host_copies_->mark();
@@ -203,8 +239,12 @@ bool PackedProgram::next(Step* step) {
       if (at_ == At::kStart) begin_layer();
       return next(step);
     case At::kSettle:
-      at_ = At::kDone;
+      at_ = plan.is_proven ? At::kFound : At::kDone;
       *step = {Step::kSettle, nullptr, nullptr, 0};
+      return true;
+    case At::kFound:
+      at_ = At::kDone;
+      *step = {Step::kWait, link.own_credit(slot), nullptr, chunk_count(epoch, kAllIsFound)};
       return true;
     case At::kDone:
       at_ = At::kEnd;

@@ -12,6 +12,7 @@
 
 #include "link/lane.h"
 #include "link/link.h"
+#include "link/proof.h"
 #include "link/transfer.h"
 #include "link/verification.h"
 #include "plan/packing.h"
@@ -40,17 +41,26 @@ class PackedProgram : public Program {
     kCredit,
     kGather,
     kVerify,
+    kAdd,
+    kSum,
+    kSendSum,
     kMark,
     kConfirmed,
     kFlag,
     kRangeEnd,
     kLayerEnd,
     kSettle,
+    kFound,
     kDone,
     kEnd
   };
   void begin_layer();
   bool next_comparison(Step* step);
+  bool next_addition(Step* step);
+  // Behind the ids: one after the other, since the stream sends each before it makes the next.
+  uint64_t* sum() const { return reinterpret_cast<uint64_t*>(ids_->ids() + ids_behind()); }
+  char* sum_on_device() const { return ids_->device.address + ids_behind() * sizeof(int64_t); }
+  size_t ids_behind() const { return transfer_->plan_.packed_src.size(); }
   char* chunk_in(char* window) const;
   int64_t tensor_of(const PackedPiece& piece) const;
 
@@ -58,6 +68,8 @@ class PackedProgram : public Program {
   LinkStaging::Window window_;
   const IdBuffer* ids_ = nullptr;
   Verification verification_;
+  Adding adding_;
+  PackedPiece added_;  // tensor and place in the list of the next block to add up
   Packing packing_;
   Packing compared_;  // the chunk once more
   PackedPiece left_;  // of what is compared

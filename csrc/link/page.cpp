@@ -13,7 +13,9 @@ constexpr int64_t kStatusBase = 0x5010B000;
 constexpr uint8_t kPublicationBit = 0x80;
 constexpr uint8_t kOfferBit = 0x40;
 constexpr uint8_t kPackedBit = 0x20;
-constexpr uint8_t kStateBits = 0x1F;
+constexpr uint8_t kProvenBit = 0x10;
+constexpr uint8_t kBegunBit = 0x08;
+constexpr uint8_t kStateBits = 0x07;
 
 }  // namespace
 
@@ -31,7 +33,7 @@ int64_t long_code(uint8_t code) {
 uint64_t SentWord::pack() const {
   return uint64_t{epoch} << 32 | uint64_t{first_layer} << 24 | uint64_t{last_layer} << 16 |
          uint64_t{code} << 8 | (is_publication ? kPublicationBit : 0) | (is_offer ? kOfferBit : 0) |
-         (is_packed ? kPackedBit : 0) | state;
+         (is_packed ? kPackedBit : 0) | (is_proven ? kProvenBit : 0) | (is_begun ? kBegunBit : 0) | state;
 }
 
 SentWord SentWord::unpack(uint64_t word) {
@@ -42,7 +44,9 @@ SentWord SentWord::unpack(uint64_t word) {
           static_cast<State>(word & kStateBits),
           (word & kPublicationBit) != 0,
           (word & kOfferBit) != 0,
-          (word & kPackedBit) != 0};
+          (word & kPackedBit) != 0,
+          (word & kProvenBit) != 0,
+          (word & kBegunBit) != 0};
 }
 
 uint64_t PublishedWord::pack() const {
@@ -104,18 +108,32 @@ void PageArena::give_back(Page page) {
 }
 
 PageArena::Chunk& PageArena::chunk_of(const Page& page) {
-  return *std::find_if(chunks_.begin(), chunks_.end(), [&](const Chunk& chunk) {
-    return page.address >= chunk.memory.address &&
-           page.address < chunk.memory.address + kPagesPerChunk * kPageBytes;
-  });
+  return *std::find_if(chunks_.begin(), chunks_.end(), [&](const Chunk& chunk) { return chunk.holds(page); });
+}
+
+void PageArena::Chunk::queue_reads(size_t first, size_t count, aclrtStream stream) const {
+  acl::read_rows(mirror->as<char>() + first * sizeof(Mail), sizeof(Mail), memory.address + first * kPageBytes,
+                 kPageBytes, sizeof(Mail), count, stream);
 }
 
 void PageArena::queue_reads(aclrtStream stream) {
   std::lock_guard lock(mutex_);
   for (const Chunk& chunk : chunks_) {
-    if (chunk.in_use == 0) continue;
-    acl::read_rows(chunk.mirror->as<char>(), sizeof(Mail), chunk.memory.address, kPageBytes, sizeof(Mail),
-                   kPagesPerChunk, stream);
+    if (chunk.in_use > 0) chunk.queue_reads(0, kPagesPerChunk, stream);
+  }
+}
+
+void PageArena::queue_reads(const std::vector<Page>& pages, aclrtStream stream) {
+  std::lock_guard lock(mutex_);
+  for (const Chunk& chunk : chunks_) {
+    size_t first = kPagesPerChunk;
+    size_t end = 0;
+    for (const Page& page : pages) {
+      if (!chunk.holds(page)) continue;
+      first = std::min(first, chunk.index_of(page));
+      end = std::max(end, chunk.index_of(page) + 1);
+    }
+    if (first < end) chunk.queue_reads(first, end - first, stream);
   }
 }
 

@@ -47,6 +47,8 @@ inline size_t flag_offset(size_t slot, size_t layer) {
 inline size_t arrived_offset(size_t slot) { return kArrivedOffset + slot * sizeof(uint64_t); }
 inline size_t credit_offset(size_t slot) { return kCreditOffset + slot * sizeof(uint64_t); }
 constexpr uint64_t chunk_count(uint32_t epoch, uint64_t chunks) { return uint64_t{epoch} << 32 | chunks; }
+// Of a proven push, in the place of a number of credits: the receiver has found all that was sent.
+constexpr uint64_t kAllIsFound = 0xFFFFFFFF;
 
 // What a sender says about a slot: which layers the ticket carries, and how it stands.
 struct SentWord {
@@ -59,6 +61,8 @@ struct SentWord {
   bool is_publication = false;  // brings no bytes: its one flag says that the peer may pull
   bool is_offer = false;        // goes packed if it is expected, and says how: an OfferWord
   bool is_packed = false;       // goes packed for certain
+  bool is_proven = false;       // its receiver compares what arrives with sums (proof.h), and sets the flags
+  bool is_begun = false;        // of such a one that goes direct: its sender has handed it to a stream
   uint64_t pack() const;
   static SentWord unpack(uint64_t word);
 };
@@ -94,8 +98,9 @@ struct OfferWord {
 // What a receiver says about a slot.
 struct TakenWord {
   // kRevoked: nobody waits for it any more, so send nothing more; kRetired: the slot may be used again, and
-  // so it may with kDiscarded, which says that nobody wanted it; kExpected: an offer may go packed.
-  enum State : uint8_t { kNone = 0, kRetired = 1, kRevoked = 2, kDiscarded = 3, kExpected = 4 };
+  // so it may with kDiscarded, which says that nobody wanted it; kExpected: an offer may go packed; kDiffers:
+  // as kRevoked, since what arrived is not what was sent.
+  enum State : uint8_t { kNone = 0, kRetired = 1, kRevoked = 2, kDiscarded = 3, kExpected = 4, kDiffers = 5 };
   uint32_t epoch = 0;
   uint8_t code = 0;
   State state = kNone;
@@ -125,12 +130,21 @@ class PageArena {
   Page take();                // zeroed
   void give_back(Page page);  // nobody writes to it any more; the watchdog has zeroed it
   void queue_reads(aclrtStream stream);
+  // Of these at least.
+  void queue_reads(const std::vector<Page>& pages, aclrtStream stream);
 
  private:
   struct Chunk {
     DeviceMemory memory;
     std::unique_ptr<acl::PinnedBuffer> mirror;
     size_t in_use = 0;
+    bool holds(const Page& page) const {
+      return page.address >= memory.address && page.address < memory.address + kPagesPerChunk * kPageBytes;
+    }
+    size_t index_of(const Page& page) const {
+      return static_cast<size_t>(page.address - memory.address) / kPageBytes;
+    }
+    void queue_reads(size_t first, size_t count, aclrtStream stream) const;
   };
   Chunk& chunk_of(const Page& page);
 

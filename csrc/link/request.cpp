@@ -1,4 +1,6 @@
 // Checks a request against both ends and plans it. Nothing is queued here.
+#include <string_view>
+
 #include "error.h"
 #include "link/instance.h"
 #include "link/ticket.h"
@@ -143,12 +145,16 @@ std::vector<Run> runs_of(const TransferRequest& request, const Ends& ends) {
 
 RouteNeeds needs_of(const Link& link, const TransferPlan& plan, bool is_push) {
   const Reach remote = link.transport().reach_of(plan.remote->exports.front().kind);
-  if (!(!link.options().verifies || remote != Reach::kEngine))
+  if (link.options().verifies && !plan.is_proven && remote == Reach::kEngine)
     refuse(Message::cannot_verify, {{"value", link.transport().name()}, {"peer", link.peer().name}});
   RouteNeeds needs;
   for (const Place& local : plan.local->tensors) {
     needs.add(is_push ? needs_of(local.reach, remote) : needs_of(remote, local.reach));
-    if (link.options().verifies) needs.add(needs_of_comparison(local.reach, remote));
+    if (plan.is_proven) {
+      needs.add(needs_of_adding(local.reach));
+    } else if (link.options().verifies) {
+      needs.add(needs_of_comparison(local.reach, remote));
+    }
   }
   return needs;
 }
@@ -213,6 +219,9 @@ TransferPlan plan_transfer(Link& link, const TransferRequest& request) {
   if (has_entry) check_entry_index(request, "the source's batch index", request.src_entry, ends.source());
   plan.runs = runs_of(request, ends);
   plan.shape = {request.layout, request.src_entry, request.dst_entry, request.size_bytes};
+  // HIXL moves what was registered with it; a proof is not.
+  const bool takes_proofs = link.proofs().knows_peer() && std::string_view(link.transport().name()) != "hixl";
+  plan.is_proven = takes_proofs && is_push && request.may_pack && !has_entry && fits_proof(plan.runs);
   plan.needs = needs_of(link, plan, is_push);
   check_timeout(request.asked, request.timeout_ms, 0);
   plan.timeout = request.timeout_ms > 0 ? std::chrono::milliseconds(request.timeout_ms)

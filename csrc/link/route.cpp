@@ -5,9 +5,12 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <sstream>
+#include <utility>
 
 #include "error.h"
 #include "link/handles.h"
+#include "link/proof.h"
 #include "link/verification.h"
 #include "messages/messages.h"
 #include "transport/mapped/mapped.h"
@@ -41,6 +44,12 @@ std::optional<std::string> copy_on_host(const Place& dst, const Place& src, size
     bytes -= static_cast<size_t>(moved);
   }
   return std::nullopt;
+}
+
+std::string hex(uint64_t value) {
+  std::ostringstream out;
+  out << "0x" << std::hex << value;
+  return out.str();
 }
 
 Step::Kind kind_of(Reach dst, Reach src) {
@@ -81,6 +90,23 @@ Step HostCopies::compare(const char* src, const char* dst, size_t bytes, const C
               .offset = offset});
 }
 
+Step HostCopies::add_to_sum(const char* bytes, size_t count) {
+  return add({.src = {const_cast<char*>(bytes), Reach::kPinned}, .bytes = count, .kind = Job::kAddToSum});
+}
+
+Step HostCopies::tell_sum(uint64_t* word) {
+  return add({.dst = {reinterpret_cast<char*>(word), Reach::kPinned},
+              .bytes = sizeof(uint64_t),
+              .kind = Job::kTellSum});
+}
+
+Step HostCopies::check_sum(const uint64_t* word, int64_t layer) {
+  return add({.src = {reinterpret_cast<char*>(const_cast<uint64_t*>(word)), Reach::kPinned},
+              .bytes = sizeof(uint64_t),
+              .kind = Job::kCheckSum,
+              .layer = layer});
+}
+
 Step HostCopies::mark() { return add({}); }
 
 Step HostCopies::last_mark() { return add({.is_last = true}); }
@@ -115,6 +141,22 @@ void HostCopies::run_next(void* number) {
 }
 
 std::optional<std::string> HostCopies::run(const Job& job) {
+  switch (job.kind) {
+    case Job::kAddToSum:
+      sum_ = sum_of(sum_, job.src.address, job.bytes);
+      return std::nullopt;
+    case Job::kTellSum:
+      *reinterpret_cast<uint64_t*>(job.dst.address) = std::exchange(sum_, 0);
+      return std::nullopt;
+    case Job::kCheckSum: {
+      const uint64_t found = std::exchange(sum_, 0);
+      const uint64_t sent = *reinterpret_cast<const uint64_t*>(job.src.address);
+      if (found == sent) return std::nullopt;
+      return render(Message::sums_differ, {{"layer", job.layer}, {"value", hex(found)}, {"sent", hex(sent)}});
+    }
+    case Job::kBytes:
+      break;
+  }
   if (job.compared == nullptr) return copy_on_host(job.dst, job.src, job.bytes);
   const char* const src = job.src.address;
   const char* const dst = job.dst.address;

@@ -44,6 +44,11 @@ class HostCopies {
   Step step(const Place& dst, const Place& src, size_t bytes);  // feeding thread
   // Fails where two pieces of page-locked memory differ, which begin so far behind the beginning of `what`.
   Step compare(const char* src, const char* dst, size_t bytes, const Compared& what, size_t offset);
+  // Of a sum over bytes: adds some; ends it, as it is told or compared with what was told at `word`. What
+  // differs fails as the transfer's layer of that number.
+  Step add_to_sum(const char* bytes, size_t count);
+  Step tell_sum(uint64_t* word);
+  Step check_sum(const uint64_t* word, int64_t layer);
   Step mark();       // counts what was done up to here
   Step last_mark();  // likewise; nothing comes behind it
   std::optional<std::string> failure() const;
@@ -54,15 +59,18 @@ class HostCopies {
 
  private:
   struct Job {
+    enum Kind : uint8_t { kBytes, kAddToSum, kTellSum, kCheckSum };
     Place dst = {};
     Place src = {};
     size_t bytes = 0;  // 0: a mark
+    Kind kind = kBytes;
+    int64_t layer = 0;
     bool is_last = false;
     std::shared_ptr<const Compared> compared = nullptr;  // of two pieces; nullptr: a copy
     size_t offset = 0;
   };
   explicit HostCopies(std::function<void()> wake) : wake_(std::move(wake)) {}
-  static std::optional<std::string> run(const Job& job);
+  std::optional<std::string> run(const Job& job);
   static void run_next(void* number);
   void run_next();
   Step add(Job job);
@@ -72,6 +80,7 @@ class HostCopies {
   std::mutex running_;  // held while bytes are copied
   mutable std::mutex mutex_;
   std::deque<Job> jobs_;
+  uint64_t sum_ = 0;  // with `running_`
   size_t passed_marks_ = 0;
   bool has_passed_last_mark_ = false;
   std::optional<std::string> failure_;

@@ -135,6 +135,9 @@ LinkStaging::Window LinkStaging::prepare_window(uint32_t window, Transport& tran
   {
     std::lock_guard lock(mutex_);
     require(peer_.has_value(), kFailed, "the peer has no staging");
+    require(peer_->kind == MemoryKind::kDevice, kLinkFailed,
+            "the peer announced staging in what is not device memory. Nothing was sent; the link is still "
+            "usable.");
     if (peer_mapping_.address == nullptr) to_map = peer_;
     chunk = chunk_bytes_of(peer_bytes_);
     is_made = gathered_[window].address != nullptr;

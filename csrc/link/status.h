@@ -14,7 +14,8 @@ namespace datadist {
 
 class Status {
  public:
-  explicit Status(WordPool* words) : pool_(words), words_({words->take()}) {}
+  // A word of the pool, which goes back to it.
+  Status(WordPool* pool, Word word) : pool_(pool), words_({word}) {}
   // Words of somebody else, who calls `detach` before they serve another purpose.
   explicit Status(std::vector<Word> words) : words_(std::move(words)) {}
   ~Status() {

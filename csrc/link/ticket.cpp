@@ -5,6 +5,7 @@
 #include "link/expectation.h"
 #include "link/forked.h"
 #include "link/link.h"
+#include "link/proven_push.h"
 #include "messages/messages.h"
 
 namespace datadist {
@@ -149,8 +150,26 @@ void Ticket::look_at_expectation(const Tick& tick, SentWord sent) {
   const bool is_bad = is_bound_ && status_ != nullptr && expectation_->bad_ids();
   if (is_bad) status_->set(tick, kParamInvalid);
   const bool is_reported = is_bad && status_->is_there();
-  expectation_->tick(sent.epoch == use_.epoch ? sent : SentWord(), is_reported);
+  expectation_->tick(tick, sent.epoch == use_.epoch ? sent : SentWord(), is_reported);
   if (has_ended_ && sent.epoch == use_.epoch && sent.state == SentWord::kFailed) expectation_->cut();
+}
+
+// What differs fails it, also where all who waited for other layers have gone on.
+void Ticket::look_at_proof(const Tick& tick, SentWord sent, bool link_is_alive) {
+  const bool is_this = sent.epoch == use_.epoch;
+  if (proven_ == nullptr && is_this && sent.is_begun && sent.state == SentWord::kOpen && !has_ended_ &&
+      !is_discarded_ && !cancelled_ && link_is_alive) {
+    proven_ = std::make_shared<ProvenPush>(link_, use_, first_layer_, last_layer_ - first_layer_ + 1);
+  }
+  if (proven_ != nullptr) proven_->tick(tick);
+  const auto failure = proven_ != nullptr
+                           ? proven_->failure()
+                           : (expectation_ != nullptr ? expectation_->failure() : std::nullopt);
+  if (failure && code_ == kSuccess && !is_discarded_)
+    fail(tick, failure->first, join(link_->peer().name, ": ", failure->second), TakenWord::kDiffers);
+  if (proven_ != nullptr && ((has_ended_ && code_ != kSuccess) || is_discarded_ || !link_is_alive ||
+                             (is_this && sent.state == SentWord::kFailed)))
+    proven_->cut();
 }
 
 void Ticket::bind(std::shared_ptr<Status> status, std::shared_ptr<WaitRound> waits,
@@ -274,8 +293,11 @@ bool Ticket::tick(const Tick& tick, SentWord sent, bool link_is_alive) {
   const bool sender_is_done = sent.epoch == use_.epoch && sent.state >= SentWord::kDrained;
   sender_is_done_ = sender_is_done;
   if (expectation_ != nullptr) look_at_expectation(tick, sent);
-  // Of what goes packed the flags are ours to write, behind the scatter.
-  const bool is_scattered = expectation_ == nullptr || expectation_->is_direct() || expectation_->is_over();
+  if (is_proven_) look_at_proof(tick, sent, link_is_alive);
+  // Of what goes packed the flags are ours to write, behind the scatter; so they are of what is proven.
+  const bool is_scattered =
+      (expectation_ == nullptr || expectation_->is_direct() || expectation_->is_over()) &&
+      (proven_ == nullptr || proven_->is_over());
   const bool flags_are_set =
       is_poisoned_ || (sender_is_done && sent.state == SentWord::kDrained && is_scattered);
   if (!has_ended_) {
@@ -316,6 +338,7 @@ bool Ticket::tick(const Tick& tick, SentWord sent, bool link_is_alive) {
     if (sender_is_done) expectation_->sender_is_done();
     if (!expectation_->is_over() && !is_poisoned_) return false;
   }
+  if (proven_ != nullptr && !proven_->is_over() && !is_poisoned_) return false;
   if (is_poisoned_ && !(waits_have_passed(true) && (sender_is_done || !link_is_alive))) {
     // A late flag write may undo the release, so it is repeated until nobody writes or waits any more.
     write_flags(tick, poison_of(use_.epoch));
@@ -323,6 +346,7 @@ bool Ticket::tick(const Tick& tick, SentWord sent, bool link_is_alive) {
   }
   if (!waits_have_passed(flags_are_set)) return false;
   if (expectation_ != nullptr && !expectation_->is_over()) return false;
+  if (proven_ != nullptr && !proven_->is_over()) return false;
   is_released_ = true;
   if (!link_is_alive) return true;  // the page goes with the link
   if (must_hear_from_sender_ && !sender_is_done) return false;
@@ -340,7 +364,7 @@ void Ticket::write_flags(const Tick& tick, uint64_t value) {
     tick.write(link_->own_flag(use_.slot, layer), value);
 }
 
-void Ticket::fail(const Tick& tick, int64_t code, const std::string& why) {
+void Ticket::fail(const Tick& tick, int64_t code, const std::string& why, TakenWord::State told) {
   if (pull_ != nullptr) {
     pull_->give_up(code, why);  // which cuts its own stream off, with the waits on it
   } else if (is_bound_) {
@@ -350,11 +374,12 @@ void Ticket::fail(const Tick& tick, int64_t code, const std::string& why) {
     is_poisoned_ = true;
   }
   if (expectation_ != nullptr) expectation_->cut();
+  if (proven_ != nullptr) proven_->cut();
   has_ended_ = true;
   code_ = code;
   why_ = why;
   must_hear_from_sender_ = true;
-  link_->revoke(use_, code);
+  link_->revoke(use_, code, told);
 }
 
 }  // namespace datadist

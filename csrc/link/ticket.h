@@ -20,6 +20,7 @@ namespace datadist {
 
 class Expectation;
 class Link;
+class ProvenPush;
 
 // link (20 bits) | slot (10) | epoch (22): below 2^53, so that it survives JSON readers that know only
 // doubles.
@@ -65,6 +66,7 @@ class Ticket {
         is_publication_(sent.is_publication),
         published_(published),
         is_offer_(sent.is_offer),
+        is_proven_(sent.is_proven),
         offer_(offer) {}
 
   bool carries(int64_t layer) const { return layer >= first_layer_ && layer <= last_layer_; }
@@ -94,6 +96,7 @@ class Ticket {
   // Of an offer: it may go packed, and this says where its blocks go then. `is_packed`: it will.
   bool is_offer() const { return is_offer_; }
   OfferWord offer() const { return offer_; }
+  bool is_proven() const { return is_proven_; }  // what arrives is compared with what was sent
   Link& link_of_expectation() const { return *link_; }
   void expect(std::shared_ptr<Expectation> expectation);
 
@@ -108,7 +111,9 @@ class Ticket {
   void clock_gap(Clock::duration gap);
 
  private:
-  void fail(const Tick& tick, int64_t code, const std::string& why);
+  void fail(const Tick& tick, int64_t code, const std::string& why,
+            TakenWord::State told = TakenWord::kRevoked);
+  void look_at_proof(const Tick& tick, SentWord sent, bool link_is_alive);
   void look_at_expectation(const Tick& tick, SentWord sent);
   bool may_be_written() const;
   void write_flags(const Tick& tick, uint64_t value);
@@ -125,6 +130,7 @@ class Ticket {
   const bool is_publication_;
   const PublishedWord published_;
   const bool is_offer_;
+  const bool is_proven_;
   const OfferWord offer_;
 
   mutable std::mutex mutex_;
@@ -133,6 +139,7 @@ class Ticket {
   std::shared_ptr<WaitRound> waits_;
   std::shared_ptr<PullRound> pull_;  // in place of waits, status and deadline
   std::shared_ptr<Expectation> expectation_;
+  std::shared_ptr<ProvenPush> proven_;  // of one that goes direct
   std::shared_ptr<Status> status_;
   Clock::time_point deadline_{};
   bool has_ended_ = false;

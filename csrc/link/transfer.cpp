@@ -1,7 +1,6 @@
 #include "link/transfer.h"
 
 #include "error.h"
-#include "link/counters.h"
 #include "link/destination.h"
 #include "link/engine.h"
 #include "link/packed_push.h"
@@ -28,11 +27,11 @@ Transfer::Transfer(std::shared_ptr<Link> link, TransferPlan plan, std::optional<
       plan_(std::move(plan)),
       slot_(slot),
       words_(link_->engine().words()),
-      start_(words_.take((is_layered() ? plan_.local_layers.layers : 1) + 2)),  // one lock for all
+      start_(link_->take_words((is_layered() ? plan_.local_layers.layers : 1) + 3)),
       done_(take_last(start_)),
       passed_(take_last(start_)),
       confirmed_(plan_.needs.host_copies && slot_ ? words_.take() : Word()),
-      status_(std::make_shared<Status>(&words_)),
+      status_(std::make_shared<Status>(&words_, take_last(start_))),
       moves_host_memory_(!is_on_device(plan_.local->tensors.front().reach)),
       host_copies_(plan_.needs.host_copies ? HostCopies::make([engine = link_->engine().weak_from_this()] {
         if (const auto found = engine.lock()) found->wake();
@@ -117,6 +116,9 @@ void Transfer::submit(bool notify_host, const char* asked) {
     if (shares_staging) staging_ = link_->route_staging();
     if (owns_lane_ && plan_.needs.buffers()) staging_ = link_->borrow_staging();
     if (is_layered() || is_publication()) deadline_ = Clock::now() + plan_.timeout;
+    // The receiver has a stream wait for it, which it does not do for all that is ever prepared.
+    if (plan_.is_proven && plan_.way == TransferPlan::Way::kDirect)
+      link_->announce(*slot_, sent_word(SentWord::kOpen, kSuccess));
     if (awaits_staging_) return;  // the watchdog goes on with it
   }
   if (plan_.way == TransferPlan::Way::kPacked) {
@@ -269,7 +271,9 @@ SentWord Transfer::sent_word(SentWord::State state, int64_t code) const {
           state,
           is_publication(),
           plan_.way != TransferPlan::Way::kDirect,
-          plan_.way == TransferPlan::Way::kPacked};
+          plan_.way == TransferPlan::Way::kPacked,
+          plan_.is_proven,
+          is_submitted_ && plan_.is_proven && plan_.way == TransferPlan::Way::kDirect};
 }
 
 void Transfer::submission_ended(uint64_t mark, int64_t code, const std::string& what) {
@@ -309,24 +313,18 @@ void Transfer::look_at_host_copies(const Tick& tick) {
   passed_marks_ = passed;
 }
 
-namespace {
-
-void count(int64_t link, const TransferPlan& plan, int64_t code) {
-  if (code == kSuccess) {
-    counters::add_success(link, bytes_of(plan));
-  } else {
-    counters::add_failure(link);
-  }
-}
-
-}  // namespace
-
 void Transfer::end(int64_t code, const std::string& why) {
   if (has_ended_) return;
   has_ended_ = true;
   code_ = code;
   why_ = why;
-  if (!is_publication()) count(link_->handle(), plan_, code_);
+  if (!is_publication()) {
+    if (code_ == kSuccess) {
+      link_->count_success(bytes_of(plan_));
+    } else {
+      link_->count_failure();
+    }
+  }
   changed_.notify_all();
 }
 
@@ -350,10 +348,14 @@ void Transfer::clock_gap(Clock::duration gap) {
 void Transfer::receiver_said(TakenWord taken) {
   std::lock_guard lock(mutex_);
   if (!slot_ || slot_->epoch != taken.epoch) return;
-  if (taken.state != TakenWord::kRevoked) {
+  if (taken.state != TakenWord::kRevoked && taken.state != TakenWord::kDiffers) {
     taken_ = taken;
   } else if (!cancelled_) {
-    cancelled_ = join(link_->peer().name, " waits no longer for it");
+    const char* what = " waits no longer for it";
+    if (taken.state == TakenWord::kDiffers)
+      what = long_code(taken.code) == kFailed ? " found other bytes than were sent"
+                                              : " could not look at what was sent";
+    cancelled_ = join(link_->peer().name, what);
   }
 }
 

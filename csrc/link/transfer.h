@@ -52,6 +52,7 @@ struct TransferPlan {
   // any case, however long that takes.
   enum class Way : uint8_t { kDirect, kOffered, kPacked };
   Way way = Way::kDirect;
+  bool is_proven = false;  // its receiver compares what arrives (proof.h), in place of our reading it back
   std::vector<int64_t> packed_src;  // the source blocks, as they were listed
 };
 
@@ -172,6 +173,10 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   const std::shared_ptr<HostCopies> host_copies_;  // nullptr: every byte moves by copies of the stream
   const std::shared_ptr<PullRound> pull_round_;    // with a ticket
   const uint32_t window_;                          // packed: of the receiver's staging
+
+  friend class Engine;
+  std::shared_ptr<Transfer> arriving_;  // itself, until the engine has it in its list
+  Transfer* next_arriving_ = nullptr;
 
   // progress
   mutable std::mutex mutex_;

@@ -2,6 +2,7 @@
 
 #include "error.h"
 #include "link/engine.h"
+#include "link/proof.h"
 #include "link/ticket.h"
 #include "link/transfer.h"
 #include "link/verification.h"
@@ -17,7 +18,10 @@ class TransferProgram : public Program {
         plan_(transfer_->plan_),
         notify_host_(notify_host),
         route_(transfer_->staging_, transfer_->host_copies_.get()),
-        verification_(transfer_->staging_, transfer_->host_copies_.get()) {}
+        verification_(transfer_->staging_, transfer_->host_copies_.get()),
+        adding_(transfer_->staging_, transfer_->host_copies_.get()) {
+    if (plan_.is_proven) at_ = At::kList;
+  }
 
   void prepare() override {
     if (plan_.remote == nullptr) return;
@@ -25,6 +29,7 @@ class TransferProgram : public Program {
     if (plan_.needs.buffers())
       transfer_->staging_->prepare(plan_.needs, link.engine().device(), *link.options().staging);
     use_local_memory();
+    if (plan_.is_proven) write_list();
     RemoteCache& remote = *plan_.remote;
     const LayerRange& range = plan_.remote_layers;
     const int64_t first = range.first_layer * range.tensors_per_layer;
@@ -43,6 +48,18 @@ class TransferProgram : public Program {
 
   bool next(Step* step) override {
     switch (at_) {
+      case At::kList:
+        at_ = At::kSendList;
+        *step = proof_to_device(kListAt, list_words_);
+        return true;
+      case At::kSendList:
+        at_ = At::kListed;
+        *step = proof_to_peer(kListAt, list_words_);
+        return true;
+      case At::kListed:
+        at_ = At::kStart;
+        *step = arrived(1);
+        return true;
       case At::kStart:
         at_ = plan_.ticket != nullptr ? At::kTicket : At::kRange;
         if (plan_.remote != nullptr && !plan_.needs.has_host_end) begin_copies();
@@ -60,13 +77,27 @@ class TransferProgram : public Program {
         return true;
       case At::kCopies:
         if (next_copy(step)) return true;
-        at_ = plan_.needs.comparison ? At::kVerify : behind_copies();
+        at_ = plan_.is_proven ? At::kAdd : (plan_.needs.comparison ? At::kVerify : behind_copies());
         tensor_ = 0;
         return next(step);
       case At::kVerify:
         if (next_comparison(step)) return true;
         at_ = behind_copies();
         return next(step);
+      case At::kAdd:
+        if (next_addition(step)) return true;
+        at_ = At::kSum;
+        *step =
+            transfer_->host_copies_->tell_sum(reinterpret_cast<uint64_t*>(transfer_->ids_->ids() + layer_));
+        return true;
+      case At::kSum:
+        at_ = At::kSendSum;
+        *step = proof_to_device(static_cast<size_t>(layer_), 1);
+        return true;
+      case At::kSendSum:
+        at_ = behind_copies();
+        *step = proof_to_peer(static_cast<size_t>(layer_), 1);
+        return true;
       case At::kMark:
         at_ = At::kConfirmed;
         *step = transfer_->host_copies_->mark();
@@ -82,6 +113,10 @@ class TransferProgram : public Program {
         at_ = is_last || transfer_->is_layered() ? At::kRangeEnd : At::kCopies;
         if (!transfer_->slot_) return next(step);
         const auto [slot, epoch] = *transfer_->slot_;
+        if (plan_.is_proven) {  // the flag is the receiver's to set
+          *step = arrived(static_cast<uint64_t>(layer) + 2);
+          return true;
+        }
         *step = {Step::kRemoteWrite,
                  transfer_->link_->peer_flag(slot, plan_.remote_layers.first_layer + layer), nullptr, epoch};
         return true;
@@ -92,8 +127,13 @@ class TransferProgram : public Program {
         *step = {Step::kRangeEnd, nullptr, nullptr, 0};
         return true;
       case At::kSettle:
-        at_ = At::kDone;
+        at_ = plan_.is_proven ? At::kFound : At::kDone;
         *step = {Step::kSettle, nullptr, nullptr, 0};
+        return true;
+      case At::kFound:
+        at_ = At::kDone;
+        *step = {Step::kWait, transfer_->link_->own_credit(transfer_->slot_->slot), nullptr,
+                 chunk_count(transfer_->slot_->epoch, kAllIsFound)};
         return true;
       case At::kDone:
         // A host function cannot stop its stream, so where it may fail the stream does not open the gate
@@ -123,16 +163,23 @@ class TransferProgram : public Program {
 
  private:
   enum class At {
+    kList,
+    kSendList,
+    kListed,
     kStart,
     kTicket,
     kRange,
     kCopies,
     kVerify,
+    kAdd,
+    kSum,
+    kSendSum,
     kMark,
     kConfirmed,
     kLayerEnd,
     kRangeEnd,
     kSettle,
+    kFound,
     kDone,
     kCall,
     kEnd
@@ -148,6 +195,34 @@ class TransferProgram : public Program {
   static void device_done(void* transfer) { static_cast<Transfer*>(transfer)->device_done(); }
   At behind_copies() const { return transfer_->confirms_layers() ? At::kMark : At::kLayerEnd; }
   size_t start_index() const { return transfer_->is_layered() ? static_cast<size_t>(layer_) : 0; }
+
+  // Of the proof: words of it on their way, and how many parts have arrived at the receiver.
+  void write_list() {
+    transfer_->ids_ = transfer_->link_->staging().take_ids(kProofWords);
+    const ProvenList list{plan_.remote->id, plan_.remote_layers.tensors_per_layer, plan_.runs};
+    list_words_ = list.write(transfer_->ids_->ids());
+  }
+  Step proof_to_device(size_t at, size_t words) const {
+    const IdBuffer& ids = *transfer_->ids_;
+    return {Step::kToDevice, ids.device.address + at * sizeof(int64_t), ids.ids() + at,
+            words * sizeof(int64_t)};
+  }
+  Step proof_to_peer(size_t at, size_t words) const {
+    return {Step::kCopy, transfer_->link_->proofs().peer(transfer_->slot_->slot) + at * sizeof(int64_t),
+            transfer_->ids_->device.address + at * sizeof(int64_t), words * sizeof(int64_t)};
+  }
+  Step arrived(uint64_t parts) const {
+    const auto [slot, epoch] = *transfer_->slot_;
+    return {Step::kRemoteWrite, transfer_->link_->peer_arrived(slot), nullptr, chunk_count(epoch, parts)};
+  }
+
+  bool next_addition(Step* step) {
+    if (adding_.next(step)) return true;
+    Piece piece;
+    if (!next_piece(&piece)) return false;
+    adding_.begin(piece.src, piece.bytes);
+    return adding_.next(step);
+  }
 
   void use_local_memory() {
     const LocalCache& local = *plan_.local;
@@ -266,8 +341,10 @@ class TransferProgram : public Program {
   const std::shared_ptr<Transfer> transfer_;
   const TransferPlan& plan_;
   const bool notify_host_;
-  Route route_;                      // where host memory takes part
-  Verification verification_;        // where it is asked for
+  Route route_;                // where host memory takes part
+  Verification verification_;  // where it is asked for
+  Adding adding_;              // likewise, of a proven push
+  size_t list_words_ = 0;
   std::vector<TensorPair> tensors_;  // where it does not
   Copies copies_;
   At at_ = At::kStart;

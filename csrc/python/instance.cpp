@@ -2,7 +2,6 @@
 #include "link/instance.h"
 
 #include "cache/paged.h"
-#include "link/counters.h"
 #include "link/forked.h"
 #include "messages/messages.h"
 #include "python/tensors.h"
@@ -106,7 +105,7 @@ LinkOptions link_options(int64_t keep_alive_ms, int64_t transfer_timeout_ms, int
                          int64_t streams_per_link, int64_t stream_budget, int64_t packed_staging_bytes,
                          int64_t stream_idle_ms, int64_t close_timeout_ms, int64_t staging_limit,
                          bool verifies, int64_t engine_chunk_bytes, int64_t engine_chunks,
-                         std::string listen_ip) {
+                         std::string listen_ip, std::map<std::string, std::string> hixl_options) {
   if (!(engine_chunk_bytes >= 4096 && engine_chunk_bytes <= 1 << 30 && engine_chunks >= 2 &&
         engine_chunks <= 64))
     refuse(Message::bad_value, {{"name", "engine_chunk_bytes"},
@@ -134,7 +133,8 @@ LinkOptions link_options(int64_t keep_alive_ms, int64_t transfer_timeout_ms, int
           verifies,
           static_cast<size_t>(engine_chunk_bytes),
           static_cast<size_t>(engine_chunks),
-          std::move(listen_ip)};
+          std::move(listen_ip),
+          std::move(hixl_options)};
 }
 
 }  // namespace
@@ -160,25 +160,26 @@ void define_instance(py::module_& m) {
   });
 
   py::class_<Instance>(m, "Instance")
-      .def(py::init([](int device, int64_t cluster_id, int64_t keep_alive_ms, int64_t transfer_timeout_ms,
-                       int64_t max_in_flight, int64_t streams_per_link, int64_t stream_budget,
-                       int64_t packed_staging_bytes, int64_t stream_idle_ms, int64_t close_timeout_ms,
-                       int64_t staging_limit, bool verifies, int64_t engine_chunk_bytes,
-                       int64_t engine_chunks, std::string listen_ip) {
-             return std::make_unique<Instance>(
-                 device, cluster_id,
-                 link_options(keep_alive_ms, transfer_timeout_ms, max_in_flight, streams_per_link,
-                              stream_budget, packed_staging_bytes, stream_idle_ms, close_timeout_ms,
-                              staging_limit, verifies, engine_chunk_bytes, engine_chunks,
-                              std::move(listen_ip)));
-           }),
-           py::arg("device"), py::arg("cluster_id"), py::kw_only(), py::arg("keep_alive_ms") = 3000,
-           py::arg("transfer_timeout_ms") = 1000, py::arg("max_in_flight") = 256,
-           py::arg("streams_per_link") = 64, py::arg("stream_budget") = 1024,
-           py::arg("packed_staging_bytes") = 64 << 20, py::arg("stream_idle_ms") = 5000,
-           py::arg("close_timeout_ms") = 1000, py::arg("staging_limit") = int64_t{1} << 30,
-           py::arg("verifies") = false, py::arg("engine_chunk_bytes") = 1 << 20, py::arg("engine_chunks") = 4,
-           py::arg("listen_ip") = "", nogil)
+      .def(
+          py::init([](int device, int64_t cluster_id, int64_t keep_alive_ms, int64_t transfer_timeout_ms,
+                      int64_t max_in_flight, int64_t streams_per_link, int64_t stream_budget,
+                      int64_t packed_staging_bytes, int64_t stream_idle_ms, int64_t close_timeout_ms,
+                      int64_t staging_limit, bool verifies, int64_t engine_chunk_bytes, int64_t engine_chunks,
+                      std::string listen_ip, std::map<std::string, std::string> hixl_options) {
+            return std::make_unique<Instance>(
+                device, cluster_id,
+                link_options(keep_alive_ms, transfer_timeout_ms, max_in_flight, streams_per_link,
+                             stream_budget, packed_staging_bytes, stream_idle_ms, close_timeout_ms,
+                             staging_limit, verifies, engine_chunk_bytes, engine_chunks, std::move(listen_ip),
+                             std::move(hixl_options)));
+          }),
+          py::arg("device"), py::arg("cluster_id"), py::kw_only(), py::arg("keep_alive_ms") = 3000,
+          py::arg("transfer_timeout_ms") = 1000, py::arg("max_in_flight") = 256,
+          py::arg("streams_per_link") = 64, py::arg("stream_budget") = 1024,
+          py::arg("packed_staging_bytes") = 64 << 20, py::arg("stream_idle_ms") = 5000,
+          py::arg("close_timeout_ms") = 1000, py::arg("staging_limit") = int64_t{1} << 30,
+          py::arg("verifies") = false, py::arg("engine_chunk_bytes") = 1 << 20, py::arg("engine_chunks") = 4,
+          py::arg("listen_ip") = "", py::arg("hixl_options") = std::map<std::string, std::string>{}, nogil)
       .def("close", &Instance::close, nogil)
       .def("register_cache", &register_cache, py::arg("tensors"), py::arg("num_blocks"),
            py::arg("is_blocks") = true, py::arg("receives") = true, nogil)
@@ -229,11 +230,15 @@ void define_instance(py::module_& m) {
       .def(
           "connect_link",
           [](Instance& self, int64_t link, int64_t peer_link, const Exported& page,
-             const std::string& transport_address) {
-            self.link(link, "connect_link")->connect(peer_link, page, transport_address);
+             const std::string& transport_address, const std::optional<Exported>& peer_proofs) {
+            self.link(link, "connect_link")->connect(peer_link, page, transport_address, peer_proofs);
           },
           py::arg("link"), py::arg("peer_link"), py::arg("peer_page"), py::arg("transport_address") = "",
-          nogil)
+          py::arg("peer_proofs") = std::nullopt, nogil)
+      .def(
+          "export_proofs",
+          [](Instance& self, int64_t link) { return self.link(link, "export_proofs")->export_proofs(); },
+          py::arg("link"), nogil)
       .def("add_remote_cache", &add_remote_cache, py::arg("link"), py::arg("cache_id"), py::arg("model_id"),
            py::arg("is_blocks"), py::arg("num_blocks"), py::arg("tensor_bytes"), py::arg("segments"),
            py::arg("receives") = true, nogil)
@@ -259,9 +264,9 @@ void define_instance(py::module_& m) {
           py::arg("link"), nogil)
       .def(
           "link_counters",
-          [](Instance&, int64_t link) {
+          [](Instance& self, int64_t link) {
             require_not_forked("link_counters");
-            const auto counts = counters::of(link);
+            const auto counts = self.counts_of(link);
             return std::make_tuple(counts.transfers, counts.failures, counts.bytes);
           },
           py::arg("link"), nogil)

@@ -283,8 +283,7 @@ def test_local_comm_res_names_the_instances_own_device(
 
 
 WITHOUT_EFFECT = {
-    "llm.RdmaTrafficClass": "132", "llm.RdmaServiceLevel": "4", "llm.LinkRetryCount": "7",
-    "llm.GlobalResourceConfig": "{}", "llm.deployResPath": "/x", "llm.BufPoolCfg": "{}",
+    "llm.LinkRetryCount": "7", "llm.deployResPath": "/x", "llm.BufPoolCfg": "{}",
     "llm.ClusterInfo": "{}", "llm.OutputMaxSize": "9", "llm.MemoryUtilization": "0.5",
 }  # fmt: skip
 
@@ -295,9 +294,15 @@ def test_options_of_what_is_not_here_change_nothing(key: str) -> None:
     assert read_options({**ON, key: WITHOUT_EFFECT[key]}) == read_options(ON)
 
 
-def test_what_hixl_is_not_told_yet_is_named(caplog: pytest.LogCaptureFixture) -> None:
-    given = {**ON, **LISTENS, "llm.TransferBackend": "hixl", "llm.GlobalResourceConfig": "{}"}
+def test_what_is_hixls_own_is_kept_by_its_names() -> None:
+    options = read_options(
+        {**ON, **LISTENS, "llm.TransferBackend": "hixl", "llm.GlobalResourceConfig": "{}",
+         "llm.RdmaTrafficClass": "164", "llm.RdmaServiceLevel": "5", "llm.LocalCommRes": ""}
+    )  # fmt: skip
 
-    assert read_options(given).transport == "hixl"
-
-    assert "llm.GlobalResourceConfig = '{}' is not handed to HIXL yet" in caplog.text
+    assert options.transport == "hixl"
+    assert options.hixl_options == {
+        "GlobalResourceConfig": "{}",
+        "RdmaTrafficClass": "164",
+        "RdmaServiceLevel": "5",
+    }

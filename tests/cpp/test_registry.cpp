@@ -146,5 +146,27 @@ TEST(registry_of_links_uses_an_index_again_under_another_generation) {
   }
 }
 
+TEST(registry_of_links_forgets_those_that_ended_long_ago) {
+  CompactTable<int> table;
+  std::vector<std::weak_ptr<int>> ended;
+  std::vector<int64_t> handles;
+  const int64_t alive = table.add(std::make_shared<int>(-1));
+  for (int i = 0; i < 100; ++i) {
+    auto object = std::make_shared<int>(i);
+    ended.push_back(object);
+    handles.push_back(table.add(std::move(object)));
+    table.release(handles.back());
+    table.release(handles.back());
+  }
+  table.add(std::make_shared<int>(-2));
+
+  const auto is_kept = [](const auto& one) { return !one.expired(); };
+  CHECK_EQUAL(std::count_if(ended.begin(), ended.end(), is_kept), 32);
+  CHECK(std::all_of(ended.end() - 32, ended.end(), is_kept));
+  CHECK(table.find(handles[0]) == nullptr);
+  CHECK_EQUAL(*table.find(handles[99]), 99);
+  CHECK_EQUAL(*table.find(alive), -1);
+}
+
 }  // namespace
 }  // namespace datadist

@@ -47,6 +47,7 @@ def messages(cluster_id: int, wanted: int, me: Identity | None = None) -> list[w
         wire.Staging(wire.SegmentRecord(b"staging", 0, 8192), 4096),
         wire.Bye("unlinked"),
         wire.Closed("unlinked"),
+        wire.Join(1025, page, [], proofs=wire.SegmentRecord(b"proofs", 0, 12288)),
     ]
 
 

@@ -316,7 +316,7 @@ std::unique_ptr<Transport> make_transport(Settings settings) {
   require(kind != nullptr, kFeatureNotEnabled, "there is no transport '", settings.engine, "' (207000)");
   const std::string why = kind->why_not();
   require(why.empty(), kFeatureNotEnabled, "the transport ", settings.engine, " is not here (207000): ", why);
-  auto engine = kind->make({settings.device, settings.listen_ip});
+  auto engine = kind->make({settings.device, settings.listen_ip, settings.options});
   return make_transport(std::move(settings), std::move(engine));
 }
 

@@ -33,6 +33,7 @@ struct Settings {
   std::string engine;  // name of its kind
   std::string peer;    // for messages
   std::string listen_ip;
+  std::map<std::string, std::string> options;  // the engine's own
   int device = 0;
   size_t chunk_bytes = 1 << 20;
   size_t chunks = 4;

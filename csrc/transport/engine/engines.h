@@ -1,6 +1,7 @@
 // The engines that this build knows, by the names that links are asked for them under.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -11,7 +12,8 @@ namespace datadist::engine {
 
 struct Make {
   int device = 0;
-  std::string listen_ip;  // under which peers reach this host; empty: any
+  std::string listen_ip;                       // under which peers reach this host; empty: any
+  std::map<std::string, std::string> options;  // the engine's own, for those that have any
 };
 
 struct Kind {

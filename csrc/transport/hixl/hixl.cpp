@@ -8,7 +8,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <cerrno>
 #include <cstring>
@@ -82,7 +81,9 @@ class HixlEngine : public engine::Engine {
     const bool is_any = about.listen_ip.empty() || about.listen_ip == "0.0.0.0";
     const std::string ip = is_any ? own_ip() : about.listen_ip;
     // Its buffers are for memory that is not registered, and ours all is.
-    const std::array<const char*, 2> options{"BufferPool", "0:0"};
+    std::vector<const char*> options{"BufferPool", "0:0"};
+    for (const auto& [key, value] : about.options)
+      options.insert(options.end(), {key.c_str(), value.c_str()});
     uint32_t code = 0;
     for (int tried = 0; tried < kPortsTried; ++tried) {
       name_ = join(ip, ":", free_port(ip));
