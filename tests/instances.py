@@ -27,6 +27,10 @@ TORCH_DTYPES = {
 }
 
 
+# A transfer's deadline wherever a test says nothing of it: a busy machine is no fault.
+PATIENT_MS = 20_000
+
+
 def start(state: SimpleNamespace, cluster_id: int, device: int, options: dict[str, Any] | None = None) -> int:
     """Starts an instance that listens; returns its port."""
     config = datadist.LLMConfig()
@@ -34,6 +38,7 @@ def start(state: SimpleNamespace, cluster_id: int, device: int, options: dict[st
     config.enable_cache_manager = True
     config.enable_remote_cache_accessible = True
     config.listen_ip_info = "127.0.0.1:0"
+    config.sync_kv_timeout = PATIENT_MS
     for name, value in (options or {}).items():
         setattr(config, name, value)
     state.device = device

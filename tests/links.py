@@ -26,6 +26,7 @@ def start(state: SimpleNamespace, cluster_id: int, device: int, options: dict[st
     config.enable_remote_cache_accessible = True
     config.listen_ip_info = "127.0.0.1:0"
     config.keep_alive_ms = int(KEEP_ALIVE_S * 1000)
+    config.sync_kv_timeout = instances.PATIENT_MS
     for name, value in options.items():
         setattr(config, name, value)
     state.cluster_id, state.device = cluster_id, device

@@ -16,12 +16,14 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -74,6 +76,15 @@ def _serve_afresh(connection: Connection) -> None:
     _serve(connection)
 
 
+def freeze(pid: int) -> None:
+    """SIGSTOP; returns when each thread of it stands still, which takes a busy machine its time."""
+    os.kill(pid, signal.SIGSTOP)
+    for status in Path(f"/proc/{pid}/task").glob("*/status"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended meanwhile
+            while not re.search(r"^State:\s[TZX]", status.read_text(), re.MULTILINE):
+                os.sched_yield()
+
+
 class Peer:
     def __init__(self, afresh: bool = False) -> None:
         """``afresh``: with the environment as it is now; takes seconds."""
@@ -109,7 +120,7 @@ class Peer:
         self._process.join(10)
 
     def freeze(self) -> None:
-        os.kill(self.pid, signal.SIGSTOP)
+        freeze(self.pid)
 
     def thaw(self) -> None:
         os.kill(self.pid, signal.SIGCONT)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.peers import freeze
 from torch_llm_datadist.emulator.hosts import HostsUnavailableError, Lab
 
 SECRET, OTHER_SECRET = "correct horse battery staple", "incorrect horse battery staple"
@@ -163,7 +164,7 @@ def test_a_cut_network_is_told_and_its_heal_is_seen(doctor: Doctor) -> None:
 
 
 def test_a_frozen_process_is_told_apart_from_a_stranger(doctor: Doctor) -> None:
-    doctor.servers[0].send_signal(signal.SIGSTOP)
+    freeze(doctor.servers[0].pid)
     try:
         said = broken(doctor.look(doctor.open_port, timeout_s=0.5))
     finally:
