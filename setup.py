@@ -31,6 +31,12 @@ COMPANIONS = ("hccl", "acl_op_compiler", "ge_runner", "graph", "acl_tdt_channel"
 PROFILING = ("msprofiler", "mspti", "ascend_hal", "ms_tools_ext")
 CORE = ("acl", "cache", "messages", "plan", "link", "transport")
 FILES_TOGETHER = 6  # of those that include torch
+# Which most other files include, so they are parsed once.
+PRECOMPILED = (
+    "algorithm", "array", "atomic", "chrono", "condition_variable", "cstdint", "cstring", "deque",
+    "functional", "map", "memory", "mutex", "optional", "set", "string", "thread", "unordered_map",
+    "utility", "vector",
+)  # fmt: skip
 
 
 def package_dir(name: str) -> Path:
@@ -71,6 +77,8 @@ class NinjaFile:
             f"cxx = {os.environ.get('CXX', 'g++')}",
             "rule cxx\n  command = $cxx -MMD -MF $out.d $flags -c $in -o $out",
             "  depfile = $out.d\n  deps = gcc\n  description = compile $in",
+            "rule precompile\n  command = $cxx $flags -x c++-header $in -o $out",
+            "  description = precompile $in",
             "rule link\n  command = $cxx -shared $in $flags -o $out\n  description = link $out",
             "",
         ]
@@ -86,6 +94,13 @@ class NinjaFile:
     ) -> None:
         self.link(out, self.compile(target, sources, cflags), ldflags, after)
 
+    def precompile(self, target: str, cflags: str) -> Path:
+        """A header of standard ones, for files that are compiled with the same flags."""
+        header = self.build / f"{target}-standard.h"
+        write_if_new(header, "".join(f"#include <{name}>\n" for name in PRECOMPILED))
+        self.lines.append(f"build {header}.gch: precompile {header}\n  flags = {cflags}")
+        return header
+
     def compile_together(self, target: str, sources: list[Path], cflags: str) -> list[str]:
         """For files that include torch, whose headers take longer than what follows them: a few at once."""
         groups = -(-len(sources) // FILES_TOGETHER)
@@ -97,14 +112,21 @@ class NinjaFile:
             together.append(path)
         return self._compile(target, together, self.build / target, cflags)
 
-    def compile(self, target: str, sources: list[Path], cflags: str) -> list[str]:
-        return self._compile(target, sources, ROOT, cflags)
+    def compile(
+        self, target: str, sources: list[Path], cflags: str, precompiled: Path | None = None
+    ) -> list[str]:
+        return self._compile(target, sources, ROOT, cflags, precompiled)
 
-    def _compile(self, target: str, sources: list[Path], base: Path, cflags: str) -> list[str]:
+    def _compile(
+        self, target: str, sources: list[Path], base: Path, cflags: str, precompiled: Path | None = None
+    ) -> list[str]:
         objects = []
+        after = f" | {precompiled}.gch" if precompiled else ""
+        if precompiled:
+            cflags += f" -include {precompiled}"
         for source in sources:
             obj = self.build / target / source.relative_to(base).with_suffix(".o")
-            self.lines.append(f"build {obj}: cxx {source}\n  flags = {cflags}")
+            self.lines.append(f"build {obj}: cxx {source}{after}\n  flags = {cflags}")
             objects.append(str(obj))
         return objects
 
@@ -190,7 +212,7 @@ def write_emulator(ninja: NinjaFile, lib: Path, flags: str) -> list[Path]:
     )  # fmt: skip
     outs.append(operators)
     outs += write_emulated_hixl(ninja, lib, flags)
-    objects = ninja.compile("emulator", cpp_in("emulator"), flags)
+    objects = ninja.compile("emulator", cpp_in("emulator"), flags, ninja.precompile("emulator", flags))
     for level in reversed(CANN_LEVELS):
         out = lib / ("" if level == CANN_LEVELS[-1] else f"cann-{level}") / "libascendcl.so"
         major, minor = level.split(".")
@@ -248,7 +270,8 @@ def write_ninja(build: Path, package: Path) -> None:
     of_torch = [*cpp_in("ops", "python", "transport/mapped"), ROOT / "csrc/ops.cpp"]
     of_torch += [ROOT / "csrc/cache" / name for name in ("local_copy.cpp", "paged.cpp")]
     sources = [path for path in cpp_in(*CORE) if path not in of_torch]
-    objects = [*ninja.compile("plugin", sources, cflags), *ninja.compile_together("plugin", of_torch, cflags)]
+    objects = ninja.compile("plugin", sources, cflags, ninja.precompile("plugin", cflags))
+    objects += ninja.compile_together("plugin", of_torch, cflags)
     ninja.link(plugin, objects, link_torch)
     shim = package / "_hixl_shim.so"
     ninja.link(
