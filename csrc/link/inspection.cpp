@@ -6,20 +6,11 @@
 #include "link/engine.h"
 
 namespace datadist {
-namespace {
-
-Staging* prepared(Link& link) {
-  Staging* const staging = link.borrow_staging();
-  try {
-    staging->prepare(needs_of_adding(Reach::kDevice), link.engine().device(), *link.options().staging);
-  } catch (const Error&) {
-    link.give_back_staging(staging);
-    throw;
-  }
+Inspection::Lent Inspection::prepared(Link& link) {
+  Lent staging(link.borrow_staging(), GiveBack{&link});
+  staging->prepare(needs_of_adding(Reach::kDevice), link.engine().device(), *link.options().staging);
   return staging;
 }
-
-}  // namespace
 
 Inspection::Inspection(std::shared_ptr<Link> link, uint32_t slot)
     : link_(std::move(link)),
@@ -30,7 +21,7 @@ Inspection::Inspection(std::shared_ptr<Link> link, uint32_t slot)
       staging_(prepared(*link_)),
       words_(link_->staging().take_ids(kProofWords)),
       confirmed_(link_->engine().words().take()),
-      adding_(staging_, copies_.get()) {
+      adding_(staging_.get(), copies_.get()) {
   link_->transfer_began();  // which uses buffers of the link
 }
 
@@ -38,7 +29,7 @@ Inspection::~Inspection() {
   copies_->close();
   link_->engine().words().give_back(confirmed_);
   link_->staging().give_back_ids(std::move(words_));
-  link_->give_back_staging(staging_);
+  staging_.reset();
   link_->transfer_retired();
 }
 

@@ -37,11 +37,17 @@ class Inspection {
 
  private:
   enum class At { kSum, kCheck, kMark, kConfirmed, kEnd };
+  struct GiveBack {
+    Link* link;
+    void operator()(Staging* staging) const { link->give_back_staging(staging); }
+  };
+  using Lent = std::unique_ptr<Staging, GiveBack>;
+  static Lent prepared(Link& link);
 
   const std::shared_ptr<Link> link_;
   const uint32_t slot_;
   const std::shared_ptr<HostCopies> copies_;
-  Staging* const staging_;
+  Lent staging_;
   std::unique_ptr<IdBuffer> words_;
   const Word confirmed_;
   Adding adding_;
