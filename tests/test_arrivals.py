@@ -154,6 +154,18 @@ def test_what_has_arrived_is_there_after_the_link_has_ended() -> None:
     check_raises(NOT_LINKED, lambda: found.wait(1, "x", 10.0))
 
 
+def test_a_new_link_knows_nothing_of_what_arrived_over_an_old_one() -> None:
+    """An engine that uses its requests' ids again would read what the new peer has not pushed."""
+    found = Arrivals()
+    found.linked(1)
+    found.add(1, "x", 0, "")
+    found.ended(1)
+
+    found.linked(1)
+
+    check_raises(TIMEOUT, lambda: found.wait(1, "x", 0.0))
+
+
 def begin(state: SimpleNamespace, cluster_id: int, device: int) -> int:
     instances.start(state, cluster_id, device, {"keep_alive_ms": 1000})
     instances.register(state, cluster_id, 2, 4, 256)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -98,6 +99,17 @@ def test_memory_that_the_transport_refuses_is_refused_at_once_and_nothing_is_reg
     addrs.clear()
     gc.collect()
     assert torch.npu.memory_allocated(0) <= before  # nobody keeps the tensors
+
+
+def test_an_address_of_less_memory_than_the_cache_has_is_refused(mapping: Any) -> None:
+    """Its first push would read what is not there, which stops the device's context and with it the link."""
+    short = torch.zeros(4096, dtype=torch.uint8, device="npu:0")
+    desc = CacheDesc(1, [8, 1 << 20], DataType.DT_UINT8)
+
+    said = check_raises(INVALID, lambda: mapping.register_blocks_cache(desc, [short.data_ptr() + 1024]))
+
+    assert re.search(r"holds [34]\d{3} bytes from there on, not 8388608", said)  # the allocator rounds up
+    assert "Nothing was registered" in said
 
 
 def test_the_name_of_memory_that_was_refused_is_free_and_links_are_made(foreign: list[int]) -> None:

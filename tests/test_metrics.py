@@ -28,7 +28,8 @@ def test_transfers_bytes_and_failures_are_counted_per_link(
     peers: Callable[[int], list[Peer]], transport: str
 ) -> None:
     a, b = peers(2)
-    a.call(instances.start, 1, 0, {"transport": transport})
+    # Less than keep_alive: the push into a frozen peer ends by its own deadline.
+    a.call(instances.start, 1, 0, {"transport": transport, "sync_kv_timeout": 1000})
     port = b.call(instances.start, 2, 1, {"transport": transport})
     for cluster_id, peer in ((1, a), (2, b)):
         peer.call(instances.register, cluster_id, TENSORS, BLOCKS, BLOCK_BYTES)

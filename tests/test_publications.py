@@ -21,6 +21,7 @@ from torch_llm_datadist import (
     CacheKeyByIdAndIndex,
     LLMException,
     LLMStatusCode,
+    Placement,
     Publication,
     TransferWatch,
     discard,
@@ -238,10 +239,27 @@ def test_publish_refuses_what_makes_no_sense(pair: Pair, arguments: Any, error: 
 
 def test_publish_refuses_to_be_ordered_on_another_device(pair: Pair) -> None:
     here, _ = pair
-    elsewhere = torch.zeros(1).to("npu:1")
+    for elsewhere in (torch.zeros(1).to("npu:1"), torch.zeros(1)):
+        with pytest.raises(LLMException, match=rf"is on {elsewhere.device}, the cache is on npu:0"):
+            here.manager.publish(elsewhere, here.cache, None, 2)
 
-    with pytest.raises(LLMException, match="it orders nothing there"):
-        here.manager.publish(elsewhere, here.cache, None, 2)
+
+def test_what_lies_in_host_memory_is_published_with_a_tensor_of_the_host(pair: Pair) -> None:
+    here, there = pair
+    desc = datadist.CacheDesc(2, [BLOCKS, 256], datadist.DataType.DT_UINT8, Placement.HOST)
+    ready = [torch.full((BLOCKS, 256), 7, dtype=torch.uint8) for _ in range(2)]
+    cache = here.manager.register_blocks_cache(desc, ready, BlocksCacheKey(1, 6), True)
+    into = [torch.zeros(BLOCKS, 256, dtype=torch.uint8).to("npu:1") for _ in range(2)]
+    device_desc = datadist.CacheDesc(2, [BLOCKS, 256], datadist.DataType.DT_UINT8)
+    landed = there.manager.register_blocks_cache(device_desc, into, BlocksCacheKey(2, 6))
+
+    publication = here.manager.publish(torch.zeros(1), cache, None, 2)
+    there.manager.pull_blocks(BlocksCacheKey(1, 6), landed, [0], [3], ticket=publication.ticket)
+
+    assert all((tensor[3] == 7).all() for tensor in into)
+    publication.wait_taken(ENDS_WITHIN_S)
+    here.manager.unregister_cache(cache.cache_id)
+    there.manager.unregister_cache(landed.cache_id)
 
 
 def test_a_pull_that_comes_too_early_ends_at_its_deadline_and_writes_nothing(pair: Pair) -> None:

@@ -48,8 +48,10 @@ class Arrivals:
     # For the control thread.
 
     def linked(self, cluster_id: int) -> None:
+        """What an earlier link brought is nobody's any more: its tags are those of another generation."""
         with self._changed:
             self._linked.add(cluster_id)
+            self._unclaimed.pop(cluster_id, None)
 
     def ended(self, cluster_id: int) -> None:
         with self._changed:

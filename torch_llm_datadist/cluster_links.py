@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from . import checks
 from .cluster import LLMClusterInfo
 from .cluster_calls import cluster_ids_of, group_failure, overall, read_clusters, read_group
-from .errors import LLMStatusCode
+from .errors import LLMStatusCode, NotYetLinkError
 from .handshake import Target
 from .instance_calls import InstanceCalls
 from .link_table import LinkInfo
@@ -170,8 +171,12 @@ class ClusterLinks(InstanceCalls):
         [(2, 'linked')]
         """
         running = self._initialised()
-        is_alive = {info: running.instance.link_status(info.link)[0] for info in running.links.table.infos()}
-        return [info if alive else replace(info, state="lost") for info, alive in is_alive.items()]
+        found = []
+        for info in running.links.table.infos():
+            with suppress(NotYetLinkError):  # it has ended meanwhile
+                is_alive = running.instance.link_status(info.link)[0]
+                found.append(info if is_alive else replace(info, state="lost"))
+        return found
 
     def metrics(self) -> list[dict[str, str | int]]:
         """What went over each link that there is, for a monitoring system; counted by this end.
@@ -188,7 +193,10 @@ class ClusterLinks(InstanceCalls):
         doubts = Counter(doubt.link for doubt in running.cache_manager.blocks_in_doubt())
         found: list[dict[str, str | int]] = []
         for info in self.links():
-            transfers, failures, moved = running.instance.link_counters(info.link)
+            try:
+                transfers, failures, moved = running.instance.link_counters(info.link)
+            except NotYetLinkError:  # it has ended meanwhile
+                continue
             found.append(
                 {
                     "cluster_id": info.cluster_id,

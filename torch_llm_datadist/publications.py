@@ -38,6 +38,7 @@ class Publications(DoubtfulBlocks):
 
         Args:
             after: any tensor on the instance's device that the last kernel produced which writes the layers.
+                Of a cache in host memory also one on the CPU: what is published is there already.
             cache: a cache of this instance that the peer may reach.
             layers: range of layers with step 1; None: all.
             cluster_id: uint64, the peer.

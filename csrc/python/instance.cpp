@@ -56,7 +56,12 @@ int64_t register_cache(Instance& instance, const std::vector<at::Tensor>& tensor
   for (const at::Tensor& tensor : tensors)
     storage.push_back(std::make_shared<c10::Storage>(tensor.storage()));
   std::vector<uintptr_t> slabs(places.size(), 0);
-  if (places.front().reach == Reach::kDevice) slabs = mapped::slabs_of(instance.device(), places);
+  if (places.front().reach == Reach::kDevice) {
+    std::vector<OwnMemory> memory;
+    for (size_t t = 0; t < places.size(); ++t)
+      memory.push_back({places[t], static_cast<size_t>(geometry.strides[t] * num_blocks)});
+    slabs = mapped::slabs_of(instance.device(), memory);
+  }
   return instance.caches().add(std::move(geometry), std::move(places), std::move(slabs), std::move(storage),
                                receives);
 }

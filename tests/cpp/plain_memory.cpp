@@ -133,10 +133,6 @@ std::vector<Exported> export_addresses(int device, const std::vector<char*>& add
   return exported;
 }
 
-std::vector<uintptr_t> slabs_of(int, const std::vector<Place>& places) {
-  return std::vector<uintptr_t>(places.size(), 0);
-}
-
 std::unique_ptr<Transport> make_transport(int device, PeerProcess peer) {
   return std::make_unique<PlainTransport>(device, peer);
 }

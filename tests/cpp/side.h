@@ -82,8 +82,8 @@ class Side {
       storage.push_back(memory.owner);
     }
     const std::vector<int64_t> strides(kSideTensors, kSideBlockBytes);
-    cache_ = instance_.caches().add({kSideBlocks, true, strides}, places, mapped::slabs_of(device, places),
-                                    std::move(storage));
+    cache_ = instance_.caches().add({kSideBlocks, true, strides}, places,
+                                    std::vector<uintptr_t>(kSideTensors, 0), std::move(storage));
     for (int64_t block = 0; block < kSideBlocks; ++block) fill(block, 0);
   }
 

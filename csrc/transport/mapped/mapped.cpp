@@ -82,19 +82,38 @@ class CurrentStreamScope {
   const c10_npu::NPUStream previous_;
 };
 
-// The allocator shares a block by its first byte only, and a cache may be a view into a slab. nullptr: not
-// its memory.
-char* allocated_block_of(const Segments& segments, int device, const char* address) {
+struct Block {
+  char* begin = nullptr;  // nullptr: not the allocator's memory, or free
+  size_t size = 0;
+};
+
+// The allocator shares a block by its first byte only, and a cache may be a view into a slab.
+Block allocated_block_of(const Segments& segments, int device, const char* address) {
   for (const auto& segment : segments) {
     if (segment.device != device) continue;
     char* block = reinterpret_cast<char*>(segment.address);
     if (address < block || address >= block + segment.total_size) continue;
     for (const auto& info : segment.blocks) {
-      if (address < block + info.size) return info.allocated ? block : nullptr;
+      if (address < block + info.size)
+        return info.allocated ? Block{block, static_cast<size_t>(info.size)} : Block{};
       block += info.size;
     }
   }
-  return nullptr;
+  return {};
+}
+
+// A cache may be given by addresses, which say nothing of how much is there.
+void require_allocated(const Segments& segments, int device, const OwnMemory& memory) {
+  const char* const address = memory.place.address;
+  const Block block = allocated_block_of(segments, device, address);
+  if (block.begin == nullptr) return;  // what does not know it refuses it when it is exported
+  const auto known = static_cast<size_t>(block.begin + block.size - address);
+  if (memory.bytes > known) {
+    refuse(Message::memory_is_too_short, {{"value", static_cast<const void*>(address)},
+                                          {"bytes", memory.bytes},
+                                          {"known", known},
+                                          {"device", device}});
+  }
 }
 
 // What an address has around it for as long as its tensor lives. Of a segment that is one allocation that is
@@ -103,8 +122,8 @@ uintptr_t slab_of(const Segments& segments, int device, const char* address) {
   for (const auto& segment : segments) {
     const char* const begin = reinterpret_cast<const char*>(segment.address);
     if (segment.device != device || address < begin || address >= begin + segment.total_size) continue;
-    return reinterpret_cast<uintptr_t>(segment.is_expandable ? allocated_block_of(segments, device, address)
-                                                             : begin);
+    return reinterpret_cast<uintptr_t>(
+        segment.is_expandable ? allocated_block_of(segments, device, address).begin : begin);
   }
   return 0;
 }
@@ -225,7 +244,7 @@ DeviceMemory allocate(int device, size_t bytes) {
 namespace {
 
 Exported export_address(const Segments& segments, int device, char* address) {
-  char* const block = allocated_block_of(segments, device, address);
+  char* const block = allocated_block_of(segments, device, address).begin;
   if (block == nullptr)
     refuse(Message::memory_cannot_be_exported, {{"value", static_cast<void*>(address)}, {"device", device}});
   try {
@@ -263,14 +282,15 @@ std::vector<Exported> export_on_this_host(int device, const std::vector<OwnMemor
   return exported;
 }
 
-std::vector<uintptr_t> slabs_of(int device, const std::vector<Place>& places) {
+std::vector<uintptr_t> slabs_of(int device, const std::vector<OwnMemory>& memory) {
   AllocatorScope scope(device);
   const Segments segments = c10_npu::NPUCachingAllocator::snapshot().segments;
   std::vector<uintptr_t> slabs;
-  slabs.reserve(places.size());
-  for (const Place& place : places) {
-    const uintptr_t fabric = fabric_segment_of(place.address);
-    slabs.push_back(fabric != 0 ? fabric : slab_of(segments, device, place.address));
+  slabs.reserve(memory.size());
+  for (const OwnMemory& own : memory) {
+    require_allocated(segments, device, own);
+    const uintptr_t fabric = fabric_segment_of(own.place.address);
+    slabs.push_back(fabric != 0 ? fabric : slab_of(segments, device, own.place.address));
   }
   return slabs;
 }

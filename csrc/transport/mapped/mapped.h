@@ -22,8 +22,9 @@ std::vector<Exported> export_addresses(int device, const std::vector<char*>& add
 std::vector<Exported> export_on_this_host(int device, const std::vector<OwnMemory>& memory);
 
 // The address of the memory around each that stays mapped as long as its tensor lives: of the allocator's
-// segment, of an expandable one the tensor's own block. 0: not its memory.
-std::vector<uintptr_t> slabs_of(int device, const std::vector<Place>& places);
+// segment, of an expandable one the tensor's own block. 0: not its memory. Throws LLM_PARAM_INVALID for
+// memory that reaches beyond its allocation.
+std::vector<uintptr_t> slabs_of(int device, const std::vector<OwnMemory>& memory);
 
 struct PeerProcess {
   int device = 0;
