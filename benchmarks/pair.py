@@ -10,7 +10,7 @@ import multiprocessing
 import random
 import time
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import instance, native
 from .cases import Case
@@ -43,25 +43,22 @@ class End:
         self.binding = datadist.Binding(self.device, [0])
 
 
-def content_of(case: Case) -> list[Any]:
-    """What the sender's cache holds; the same in every process."""
+def content_of(case: Case, seed: int) -> Any:
+    """What the sender's cache holds, one tensor after the other; the same wherever the seed is."""
     import torch
 
-    generator = torch.Generator().manual_seed(7)
-    shape = (2 * case.blocks, case.block_bytes // 8)
-    return [
-        torch.randint(-(1 << 62), 1 << 62, shape, dtype=torch.int64, generator=generator).view(torch.uint8)
-        for _ in range(case.tensors)
-    ]
+    generator = torch.Generator().manual_seed(seed)
+    shape = (case.tensors, 2 * case.blocks, case.block_bytes // 8)
+    return torch.randint(-(1 << 62), 1 << 62, shape, dtype=torch.int64, generator=generator).view(torch.uint8)
 
 
-def receive(pipe: Connection, case: Case) -> None:
+def receive(pipe: Connection, case: Case, seed: int) -> None:
     import torch
 
     from torch_llm_datadist import ops
 
     end = End(RECEIVER, case)
-    expected = content_of(case)
+    expected = content_of(case, seed)
     stream = torch.npu.current_stream()
     chain = 0
     pipe.send(end.datadist.listen_port)
@@ -95,13 +92,22 @@ def receive(pipe: Connection, case: Case) -> None:
     end.datadist.finalize()
 
 
+class Push(NamedTuple):
+    """Seconds of one push until the receiver's stream has passed the wait for its flag."""
+
+    call: float  # all that the sender does: it plans (``prepare_push``), binds and calls the op
+    bind: float
+    op: float
+
+
 class Pair:
-    """The sender's end; the receiver is a process of its own."""
+    """The sender's end; the receiver is a process of its own. Contents and blocks are others each time."""
 
     def __init__(self, case: Case) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self._process = context.Process(target=receive, args=(theirs, case), daemon=True)
+        seed = random.randrange(1 << 32)
+        self._process = context.Process(target=receive, args=(theirs, case, seed), daemon=True)
         self._process.start()
         theirs.close()  # else the death of the receiver is no end of file here
         import torch
@@ -110,13 +116,13 @@ class Pair:
 
         self.case = case
         self.end = End(SENDER, case)
-        self.content = content_of(case)
+        self.content = content_of(case, seed)
         for tensor, bytes_ in zip(self.end.tensors, self.content, strict=True):
             tensor.copy_(bytes_)
         torch.npu.synchronize()
         instance.link(self.end.datadist, RECEIVER, self.pipe.recv())
         self.key = datadist.BlocksCacheKey(RECEIVER, 0)
-        self._chooser = random.Random(0)
+        self._chooser = random.Random(seed)
 
     def blocks(self) -> tuple[list[int], list[int]]:
         count = self.case.blocks
@@ -126,14 +132,17 @@ class Pair:
         for half in self.case.halves():
             self.push(half, half)
 
-    def push(self, src: list[int], dst: list[int], idle_s: float = 0.0) -> tuple[float, float]:
-        """Seconds from ``bind``, and from ``push_layer``, to the flag at the receiver, whose stream waits."""
+    def push(self, src: list[int], dst: list[int], idle_s: float = 0.0) -> Push:
+        """The receiver's stream waits before the push begins; until it does, after ``prepare_push``, no time
+        counts: the ticket travels by whatever brings the request."""
         from torch_llm_datadist import ops
 
         end = self.end
+        asked = time.monotonic_ns()
         task = end.datadist.cache_manager.prepare_push(
             self.key, end.cache, src, dst, tensor_num_per_layer=self.case.tensors
         )
+        preparing = time.monotonic_ns() - asked
         self.pipe.send(("wait", task.ticket))
         if self.pipe.recv() != "waits":
             raise SystemExit("the receiver is gone")
@@ -148,7 +157,7 @@ class Pair:
             raise SystemExit(f"the transfer failed with {status}")
         ops.finish(end.status, end.status, end.binding.id)
         self.check(src, dst)
-        return (seen - bound) / 1e9, (seen - called) / 1e9
+        return Push((preparing + seen - bound) / 1e9, (seen - bound) / 1e9, (seen - called) / 1e9)
 
     def push_blocking(self, src: list[int], dst: list[int]) -> float:
         """Seconds from the call of ``CacheManager.push_blocks`` to its return."""
@@ -202,18 +211,19 @@ class ByHand:
 
 
 class Memcpy:
-    """The same pieces by one thread, from memory of its own to memory that could be shared."""
+    """The same pieces of ``content_of`` by one thread, to memory that could be shared; verified, too."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, content: Any) -> None:
         import torch
 
         self._case = case
         self._library = native.load()
-        shape = (case.tensors, 2 * case.blocks, case.block_bytes)
-        self._src = torch.ones(shape, dtype=torch.uint8)
-        self._dst = torch.ones(shape, dtype=torch.uint8).share_memory_()
+        self._src = content
+        self._dst = torch.zeros(content.shape, dtype=torch.uint8).share_memory_()
 
     def run(self, src: list[int], dst: list[int]) -> float:
+        import torch
+
         case = self._case
         stride = 2 * case.blocks * case.block_bytes
         pairs = [
@@ -224,4 +234,7 @@ class Memcpy:
         ]  # fmt: skip
         to, start = ((ctypes.c_uint64 * len(pairs))(*column) for column in zip(*pairs, strict=True))
         nanoseconds: int = self._library.copy_pieces(to, start, len(pairs), case.block_bytes)
+        if not all(torch.equal(got[dst], want[src]) for got, want in zip(self._dst, self._src, strict=True)):
+            raise SystemExit(f"memcpy: wrong bytes arrived: blocks {src} -> {dst} of {case}")
+        self._dst[:, dst] = 0
         return nanoseconds / 1e9

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +16,8 @@ import torch
 from benchmarks import bench_dispatch as dispatch
 from benchmarks import bench_layerwise_overlap as overlap
 from benchmarks import count_instructions, native
+from benchmarks.cases import Case
+from benchmarks.pair import Memcpy, Pair, content_of
 from torch_llm_datadist import ops
 
 LAYERS, COMPUTE_MS, TRANSFER_MS = 4, 100.0, 20.0
@@ -31,6 +36,41 @@ def test_layers_that_are_pushed_one_by_one_arrive_while_the_forward_computes(mod
     ends = pushed["kernel_ends"]
     assert len(ends) == (0 if mode == "replayed" else LAYERS)
     assert all(there - end >= TRANSFER_MS for end, there in zip(ends, pushed["arrived"], strict=False))
+
+
+def test_a_wrong_byte_at_the_receiver_ends_a_benchmark() -> None:
+    pair = Pair(Case(tensors=2, blocks=2, block_bytes=4096))
+    try:
+        pair.warm_up()
+        (src, dst), tensor = pair.blocks(), pair.end.tensors[1]
+        found = pair.push(src, dst)
+        tensor[src[1], 4095] = ~tensor[src[1], 4095]
+        torch.npu.synchronize()
+
+        assert found.call > found.bind > found.op > 0  # each counts from later on
+        for push in (pair.push, pair.push_blocking):
+            with pytest.raises(SystemExit, match="wrong bytes"):
+                push(src, dst)
+    finally:
+        pair.close()
+
+
+@pytest.mark.parametrize("leaves_out", [0, 1])
+def test_memcpy_beside_it_is_verified_too(leaves_out: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def copy_pieces(to: Any, start: Any, count: int, size: int) -> int:
+        for i in range(count - leaves_out):
+            ctypes.memmove(to[i], start[i], size)
+        return 1000
+
+    monkeypatch.setattr(native, "load", lambda: SimpleNamespace(copy_pieces=copy_pieces))
+    case = Case(tensors=2, blocks=2, block_bytes=4096)
+    memcpy = Memcpy(case, content_of(case, seed=1))
+
+    if leaves_out:
+        with pytest.raises(SystemExit, match="wrong bytes"):
+            memcpy.run([0, 3], [2, 1])
+    else:
+        assert [memcpy.run([0, 3], [2, 1]) for _ in range(2)] == [1e-6, 1e-6]
 
 
 @pytest.fixture

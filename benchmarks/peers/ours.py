@@ -15,13 +15,14 @@ from ..pair import Memcpy, Pair
 def main() -> None:
     name, runs = sys.argv[1:]
     case = CASES[name]
-    pair, memcpy = Pair(case), Memcpy(case)
+    pair = Pair(case)
+    memcpy = Memcpy(case, pair.content)
     ours, copies = [], []
     pair.warm_up()
     for _ in range(int(runs)):
         src, dst = pair.blocks()
         copies.append(memcpy.run(src, dst))
-        ours.append(pair.push(src, dst)[0])
+        ours.append(pair.push(src, dst).call)
     pair.close()
     print(json.dumps({"ours": ours, "memcpy": copies}))
 
