@@ -1,6 +1,6 @@
 """Host cost of each op: from its call to its return, beside ops that do nothing.
 
-    python -m torch_llm_datadist run -m benchmarks.bench_dispatch [--calls N] [--json FILE]
+    python -m torch_llm_datadist run -m benchmarks.bench_dispatch [--calls N] [--check] [--json FILE]
 
 "empty" is a C++ op of the same schema that queues a handler without a body, and so compares with ours: it is
 called right before each call of ours, so both meet the same state of the machine. "on its core" is the same
@@ -11,12 +11,16 @@ batches, so that what the device does is not in it. With ``TASK_QUEUE_ENABLE=1``
 handlers run on a thread of its own.
 
 The ops that move blocks to a peer, or from one, come first. ``store_layer``, ``read_layer`` and
-``checksum_blocks`` are made of aten ops, and cost what those cost.
+``checksum_blocks`` are made of aten ops, and cost what those cost. "100 blocks" are listed at random, and no
+two of them merge or share a 2-D copy within a tensor.
+
+``--check`` fails where a median misses what ``bounds.py`` wants of the ops that move blocks or entries.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -26,14 +30,14 @@ from typing import Any, NamedTuple
 import torch
 
 import torch_llm_datadist as datadist
-from torch_llm_datadist import ops
+from torch_llm_datadist import _native, ops
 
-from . import instance, native, report
+from . import bounds, instance, native, report
 
 LAYERS, BLOCKS, BLOCK_SIZE, ROW = 4, 256, 16, (4, 64)
 BATCH = 20  # calls between two drains: far below what a stream's queue takes
 FINISHED = 4  # forwards of a batch whose last op is timed
-MANY = 100  # blocks of a larger transfer; none lies beside another
+MANY = 100  # blocks of a larger transfer; see `apart`
 LAYER, MOVE, PYTHON = "empty layer op", "empty blocks op", "empty Python custom_op"
 
 
@@ -48,6 +52,23 @@ class Measured(NamedTuple):
     before: Callable[[], object] = lambda: None  # each batch; not timed
     after: Callable[[], object] = lambda: None
     calls: int = BATCH  # of a batch
+    is_bounded: bool = True  # by `bounds.py`
+
+
+Lists = tuple[torch.Tensor, torch.Tensor]  # of sources and destinations
+
+
+def apart(count: int) -> Lists:
+    """Blocks that each need a copy of their own, as two lists of distinct ids in random order: where sources
+    grow, destinations fall, so that neither runs nor rows at a constant distance can be made of them."""
+    ids = random.sample(range(BLOCKS), 2 * count)
+    pairs = list(zip(sorted(ids[:count]), sorted(ids[count:], reverse=True), strict=True))
+    random.shuffle(pairs)
+    src, dst = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    copies = _native.load().plan_copies([(1 << 20, 1 << 40, 64, 1, 2)], src, dst, BLOCKS, BLOCKS)
+    if len(copies) != count:
+        raise SystemExit(f"{count} blocks were merged to {len(copies)} copies")
+    return src, dst
 
 
 class Ends:
@@ -73,10 +94,10 @@ class Ends:
         tensors = [torch.zeros(shape, device=f"npu:{device}") for _ in range(2 * LAYERS)]
         return datadist.CacheDesc(2 * LAYERS, list(shape), datadist.DataType.DT_FLOAT), tensors
 
-    def bind(self, blocks: list[int]) -> None:
+    def bind(self, src: list[int], dst: list[int]) -> None:
         """A push of all layers, bound at both ends; the receiver's stream waits."""
         key = datadist.BlocksCacheKey(2, 0)
-        task = self.instances[0].cache_manager.prepare_push(key, self.caches[0], blocks, blocks)
+        task = self.instances[0].cache_manager.prepare_push(key, self.caches[0], src, dst)
         self.bindings[1].bind([task.ticket])
         self.bindings[0].bind([task])
 
@@ -116,7 +137,8 @@ def cases(ends: Ends) -> dict[str, Measured]:
     rows, slot = torch.ones(1, *ROW, device="npu:0"), torch.tensor([5], device="npu:0")
     table = torch.arange(4, device="npu:0")
     on_host = [torch.zeros(tensor.shape).pin_memory() for tensor in tensors]
-    one, many = torch.tensor([2]), torch.arange(0, 2 * MANY, 2)
+    id_ = torch.tensor([2])
+    one, many = (id_, id_ + 1), apart(MANY)
     here, there = ends.bindings
     native.load()
     empty_layer = torch.ops.datadist_bench.layer_op.default
@@ -146,18 +168,23 @@ def cases(ends: Ends) -> dict[str, Measured]:
             **around,
         )
 
-    def bound(blocks: torch.Tensor) -> dict[str, Any]:
-        return {"before": lambda: ends.bind(blocks.tolist()), "calls": LAYERS}
+    def bound(blocks: Lists) -> dict[str, Any]:
+        src, dst = (ids.tolist() for ids in blocks)
+        return {"before": lambda: ends.bind(src, dst), "calls": LAYERS}
 
-    def move(op: Any, blocks: torch.Tensor, **options: Any) -> Measured:
-        return Measured(lambda _: op(status, tensors, blocks, blocks, link=link, **options))
+    def move(op: Any, blocks: Lists, **options: Any) -> Measured:
+        return Measured(lambda _: op(status, tensors, *blocks, link=link, **options))
+
+    def swap(blocks: Lists) -> Measured:
+        return Measured(lambda _: ops.swap_blocks(status, tensors, on_host, *blocks))
 
     return {
-        LAYER: Measured(lambda i: empty_layer(status, rows, i % LAYERS, 1), LAYER),
+        LAYER: Measured(lambda i: empty_layer(status, rows, i % LAYERS, 1), LAYER, is_bounded=False),
         MOVE: Measured(
-            lambda _: empty_blocks(status, tensors, one, one, link, 0, 0, 0, -1, 2, 0, True, 0), MOVE
+            lambda _: empty_blocks(status, tensors, id_, id_, link, 0, 0, 0, -1, 2, 0, True, 0),
+            is_bounded=False,
         ),
-        PYTHON: Measured(lambda i: nothing(status, rows, i % LAYERS, 1), LAYER),
+        PYTHON: Measured(lambda i: nothing(status, rows, i % LAYERS, 1), LAYER, is_bounded=False),
         "push_layer": layer(ops.push_layer, 0, here, **bound(one)),
         f"push_layer, {MANY} blocks": layer(ops.push_layer, 0, here, **bound(many)),
         "push_layer, nothing bound": layer(ops.push_layer, 0, here, before=lambda: here.bind(())),
@@ -173,24 +200,27 @@ def cases(ends: Ends) -> dict[str, Measured]:
         f"push_blocks, {MANY} blocks": move(ops.push_blocks, many),
         "push_blocks, hold_stream=False": move(ops.push_blocks, one, hold_stream=False),
         "pull_blocks": move(ops.pull_blocks, one),
+        f"pull_blocks, {MANY} blocks": move(ops.pull_blocks, many),
         "push_cache": Measured(lambda _: ops.push_cache(status, entries, link=link, cache_id=remote)),
         "pull_cache": Measured(lambda _: ops.pull_cache(status, entries, link=link, cache_id=remote)),
-        "publish (CacheManager)": Measured(publish, after=discard),
-        "copy_blocks": Measured(lambda _: ops.copy_blocks(status, tensors, one, one + 1)),
-        f"copy_blocks, {MANY} blocks": Measured(lambda _: ops.copy_blocks(status, tensors, many, many + 1)),
-        "swap_blocks, to host memory": Measured(
-            lambda _: ops.swap_blocks(status, tensors, on_host, one, one + 1)
-        ),
-        "checksum_blocks": Measured(lambda _: ops.checksum_blocks(tensors, table)),
+        "publish (CacheManager)": Measured(publish, after=discard, is_bounded=False),
+        "copy_blocks": Measured(lambda _: ops.copy_blocks(status, tensors, *one)),
+        f"copy_blocks, {MANY} blocks": Measured(lambda _: ops.copy_blocks(status, tensors, *many)),
+        "swap_blocks, to host memory": swap(one),
+        f"swap_blocks, to host memory, {MANY} blocks": swap(many),
+        "checksum_blocks": Measured(lambda _: ops.checksum_blocks(tensors, table), is_bounded=False),
         "copy_cache": Measured(lambda _: ops.copy_cache(status, entries, entries, dst_batch=1, size=4096)),
         "store_layer": Measured(
-            lambda i: ops.store_layer(status, rows, rows, slot, layer=i % LAYERS, cache=handle), LAYER
+            lambda i: ops.store_layer(status, rows, rows, slot, layer=i % LAYERS, cache=handle),
+            LAYER,
+            is_bounded=False,
         ),
         "read_layer": Measured(
             lambda i: ops.read_layer(
                 status, rows, rows, table, block_size=BLOCK_SIZE, layer=i % LAYERS, cache=handle
             ),
             LAYER,
+            is_bounded=False,
         ),
     }
 
@@ -255,6 +285,7 @@ def measure(calls: int) -> list[dict[str, Any]]:
             "over_empty_us": median_us(times.clock) - median_us(empty[name].clock),
             "over_empty_core_us": median_us(times.core) - median_us(empty[name].core),
             "over_custom_op_us": median_us(times.clock) - python,
+            "is_bounded": wanted[name].is_bounded,
         }
         for name, times in found.items()
     ]
@@ -263,6 +294,7 @@ def measure(calls: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = report.parser(__doc__)
     parser.add_argument("--calls", type=int, default=400, help="of each op, about (default: 400)")
+    parser.add_argument("--check", action="store_true", help="fail where a bound is missed")
     options = parser.parse_args()
     facts = report.machine()
     report.print_head(facts)
@@ -273,17 +305,20 @@ def main() -> None:
     print(sizes)
     rows = measure(options.calls)
     print(
-        f"{'':<32} {'runs':>5} {'median us':>10} {'p99 us':>8} {'empty us':>9} {'over empty':>11} "
+        f"{'':<40} {'runs':>5} {'median us':>10} {'p99 us':>8} {'empty us':>9} {'over empty':>11} "
         f"{'on its core':>12} {'over custom_op':>15}"
     )
     for row in rows:
         print(
-            f"{row['op']:<32} {row['runs']:>5} {row['median_us']:>10.1f} {row['p99_us']:>8.0f} "
+            f"{row['op']:<40} {row['runs']:>5} {row['median_us']:>10.1f} {row['p99_us']:>8.0f} "
             f"{row['empty_us']:>9.1f} "
             f"{row['over_empty_us']:>+11.1f} {row['over_empty_core_us']:>+12.1f} "
             f"{row['over_custom_op_us']:>+15.1f}"
         )
-    report.write(options.json, {"machine": facts, "sizes": sizes, "ops": rows})
+    results = {"machine": facts, "sizes": sizes, "ops": rows}
+    report.write(options.json, results)
+    if options.check:
+        bounds.require(bounds.dispatch(results))
 
 
 if __name__ == "__main__":
