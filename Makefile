@@ -34,11 +34,12 @@ races: build
 build: $(VENV)/built
 
 # The short set, within 5 minutes. What it finds goes to build/bench, for `make plots` and `make performance`.
+# CHECK=--check fails, here and in compare-peers, where a figure misses what benchmarks/bounds.py wants.
 bench: build
-	$(RUN) run -m benchmarks.bench_blocks --json build/bench/blocks.json $(ARGS)
+	$(RUN) run -m benchmarks.bench_blocks --json build/bench/blocks.json $(CHECK) $(ARGS)
 	$(RUN) run -m benchmarks.bench_blocks --profile a3 --json build/bench/projected.json
 	$(RUN) run -m benchmarks.bench_scale --json build/bench/scale.json
-	$(RUN) run -m benchmarks.bench_dispatch --calls 200 --json build/bench/dispatch.json
+	$(RUN) run -m benchmarks.bench_dispatch --calls 200 --json build/bench/dispatch.json $(CHECK)
 	$(RUN) run -m benchmarks.bench_layerwise_overlap --json build/bench/overlap.json
 
 # Pushes over NIXL's TCP against bare NIXL, between two network namespaces; ARGS=--check fails where a share is too small.
@@ -61,19 +62,22 @@ peers: build
 	cd $(PEERS)/debs && apt-get download libibverbs1 libnl-3-200 libnl-route-3-200
 	for package in $(PEERS)/debs/*.deb; do dpkg -x "$$package" $(PEERS)/root; done
 
+# 5 rounds of 6 cases, some 10 minutes on 2 idle cores; ARGS="--rounds 1 --cases d" takes less. Draws the bars, too.
 compare-peers: build
-	$(RUN) run -m benchmarks.compare_peers --json build/bench/peers.json $(ARGS)
+	$(PIP) matplotlib==3.11.2
+	$(RUN) run -m benchmarks.compare_peers --json build/bench/peers.json --picture build/bench/peers.png $(CHECK) $(ARGS)
 
-# What `make bench` and `make compare-peers` found, as pictures.
+# What the benchmarks found, as pictures.
 plots: build
 	$(PIP) matplotlib==3.11.2
 	$(BIN)/python -m benchmarks.plots build/bench
 
-# Runs the short set, and where `make peers` was, the other libraries, and writes docs/performance.md of it.
+# Runs the short set, and where `make peers` was, 5 rounds of the other libraries (some 10 minutes more), and writes
+# docs/performance.md of it.
 performance: bench
 	$(PIP) matplotlib==3.11.2
 	if test -x $(PEERS)/venv/bin/python; then \
-		$(RUN) run -m benchmarks.compare_peers --rounds 2 --json build/bench/peers.json; fi
+		$(RUN) run -m benchmarks.compare_peers --json build/bench/peers.json; fi
 	$(BIN)/python -m benchmarks.write_performance build/bench docs/performance.md
 
 # Instructions of the planner's paths against recorded figures; needs valgrind.

@@ -1,17 +1,23 @@
 """This library beside what one would use instead, on the same pieces, interleaved round by round.
 
-    make peers && python -m benchmarks.compare_peers [--cases abcdef] [--rounds N] [--json FILE [--add]]
+    make peers && python -m benchmarks.compare_peers [--cases abcdef] [--rounds N] [--check]
+        [--json FILE [--add]] [--picture FILE.png]
 
 Each round starts every library anew in two fresh processes, one library after the other, and takes some runs
-of it; a figure is the median of the rounds' medians. Every byte of every run is verified. The last column is
-the time of one thread's memcpy of the same pieces over the library's: above 1, it is faster than memcpy.
-Engines on TCP run in a network namespace with reno where the machine lets us make one.
+of it; a time is the median of the rounds' medians, and p99 is that of all runs. Every byte of every run is
+verified, memcpy's too. The last column is the time of one thread's memcpy of the same pieces over the
+library's, a ratio in each round and the median of those: above 1, it is faster than memcpy. Engines on TCP
+run in a network namespace with reno where the machine lets us make one.
+
+``--check`` fails where a median misses what ``bounds.py`` wants, and where a library failed.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -19,8 +25,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from . import report
+from . import bounds, report
 from .cases import CASES
+from .plots import draw_peers
 
 ROOT = Path(__file__).parents[1]
 PEERS = ROOT / "build" / "peers"
@@ -97,39 +104,56 @@ def version_of(package: str) -> str:
     return done.stdout.strip() or "not installed"
 
 
+Round = dict[str, list[float]]  # the seconds of each library's runs
+
+
 def measure(case: str, rounds: int, runs: int, prefix: list[str]) -> dict[str, Any]:
-    medians: dict[str, list[float]] = {}
+    found: list[Round] = []
     failures: dict[str, str] = {}
-    for seed in range(rounds):
-        for name, seconds in run_ours(case, runs).items():
-            medians.setdefault(name, []).append(statistics.median(seconds))
+    for _ in range(rounds):
+        found.append(run_ours(case, runs))
+        seed = random.randrange(1 << 32)
         for name in PACKAGES:
-            found = run_peer(name, case, runs, seed, prefix if "tcp" in name or name == "gloo" else [])
-            if isinstance(found, str):
-                failures[name] = found
+            seconds = run_peer(name, case, runs, seed, prefix if "tcp" in name or name == "gloo" else [])
+            if isinstance(seconds, str):
+                failures[name] = seconds
             else:
-                medians.setdefault(name, []).append(statistics.median(found))
-    memcpy = statistics.median(medians["memcpy"])
-    engines = {
-        name: {
-            "median_us": statistics.median(values) * 1e6,
-            "least_us": min(values) * 1e6,
-            "most_us": max(values) * 1e6,
-            "rounds": len(values),
-            "gb_per_s": CASES[case].total_bytes / statistics.median(values) / 1e9,
-            "to_memcpy": memcpy / statistics.median(values),
+                found[-1][name] = seconds
+    return {"case": str(CASES[case]), "engines": sum_up(CASES[case].total_bytes, found), "failures": failures}
+
+
+def sum_up(total_bytes: int, rounds: list[Round]) -> dict[str, dict[str, Any]]:
+    """Of each library. Ratios are of what stood side by side, in one round."""
+    engines = {}
+    for name in dict.fromkeys(name for round_ in rounds for name in round_):
+        its = [round_ for round_ in rounds if name in round_]
+        seconds = [statistics.median(round_[name]) for round_ in its]
+        engines[name] = {
+            "median_us": statistics.median(seconds) * 1e6,
+            "least_us": min(seconds) * 1e6,
+            "most_us": max(seconds) * 1e6,
+            "p99_us": report.percentile([run for round_ in its for run in round_[name]], 0.99) * 1e6,
+            "rounds": len(its),
+            "runs": len(its[0][name]),  # of a round
+            "gb_per_s": total_bytes / statistics.median(seconds) / 1e9,
+            "to_memcpy": statistics.median(
+                statistics.median(round_["memcpy"]) / mine for round_, mine in zip(its, seconds, strict=True)
+            ),
+            "to_ours": statistics.median(
+                mine / statistics.median(round_["ours"]) for round_, mine in zip(its, seconds, strict=True)
+            ),
         }
-        for name, values in medians.items()
-    }
-    return {"case": str(CASES[case]), "engines": engines, "failures": failures}
+    return engines
 
 
 def print_case(name: str, result: dict[str, Any]) -> None:
     print(f"({name}) {result['case']}")
     for engine, row in sorted(result["engines"].items(), key=lambda item: item[1]["median_us"]):
         print(
-            f"    {engine:14s} {row['median_us']:9.0f} us ({row['least_us']:.0f} to {row['most_us']:.0f}) "
+            f"    {engine:14s} {row['median_us']:9.0f} us ({row['least_us']:.0f} to {row['most_us']:.0f}, "
+            f"p99 {row['p99_us']:.0f}, {row['rounds']} x {row['runs']} runs) "
             f"{row['gb_per_s']:7.2f} GB/s {row['to_memcpy']:7.2f} x memcpy"
+            + ("" if engine in ("ours", "memcpy") else f", {row['to_ours']:.2f} x our time")
         )
     for engine, why in result["failures"].items():
         print(f"    {engine:14s} failed: {why}")
@@ -142,25 +166,34 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--runs", type=int, help="per round; by default a few")
     parser.add_argument("--add", action="store_true", help="keep the other cases that the JSON file has")
+    parser.add_argument("--check", action="store_true", help="fail where a bound is missed")
+    parser.add_argument("--picture", type=Path, help="of the ratios; needs matplotlib, see `make plots`")
     options = parser.parse_args()
+    if options.picture and importlib.util.find_spec("matplotlib") is None:
+        raise SystemExit("--picture needs matplotlib; `make plots` installs it, and draws what --json wrote")
     if not PYTHON.exists():
         raise SystemExit("compare_peers: the peers are not installed; run `make peers`")
     prefix = namespace()
     facts = report.machine()
     report.print_head(facts)
-    print("others: " + ", ".join(f"{name} {version_of(package)}" for name, package in PACKAGES.items()))
+    versions = {name: f"{package} {version_of(package)}" for name, package in PACKAGES.items()}
+    print("others: " + ", ".join(f"{name}: {version}" for name, version in versions.items()))
     network = "a network namespace with reno" if prefix else "the machine's own loopback"
     print(
         f"TCP in {network}; {options.rounds} rounds of fresh processes; ours is emulated device memory, "
         "theirs is CPU memory"
     )
-    results: dict[str, Any] = {"machine": facts, "network": network, "cases": {}}
+    results: dict[str, Any] = {"machine": facts, "versions": versions, "network": network, "cases": {}}
     if options.add and options.json is not None and options.json.exists():
         results["cases"] = json.loads(options.json.read_text())["cases"]
     for case in options.cases:
         results["cases"][case] = measure(case, options.rounds, options.runs or RUNS[case], prefix)
         print_case(case, results["cases"][case])
         report.write(options.json, results)
+    if options.picture:
+        draw_peers(results, options.picture)
+    if options.check:
+        bounds.require(bounds.peers(results))
 
 
 if __name__ == "__main__":
