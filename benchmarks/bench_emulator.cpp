@@ -20,6 +20,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <fstream>
 #include <functional>
 #include <iterator>
 #include <string>
@@ -259,6 +260,15 @@ void bench_sharing(const std::string& self, int rounds) {
   }
 }
 
+std::string cpu_model() {
+  std::ifstream info("/proc/cpuinfo");
+  const std::string key = "model name";
+  for (std::string line; std::getline(info, line);) {
+    if (line.compare(0, key.size(), key) == 0) return line.substr(line.find(": ") + 2);
+  }
+  return "unnamed CPU";  // as on Arm
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -273,8 +283,9 @@ int main(int argc, char** argv) {
   uname(&machine);
   double load[1] = {};
   getloadavg(load, 1);
-  std::printf("%s %s, %u cores, load %.1f before the start, %d rounds\n\n", machine.sysname, machine.machine,
-              std::thread::hardware_concurrency(), load[0], rounds);
+  std::printf("emulated device memory on a CPU; no figure of a real device\n");
+  std::printf("%s (%s), kernel %s, %u cores, load %.1f before the start, %d rounds\n\n", cpu_model().c_str(),
+              machine.machine, machine.release, std::thread::hardware_concurrency(), load[0], rounds);
 
   CHECK(aclInit(nullptr));
   CHECK(aclrtSetDevice(0));

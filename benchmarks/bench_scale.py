@@ -21,7 +21,7 @@ import torch
 from torch_llm_datadist import _native
 
 from . import report
-from .members import Process
+from .members import BLOCK_BYTES, BLOCKS, Process
 
 PROCESSES = 4
 TURNS, CALLS = 8, 25
@@ -147,6 +147,10 @@ def main() -> None:
     torch.set_num_threads(1)
     facts = report.machine()
     report.print_head(facts)
+    print(
+        f"caches of 2 tensors of {BLOCKS} blocks of {BLOCK_BYTES >> 10} KiB; an op moves one block of both; "
+        f"{TURNS} turns of {CALLS} ops"
+    )
     results: dict[str, Any] = {"machine": facts, "processes": PROCESSES}
     print("planning of blocks in random order")
     results["planning"] = planning(options.blocks)

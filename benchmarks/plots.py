@@ -52,6 +52,31 @@ def projected(axes: Any, results: dict[str, Any]) -> None:
     axes.legend()
 
 
+def scale(axes: Any, results: dict[str, Any]) -> None:
+    rows = results["links"]
+    places = range(len(rows))
+    axes.bar(places, [row["median_us"] for row in rows], 0.4, label="an op at so many links")
+    beside = [row["one_link"]["median_us"] for row in rows]
+    axes.bar([place + 0.4 for place in places], beside, 0.4, label="the same at one link, in turn")
+    names = [f"{row['links']} links,\n{row['tensors']} tensors" for row in rows]
+    axes.set_xticks([place + 0.2 for place in places], names)
+    axes.set_ylabel("host time of an op, median us")
+    axes.set_title(NOTE)
+    axes.legend()
+
+
+def dispatch(axes: Any, results: dict[str, Any]) -> None:
+    rows = results["ops"][::-1]  # the first one on top
+    names = [row["op"] for row in rows]
+    axes.barh(names, [row["median_us"] for row in rows], color="#4477aa")
+    axes.plot([row["empty_us"] for row in rows], names, "k|", label="an empty op, called in turn")
+    axes.set_xscale("log")
+    axes.tick_params(axis="y", labelsize=7)
+    axes.set_xlabel("host time of an op, median us")
+    axes.set_title(NOTE)
+    axes.legend()
+
+
 def intervals(ends: list[float], first: float, longest: float) -> list[tuple[float, float]]:
     """(begin, length) of what follows each other, by when each was seen to end."""
     begins = [first, *ends[:-1]]
@@ -107,9 +132,12 @@ def draw_peers(results: dict[str, Any], target: Path) -> None:
     draw(bars, results, target, 75)
 
 
+PICTURES = {"peers": bars, "blocks": blocks, "projected": projected, "scale": scale, "dispatch": dispatch}
+
+
 def main() -> None:
     directory = Path(sys.argv[1])
-    for name, how in (("peers", bars), ("blocks", blocks), ("projected", projected)):
+    for name, how in PICTURES.items():
         source = directory / f"{name}.json"
         if not source.exists():
             print(f"{source} is not there; nothing drawn of it")

@@ -36,7 +36,7 @@ PUBLISHED = {
         "FabricMem, AICPU": {16: 16.1, 128: 126, 1024: 170},
         "RoCE": {16: 18.2, 2048: 23.9},
     },
-    "A2": {"HCCS": {16: 8.9, 1024: 20.0, 2048: 20.3}},
+    "A2": {"HCCS": {16: 8.9, 1024: 20.0, 2048: 20.3}, "RoCE": {16: 18.3, 2048: 23.7}},
 }
 
 
@@ -163,6 +163,8 @@ def by_size(results: dict[str, Any]) -> dict[int, dict[str, dict[str, Any]]]:
 
 
 def main(profile: str, path: Path | None) -> None:
+    facts = report.machine(f"projected for {profile} in simulated time; no figure of a real device")
+    report.print_head(facts)
     results = project(profile)
     print(
         f"projected for {profile}, not measured: simulated time of {TOTAL_BYTES >> 20} MiB "
@@ -185,7 +187,7 @@ def main(profile: str, path: Path | None) -> None:
             f"{kib:5d} KiB {'':16s}{row['direct']['gb_per_s']:9.1f}{row['packed']['gb_per_s']:9.1f}"
             f"{automatic:>19s}   {'':19s}{theirs}"
         )
-    report.write(path, {"profile": profile, "projected": results, "published": published})
+    report.write(path, {"machine": facts, "profile": profile, "projected": results, "published": published})
 
 
 if __name__ == "__main__":

@@ -19,7 +19,11 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     return options
 
 
-def machine() -> dict[str, Any]:
+EMULATED = "emulated device memory on a CPU; no figure of a real device"
+
+
+def machine(where: str | None = None) -> dict[str, Any]:
+    """``where``: what the figures are of, unless they are of what this process runs on."""
     from torch_llm_datadist import emulator
 
     model = ""
@@ -28,7 +32,7 @@ def machine() -> dict[str, Any]:
         lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         model = lines[0].split(":", 1)[1].strip() if lines else ""
     return {
-        "where": "emulated device memory on a CPU" if emulator.is_enabled() else "Ascend NPUs",
+        "where": where or (EMULATED if emulator.is_enabled() else "Ascend NPUs"),
         "cpu": f"{model or platform.processor()} ({platform.machine()}), {os.cpu_count()} cores",
         "versions": {name: metadata.version(name) for name in ("torch", "torch_npu")}
         | {"python": platform.python_version(), "kernel": platform.release()},
@@ -51,7 +55,7 @@ def load(facts: dict[str, Any]) -> str:
 
 def print_head(facts: dict[str, Any]) -> None:
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    print(f"{facts['where']}; no figure of a real device")
+    print(facts["where"])
     print(f"{facts['cpu']}; {load(facts)}; {versions}")
 
 

@@ -19,7 +19,7 @@ PICTURE = "performance_peers.png"
 
 TEXT = """# Performance
 
-Written by `make performance`, which runs `make bench` and, where `make peers` was, a short `make compare-peers`.
+Written by `make performance`, which runs `make bench` and, where `make peers` was, `make compare-peers`.
 
 **All figures of this page are of emulated device memory on a CPU, or projected; none was measured on an NPU.**
 
@@ -30,8 +30,10 @@ Written by `make performance`, which runs `make bench` and, where `make peers` w
 - *x memcpy* is the time of one thread's memcpy of the same pieces over ours, in the same run, in turn. Above 1 we are
   faster. The emulated copy engines write past the caches, several pages side by side, where the processor can.
 - A transfer is timed from the call at the sender to the moment when the receiver's stream has passed the wait for its
-  flag. Other blocks each time; all bytes are compared after every run, and spoiled before the next.
+  flag: planning (`prepare_push`), `bind` and the op count, the way of the ticket to the receiver does not. Other contents at each
+  start, other blocks each time; all bytes are compared after every run, memcpy's and other libraries' too, and spoiled before the next.
 - Median and 99th percentile, of the runs that stand beside them.
+- `CHECK=--check` makes `make bench` and `make compare-peers` fail where a median misses what `benchmarks/bounds.py` wants.
 - *projected* figures are simulated time: what the cost table of a product says that the queued tasks take. Each number of the
   table has its source; some are assumed.
 
@@ -78,13 +80,17 @@ def blocks(results: dict[str, Any]) -> list[str]:
         lines += [
             "", "Case f beside the same chain of streams made by hand, between the same processes: an op writes a word on its stream; "
             "a second stream, fed by a C++ thread, waits for it, copies to the receiver and writes a word there; a third waits for that. "
-            "From `bind`, by hand from when the thread is told, and from the op; median µs:", "",
-            "| `TASK_QUEUE_ENABLE` | | from `bind` (p99) | by hand (p99) | ratio | from the op (p99) | by hand (p99) | ratio |",
-            "|---|---|--:|--:|--:|--:|--:|--:|",
+            "That chain has no plan and begins with its op, so *from the op* is like for like; its `bind` tells the thread what to queue. *Idle*: "
+            "after 2 ms of it. Median µs:", "",
+            "| `TASK_QUEUE_ENABLE` | | runs | from the call (p99) | from `bind` (p99) | by hand (p99) | ratio | from the op (p99) | by hand (p99) | ratio |",
+            "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
         ]  # fmt: skip
         for queue, found in results["latency"].items():
             for name in ("back to back", "idle"):
-                row = f"| {queue} | {name} |"
+                call = found[f"{name}, call"]
+                row = (
+                    f"| {queue} | {name} | {call['runs']} | {call['median_us']:.0f} ({call['p99_us']:.0f}) |"
+                )
                 for what in ("bind", "op"):
                     ours, hand = found[f"{name}, {what}"], found[f"{name}, hand, {what}"]
                     row += (
@@ -100,18 +106,20 @@ def peers(results: dict[str, Any]) -> list[str]:
     lines += [line for note in results.get("notes", []) for line in (note, "")]
     lines += [f"![Each library's speed by case, as a multiple of memcpy: {NOTE}]({PICTURE})", ""]
     lines += [
-        f"TCP in {results['network']}. Ours is emulated device memory, theirs is CPU memory. A figure is the median of the rounds' "
-        "medians, each round in fresh processes.", "",
-        "| case | library | median µs | least to most | GB/s | x memcpy |", "|---|---|--:|--:|--:|--:|",
+        f"TCP in {results['network']}. Ours is emulated device memory, theirs is CPU memory. Each round is in fresh processes. A time is the median "
+        "of the rounds' medians, p99 is that of all runs; ratios are of what ran in one round, and the median of those. "
+        f"Versions: {', '.join(f'{engine}: {version}' for engine, version in results['versions'].items())}.", "",
+        "| case | library | rounds x runs | median µs | least to most | p99 µs | GB/s | x memcpy | its time over ours |", "|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]  # fmt: skip
     for name, case in results["cases"].items():
         for engine, row in sorted(case["engines"].items(), key=lambda item: item[1]["median_us"]):
             lines.append(
-                f"| ({name}) {case['case']} | {engine} | {row['median_us']:.0f} | {row['least_us']:.0f} to {row['most_us']:.0f} | "
-                f"{row['gb_per_s']:.2f} | {row['to_memcpy']:.2f} |"
+                f"| ({name}) {case['case']} | {engine} | {row['rounds']} x {row['runs']} | {row['median_us']:.0f} | "
+                f"{row['least_us']:.0f} to {row['most_us']:.0f} | {row['p99_us']:.0f} | {row['gb_per_s']:.2f} | {row['to_memcpy']:.2f} | "
+                f"{row['to_ours']:.2f} |"
             )
         lines += [
-            f"| ({name}) | {engine} | failed: {why} | | | |" for engine, why in case["failures"].items()
+            f"| ({name}) | {engine} | failed: {why} | | | | | | |" for engine, why in case["failures"].items()
         ]
     return lines
 
@@ -152,7 +160,7 @@ def dispatch(results: dict[str, Any]) -> list[str]:
         *[line for note in results.get("notes", []) for line in (note, "")],
         "From the call to its return. The empty op is one in C++ of the same schema that queues a handler without a body, called right "
         "before each call of ours. *On its core* is the same difference in processor time of the calling thread: the threads of the emulated "
-        "devices share the cores with it. `publish` is a method of `CacheManager`, in Python. `store_layer`, `read_layer` and `checksum_blocks` are made of "
+        "devices share the cores with it. *100 blocks* are at random, and no two of them merge or share a 2-D copy. `publish` is a method of `CacheManager`, in Python. `store_layer`, `read_layer` and `checksum_blocks` are made of "
         "aten ops, and cost what those cost.", "",
         "| | runs | median µs | p99 µs | an empty op, µs | over it, µs | on its core, µs | over an empty Python custom_op, µs |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
@@ -169,12 +177,13 @@ def overlap(results: dict[str, Any]) -> list[str]:
     lines = [
         "## Pushes inside of a forward", "", *head(results["machine"]),
         "From the first kernel to the last arrival, in ms, of emulated kernels and an emulated link. The bound is the same forward "
-        "without transfers + 1.2 transfers of a layer + 5 ms.", "",
-        "| | layers | forward alone | pushed per layer | bound | pushed afterwards |", "|---|--:|--:|--:|--:|--:|",
+        "without transfers + 1.2 transfers of a layer + 5 ms. Medians.", "",
+        "| | layers | runs | forward alone | pushed per layer (p99) | bound | pushed afterwards (p99) |", "|---|--:|--:|--:|--:|--:|--:|",
     ]  # fmt: skip
     lines += [
-        f"| {mode} | {row['layers']} | {row['forward_alone_ms']:.1f} | {row['overlapped_ms']:.1f} | {row['bound_ms']:.1f} | "
-        f"{row['afterwards_ms']:.1f} |"
+        f"| {mode} | {row['layers']} | {row['runs']} | {row['forward_alone_ms']:.1f} | "
+        f"{row['overlapped_ms']:.1f} ({row['overlapped_p99_ms']:.1f}) | {row['bound_ms']:.1f} | "
+        f"{row['afterwards_ms']:.1f} ({row['afterwards_p99_ms']:.1f}) |"
         for mode, row in results["modes"].items()
     ]
     return lines
@@ -182,7 +191,7 @@ def overlap(results: dict[str, Any]) -> list[str]:
 
 def projected(results: dict[str, Any]) -> list[str]:
     lines = [
-        f"## Projected for {results['profile']}", "",
+        f"## Projected for {results['profile']}", "", *head(results["machine"]),
         "Projected, not measured: 128 MiB in scattered blocks in simulated time, from the bind to the receiver's gate, in GB/s.",
         "", "| block | direct, projected | packed, projected | automatic, projected | " + " | ".join(f"{name}, published for HIXL" for name in results["published"]) + " |",
         "|---|--:|--:|--:|" + "--:|" * len(results["published"]),
@@ -199,27 +208,34 @@ def projected(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+SECTIONS = {
+    "blocks": blocks,
+    "peers": peers,
+    "dispatch": dispatch,
+    "overlap": overlap,
+    "scale": scale,
+    "projected": projected,
+}
+
+
+def page(found: dict[str, dict[str, Any]]) -> str:
+    """Of what the benchmarks of these names wrote."""
+    sections = ["\n".join(write(found[name])) for name, write in SECTIONS.items() if name in found]
+    return "\n".join([TEXT, *(section + "\n" for section in sections), MEMORY])
+
+
 def main() -> None:
     directory, target = Path(sys.argv[1]), Path(sys.argv[2])
-    text = TEXT
-    for name, write in (
-        ("blocks", blocks),
-        ("peers", peers),
-        ("dispatch", dispatch),
-        ("overlap", overlap),
-        ("scale", scale),
-        ("projected", projected),
-    ):
+    found = {}
+    for name in SECTIONS:
         source = directory / f"{name}.json"
         if source.exists():
-            results = json.loads(source.read_text())
-            text += "\n" + "\n".join(write(results)) + "\n"
-            if name == "peers":
-                draw_peers(results, target.parent / PICTURE)
+            found[name] = json.loads(source.read_text())
         else:
             print(f"{source} is not there; left out")
-    text += "\n" + MEMORY
-    target.write_text(text)
+    target.write_text(page(found))
+    if "peers" in found:
+        draw_peers(found["peers"], target.parent / PICTURE)
 
 
 if __name__ == "__main__":
