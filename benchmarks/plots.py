@@ -62,7 +62,7 @@ def scale(axes: Any, results: dict[str, Any]) -> None:
     axes.set_xticks([place + 0.2 for place in places], names)
     axes.set_ylabel("host time of an op, median us")
     axes.set_title(NOTE)
-    axes.legend()
+    axes.legend(loc="lower right")
 
 
 def dispatch(axes: Any, results: dict[str, Any]) -> None:
