@@ -54,7 +54,7 @@ def names(program: Path) -> list[str]:
 
 
 def count(program: Path, name: str) -> int:
-    """Instructions of two equal rounds, of which the second finds the scratch memory there."""
+    """Instructions of one round that finds the scratch memory there."""
     done = subprocess.run(
         ["valgrind", "--tool=callgrind", "--toggle-collect=counted", "--callgrind-out-file=/dev/null",
          str(program), name],
@@ -87,7 +87,7 @@ def grown(found: dict[str, int]) -> list[str]:
     if recorded["compiler"] != compiler_version():
         print(f"recorded with {recorded['compiler']}, this is {compiler_version()}")
     worse = []
-    print(f"{'instructions of two rounds':30s} {'recorded':>12s} {'now':>12s}")
+    print(f"{'instructions':30s} {'recorded':>12s} {'now':>12s}")
     for name, now in found.items():
         before = recorded["paths"].get(name)
         print(f"{name:30s} {before if before is not None else 'never':>12} {now:12d}")

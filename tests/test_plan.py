@@ -148,19 +148,22 @@ def test_the_copies_move_each_block_once_and_are_as_few_as_can_be(request_) -> N
     assert all(stays_in_a_slab(tensors, blocks, copy) for copy in copies)
 
 
-@pytest.mark.parametrize("count", [3, 100, 5000])
-def test_pairs_are_sorted_by_source_and_then_destination(count: int) -> None:
-    """Few are sorted by comparing, many by counting."""
-    chooser = random.Random(count)
-    src = [chooser.randrange(count) for _ in range(count)]
-    dst = chooser.sample(range(count), count)
+@pytest.mark.parametrize("blocks", [100_000, 1 << 40])
+@pytest.mark.parametrize("listed", [3, 16, 17, 100, 5000])
+def test_pairs_are_sorted_by_source_and_then_destination(listed: int, blocks: int) -> None:
+    """Few are sorted by comparing, many by counting digits, of which a long id has more."""
+    chooser = random.Random(listed)
+    some = chooser.sample(range(blocks), listed)
+    src = chooser.choices(some, k=listed)  # some serve several destinations
+    dst = chooser.sample(range(blocks), listed)
 
-    copies = plan(tensors_of("apart", 1, count, BLOCK), src, dst, count, count)
+    copies = plan(tensors_of("apart", 1, blocks, BLOCK), src, dst, blocks, blocks)
 
     starts = [(s, d) for s, d, *_ in copies]
     assert starts == sorted(starts)
+    (tensor,) = tensors_of("apart", 1, blocks, BLOCK)
     assert bytes_of(copies) == {
-        (1 << 40) + d * BLOCK: (1 << 20) + s * BLOCK for s, d in zip(src, dst, strict=True)
+        tensor[1] + d * BLOCK: tensor[0] + s * BLOCK for s, d in zip(src, dst, strict=True)
     }
 
 

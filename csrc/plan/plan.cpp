@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
+#include <utility>
 
 #include "messages/messages.h"
 
@@ -13,15 +15,14 @@ struct BlockPair {
   int64_t dst;
 };
 
-constexpr int kDigitBits = 11;
-constexpr size_t kDigits = size_t{1} << kDigitBits;
-constexpr size_t kFewPairs = 64;  // below, comparing is quicker than counting
+constexpr size_t kFewPairs = 16;                 // up to here, comparing is quicker than counting
+constexpr size_t kMostDigits = size_t{1} << 11;  // their counters stay in the fastest cache
 
 // Kept per thread: a plan in steady state allocates nothing.
 struct Scratch {
   std::vector<BlockPair> pairs;
   std::vector<BlockPair> other;
-  std::array<uint32_t, kDigits> first;
+  std::array<uint32_t, kMostDigits> first;  // of each digit, where it goes
 };
 
 Scratch& scratch() {
@@ -36,13 +37,12 @@ Scratch& scratch() {
       {{"asked", asked}, {"list", list}, {"at", i}, {"value", id}, {"cache", "the cache"}, {"count", count}});
 }
 
-// Stable, so that sorting by dst and then by src sorts by (src, dst). `count`: all keys are below it.
+// Stable, so that sorting by dst and then by src sorts by (src, dst); std::stable_sort would allocate.
+// `count`: all keys are below it.
 template <typename Key>
 void sort_by(Key key, int64_t count, Scratch& scratch) {
   auto& pairs = scratch.pairs;
   if (pairs.size() <= kFewPairs) {
-    // Insertion of what is nearly sorted, as block lists are, costs a comparison each; std::stable_sort would
-    // allocate.
     for (size_t i = 1; i < pairs.size(); ++i) {
       const BlockPair pair = pairs[i];
       size_t at = i;
@@ -52,14 +52,23 @@ void sort_by(Key key, int64_t count, Scratch& scratch) {
     return;
   }
   scratch.other.resize(pairs.size());
-  for (int shift = 0; shift < 63 && (count - 1) >> shift > 0; shift += kDigitBits) {
+  // A round costs about as much for each four digits as for a pair: a short list takes small digits, and more
+  // rounds.
+  const size_t most_digits = std::min(4 * pairs.size(), kMostDigits);
+  const int key_bits = std::bit_width(static_cast<uint64_t>(count - 1));
+  int rounds = 1;
+  const auto digit_bits = [&] { return (key_bits + rounds - 1) / rounds; };
+  while (size_t{1} << digit_bits() > most_digits) ++rounds;
+  const int bits = digit_bits();
+  const size_t digits = size_t{1} << bits;
+  for (int shift = 0; shift < key_bits; shift += bits) {
     const auto digit = [&](const BlockPair& pair) {
-      return static_cast<size_t>(key(pair) >> shift) & (kDigits - 1);
+      return static_cast<size_t>(key(pair) >> shift) & (digits - 1);
     };
-    scratch.first.fill(0);
+    std::fill_n(scratch.first.begin(), digits, 0);
     for (const BlockPair& pair : pairs) ++scratch.first[digit(pair)];
     uint32_t before = 0;
-    for (uint32_t& first : scratch.first) before += std::exchange(first, before);
+    for (size_t i = 0; i < digits; ++i) before += std::exchange(scratch.first[i], before);
     for (const BlockPair& pair : pairs) scratch.other[scratch.first[digit(pair)]++] = pair;
     pairs.swap(scratch.other);
   }
