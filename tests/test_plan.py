@@ -22,19 +22,25 @@ Piece = tuple[int, int, int, int]  # src, dst, bytes, slab
 Copy = tuple[int, int, int, int, int, int]  # src, dst, width, height, src pitch, dst pitch
 
 
+LAYOUTS = ("slab", "apart", "uneven", "mixed", "two slabs", "backwards")
+
+
 def tensors_of(
     layout: str, count: int, blocks: int, block_bytes: int
 ) -> list[tuple[int, int, int, int, int]]:
     """``slab``: all in one allocation at either end; ``apart``: at equal distances, but nothing in common;
-    ``uneven``: in one allocation, at distances that are no progression."""
+    ``uneven``: in one allocation, at distances that are no progression; ``mixed``: the first half in one, the
+    others apart; ``two slabs``: in one or the other by turns, as keys and values are; ``backwards``: in one,
+    the last tensor first."""
     size = blocks * block_bytes
     src, dst = 1 << 20, 1 << 40
-    slab = 0 if layout == "apart" else 7
-    uneven = layout == "uneven"
-    return [
-        (src + t * size + (t * t * 4096 if uneven else 0), dst + t * (size + 512), block_bytes, slab, slab)
-        for t in range(count)
-    ]
+    found = []
+    for t in range(count):
+        slab = {"apart": 0, "mixed": 7 if t < count // 2 else 0, "two slabs": 7 + t % 2}.get(layout, 7)
+        at = {"backwards": count - 1 - t, "two slabs": t // 2 + t % 2 * count}.get(layout, t)
+        more = at * at * 4096 if layout == "uneven" else 0
+        found.append((src + at * size + more, dst + at * (size + 512), block_bytes, slab, slab))
+    return found
 
 
 def plan(tensors, src: list[int], dst: list[int], src_count: int, dst_count: int) -> list[Copy]:
@@ -88,14 +94,16 @@ def is_progression(runs: list[Piece]) -> bool:
 def lower_bound(pieces: list[Piece]) -> int:
     """The number of maximal runs, constant-stride runs of one slab as one.
 
-    The fewest parts of the sorted runs that are progressions, by trying all.
+    The fewest parts of the sorted runs that are progressions, by trying all: whatever holds a part that is
+    none is none.
     """
     runs = maximal_runs(pieces)
     fewest = [0] + [len(runs)] * len(runs)
     for end in range(1, len(runs) + 1):
-        for begin in range(end):
-            if fewest[begin] + 1 < fewest[end] and is_progression(runs[begin:end]):
-                fewest[end] = fewest[begin] + 1
+        begin = end
+        while begin > 0 and is_progression(runs[begin - 1 : min(begin + 2, end)]):
+            begin -= 1
+            fewest[end] = min(fewest[end], fewest[begin] + 1)
     return fewest[-1]
 
 
@@ -103,18 +111,17 @@ def stays_in_a_slab(tensors, blocks: int, copy: Copy) -> bool:
     """A device may know two allocations as no one piece of memory, however near they lie."""
     src, dst, _, height, src_pitch, dst_pitch = copy
 
-    def tensor_at(address: int, end: int) -> int:
-        return next(i for i, t in enumerate(tensors) if t[end] <= address < t[end] + blocks * t[2])
+    def slab_at(address: int, end: int) -> int:
+        i = next(i for i, t in enumerate(tensors) if t[end] <= address < t[end] + blocks * t[2])
+        return tensors[i][3 + end] or -1 - i
 
-    if tensors[0][3] != 0:
-        return True
     last = src + (height - 1) * src_pitch, dst + (height - 1) * dst_pitch
-    return tensor_at(src, 0) == tensor_at(last[0], 0) and tensor_at(dst, 1) == tensor_at(last[1], 1)
+    return slab_at(src, 0) == slab_at(last[0], 0) and slab_at(dst, 1) == slab_at(last[1], 1)
 
 
 @st.composite
 def requests(draw):
-    """Block lists with neighbours, steps and disorder, in one to four tensors."""
+    """Block lists with neighbours, steps and disorder, in a few tensors or in many."""
     blocks = draw(st.integers(1, 40))
     shape = draw(st.sampled_from(["any", "every nth", "runs"]))
     if shape == "every nth":
@@ -131,8 +138,8 @@ def requests(draw):
             dst = sorted(dst)
     order = draw(st.permutations(range(len(src))))
     src, dst = [src[i] for i in order], [dst[i] for i in order]
-    layout = draw(st.sampled_from(["slab", "apart", "uneven"]))
-    return tensors_of(layout, draw(st.integers(1, 4)), blocks, BLOCK), src, dst, blocks
+    count = draw(st.integers(1, 4) | st.just(20))
+    return tensors_of(draw(st.sampled_from(LAYOUTS)), count, blocks, BLOCK), src, dst, blocks
 
 
 @settings(max_examples=400, deadline=None, database=None)
@@ -193,6 +200,23 @@ def test_scattered_blocks_of_a_slab_are_one_copy_each_over_all_layers() -> None:
 
     assert len(copies) <= len(maximal_runs(pieces_of(tensors_of("slab", 1, 512, BLOCK), src, dst)))
     assert {height for _, _, _, height, *_ in copies} == {2 * 61}
+
+
+@pytest.mark.parametrize("layout", ["mixed", "two slabs"])
+def test_each_slab_takes_as_few_copies_as_it_does_alone(layout: str) -> None:
+    count, blocks = 20, 30
+    tensors = tensors_of(layout, count, blocks, BLOCK)
+    by_slab = {tensor[3] or -t: [] for t, tensor in enumerate(tensors)}
+    for t, tensor in enumerate(tensors):
+        by_slab[tensor[3] or -t].append(tensor)
+    chooser = random.Random(3)
+    for listed in (3, 20, 30):
+        src, dst = (chooser.sample(range(blocks), listed) for _ in range(2))
+        alone = [len(plan(some, src, dst, blocks, blocks)) for some in by_slab.values()]
+
+        together = plan(tensors, src, dst, blocks, blocks)
+
+        assert len(together) == sum(alone)
 
 
 def test_a_hundred_thousand_blocks_are_planned_in_milliseconds() -> None:
