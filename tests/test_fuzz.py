@@ -4,7 +4,10 @@ runs long ones."""
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,6 +48,16 @@ def test_another_error_of_the_parser_is_found(monkeypatch: pytest.MonkeyPatch) -
 
     with pytest.raises(OverflowError):
         parse_many(5000)
+
+
+def test_inputs_led_by_coverage_find_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("atheris")
+    command = [sys.executable, "-m", "tests.fuzz", "parser", "--runs", "20000", "--atheris", str(tmp_path)]
+    ended = subprocess.run(command, text=True, capture_output=True, timeout=240)
+
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "Done 20000 runs" in ended.stderr
+    assert list(tmp_path.iterdir())  # inputs that reached what no other one had
 
 
 def plan_many(runs: int) -> int:

@@ -78,6 +78,7 @@ def fuzz_with_atheris(what: str, runs: int, seed: int, found: str) -> None:
         f"-max_len={8192 if what == 'parser' else 512}",
         f"-rss_limit_mb={1024 if what == 'parser' else 4096}",  # torch is in the process
         "-malloc_limit_mb=64",
+        f"-artifact_prefix={found}/",
     ]
     atheris.Setup([sys.argv[0], *arguments, found, str(folder)], one_input, custom_mutator=mutated)
     atheris.Fuzz()
