@@ -112,9 +112,9 @@ asan tsan: build
 # Messages and plans that nobody would send. A seed that fails is printed; what atheris finds goes to build/fuzz*.
 .PHONY: fuzz
 fuzz: build
-	$(PIP) atheris==3.0.0
 	mkdir -p build/fuzz
 	$(BIN)/python -m tests.cpp asan fuzz_plan $(or $(SEED),1) $(or $(RUNS),1000000)
+	$(BIN)/python -m tests.cpp asan fuzz_messages $(or $(SEED),1) $(or $(LINKS),1000)
 	$(BIN)/python -m tests.fuzz parser --seed $(or $(SEED),1) --runs $(or $(RUNS),1000000)
 	$(BIN)/python -m tests.fuzz listener --seed $(or $(SEED),1) --runs $(or $(MESSAGES),100000)
 	$(BIN)/python -m tests.fuzz parser --seed $(or $(SEED),1) --runs $(or $(RUNS),1000000) --atheris build/fuzz
@@ -128,6 +128,16 @@ reliability: build
 	TORCH_LLM_DATADIST_TEST_EVERY_CUT=1 $(PYTEST) -n 1 tests/test_reliability_across_hosts.py \
 		-o junit_family=xunit1 --junitxml build/reliability_hosts.xml $(ARGS)
 	$(BIN)/python -m tests.reliability.page build/reliability.xml build/reliability_hosts.xml docs/reliability.md
+
+# Hosts that are stopped for as long as serving engines see it, with their device going on or not.
+.PHONY: stops
+stops: build
+	TORCH_LLM_DATADIST_TEST_STOP_S=$(or $(STOP_S),10) $(PYTEST) tests/test_stopped_hosts.py $(ARGS)
+
+# 500 strangers who send 10 MB/s between them; on a machine that has nothing else to do.
+.PHONY: flood
+flood: build
+	TORCH_LLM_DATADIST_TEST_FULL_FLOOD=1 $(PYTEST) -n 0 -s tests/test_strangers.py -k strangers_who_send_garbage $(ARGS)
 
 # Transfers and faults at random, every byte checked; a seed says what happens.
 .PHONY: soak
@@ -155,7 +165,7 @@ $(VENV)/installed: pyproject.toml
 # Editable: Python sources are used where they lie, the libraries are built next to them. An editable install leaves out
 # the start-up hook, which a wheel brings along.
 $(VENV)/built: $(VENV)/installed $(SOURCES)
-	$(PIP) --no-build-isolation --editable '.[test,lint,nixl]'
+	$(PIP) --no-build-isolation --editable '.[test,lint,nixl,fuzz]'
 	cp torch_llm_datadist_emulator.pth "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 	touch $@
 

@@ -55,3 +55,7 @@ def test_processes_without_python_push_pull_publish_and_outlive_one_another(prog
 
 def test_random_plans_move_exactly_the_bytes_of_their_pairs(programs: Path) -> None:
     assert "none wrong" in run(programs / "fuzz_plan", "1000000", "20000")
+
+
+def test_what_a_peer_could_say_through_an_engine_is_taken_for_what_it_is(programs: Path) -> None:
+    assert "none taken amiss" in run(programs / "fuzz_messages", "1000000", "40")

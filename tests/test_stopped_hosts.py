@@ -1,7 +1,7 @@
 """Hosts that stand still while their device goes on, and go on themselves after a while: what SIGSTOP does to
 a process whose device is real.
 
-``TORCH_LLM_DATADIST_TEST_STOP_S=10`` makes the stops as long as that.
+``TORCH_LLM_DATADIST_TEST_STOP_S=10``, as ``make stops`` has it, makes the stops as long as that.
 """
 
 from __future__ import annotations

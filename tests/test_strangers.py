@@ -1,5 +1,8 @@
 """Strangers at a listening socket: what they learn, what they can make it hold, whom they can keep away.
 Control messages only.
+
+The machine may have other things to do. With ``TORCH_LLM_DATADIST_TEST_FULL_FLOOD=1``, as ``make flood`` has
+it, it must not: the flood is as long and as dense as it is meant to be, and nobody gets more time.
 """
 
 from __future__ import annotations
@@ -28,8 +31,10 @@ KEYS = derive_keys("correct horse battery staple")
 SIGNATURE = b"\xff" + bytes(8) + b"\x7f"
 STRANGERS = 500
 BYTES_PER_S = 10e6
-FLOOD_S = 1.5
-LATE_S = 2.0
+IS_FULL = os.environ.get("TORCH_LLM_DATADIST_TEST_FULL_FLOOD") == "1"
+FLOOD_S = 10.0 if IS_FULL else 1.5
+LEAST_BYTES_PER_S = (0.9 if IS_FULL else 0.1) * BYTES_PER_S
+LATE_S = 2.0 if IS_FULL else 8.0
 OF_A_CONNECTION = wire.MAX_FRAME_BYTES_ON_THE_WAY + 48 * 1024  # one frame, and libzmq's buffers
 SETTLING = 8 << 20  # that an allocator keeps
 
@@ -137,8 +142,8 @@ def test_a_good_peer_links_among_strangers_who_send_garbage(
     print(
         f"usual {usual_s * 1000:.1f} ms, at worst {max(took_s) * 1000:.1f} ms, {flood.sent_bytes} bytes sent"
     )
-    assert flood.sent_bytes > BYTES_PER_S * FLOOD_S / 10
-    assert max(took_s) < 2 * usual_s + LATE_S * 4  # four times as long on a loaded machine
+    assert flood.sent_bytes > LEAST_BYTES_PER_S * FLOOD_S
+    assert max(took_s) < 2 * usual_s + LATE_S
     assert max(held) < gatekeeper.MAX_SILENT * OF_A_CONNECTION + SETTLING
 
 
