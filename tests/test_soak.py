@@ -4,6 +4,7 @@ purpose."""
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from itertools import islice
@@ -54,3 +55,26 @@ def test_what_is_broken_on_purpose_is_found(sabotage: str, steps_of: list[str], 
 
     assert ended.returncode == 1, ended.stdout + ended.stderr
     assert found in ended.stdout
+
+
+def test_memory_that_is_kept_on_purpose_is_found() -> None:
+    ended = soak(
+        *("--seconds", "90", "--calm-every", "0.5", "--procs", "2", "--seed", "5"),
+        *("--sabotage", "leak", "--only", "WRITE"),
+    )
+
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    assert re.search(r"member 1, pid \d+: device grew by \d{8,} between", ended.stdout)
+
+
+def test_what_is_never_answered_on_purpose_is_found() -> None:
+    """And the rest of the soak goes on to its end."""
+    ended = soak(
+        *("--seconds", "90", "--procs", "2", "--seed", "5", "--hangs-after", "10"),
+        *("--sabotage", "hang", "--only", "LOOK"),
+    )
+
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    assert "has not answered never_answer within 10.0 s; its stacks follow" in ended.stdout
+    assert "in never_answer" in ended.stderr  # the stacks
+    assert "\n  hangs " in ended.stdout

@@ -7,8 +7,11 @@ import asyncio
 import sys
 from itertools import islice
 
+from tests.soak.member import HANGS_AFTER_S
 from tests.soak.schedule import WEIGHTS, Kind, steps
 from tests.soak.soak import Soak
+
+SABOTAGES = ["flip", "early", "reuse", "leak", "hang"]
 
 
 def main() -> int:
@@ -17,7 +20,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--procs", type=int, default=6)
     parser.add_argument("--calm-every", type=float, default=30.0, metavar="SECONDS")
-    parser.add_argument("--sabotage", choices=["flip", "early", "reuse"], default="", help="must be found")
+    parser.add_argument("--hangs-after", type=float, default=HANGS_AFTER_S, metavar="SECONDS")
+    parser.add_argument("--sabotage", choices=SABOTAGES, default="", help="must be found")
     parser.add_argument(
         "--only", nargs="+", choices=[kind.name for kind in Kind], help="these kinds of steps, equally often"
     )
@@ -30,7 +34,9 @@ def main() -> int:
         for step in islice(steps(args.seed, args.procs, weights), args.schedule):
             print(step)
         return 0
-    soak = Soak(args.seed, args.procs, args.seconds, args.calm_every, weights, sabotage=args.sabotage)
+    soak = Soak(
+        args.seed, args.procs, args.seconds, args.calm_every, weights, args.sabotage, args.hangs_after
+    )
     findings = asyncio.run(soak.run())
     print(f"seed {args.seed}, {args.procs} members, {findings.report()}")
     return 1 if findings.are_bad else 0

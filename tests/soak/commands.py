@@ -55,6 +55,7 @@ class Commands:
         self._tasks: dict[int, datadist.Task] = {}
         self._published: dict[int, tuple[datadist.Publication, torch.npu.Event]] = {}
         self._thread = threading.local()
+        self._kept: list[torch.Tensor] = []
 
     # The instance and its cache.
 
@@ -103,9 +104,10 @@ class Commands:
         self._tasks.clear()
         self._published.clear()
 
-    @on("ask")
-    def ping(self) -> None:
-        pass
+    @on("wait")
+    def never_answer(self) -> None:
+        """Which must be found."""
+        threading.Event().wait()
 
     # Links.
 
@@ -358,6 +360,11 @@ class Commands:
             torch.npu.current_stream().synchronize()
 
     # Leaks.
+
+    @on("ask")
+    def keep(self, length: int) -> None:
+        """So much memory is never given back, which must be found."""
+        self._kept.append(torch.empty(length, dtype=torch.uint8, device=f"npu:{self._device}"))
 
     @on("ask")
     def footprint(self) -> dict[str, int]:

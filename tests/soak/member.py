@@ -132,14 +132,16 @@ class Life:
 
     model_id = 0
 
-    def __init__(self, cluster_id: int, generation: int, process: Process, findings: Findings) -> None:
+    def __init__(
+        self, cluster_id: int, generation: int, process: Process, findings: Findings, hangs_after_s: float
+    ) -> None:
         self.cluster_id, self.generation, self.process = cluster_id, generation, process
         self.blocks = Blocks(cluster_id, generation)
         self.host = OnHost(self)
         self.port = 0
         self.batch_id = 0
         self.is_over = False
-        self._findings = findings
+        self._findings, self._hangs_after_s = findings, hangs_after_s
 
     def __str__(self) -> str:
         return f"member {self.cluster_id} in life {self.generation} (pid {self.process.pid})"
@@ -168,7 +170,7 @@ class Life:
     async def _answer(self, name: str, args: tuple[Any, ...]) -> tuple[str, Any]:
         answer = self.process.send(name, args)
         while not answer.done():
-            await asyncio.wait({answer}, timeout=HANGS_AFTER_S)
+            await asyncio.wait({answer}, timeout=self._hangs_after_s)
             if not answer.done() and not self._was_frozen():
                 self._hangs(name)
         return answer.result()
@@ -186,12 +188,12 @@ class Life:
         raise RefusedError(code, text)
 
     def _was_frozen(self) -> bool:
-        return self.process.is_frozen or time.monotonic() - self.process.thawed_at < HANGS_AFTER_S
+        return self.process.is_frozen or time.monotonic() - self.process.thawed_at < self._hangs_after_s
 
     def _hangs(self, name: str) -> None:
         self._findings.add(
             self._findings.hangs,
-            f"{self} has not answered {name} within {HANGS_AFTER_S} s; its stacks follow",
+            f"{self} has not answered {name} within {self._hangs_after_s} s; its stacks follow",
         )
         self.process.show_stacks()
         time.sleep(1)
@@ -222,16 +224,17 @@ class OnHost:
 class Member:
     """One after the other: lives that bear the same cluster id."""
 
-    def __init__(self, index: int, findings: Findings) -> None:
+    def __init__(self, index: int, findings: Findings, hangs_after_s: float) -> None:
         self.index, self.cluster_id = index, index + 1
-        self._findings = findings
+        self._findings, self._hangs_after_s = findings, hangs_after_s
         self._generations = itertools.count(1)
         self.life: Life | None = None  # None while it is on its way up or down
 
     async def revive(self, process: Process | None = None) -> None:
         """In a process of its own, unless one is given."""
         process = process or Process(asyncio.get_running_loop())
-        life = Life(self.cluster_id, next(self._generations), process, self._findings)
+        generation = next(self._generations)
+        life = Life(self.cluster_id, generation, process, self._findings, self._hangs_after_s)
         await life.start()
         self.life = life
 

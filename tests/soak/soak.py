@@ -8,13 +8,14 @@ import time
 from collections.abc import Mapping, Sequence
 
 from tests.soak import content, doubts, faults
-from tests.soak.findings import Findings
+from tests.soak.findings import MAY_GROW, Findings
 from tests.soak.links import Links
-from tests.soak.member import Life, Member, OverError, RefusedError
+from tests.soak.member import HANGS_AFTER_S, Life, Member, OverError, RefusedError
 from tests.soak.schedule import WEIGHTS, Kind, Step, steps
 from tests.soak.transfers import TRANSFERS
 
 QUIET_WITHIN_S = 120.0
+KEPT_EACH_TIME = 2 * MAY_GROW["device"]
 FAULTS = {
     Kind.KILL: faults.kill,
     Kind.FREEZE: faults.freeze,
@@ -30,7 +31,9 @@ class Soak:
             what each process holds is noted.
         weights: how often each kind of step comes.
         sabotage: "flip" spoils bytes that have arrived, "early" looks at blocks without a wait for their
-            arrival, "reuse" hands blocks out that are in doubt. Each must be found.
+            arrival, "reuse" hands blocks out that are in doubt, "leak" keeps more memory each time it stands
+            still, "hang" asks for what is never answered. Each must be found.
+        hangs_after_s: how long a member may take to answer.
     """
 
     def __init__(
@@ -41,13 +44,14 @@ class Soak:
         calm_every_s: float = 30.0,
         weights: Mapping[Kind, float] = WEIGHTS,
         sabotage: str = "",
+        hangs_after_s: float = HANGS_AFTER_S,
     ) -> None:
         self.findings = Findings()
         self.links = Links(self.findings)
         self.sabotage = sabotage
         self._weights = weights
         self._seed, self._seconds, self._calm_every_s = seed, seconds, calm_every_s
-        self._members = [Member(index, self.findings) for index in range(members)]
+        self._members = [Member(index, self.findings, hangs_after_s) for index in range(members)]
         self._running: set[asyncio.Task[None]] = set()
         self._most = 4 * members
         self._last_frozen_at = 0.0
@@ -62,6 +66,8 @@ class Soak:
                 break
             if time.monotonic() > calm_at:
                 await self._calm()
+                if self.sabotage:  # which ends what has found it
+                    self.findings.judge_footprints()
                 calm_at = time.monotonic() + self._calm_every_s
             while len(self._running) >= self._most:
                 await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
@@ -128,6 +134,8 @@ class Soak:
             (self.findings.done if good else self.findings.failed)[step.kind.value] += 1
 
     async def _alone(self, step: Step, life: Life) -> None:
+        if self.sabotage == "hang":
+            await life.ask("never_answer")
         chance = random.Random(step.seed)
         if step.kind == Kind.WRITE:
             blocks = life.blocks.unused(chance, step.blocks)
@@ -148,8 +156,10 @@ class Soak:
                 task.cancel()
         stood_still = time.monotonic()
         for member in self._members:
-            if member.life is not None and member.life.process.has_died_by_itself:
-                self.findings.add(self.findings.broken, f"{member.life}: its process ended by itself")
+            life = member.life
+            if life is not None and life.process.is_dead:
+                if life.process.has_died_by_itself:  # and not for a hang
+                    self.findings.add(self.findings.broken, f"{life}: its process ended by itself")
                 member.end()
                 await member.revive()
         lives = [member.life for member in self._members if member.life is not None]
@@ -157,6 +167,8 @@ class Soak:
         await self.links.end_all(lives)
         for life in lives:
             await self._inspect(life)
+        if self.sabotage == "leak":
+            await lives[0].ask("keep", KEPT_EACH_TIME)
         self.findings.say(
             f"{self.findings.done.total()} transfers, {self.findings.faults.total()} faults; all had ended "
             f"after {stood_still - began:.1f} s, and was looked at for {time.monotonic() - stood_still:.1f} s"
