@@ -4,8 +4,9 @@
 
 Four processes of many instances each are linked with one another, more and more of them. The cost of an op is
 the host time of ``ops.push_blocks`` for one block of two tensors by an instance of the first process, beside
-the same in two further processes with one link and two tensors, in turn. Last the instance also has many
-registered tensors. Planning is a C++ call on block lists in random order.
+the same in two further processes with one link and two tensors: a few calls each in turn, so that both meet
+the same state of the machine. "On its core" is processor time of the calling thread alone. Last the instance
+also has many registered tensors. Planning is a C++ call on block lists in random order.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from . import report
 from .members import BLOCK_BYTES, BLOCKS, Process
 
 PROCESSES = 4
-TURNS, CALLS = 8, 25
+TURNS, CALLS = 60, 5
 
 
 class Cluster:
@@ -70,18 +71,21 @@ class Cluster:
         return milliseconds
 
     def op_cost(self) -> dict[str, Any]:
-        many, few = [], []
-        for turn in range(TURNS + 1):
+        many: list[tuple[float, float]] = []
+        few: list[tuple[float, float]] = []
+        for turn in range(TURNS + 5):
             ours = self._processes[0].ask("op_seconds", self._remote, CALLS)
             beside = self._few[0].ask("op_seconds", 2, CALLS)
-            if turn > 0:
+            if turn >= 5:  # the first ones warm up
                 many += ours
                 few += beside
-        one_link = report.sum_up(few)
+        (clock, core), (clock_of_few, core_of_few) = zip(*many, strict=True), zip(*few, strict=True)
         return {
-            **report.sum_up(many),
-            "one_link": one_link,
-            "to_one_link": statistics.median(many) / statistics.median(few),
+            **report.sum_up(clock),
+            "core_us": statistics.median(core) * 1e6,
+            "one_link": {**report.sum_up(clock_of_few), "core_us": statistics.median(core_of_few) * 1e6},
+            "to_one_link": statistics.median(clock) / statistics.median(clock_of_few),
+            "to_one_link_core": statistics.median(core) / statistics.median(core_of_few),
         }
 
     def close(self) -> None:
@@ -132,8 +136,9 @@ def print_row(row: dict[str, Any]) -> None:
     beside = row["one_link"]
     print(
         f"  {row['links']:4d} links, {row['tensors']:4d} tensors {row['median_us']:7.1f} us "
-        f"(p99 {row['p99_us']:.0f}, {row['runs']} runs); beside one link {beside['median_us']:.1f} us "
-        f"(p99 {beside['p99_us']:.0f}): {row['to_one_link']:.2f}; {made}",
+        f"(p99 {row['p99_us']:.0f}, {row['runs']} runs), {row['core_us']:.1f} on its core; beside one link "
+        f"{beside['median_us']:.1f} us (p99 {beside['p99_us']:.0f}), {beside['core_us']:.1f}: "
+        f"{row['to_one_link']:.2f}, {row['to_one_link_core']:.2f}; {made}",
         flush=True,
     )
 

@@ -72,9 +72,10 @@ class Member:
             self._tensors += 2
         return (time.perf_counter() - began) / max(1, self._tensors - had) * 1e3
 
-    def op_seconds(self, remote: int, count: int) -> list[float]:
-        """Host times of pushes of one block of two tensors by the first instance; the device's work is waited
-        for between them."""
+    def op_seconds(self, remote: int, count: int) -> list[tuple[float, float]]:
+        """Of pushes of one block of two tensors by the first instance: on the clock, and of the calling
+        thread's processor. The device's work is waited for between them; the first one, after a rest of this
+        process, is not counted."""
         import torch
 
         from torch_llm_datadist import ops
@@ -83,14 +84,15 @@ class Member:
         tensors, link = list(self._caches[cluster_id].tensors), end.link_id(remote)
         ids = torch.tensor([3])
         found = []
-        for _ in range(count):
-            began = time.perf_counter()
+        for _ in range(count + 1):
+            core, began = time.thread_time_ns(), time.perf_counter_ns()
             ops.push_blocks(self._status, tensors, ids, ids, link=link)
-            found.append(time.perf_counter() - began)
+            clock, core = time.perf_counter_ns() - began, time.thread_time_ns() - core
+            found.append((clock / 1e9, core / 1e9))
             torch.npu.synchronize()
         if self._status.item() != 0:
             raise SystemExit(f"a push failed with {self._status.item()}")
-        return found
+        return found[1:]
 
     def close(self) -> None:
         for end in self._instances.values():
