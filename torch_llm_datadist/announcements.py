@@ -104,15 +104,19 @@ class Announcements:
                 peer.send(wire.Keys(cache_id, keys))
 
     def withdraw(self, held: HeldCache, peers: Iterable[Peer]) -> None:
-        cache_id = held.local.cache.cache_id
-        for peer in peers:
-            if cache_id in peer.announced and not peer.cannot_write():
-                held.waiting_for.append(peer)
-                if peer.is_open:
-                    peer.send(wire.Withdraw(cache_id))
-        held.is_announced = True
-        if not held.waiting_for:
-            self._dropped.append(held)
+        self.hold([held], peers)
+        for peer in held.waiting_for:
+            if peer.is_open:
+                peer.send(wire.Withdraw(held.local.cache.cache_id))
+
+    def hold(self, all_held: Iterable[HeldCache], peers: Iterable[Peer]) -> None:
+        """Until none of those who know it can touch it any more; nobody is asked to drop it."""
+        writers = [peer for peer in peers if not peer.cannot_write()]
+        for held in all_held:
+            held.waiting_for += [peer for peer in writers if held.local.cache.cache_id in peer.announced]
+            held.is_announced = True
+            if not held.waiting_for:
+                self._dropped.append(held)
 
     def on_withdrawn(self, peer: Peer, cache_id: int) -> None:
         peer.announced.discard(cache_id)

@@ -23,7 +23,7 @@ from .memory_pool import MemoryPool
 from .messages import refusal
 from .options import Options
 from .registration import addresses_of, await_kernels, read_blocks_key, read_keys, read_tensors
-from .registry import CacheRegistry, HeldCacheInfo, LocalCache, nobody_cares
+from .registry import CacheRegistry, HeldCache, HeldCacheInfo, LocalCache, nobody_cares
 from .transfer import MemInfo, Memtype
 
 if TYPE_CHECKING:
@@ -230,8 +230,8 @@ class CacheStore:
         self._is_closed = True
         self._registry.on_taken = nobody_cares  # else the two would keep each other, and memory, alive
         with self._changing:
-            for cache_id in self._registry.ids():
-                self._withdraw(cache_id)
+            held = [self._take_out(cache_id) for cache_id in self._registry.ids()]
+            self._links.hold([each for each in held if each is not None])
 
     @property
     def is_closed(self) -> bool:
@@ -332,12 +332,17 @@ class CacheStore:
             release()
 
     def _withdraw(self, cache_id: int) -> None:
+        held = self._take_out(cache_id)
+        if held is not None:
+            self._links.withdraw(held)
+
+    def _take_out(self, cache_id: int) -> HeldCache | None:
         held = self._registry.withdraw(cache_id)
         if held is not None:
             self._registry.keys.drop_cache(cache_id)
             self._native.paged_close(held.local.cache.handle)
             self._instance.withdraw_cache(cache_id)
-            self._links.withdraw(held)
+        return held
 
     def _settle(self, asked: str) -> None:
         if not self._links.settle(self._options.sync_kv_timeout_ms / 1000):

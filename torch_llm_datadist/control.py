@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -219,6 +219,9 @@ class Control:
 
     def withdraw(self, held: HeldCache) -> None:
         self._announcements.withdraw(held, self._peers)
+
+    def hold(self, all_held: Sequence[HeldCache]) -> None:
+        self._announcements.hold(all_held, self._peers)
 
     # Time.
 

@@ -100,6 +100,12 @@ class LinkService:
         """Asks all peers to drop a cache; returns at once."""
         self._loop.post(lambda: self._control.withdraw(held))
 
+    def hold(self, all_held: Sequence[HeldCache]) -> None:
+        """Before ``close``: a peer's last word answers for all caches. To ask dozens of peers for hundreds of
+        them, one by one, would take seconds.
+        """
+        self._loop.post(lambda: self._control.hold(all_held))
+
     def announce_staging(self, link: int, memory: _C.Segment, size_bytes: int) -> None:
         """Tells the peer of that native link where packed transfers land; returns at once."""
         self._loop.post(lambda: self._control.announce_staging(link, memory, size_bytes))

@@ -68,8 +68,7 @@ class HeldCache:
     is_announced: bool = False
 
     def is_free(self) -> bool:
-        """No peer can touch it any more."""
-        self.waiting_for = [peer for peer in self.waiting_for if not peer.cannot_write()]
+        """No peer can touch it any more, as ``forget_the_gone`` has found."""
         return self.is_announced and not self.waiting_for
 
     def may_be_known(self) -> bool:
@@ -82,6 +81,17 @@ class HeldCache:
             sum(self.local.tensor_bytes),
             tuple(str(peer) for peer in self.waiting_for),
         )
+
+
+def forget_the_gone(held: Iterable[HeldCache]) -> None:
+    """They wait no longer for peers that cannot touch anything any more.
+
+    Each peer is asked once, which takes a look at its process: dozens of them may know hundreds of caches.
+    """
+    all_held = list(held)
+    gone = {peer for peer in {peer for each in all_held for peer in each.waiting_for} if peer.cannot_write()}
+    for each in all_held if gone else ():
+        each.waiting_for = [peer for peer in each.waiting_for if peer not in gone]
 
 
 def nobody_cares(cache_id: int, batch_index: int, tensors: range) -> None:
@@ -154,7 +164,9 @@ class CacheRegistry:
         """Hands back the memory that neither a peer nor a transfer of this instance can touch; returns those
         that stay held.
         """
-        return [held for held in looked_at if not self._release_if_free(native, held)]
+        all_held = list(looked_at)
+        forget_the_gone(all_held)
+        return [held for held in all_held if not self._release_if_free(native, held)]
 
     def _release_if_free(self, native: _C.Instance, held: HeldCache) -> bool:
         cache_id = held.local.cache.cache_id
@@ -184,5 +196,6 @@ def leave_over(held: list[HeldCache]) -> None:
 def left_over_caches() -> list[HeldCacheInfo]:
     """What ended instances of this process still hold; releases what has become free."""
     with _left_over_lock:
+        forget_the_gone(_left_over)
         _left_over[:] = [held for held in _left_over if not held.is_free()]
         return [held.info() for held in _left_over]

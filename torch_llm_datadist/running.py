@@ -18,7 +18,7 @@ from .link_keys import derive_keys
 from .memory_pool import MemoryPool
 from .messages import refusal
 from .options import Options, read_options
-from .registry import CacheRegistry, leave_over, left_over_caches
+from .registry import CacheRegistry, forget_the_gone, leave_over, left_over_caches
 
 if TYPE_CHECKING:
     from . import _C
@@ -99,6 +99,7 @@ class Running:
         held = self.registry.held()
         for cache in held:
             cache.is_announced = True  # nobody is left who could announce it
+        forget_the_gone(held)
         held = [cache for cache in held if not cache.is_free()]
         if held:
             leave_over(held)
