@@ -3,18 +3,20 @@
 // its place on the calling thread, and blocks it where a stream would wait. (ops/ has the local copies.)
 #include <ATen/core/Tensor.h>
 #include <torch/library.h>
-#include <torch_npu/csrc/framework/OpCommand.h>
+
+#include <span>
 
 #include "acl/queue.h"
 #include "link/binding.h"
 #include "link/destination.h"
 #include "link/instance.h"
+#include "link/kept.h"
 #include "link/spans.h"
 #include "link/ticket.h"
 #include "messages/messages.h"
 #include "ops/arguments.h"
 #include "ops/compilers_copy.h"
-#include "ops/handlers.h"
+#include "ops/queue.h"
 #include "ops/span.h"
 #include "python/waiters.h"
 #include "python_error.h"
@@ -25,6 +27,7 @@ namespace {
 // A whole transfer's share of the caller's stream, in this order. Empty fields are left out.
 struct Gates {
   char* start = nullptr;                       // 1: what was queued before is done
+  std::shared_ptr<Feeder> feeder;              // has what that starts
   char* done = nullptr;                        // wait for 1
   char* status = nullptr;                      // copied to the caller's
   char* failed = nullptr;                      // copied in its place when the wait was refused
@@ -32,29 +35,15 @@ struct Gates {
   std::shared_ptr<std::atomic<bool>> refused;  // where a gate was: that fails the transfer
 };
 
-// A handler never fails: torch_npu would drop every later op in silence. A wait that the runtime refuses puts
-// LLM_FAILED in the status instead of the truth that was not waited for, and a refused gate fails its
-// transfer.
-//
-// It holds no tensor either: the last owner of one may need the GIL to let it go, and torch_npu drains its
-// queue with the GIL held. The status stays valid without that, since the allocator re-uses memory in stream
-// order.
-template <typename Work>
-void queue(const char* name, Work work) {
-  auto* const entry = Handlers<Work>::take(std::move(work));
-  at_npu::native::OpCommand::RunOpApiV2(name, [entry]() -> int {
-    entry->work.run();
-    Handlers<Work>::give_back(entry);
-    return 0;
-  });
-}
-
+// A wait that the runtime refuses puts LLM_FAILED in the status instead of the truth that was not waited for,
+// and a refused gate fails its transfer.
 struct QueueGates {
   Gates gates;
   aclrtStream stream = nullptr;
   void* status = nullptr;
 
   void run() const {
+    gates.feeder->wake();  // first: a full stream blocks the others until what it holds has run
     if (acl::queue_write(gates.start, 1, stream) != 0) gates.refused->store(true);
     if (gates.done == nullptr) return;
     const bool has_waited = acl::queue_wait(gates.done, 1, stream) == 0;
@@ -74,15 +63,17 @@ struct QueueSteps {
 
 Gates starting(Transfer& transfer) {
   Gates gates;
-  const Gate start = transfer.start_gate_for(0);
+  Gate start = transfer.start_gate_for(0);
   gates.start = start.word;
-  gates.refused = start.refused;
+  gates.feeder = std::move(start.feeder);
+  gates.refused = std::move(start.refused);
   return gates;
 }
 
-std::vector<char*> addresses(at::TensorList cache) {
-  std::vector<char*> found;
-  found.reserve(cache.size());
+// Of this thread's last call only.
+std::span<char* const> addresses(at::TensorList cache) {
+  thread_local std::vector<char*> found;
+  found.clear();
   for (const at::Tensor& tensor : cache) found.push_back(static_cast<char*>(tensor.data_ptr()));
   return found;
 }
@@ -94,7 +85,7 @@ std::shared_ptr<Transfer> begin(const std::shared_ptr<Link>& link, const Transfe
   wait_until_settled(*link, plan, request.asked);
   const auto ticket = plan.ticket;
   const auto [remote_id, remote] = std::pair(plan.remote->id, plan.remote_layers);
-  auto transfer = std::make_shared<Transfer>(link, std::move(plan), std::nullopt);
+  auto transfer = make_kept<Transfer>(link, std::move(plan), std::nullopt);
   link->engine().watch(transfer);
   if (waiter != 0) attach_waiter(waiter, transfer);
   bool is_claimed = false;
@@ -248,7 +239,7 @@ int64_t publish(const at::Tensor& after, int64_t cache_id, int64_t link_handle, 
                                                   {"where", join("npu:", device)}});
     const OpSpan span([&] { return join(asked, " peer=", link->peer().name); });
     const SlotUse slot = link->take_slot(asked);
-    auto transfer = std::make_shared<Transfer>(link, std::move(plan), slot);
+    auto transfer = make_kept<Transfer>(link, std::move(plan), slot);
     link->sends(slot, transfer);
     link->engine().watch(transfer);
     try {

@@ -4,6 +4,7 @@
 
 #include "acl/queue.h"
 #include "error.h"
+#include "link/kept.h"
 #include "messages/messages.h"
 
 namespace datadist {
@@ -14,13 +15,14 @@ namespace {
 template <typename T>
 std::shared_ptr<T> pin(const std::shared_ptr<T>& cache) {
   ++*cache->transfers;
-  return std::shared_ptr<T>(cache.get(), [held = cache, count = cache->transfers](T*) mutable {
+  const auto unpin = [held = cache, count = cache->transfers](T*) mutable {
     held.reset();
     --*count;
-  });
+  };
+  return std::shared_ptr<T>(cache.get(), unpin, Kept<T>());
 }
 
-bool is_at(const LocalCache& cache, const std::vector<char*>& tensors) {
+bool is_at(const LocalCache& cache, std::span<char* const> tensors) {
   return std::equal(cache.tensors.begin(), cache.tensors.end(), tensors.begin(), tensors.end(),
                     [](const Place& place, const char* address) { return place.address == address; });
 }
@@ -96,7 +98,7 @@ std::shared_ptr<LocalCache> LocalCaches::find_id(int64_t id, const char* asked) 
   return pin(found->second);
 }
 
-std::shared_ptr<LocalCache> LocalCaches::find(const std::vector<char*>& tensors, bool is_blocks,
+std::shared_ptr<LocalCache> LocalCaches::find(std::span<char* const> tensors, bool is_blocks,
                                               int64_t num_blocks, const char* asked,
                                               const MakeCopy& make_copy) const {
   if (tensors.empty())

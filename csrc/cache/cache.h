@@ -9,6 +9,7 @@
 #include <mutex>
 #include <optional>
 #include <shared_mutex>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -82,7 +83,7 @@ class LocalCaches {
   // By the addresses of its tensors, in order. Throws when that is not registered memory. Caches may share
   // memory: of those of the kind that is asked for, the one with `num_blocks` (the size of the tensors'
   // dimension 0) is meant, and of several the last.
-  std::shared_ptr<LocalCache> find(const std::vector<char*>& tensors, bool is_blocks, int64_t num_blocks,
+  std::shared_ptr<LocalCache> find(std::span<char* const> tensors, bool is_blocks, int64_t num_blocks,
                                    const char* asked, const MakeCopy& make_copy = nullptr) const;
   // Other memory with the content of a cache that receives nothing, of the same geometry and as far away.
   // Pinned, and found by nobody else; `storage` lives until `let_go_of_copies`, which comes on a thread that

@@ -82,18 +82,26 @@ void Feeder::give_back_lane(std::shared_ptr<Lane> lane) {
 }
 
 void Feeder::submit(const std::shared_ptr<Lane>& lane, std::unique_ptr<Program> program) {
+  leave(lane, std::move(program));
+  wake();
+}
+
+void Feeder::leave(const std::shared_ptr<Lane>& lane, std::unique_ptr<Program> program) {
   {
     std::lock_guard lock(mutex_);
     if (!must_stop_ && !lane->is_dropped() && !lane->must_drop_) {
       // Whoever has the lane may use it, though it gave its stream back while it had no work.
       if (lane->share_ == nullptr) lane->share_ = budget_->take_anyway();
       lane->queue_.push_back(std::move(program));
-      must_look_ = true;
     }
   }
-  if (program != nullptr) {
-    program->ended(0, kNotYetLink, "the stream that was to carry it is gone");
-    return;
+  if (program != nullptr) program->ended(0, kNotYetLink, "the stream that was to carry it is gone");
+}
+
+void Feeder::wake() {
+  {
+    std::lock_guard lock(mutex_);
+    must_look_ = true;
   }
   wake_.notify_one();
 }

@@ -34,6 +34,11 @@ class Feeder {
   std::shared_ptr<Lane> take_lane(size_t max_lanes, Budget budget);
   void give_back_lane(std::shared_ptr<Lane> lane);
   void submit(const std::shared_ptr<Lane>& lane, std::unique_ptr<Program> program);
+  // The same, for a caller who sees to it that somebody calls `wake`: that costs microseconds, and ops leave
+  // it to their handlers, which run on a thread of torch_npu's. Until then the thread may sleep until the
+  // next tick.
+  void leave(const std::shared_ptr<Lane>& lane, std::unique_ptr<Program> program);
+  void wake();
   // Destroys the lane's stream with all that is queued on it; programs that were not submitted end with
   // LLM_NOT_YET_LINK.
   void drop_lane(const std::shared_ptr<Lane>& lane);

@@ -19,9 +19,16 @@ class Few {
     }
     ++size_;
   }
+  T take_last() {
+    if (--size_ < kInPlace) return std::move(first_[size_]);
+    T last = std::move(more_.back());
+    more_.pop_back();
+    return last;
+  }
   size_t size() const { return size_; }
   bool empty() const { return size_ == 0; }
   const T& operator[](size_t i) const { return i < kInPlace ? first_[i] : more_[i - kInPlace]; }
+  T& operator[](size_t i) { return i < kInPlace ? first_[i] : more_[i - kInPlace]; }
 
  private:
   std::array<T, kInPlace> first_{};

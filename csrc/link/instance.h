@@ -5,6 +5,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 
 #include "cache/cache.h"
 #include "link/engine.h"
@@ -17,7 +18,7 @@ namespace datadist {
 struct TransferRequest {
   Direction direction = Direction::kPush;
   const char* asked = "";
-  std::vector<char*> cache;         // the local cache's tensors
+  std::span<char* const> cache;     // the local cache's tensors
   int64_t dimension_0 = -1;         // of theirs; tells two caches apart that share them
   LocalCaches::MakeCopy make_copy;  // when they are none that is registered; a push only
   // The peer's cache: by the model_id of a blocks cache, or by its id.

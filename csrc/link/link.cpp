@@ -45,7 +45,7 @@ Link::Link(std::shared_ptr<Engine> engine, std::shared_ptr<LocalCaches> caches, 
       page_(engine_->pages().take()),
       transport_(make_transport()),
       slots_(options.max_in_flight),
-      feeder_(std::make_unique<Feeder>(engine_->device(), acl::OnFailure::kStop, &engine_->words(),
+      feeder_(std::make_shared<Feeder>(engine_->device(), acl::OnFailure::kStop, &engine_->words(),
                                        transport_.get(), &engine_->streams(),
                                        Feeder::Idle{options_.idle, [this] { free_idle_staging(); }})),
       packed_staging_(engine_->device()),
@@ -110,18 +110,11 @@ Link::~Link() {
   for (const Word& word : words_) engine_->words().give_back(word);
 }
 
-std::vector<Word> Link::take_words(size_t count) {
-  std::vector<Word> taken;
-  taken.reserve(count);
-  {
-    std::lock_guard lock(words_mutex_);
-    for (; taken.size() < count && !words_.empty(); words_.pop_back()) taken.push_back(words_.back());
-  }
-  if (taken.size() == count) return taken;
-  std::vector<Word> more = engine_->words().take(std::max(count - taken.size(), kWordsAtATime));
-  for (; taken.size() < count; more.pop_back()) taken.push_back(more.back());
+Few<Word> Link::take_words(size_t count) {
+  Few<Word> taken;
   std::lock_guard lock(words_mutex_);
-  words_.insert(words_.end(), more.begin(), more.end());
+  if (words_.size() < count) engine_->words().take(std::max(count, kWordsAtATime), &words_);
+  for (; taken.size() < count; words_.pop_back()) taken.push_back(words_.back());
   return taken;
 }
 

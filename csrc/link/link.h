@@ -15,6 +15,7 @@
 
 #include "cache/cache.h"
 #include "link/feeder.h"
+#include "link/few.h"
 #include "link/handles.h"
 #include "link/liveness.h"
 #include "link/page.h"
@@ -119,9 +120,9 @@ class Link : public std::enable_shared_from_this<Link> {
   // For one stream of its own; given back when nothing reads or writes it any more.
   Staging* borrow_staging();
   void give_back_staging(Staging* staging);
-  Feeder& feeder() { return *feeder_; }
+  const std::shared_ptr<Feeder>& feeder() const { return feeder_; }
   // Of the engine, some at a time: ops on several links do not meet at its lock. Given back to the engine.
-  std::vector<Word> take_words(size_t count);
+  Few<Word> take_words(size_t count);
   void transfer_began() { ++transfers_; }
   void transfer_retired() { --transfers_; }
   void count_success(uint64_t bytes) {
@@ -233,7 +234,7 @@ class Link : public std::enable_shared_from_this<Link> {
   char* peer_page_ = nullptr;
   RemoteCaches remote_caches_;
   SenderSlots slots_;
-  std::unique_ptr<Feeder> feeder_;
+  std::shared_ptr<Feeder> feeder_;  // also of handlers that are to wake it
   LinkStaging packed_staging_;
   std::mutex scatter_mutex_;
   std::unique_ptr<Feeder> scatter_feeder_;  // made with the first ticket that is expected, and then kept

@@ -138,9 +138,10 @@ std::vector<Run> runs_of(const TransferRequest& request, const Ends& ends) {
     lists.src_length = slices.size();
     lists.src_count = static_cast<int64_t>(slices.size());
   }
-  std::vector<Run> runs;
+  thread_local std::vector<Run> runs;  // grows here, so that what is returned is allocated once
+  runs.clear();
   plan_runs(lists, request.asked, &runs);
-  return runs;
+  return {runs.begin(), runs.end()};
 }
 
 RouteNeeds needs_of(const Link& link, const TransferPlan& plan, bool is_push) {

@@ -14,7 +14,7 @@ Round::Round(Engine& engine, std::shared_ptr<Gates> gates, std::shared_ptr<const
     : engine_(engine),
       gates_(std::move(gates)),
       layers_(std::move(layers)),
-      status_(std::make_shared<Status>(std::vector<Word>{gates_->status, gates_->graph_status})),
+      status_(std::make_shared<Status>(gates_->status, gates_->graph_status)),
       is_open_(layers_->size(), false),
       pushes_(layers_->size()),
       waits_(layers_->size()) {

@@ -3,9 +3,9 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <mutex>
 #include <optional>
-#include <vector>
 
 #include "error.h"
 #include "link/tick.h"
@@ -15,9 +15,9 @@ namespace datadist {
 class Status {
  public:
   // A word of the pool, which goes back to it.
-  Status(WordPool* pool, Word word) : pool_(pool), words_({word}) {}
-  // Words of somebody else, who calls `detach` before they serve another purpose.
-  explicit Status(std::vector<Word> words) : words_(std::move(words)) {}
+  Status(WordPool* pool, Word word) : pool_(pool), words_{word, Word()} {}
+  // Two words of somebody else, who calls `detach` before they serve another purpose.
+  Status(Word one, Word other) : words_{one, other} {}
   ~Status() {
     if (pool_ != nullptr) pool_->give_back(words_.front());
   }
@@ -36,7 +36,9 @@ class Status {
     std::lock_guard lock(mutex_);
     if (code_ != kSuccess) return;
     if (!is_detached_) {
-      for (const Word& word : words_) tick.write(word, static_cast<uint32_t>(status_value(code)));
+      for (const Word& word : words_) {
+        if (word.address != nullptr) tick.write(word, static_cast<uint32_t>(status_value(code)));
+      }
     }
     code_ = code;
   }
@@ -44,8 +46,9 @@ class Status {
   // is done, as the last tick saw it.
   bool is_there() const {
     std::lock_guard lock(mutex_);
-    return is_detached_ ||
-           std::all_of(words_.begin(), words_.end(), [](const Word& word) { return word.seen() != 0; });
+    return is_detached_ || std::all_of(words_.begin(), words_.end(), [](const Word& word) {
+             return word.address == nullptr || word.seen() != 0;
+           });
   }
   void detach() {
     std::lock_guard lock(mutex_);
@@ -54,7 +57,7 @@ class Status {
 
  private:
   WordPool* const pool_ = nullptr;
-  const std::vector<Word> words_;
+  const std::array<Word, 2> words_;  // the second is empty where there is one only
   mutable std::mutex mutex_;
   bool is_detached_ = false;
   int64_t code_ = kSuccess;

@@ -12,34 +12,24 @@
 #include "messages/messages.h"
 
 namespace datadist {
-namespace {
-
-Word take_last(std::vector<Word>& words) {
-  const Word last = words.back();
-  words.pop_back();
-  return last;
-}
-
-}  // namespace
-
 Transfer::Transfer(std::shared_ptr<Link> link, TransferPlan plan, std::optional<SlotUse> slot)
     : link_(std::move(link)),
       plan_(std::move(plan)),
       slot_(slot),
       words_(link_->engine().words()),
       start_(link_->take_words((is_layered() ? plan_.local_layers.layers : 1) + 3)),
-      done_(take_last(start_)),
-      passed_(take_last(start_)),
+      done_(start_.take_last()),
+      passed_(start_.take_last()),
       confirmed_(plan_.needs.host_copies && slot_ ? words_.take() : Word()),
-      status_(std::make_shared<Status>(&words_, take_last(start_))),
+      status_(make_kept<Status>(&words_, start_.take_last())),
       moves_host_memory_(!is_on_device(plan_.local->tensors.front().reach)),
       host_copies_(plan_.needs.host_copies ? HostCopies::make([engine = link_->engine().weak_from_this()] {
         if (const auto found = engine.lock()) found->wake();
       })
                                            : nullptr),
       pull_round_(plan_.ticket != nullptr ? std::make_shared<PullRound>() : nullptr),
-      window_(plan_.way != TransferPlan::Way::kDirect ? link_->staging().take_window(*slot_) : 0),
-      start_is_queued_(start_.size(), false) {
+      window_(plan_.way != TransferPlan::Way::kDirect ? link_->staging().take_window(*slot_) : 0) {
+  for (size_t i = 0; i < start_.size(); ++i) start_is_queued_.push_back(false);
   link_->transfer_began();
   if (plan_.way != TransferPlan::Way::kDirect) {
     link_->offer(*slot_,
@@ -55,7 +45,7 @@ Transfer::Transfer(std::shared_ptr<Link> link, TransferPlan plan, std::optional<
 }
 
 Transfer::~Transfer() {
-  for (const Word& word : start_) words_.give_back(word);
+  for (size_t i = 0; i < start_.size(); ++i) words_.give_back(start_[i]);
   words_.give_back(done_);
   words_.give_back(passed_);
   words_.give_back(confirmed_);
@@ -122,10 +112,14 @@ void Transfer::submit(bool notify_host, const char* asked) {
     if (awaits_staging_) return;  // the watchdog goes on with it
   }
   if (plan_.way == TransferPlan::Way::kPacked) {
-    link_->feeder().submit(lane, std::make_unique<PackedProgram>(shared_from_this()));
+    link_->feeder()->submit(lane, std::make_unique<PackedProgram>(shared_from_this()));
     return;
   }
-  link_->feeder().submit(lane, make_transfer_program(shared_from_this(), notify_host));
+  auto program = make_transfer_program(shared_from_this(), notify_host);
+  if (is_layered())
+    link_->feeder()->submit(lane, std::move(program));
+  else
+    link_->feeder()->leave(lane, std::move(program));  // until its one gate is queued
 }
 
 void Transfer::cancel(const std::string& why) {
@@ -221,7 +215,7 @@ Gate Transfer::start_gate_for(int64_t local_layer) {
   std::lock_guard lock(mutex_);
   const size_t index = is_layered() ? static_cast<size_t>(local_layer - first_layer()) : 0;
   start_is_queued_[index] = true;
-  return {start_[index].address, gate_refused_};
+  return {start_[index].address, gate_refused_, is_layered() ? nullptr : link_->feeder()};
 }
 
 void Transfer::start_from_host(int64_t local_layer) {
@@ -229,13 +223,14 @@ void Transfer::start_from_host(int64_t local_layer) {
     std::lock_guard lock(mutex_);
     to_open_.push_back(start_[is_layered() ? static_cast<size_t>(local_layer - first_layer()) : 0]);
   }
+  if (!is_layered()) link_->feeder()->wake();
   link_->engine().wake();
 }
 
 Gate Transfer::passed_word_for_hold() {
   std::lock_guard lock(mutex_);
   passed_is_queued_ = true;
-  return {passed_.address, gate_refused_};
+  return {passed_.address, gate_refused_, nullptr};
 }
 
 void Transfer::bind(std::shared_ptr<Status> status, std::chrono::milliseconds timeout,
@@ -386,7 +381,7 @@ std::optional<std::pair<int64_t, std::string>> Transfer::trouble(const Tick& tic
 }
 
 bool Transfer::tick(const Tick& tick) {
-  if (takes_off()) link_->feeder().submit(lane_, std::make_unique<PackedProgram>(shared_from_this()));
+  if (takes_off()) link_->feeder()->submit(lane_, std::make_unique<PackedProgram>(shared_from_this()));
   std::lock_guard lock(mutex_);
   for (const Word& gate : to_open_) tick.write(gate, 1);
   to_open_.clear();
@@ -491,7 +486,7 @@ void Transfer::fail(const Tick& tick, int64_t code, const std::string& why) {
   // What waits on a stream of its own is cut off there: none of its copies lands later.
   const bool never_starts = gate_refused_->load();
   if ((owns_lane_ || never_starts) && lane_ && !is_drained_ && !lane_->is_dropped())
-    link_->feeder().drop_lane(lane_);
+    link_->feeder()->drop_lane(lane_);
   if (is_publication() && is_drained_) link_->announce(*slot_, sent_word(SentWord::kFailed, code));
   if (is_submitted_ && !is_drained_ && !is_publication()) {
     is_in_doubt_ = true;

@@ -21,6 +21,8 @@
 #include <vector>
 
 #include "cache/cache.h"
+#include "link/few.h"
+#include "link/kept.h"
 #include "link/lane.h"
 #include "link/link.h"
 #include "link/pull_round.h"
@@ -56,10 +58,12 @@ struct TransferPlan {
   std::vector<int64_t> packed_src;  // the source blocks, as they were listed
 };
 
-// A word that a caller's stream writes 1 to, and where its handler says that the runtime refused.
+// A word that a caller's stream writes 1 to, and what the handler that queues this tells: that the runtime
+// refused, and whom it wakes to feed what the gate starts.
 struct Gate {
   char* word = nullptr;
   std::shared_ptr<std::atomic<bool>> refused;
+  std::shared_ptr<Feeder> feeder;  // nullptr: it has been fed
 };
 
 class Transfer : public std::enable_shared_from_this<Transfer> {
@@ -69,8 +73,8 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   ~Transfer();
 
   // --- the initiator
-  // Hands the copies to the link's feeding thread. A layered transfer needs a stream of its own:
-  // LLM_LINK_BUSY when there is none. `notify_host`: somebody will `wait`.
+  // Hands the copies to the link's feeding thread, which whoever starts a whole transfer wakes. A layered one
+  // needs a stream of its own: LLM_LINK_BUSY when there is none. `notify_host`: somebody will `wait`.
   void submit(bool notify_host, const char* asked);
   // Ends it early; what it queued on a stream of its own is cut off.
   void cancel(const std::string& why);
@@ -147,7 +151,7 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   void fail(const Tick& tick, int64_t code, const std::string& why);
   void end(int64_t code, const std::string& why);
   bool has_started() const;
-  bool is_released() const { return start_.back().seen() != 0; }
+  bool is_released() const { return start_[start_.size() - 1].seen() != 0; }
   bool streams_have_passed() const;
   bool has_left_its_stream() const;
   bool is_over() const { return is_publication() ? is_settled_ : has_ended_; }
@@ -164,7 +168,7 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   TransferPlan plan_;  // unpins its caches once drained
   const std::optional<SlotUse> slot_;
   WordPool& words_;
-  std::vector<Word> start_;
+  Few<Word> start_;
   const Word done_;
   const Word passed_;
   const Word confirmed_;  // counts layers, or chunks of packed ones
@@ -185,11 +189,11 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   bool owns_lane_ = false;  // until drained; when it fails it may be cut off there
   bool is_claimed_ = false;
   bool is_submitted_ = false;
-  const std::shared_ptr<std::atomic<bool>> gate_refused_ = std::make_shared<std::atomic<bool>>(false);
+  const std::shared_ptr<std::atomic<bool>> gate_refused_ = make_kept<std::atomic<bool>>(false);
   std::optional<std::string> cancelled_;
   std::vector<Word> to_open_;
   std::vector<std::string> spans_;  // made by submit, and left alone then
-  std::vector<bool> start_is_queued_;
+  Few<char> start_is_queued_;       // or not; per gate
   bool passed_is_queued_ = false;
   std::optional<Clock::time_point> deadline_;
   std::optional<std::chrono::milliseconds> limit_;  // until the last layer is released

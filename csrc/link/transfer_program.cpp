@@ -2,6 +2,7 @@
 
 #include "error.h"
 #include "link/engine.h"
+#include "link/kept.h"
 #include "link/proof.h"
 #include "link/ticket.h"
 #include "link/transfer.h"
@@ -21,6 +22,11 @@ class TransferProgram : public Program {
         verification_(transfer_->staging_, transfer_->host_copies_.get()),
         adding_(transfer_->staging_, transfer_->host_copies_.get()) {
     if (plan_.is_proven) at_ = At::kList;
+  }
+
+  static void* operator new(size_t) { return Kept<TransferProgram>().allocate(1); }
+  static void operator delete(void* memory) {
+    Kept<TransferProgram>().deallocate(static_cast<TransferProgram*>(memory), 1);
   }
 
   void prepare() override {

@@ -10,13 +10,19 @@ namespace datadist {
 
 std::vector<Word> WordPool::take(size_t count) {
   std::vector<Word> words;
-  words.reserve(count);
+  take(count, &words);
+  return words;
+}
+
+void WordPool::take(size_t count, std::vector<Word>* words) {
+  const size_t wanted = words->size() + count;
+  words->reserve(wanted);
   while (true) {
     {
       std::lock_guard lock(mutex_);
-      for (; words.size() < count && !free_.empty(); free_.pop_front()) words.push_back(free_.front());
+      for (; words->size() < wanted && !free_.empty(); free_.pop_front()) words->push_back(free_.front());
     }
-    if (words.size() == count) return words;
+    if (words->size() == wanted) return;
     add_chunk();
   }
 }

@@ -28,6 +28,7 @@ class WordPool {
 
   Word take() { return take(1).front(); }
   std::vector<Word> take(size_t count);
+  void take(size_t count, std::vector<Word>* words);  // appends them
   // Whatever streams still write or read the word must have passed. It is zeroed before anybody takes it
   // again.
   void give_back(Word word);

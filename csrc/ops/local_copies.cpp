@@ -1,7 +1,6 @@
 // The ops that copy inside this process: copy_cache, copy_blocks, swap_blocks. With an NPU's status they are
 // queued on its current stream, with a CPU status (all tensors are in host memory then) they copy at once.
 #include <torch/library.h>
-#include <torch_npu/csrc/framework/OpCommand.h>
 
 #include <algorithm>
 #include <memory>
@@ -12,13 +11,25 @@
 #include "link/engine.h"
 #include "messages/messages.h"
 #include "ops/arguments.h"
+#include "ops/queue.h"
 #include "ops/span.h"
 #include "python_error.h"
 
 namespace datadist {
 namespace {
 
-// A handler never fails (see `queue`), so a refused copy puts LLM_FAILED in the status.
+// A refused copy puts LLM_FAILED in the status.
+struct QueueCopies {
+  LocalCopies copies;
+  aclrtStream stream;
+  void* status;
+  char* failed;
+
+  void run() const {
+    if (queue_local_copies(copies, stream) != 0) acl::queue_copy(status, failed, sizeof(int32_t), stream);
+  }
+};
+
 void queue_copies(const char* asked, const at::Tensor& status, LocalCopies copies) {
   const OpSpan span([&] {
     size_t count = 0;
@@ -40,15 +51,8 @@ void queue_copies(const char* asked, const at::Tensor& status, LocalCopies copie
   const StreamInUse stream(device);
   require_no_capture(stream, asked);
   if (copies.empty()) return;
-  // Shared, since torch_npu copies what it is given to queue.
-  at_npu::native::OpCommand::RunOpApiV2(
-      asked,
-      [stream = stream.raw, copies = std::make_shared<const LocalCopies>(std::move(copies)),
-       status = status.data_ptr(), failed = Engine::of(device)->failed_status()]() -> int {
-        if (queue_local_copies(*copies, stream) != 0)
-          acl::queue_copy(status, failed, sizeof(int32_t), stream);
-        return 0;
-      });
+  queue(asked,
+        QueueCopies{std::move(copies), stream.raw, status.data_ptr(), Engine::of(device)->failed_status()});
 }
 
 void require_local(const at::Tensor& status, at::TensorList tensors, const char* name, const char* asked) {

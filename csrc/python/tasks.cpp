@@ -27,7 +27,9 @@ int64_t prepare_push(int64_t handle, uint64_t model_id, const std::vector<at::Te
   }
   TransferRequest request;
   request.asked = asked;
-  for (const at::Tensor& tensor : cache) request.cache.push_back(static_cast<char*>(tensor.data_ptr()));
+  std::vector<char*> addresses;
+  for (const at::Tensor& tensor : cache) addresses.push_back(static_cast<char*>(tensor.data_ptr()));
+  request.cache = addresses;
   if (!cache.empty() && cache[0].dim() > 0) request.dimension_0 = cache[0].size(0);
   request.model_id = model_id;
   request.cache_id = cache_id;
@@ -53,7 +55,7 @@ int64_t prepare_push(int64_t handle, uint64_t model_id, const std::vector<at::Te
   plan.timeout = std::chrono::milliseconds(timeout_ms);  // 0: what the binding says
   if (!has_ticket) {
     plan.by_layers = true;
-    auto transfer = std::make_shared<Transfer>(link, std::move(plan), std::nullopt);
+    auto transfer = make_kept<Transfer>(link, std::move(plan), std::nullopt);
     link->engine().watch(transfer);
     return tasks().add(std::move(transfer));
   }
@@ -62,7 +64,7 @@ int64_t prepare_push(int64_t handle, uint64_t model_id, const std::vector<at::Te
     refuse(Message::layer_has_no_flag,
            {{"asked", asked}, {"value", end - 1}, {"peer", link->peer().name}, {"count", kLayers - 1}});
   const SlotUse slot = link->take_slot(asked);
-  auto transfer = std::make_shared<Transfer>(link, std::move(plan), slot);
+  auto transfer = make_kept<Transfer>(link, std::move(plan), slot);
   link->sends(slot, transfer);
   link->engine().watch(transfer);
   return tasks().add(std::move(transfer));

@@ -137,17 +137,24 @@ class Side {
   // Each ends with (code, detail).
   std::pair<int64_t, std::string> move(Direction direction, int64_t link_handle, std::vector<int64_t> src,
                                        std::vector<int64_t> dst, int64_t ticket = 0) {
-    const auto link = require_link(link_handle, "move");
+    const auto transfer = begin(direction, link_handle, src, dst, ticket, true);
+    transfer->start_from_host(0);
+    return transfer->wait();
+  }
+
+  // What an op does before it queues anything.
+  std::shared_ptr<Transfer> begin(Direction direction, int64_t link_handle, const std::vector<int64_t>& src,
+                                  const std::vector<int64_t>& dst, int64_t ticket, bool notify_host) {
+    const auto link = require_link(link_handle, "begin");
     TransferRequest request = request_of(direction, src, dst);
     request.ticket = ticket;
     TransferPlan plan = plan_transfer(*link, request);
     const auto published = plan.ticket;
-    auto transfer = std::make_shared<Transfer>(link, std::move(plan), std::nullopt);
+    auto transfer = make_kept<Transfer>(link, std::move(plan), std::nullopt);
     link->engine().watch(transfer);
-    if (published != nullptr) published->claim(transfer->pull_round(), 1, 0, kSideTensors, "move");
-    transfer->submit(true, "move");
-    transfer->start_from_host(0);
-    return transfer->wait();
+    if (published != nullptr) published->claim(transfer->pull_round(), 1, 0, kSideTensors, "begin");
+    transfer->submit(notify_host, "begin");
+    return transfer;
   }
 
   std::shared_ptr<Transfer> publish(int64_t link_handle) {
@@ -233,7 +240,7 @@ class Side {
   static std::shared_ptr<Transfer> begin_with_slot(const std::shared_ptr<Link>& link, TransferPlan plan,
                                                    bool starts) {
     const SlotUse slot = link->take_slot("begin");
-    auto transfer = std::make_shared<Transfer>(link, std::move(plan), slot);
+    auto transfer = make_kept<Transfer>(link, std::move(plan), slot);
     link->sends(slot, transfer);
     link->engine().watch(transfer);
     if (starts) {

@@ -7,8 +7,8 @@
 #include <thread>
 
 #include "check.h"
+#include "link/kept.h"
 #include "link/page.h"
-#include "ops/handlers.h"
 #include "plan/copies.h"
 #include "side.h"
 
@@ -157,22 +157,52 @@ TEST(allocations_of_layer_ops_are_none) {
   waits->close();
 }
 
+TEST(allocations_of_a_whole_transfer_are_its_list_of_runs) {
+  Linked linked;
+  Forward caller(0);
+  const std::vector<int64_t> src{1, 5, 9}, dst{4, 2, 8};
+  constexpr size_t kTransfers = 32;
+  const auto engine = Engine::of(0);
+  const auto push_all = [&] {
+    size_t found = 0;
+    for (size_t i = 0; i < kTransfers; ++i) {
+      Gate start;
+      found += allocations_of([&] {
+        const auto transfer = linked.a.begin(Direction::kPush, linked.to_b, src, dst, 0, false);
+        start = transfer->start_gate_for(0);
+      });
+      start.feeder->wake();
+      DATADIST_ACL(acl::queue_write(start.word, 1, caller.stream().raw));
+    }
+    CHECK_EQUAL(caller.status(), int64_t{kSuccess});
+    const auto deadline = Clock::now() + std::chrono::seconds(20);
+    while (!engine->transfers().empty()) CHECK(engine->wait_for_tick(deadline));
+    return found;
+  };
+  push_all();
+
+  const size_t found = push_all();
+
+  CHECK(found >= kTransfers);
+  CHECK(found <= kTransfers + 2);  // a queue of programs takes memory for many at a time
+}
+
 struct HeldWork {
   std::shared_ptr<int> held;
   std::array<char, 400> more{};
 };
 
-TEST(allocations_of_handlers_are_none_once_some_have_run) {
-  using Kept = Handlers<HeldWork>;
+TEST(allocations_of_what_is_kept_are_none_once_some_was_destroyed) {
+  using Works = Kept<HeldWork>;
   constexpr size_t kUnderWay = 5;
   const auto held = std::make_shared<int>(7);
   std::array<std::function<int()>, kUnderWay> queue;
   const auto queue_all = [&] {
     for (auto& function : queue) {
-      auto* const entry = Kept::take({held});
-      const std::function<int()> asked = [entry] {
-        const int found = *entry->work.held;
-        Kept::give_back(entry);
+      auto* const work = Works::make({held});
+      const std::function<int()> asked = [work] {
+        const int found = *work->held;
+        Works::destroy(work);
         return found;
       };
       function = asked;  // torch_npu copies it
@@ -192,18 +222,18 @@ TEST(allocations_of_handlers_are_none_once_some_have_run) {
   }
 }
 
-TEST(allocations_of_handlers_serve_one_at_a_time_between_threads) {
-  using Kept = Handlers<std::shared_ptr<std::atomic<int>>>;
+TEST(allocations_of_what_is_kept_serve_one_at_a_time_between_threads) {
+  using Works = Kept<std::shared_ptr<std::atomic<int>>>;
   constexpr int kRounds = 2000;
   std::atomic<int> mixed{0};
   const auto call_ops = [&] {
     for (int round = 0; round < kRounds; ++round) {
       const auto mine = std::make_shared<std::atomic<int>>(round);
-      auto* const one = Kept::take(mine);
-      auto* const other = Kept::take(mine);
-      if (one == other || one->work != mine || other->work != mine) ++mixed;
-      Kept::give_back(one);
-      Kept::give_back(other);
+      auto* const one = Works::make(mine);
+      auto* const other = Works::make(mine);
+      if (one == other || *one != mine || *other != mine) ++mixed;
+      Works::destroy(one);
+      Works::destroy(other);
       if (mine.use_count() != 1) ++mixed;
     }
   };
