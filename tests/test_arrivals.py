@@ -105,6 +105,7 @@ ROWS = [
     row("tag is bytes", TypeError, (1, b"x")),
     row("tag is empty", ValueError, (1, "")),
     row("tag is too long", ValueError, (1, "x" * 257)),
+    row("tag is half a character", ValueError, (1, "\ud800")),
     row("tag is negative", ValueError, (1, -1)),
     row("tag is beyond uint64", ValueError, (1, 2**64)),
     row("timeout is 0", INVALID, (1, "x", 0)),
@@ -117,7 +118,7 @@ def test_wait_arrival_refuses_bad_arguments(pair: Any, expected: Any, arguments:
     check_raises(expected, lambda: pair[0].manager.wait_arrival(*arguments))
 
 
-@pytest.mark.parametrize("tag", ["", -1, 1.0, True])
+@pytest.mark.parametrize("tag", ["", -1, 1.0, True, pytest.param("\ud800", id="half a character")])
 def test_a_bad_tag_is_refused_before_anything_is_sent(pair: Any, tag: Any) -> None:
     here, there = pair
 

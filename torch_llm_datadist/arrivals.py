@@ -25,7 +25,7 @@ def read_tag(asked: str, tag: object) -> Tag:
     if isinstance(tag, str):
         if not 1 <= len(tag) <= MAX_TAG_CHARACTERS:
             raise refusal("tag_of_wrong_length", asked=asked, value=len(tag), high=MAX_TAG_CHARACTERS)
-        return tag
+        return checks.utf8(f"{asked}: tag", tag)
     if not checks.is_integer(tag):
         raise refusal(
             "wrong_type",

@@ -7,7 +7,8 @@ type cannot hold a ``ValueError``, any other bad value an ``LLMException`` (``Pa
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any, TypeVar, cast
 
 from .messages import refusal
@@ -15,6 +16,8 @@ from .messages import refusal
 T = TypeVar("T")
 
 INT32_MAX = 2**31 - 1
+LAYERS = 4096  # of a binding, which takes words of the device for each: far more than any model has
+_DIGITS = 20  # of the largest uint64; int() itself refuses thousands with an error of its own
 
 
 def is_integer(value: object) -> bool:
@@ -47,6 +50,35 @@ def int32(name: str, value: object) -> int:
 
 def int64(name: str, value: object) -> int:
     return integer(name, value, -(2**63), 2**63 - 1)
+
+
+def number_in(text: str) -> int | None:
+    """The number that the text is, in ASCII digits; None for any other text."""
+    is_one = text.isascii() and text.isdigit() and len(text) <= _DIGITS
+    return int(text) if is_one else None
+
+
+def ticket(name: str, value: object) -> int:
+    return integer(name, value, 1, 2**53 - 1)
+
+
+def utf8(name: str, text: str) -> str:
+    """What can be said to a peer: a str of Python may hold halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise refusal("text_is_no_utf8", name=name, value=ascii(text), why=error.reason) from None
+    return text
+
+
+def layers(name: str, value: object) -> list[int]:
+    """Layer indices, from any iterable."""
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes)):
+        raise _wrong_type(name, shown(value), value, "layer indices (ints)")
+    found = list(islice(value, LAYERS + 1))
+    if len(found) > LAYERS:
+        raise refusal("too_many_layers", name=name, value=LAYERS)
+    return [integer(f"{name}[{i}]", layer, 0, LAYERS - 1) for i, layer in enumerate(found)]
 
 
 def seconds_as_ms(name: str, value: object) -> int:

@@ -57,6 +57,7 @@ def read_comm(
     name = checks.instance(f"{ASKED}: comm_name", comm_name, str)
     if not 1 <= len(name) <= _MAX_NAME:
         raise refusal("comm_name_of_wrong_length", asked=ASKED, value=len(name), high=_MAX_NAME)
+    checks.utf8(f"{ASKED}: comm_name", name)
     members = _read_members(own_cluster_id, cluster_rank_info)
     seats = _read_table(checks.instance(f"{ASKED}: rank_table", rank_table, str))
     missing = [rank for rank in members.values() if rank not in seats]
