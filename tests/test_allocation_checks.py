@@ -186,6 +186,24 @@ def test_deallocating_is_idempotent_and_strict_about_kinds(pair: Pair) -> None:
     check_raises(NO_CACHE, lambda: there.manager.copy_blocks(blocks, {0: [1]}))
 
 
+def test_no_list_is_made_of_more_tensors_than_there_can_be(
+    pair: Pair, placement: Placement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One would have 2**31 - 1 entries, and take the call minutes and the host's memory."""
+    _, there = pair
+    tensor = torch.zeros(2, 32, device=f"npu:{there.device}" if placement == Placement.DEVICE else "cpu")
+    many = CacheDesc(2**31 - 1, [2, 32], DataType.DT_FLOAT, placement)
+    for name in ("tensors", "tensor_sizes"):
+        monkeypatch.setattr(CacheDesc, name, property(lambda desc: pytest.fail("a list is made")))
+
+    for register in (there.manager.register_cache, there.manager.register_blocks_cache):
+        for addrs in ([tensor], [tensor.data_ptr()], []):
+            check_raises(INVALID, lambda register=register, addrs=addrs: register(many, addrs))
+    for allocate in (there.manager.allocate_cache, there.manager.allocate_blocks_cache):
+        message = check_raises(OUT_OF_MEMORY, lambda allocate=allocate: allocate(many))
+        assert f"{2**31 - 1} tensors of {(2**31 - 1) * 256} bytes in all do not fit" in message
+
+
 def test_without_a_pool_nothing_is_allocated() -> None:
     state = SimpleNamespace()
     instances.start(state, 3, 0, {"host_mem_pool_cfg": POOL})

@@ -14,7 +14,7 @@ from .errors import OutOfMemoryError
 from .key_table import names_of
 from .keys import BlocksCacheKey, CacheKey
 from .messages import refusal
-from .registration import read_blocks_key, read_desc, read_keys
+from .registration import read_blocks_key, read_desc, read_keys, total_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +46,7 @@ class AllocatedCaches(CacheStore):
         asked = "allocate_cache"
         self._require_open(asked)
         desc = checks.instance(f"{asked}: cache_desc", cache_desc, CacheDesc)
-        read_desc(asked, desc)
+        total_bytes(asked, desc)
         keys = read_keys(asked, desc, cache_keys)
         self._registry.keys.check_free(asked, keys)
         tensors, release = self._take(asked, desc)
@@ -82,7 +82,7 @@ class AllocatedCaches(CacheStore):
         self._require_open(asked)
         desc = checks.instance(f"{asked}: cache_desc", cache_desc, CacheDesc)
         model_id = read_blocks_key(asked, blocks_cache_key)
-        read_desc(asked, desc)
+        total_bytes(asked, desc)
         tensors, release = self._take(asked, desc)
         with self._changing:
             cache = self._add(asked, desc, tensors, True, model_id, True, release=release)
@@ -148,6 +148,10 @@ class AllocatedCaches(CacheStore):
         if pool is None:
             option = "mem_pool_cfg" if desc.placement == Placement.DEVICE else "host_mem_pool_cfg"
             raise refusal("no_pool_of_placement", asked=asked, value=desc.placement.name, option=option)
+        try:
+            pool.require_room(desc.num_tensors, total_bytes(asked, desc))
+        except OutOfMemoryError as error:
+            raise OutOfMemoryError(f"{asked}: {error}") from None
         wanted = read_desc(asked, desc)
         deadline = time.monotonic() + self._options.sync_kv_timeout_ms / 1000
         while True:

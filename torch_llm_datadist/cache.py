@@ -198,10 +198,17 @@ class CacheDesc:
     @property
     def tensor_sizes(self) -> list[int]:
         """Bytes of each tensor; raises as ``size``. Not in the original."""
-        if not self._layer:
-            return [self.size] * self._num_tensors
-        sizes = [CacheDesc(1, shape, data_type).size for shape, data_type in self._layer]
+        sizes = self._layer_sizes()
         return [sizes[i % len(sizes)] for i in range(self._num_tensors)]
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all tensors; raises as ``size``. Not in the original."""
+        sizes = self._layer_sizes()
+        return sum(sizes) * self._num_tensors // len(sizes)
+
+    def _layer_sizes(self) -> list[int]:
+        return [CacheDesc(1, shape, data_type).size for shape, data_type in self._layer] or [self.size]
 
     def update_dim(self, dim_index: int, dim_value: int) -> None:
         """Changes one dimension in place; needs a shape given as a list. ``batch_size`` stays as it is.

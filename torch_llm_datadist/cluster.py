@@ -52,9 +52,11 @@ def parse_endpoint(name: str, text: object) -> tuple[str, int]:
     bracketed = ip.startswith("[") and ip.endswith("]")
     if not colon or not ip or (":" in ip and not bracketed):
         raise refusal("bad_value", name=name, value=repr(text), expected='"ip:port", or "[ip]:port" for IPv6')
-    if not (port.isascii() and port.isdigit()):
-        raise refusal("port_is_no_number", name=name, address=repr(text), value=repr(port))
-    return parse_ip(name, ip[1:-1] if bracketed else ip), checks.uint16(f"{name}: port", int(port))
+    number = checks.number_in(port)
+    if number is None:
+        shown = checks.shown(port)
+        raise refusal("port_is_no_number", name=name, address=checks.shown(text), value=shown)
+    return parse_ip(name, ip[1:-1] if bracketed else ip), checks.uint16(f"{name}: port", number)
 
 
 class LLMClusterInfo:

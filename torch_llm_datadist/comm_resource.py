@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from . import checks
 from .messages import refusal
 from .option_checks import load_object
 
@@ -36,10 +37,11 @@ def check_comm_resource(name: str, text: str, device: int) -> None:
     )
     given = str(named.get("device_id"))
     physical = physical_device(device)
-    if not (given.isascii() and given.isdigit()):
+    number = checks.number_in(given)
+    if number is None:
         wanted = "a number, as a string"
-        raise refusal("bad_value", name=f"{name}: device_id", value=repr(given), expected=wanted)
-    if physical is not None and int(given) != physical:
+        raise refusal("bad_value", name=f"{name}: device_id", value=checks.shown(given), expected=wanted)
+    if physical is not None and number != physical:
         visible = os.environ.get(VISIBLE_DEVICES)
         since = "" if visible is None else f", since {VISIBLE_DEVICES} is {visible!r}"
         wanted = f"{physical}: that is the machine's number of device_id {device}{since}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import json
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from . import checks
 from .messages import refusal
+from .option_checks import load_object
 
 if TYPE_CHECKING:
     import torch
@@ -46,12 +46,9 @@ def read_pool_config(name: str, text: str | None) -> PoolConfig | None:
     """
     if not text:
         return None
-    try:
-        given = json.loads(text)
-    except ValueError as error:
-        raise refusal("no_json", name=name, value=repr(text), why=error) from None
-    if not isinstance(given, dict) or "memory_size" not in given:
-        raise refusal("bad_value", name=name, value=repr(text), expected="an object with memory_size")
+    given = load_object(name, text)
+    if "memory_size" not in given:
+        raise refusal("bad_value", name=name, value=checks.shown(text), expected="an object with memory_size")
     unknown = sorted(given.keys() - {"memory_size", "page_shift"})
     if unknown:
         raise refusal(
@@ -98,6 +95,12 @@ class MemoryPool:
         self._lock = threading.Lock()
         self._free = [(0, self._pages)]  # (first page, number of pages), sorted, never neighbours
 
+    def require_room(self, tensors: int, total_bytes: int) -> None:
+        """Raises ``OutOfMemoryError`` where even an empty pool could not hold so much."""
+        if tensors > self._pages or total_bytes > self._pages * self._page_bytes:
+            with self._lock:
+                raise self._is_full(tensors, total_bytes)
+
     def allocate(self, sizes: Sequence[int]) -> list[torch.Tensor]:
         """One uint8 tensor of each size in bytes, at a page of its own; all of them or none.
 
@@ -106,21 +109,12 @@ class MemoryPool:
         """
         taken: list[tuple[int, int]] = []
         with self._lock:
-            free = sum(count for _, count in self._free)
             for size in sizes:
                 first = self._take(-(-size // self._page_bytes))
                 if first is None:
                     for start, length in taken:
                         self._give_back(start, -(-length // self._page_bytes))
-                    raise refusal(
-                        "pool_is_full",
-                        tensors=len(sizes),
-                        value=sum(sizes),
-                        pool=self._name,
-                        free=free,
-                        pages=self._pages,
-                        each=self._page_bytes,
-                    )
+                    raise self._is_full(len(sizes), sum(sizes))
                 taken.append((first, size))
         return [self._memory.narrow(0, first * self._page_bytes, size) for first, size in taken]
 
@@ -135,6 +129,17 @@ class MemoryPool:
     def free_bytes(self) -> int:
         with self._lock:
             return sum(count for _, count in self._free) * self._page_bytes
+
+    def _is_full(self, tensors: int, total_bytes: int) -> Exception:
+        return refusal(
+            "pool_is_full",
+            tensors=tensors,
+            value=total_bytes,
+            pool=self._name,
+            free=sum(count for _, count in self._free),
+            pages=self._pages,
+            each=self._page_bytes,
+        )
 
     def _take(self, count: int) -> int | None:
         for i, (first, free) in enumerate(self._free):

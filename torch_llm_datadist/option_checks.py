@@ -38,8 +38,8 @@ def json_text(name: str, value: Any) -> str:
 def load_object(name: str, text: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
-    except ValueError as error:
-        raise refusal("no_json", name=name, value=repr(text), why=error) from None
+    except (ValueError, RecursionError) as error:  # the latter for what is nested thousands deep
+        raise refusal("no_json", name=name, value=checks.shown(text), why=error) from None
     if not isinstance(found, dict):
         raise refusal("bad_value", name=name, value=f"a JSON {type(found).__name__}", expected="an object")
     return found
@@ -64,9 +64,11 @@ def device_id(name: str, value: Any) -> int | list[int] | tuple[int, ...]:
 
 def positive_ms(name: str, value: Any) -> int | str:
     if isinstance(value, str):
-        if not (value.isascii() and value.isdigit()):
-            raise refusal("bad_value", name=name, value=repr(value), expected="a number of milliseconds")
-        checks.timeout_ms(name, int(value))
+        number = checks.number_in(value)
+        if number is None:
+            expected = "a number of milliseconds"
+            raise refusal("bad_value", name=name, value=checks.shown(value), expected=expected)
+        checks.timeout_ms(name, number)
         return value
     return checks.timeout_ms(name, value)
 

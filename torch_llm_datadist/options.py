@@ -172,9 +172,10 @@ def _check_flow_graph_memory(given: Mapping[object, object]) -> None:
     key = FLOW_GRAPH_MEMORY
     if key in given:
         value = checks.instance(f"init: option {key}", given[key], str)
-        if not (value.isascii() and value.isdigit()):
+        if checks.number_in(value) is None:
+            expected = "one number of bytes"
             raise refusal(
-                "bad_value", name=f"init: option {key}", value=repr(value), expected="one number of bytes"
+                "bad_value", name=f"init: option {key}", value=checks.shown(value), expected=expected
             )
 
 
@@ -204,10 +205,8 @@ def _link_secret(given: Mapping[str, str]) -> SecretText | None:
 def _link_total_time(given: Mapping[str, str]) -> int:
     """The option, in seconds; 0 leaves it to the variable of the original's transport, and that to 120."""
     seconds = _number(given, "link_total_time", "llm.LinkTotalTime", 0, low=0, high=2**32 - 1)
-    text = os.environ.get(LINK_TIME_VARIABLE, "")
-    if seconds == 0 and text.isascii() and text.isdigit():
-        seconds = int(text)
-    return seconds or DEFAULT_LINK_TOTAL_TIME_S
+    by_environment = checks.number_in(os.environ.get(LINK_TIME_VARIABLE, ""))
+    return seconds or by_environment or DEFAULT_LINK_TOTAL_TIME_S
 
 
 def _number(
@@ -222,11 +221,12 @@ def _number(
     text = given.get(key)
     if text is None:
         return default
-    if not (text.isascii() and text.isdigit()) or not low <= int(text) <= high:
+    number = checks.number_in(text)
+    if number is None or not low <= number <= high:
         raise refusal(
             "bad_value",
             name=f"init: {name} ({key})",
-            value=repr(text),
+            value=checks.shown(text),
             expected=f"a number from {low} to {high}",
         )
-    return int(text)
+    return number

@@ -32,19 +32,20 @@ def read_tensors(
             value=f"of type {type(addrs).__name__}",
             expected="a list of addresses or tensors",
         )
-    wanted = read_desc(asked, desc)
+    # The number first: what follows makes a list of as many.
+    _require_tensors(asked, desc)
     if not addrs:
         raise refusal("no_addresses", asked=asked, value=addrs, count=desc.num_tensors)
+    _check_count(asked, addrs, desc)
+    wanted = read_desc(asked, desc)
     if any(isinstance(item, torch.Tensor) for item in addrs):
         for i, item in enumerate(addrs):
-            _check_tensor(f"{asked}: addrs[{i}]", item, where, *wanted[min(i, len(wanted) - 1)])
-        _check_count(asked, addrs, desc)
+            _check_tensor(f"{asked}: addrs[{i}]", item, where, *wanted[i])
         tensors = [item.view(shape) for item, (shape, *_) in zip(addrs, wanted, strict=True)]
     else:
         found = checks.integers(f"{asked}: addrs", addrs, kinds=(list,))
         if 0 in found:
             raise refusal("address_is_0", asked=asked, at=found.index(0), value=0)
-        _check_count(asked, found, desc)
         tensors = tensors_at(native, found, desc, where)
     _check_apart(asked, tensors)
     return tensors
@@ -61,14 +62,27 @@ def await_kernels(tensors: Sequence[torch.Tensor]) -> None:
 
 def read_desc(asked: str, desc: CacheDesc) -> list[tuple[list[int], torch.dtype, int]]:
     """Shape, dtype and bytes of each tensor; raises where there can be no such tensors."""
-    if desc.num_tensors == 0:
-        raise refusal("no_tensors", asked=asked, value=0)
+    _require_tensors(asked, desc)
     try:
         dtypes = {data_type: torch_dtype(data_type) for _, data_type in desc.tensors}
         pairs = zip(desc.tensors, desc.tensor_sizes, strict=True)
     except ParamInvalidError as error:
         raise ParamInvalidError(f"{asked}: {error}") from None
     return [(list(shape), dtypes[data_type], size) for (shape, data_type), size in pairs]
+
+
+def total_bytes(asked: str, desc: CacheDesc) -> int:
+    """Of a cache that there can be; makes no list of its tensors, of which there may be 2**32 - 1."""
+    _require_tensors(asked, desc)
+    try:
+        return desc.total_bytes
+    except ParamInvalidError as error:
+        raise ParamInvalidError(f"{asked}: {error}") from None
+
+
+def _require_tensors(asked: str, desc: CacheDesc) -> None:
+    if desc.num_tensors == 0:
+        raise refusal("no_tensors", asked=asked, value=0)
 
 
 def tensors_at(
