@@ -5,7 +5,9 @@ devices are tested in ``test_api_links.py``.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -22,6 +24,9 @@ from tests.recording_core import Node
 from torch_llm_datadist import handshake, process_token
 from torch_llm_datadist.errors import LLMStatusCode, NotYetLinkError, OutOfMemoryError, TimeoutExceededError
 from torch_llm_datadist.handshake import Target
+from torch_llm_datadist.loop import ControlLoop
+
+PATIENCE_S = 60.0  # a busy machine is no fault
 
 
 def test_link_joins_both_ends(node: Callable[..., Node]) -> None:
@@ -79,6 +84,62 @@ def test_link_to_several_servers_runs_at_the_same_time(node: Callable[..., Node]
     codes = client.links.link([*map(target_of, servers), nobody], 1.0)
 
     assert codes == [OK] * 4 + [LLMStatusCode.LLM_LINK_FAILED]
+
+
+def slow(open_link: Callable[..., object]) -> Callable[..., object]:
+    """As an engine has it, which is made on the control thread."""
+
+    def open_slowly(*args: object) -> object:
+        time.sleep(0.1)
+        return open_link(*args)
+
+    return open_slowly
+
+
+def test_links_to_many_are_made_though_engines_take_longer_than_a_server_waits(
+    node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handshake, "_HANDSHAKE_S", 0.3)
+    servers, client = [node(i, listens=True) for i in range(1, 9)], node(9)
+    monkeypatch.setattr(client.native, "open_link", slow(client.native.open_link))
+
+    assert client.links.link([target_of(server) for server in servers], PATIENCE_S) == [OK] * 8
+
+    assert all(is_linked(server, client) for server in servers)
+    assert len(client.native.open_links()) == 8
+
+
+def test_links_of_many_are_made_though_engines_take_longer_than_a_server_waits(
+    node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handshake, "_HANDSHAKE_S", 0.3)
+    # As when more have joined than are read before deadlines are looked at.
+    monkeypatch.setattr(ControlLoop._read, "__defaults__", (1,))
+    server, clients = node(9, listens=True), [node(i) for i in range(1, 9)]
+    monkeypatch.setattr(server.native, "open_link", slow(server.native.open_link))
+
+    with ThreadPoolExecutor(len(clients)) as callers:
+        said = list(callers.map(lambda client: link(client, server, PATIENCE_S), clients))
+
+    assert said == [OK] * 8
+    assert len(server.native.open_links()) == 8
+
+
+def test_a_client_that_never_joins_is_dropped_after_the_time_of_the_handshake(
+    node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(handshake, "_HANDSHAKE_S", 0.3)
+    server, client = node(1, listens=True), node(2)
+    monkeypatch.setattr(handshake.Handshake, "on_welcome", lambda *_: None)
+
+    began = time.monotonic()
+    waiting = threading.Thread(target=lambda: link(client, server, 1.0))
+    waiting.start()
+    wait_until(lambda: "the handshake did not end in time" in caplog.text)
+
+    assert time.monotonic() - began >= 0.3
+    waiting.join()
+    assert not server.native.links
 
 
 def test_link_reports_link_failed_when_nobody_listens(

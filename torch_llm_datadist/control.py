@@ -310,6 +310,9 @@ class Control:
     def _dispatch(self, peer: Peer, message: wire.Message) -> None:
         is_client_end, is_open = peer.is_client_end, peer.is_open
         match message, peer.state:
+            case wire.Closed(), _ if peer.is_handshaking and self._handshake.has_run_out(peer):
+                peer.is_drained = True
+                self._handshake.greet_again(peer)
             case wire.Closed(), _:
                 self._farewell.on_closed(peer, message)
             case wire.Welcome(), LinkState.CONNECTING if is_client_end:

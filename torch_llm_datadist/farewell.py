@@ -56,7 +56,7 @@ class Farewell:
     def on_closed(self, peer: Peer, message: wire.Closed) -> None:
         peer.is_drained = True
         if peer.is_handshaking:
-            self._peers.fail(peer, LLMStatusCode.LLM_LINK_FAILED, f"the peer gave up: {message.reason}")
+            self._peers.give_up(peer, message.reason)
         elif peer.state == LinkState.UNLINKING and peer.is_bye_sent:
             self._peers.end(peer, "unlinked by this end")
         elif peer.is_open:

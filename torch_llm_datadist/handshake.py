@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -75,6 +76,7 @@ class Handshake:
         self._keys = keys
         self._begin_again = begin_again
         self.is_refusing = False
+        self._opened_s = 0.0  # that this thread has spent on opening links
         # Whether a member of a two-sided link is expected; set by ``Control``.
         self.why_not_join: Callable[[wire.CommRecord, int], tuple[LLMStatusCode, str] | None] = _nobody_joins
 
@@ -104,8 +106,8 @@ class Handshake:
         token = b""
         if process_token.is_here(target.ip, target.port):
             token = process_token.of_hello(self._own.instance, target.cluster_id)
-        else:
-            peer.tokenless_target = target
+        peer.target, peer.is_tokenless = target, not token
+        peer.greeted_at, peer.opened_before_s = time.monotonic(), self._opened_s
         peer.send(
             wire.Hello(
                 wanted_cluster_id=target.cluster_id,
@@ -170,27 +172,42 @@ class Handshake:
         if refusal is not None:
             self._peers.fail(peer, refusal.code, refusal.reason)
             return
+        if self._opened_s - peer.opened_before_s > _HANDSHAKE_S / 2:
+            # Engines are made one after the other. While others were, this server's time has nearly run out.
+            self.greet_again(peer)
+            return
         self._warn_of_versions(peer, message.identity)
         peer.state = LinkState.JOINING
-        page, proofs = self._open_link(peer)
-        address = self._native.link_address(peer.link)
-        caches = self._announcements.export_to(peer)
+        with self._opening():
+            page, proofs = self._open_link(peer)
+            address = self._native.link_address(peer.link)
+            caches = self._announcements.export_to(peer)
         peer.send(wire.Join(peer.link, page, caches, peer.transport, address, proofs))
 
     def on_refused(self, peer: Peer, message: wire.Refused) -> None:
-        target = peer.tokenless_target
-        if target is not None and peer.attempt and process_token.is_here(target.ip, target.port):
+        target = peer.target
+        if target is not None and peer.is_tokenless and process_token.is_here(target.ip, target.port):
             # This process listens there by now. Whoever refused may be somebody else, who had the address
             # before: the token goes through a connection that is made now.
-            peer.state = LinkState.CLOSED
-            self._peers.forget(peer)
-            self._begin_again(target, peer.deadline, peer.attempt)
+            self.greet_again(peer)
             return
         try:
             code = LLMStatusCode(message.code) or LLMStatusCode.LLM_LINK_FAILED
         except ValueError:
             code = LLMStatusCode.LLM_LINK_FAILED
         self._peers.fail(peer, code, f"it refused: {message.reason}")
+
+    def has_run_out(self, peer: Peer) -> bool:
+        """Of a client's end: what a server gives between HELLO and JOIN is over."""
+        return peer.is_client_end and time.monotonic() - peer.greeted_at >= _HANDSHAKE_S
+
+    def greet_again(self, peer: Peer) -> None:
+        """Through a connection of its own, with what is left of the caller's time."""
+        target, attempt, deadline = peer.target, peer.attempt, peer.deadline
+        assert target is not None
+        assert attempt is not None
+        self._peers.drop(peer)
+        self._begin_again(target, deadline, attempt)
 
     def on_joined(self, peer: Peer, message: wire.Joined) -> None:
         self._connect(peer, message)
@@ -266,10 +283,11 @@ class Handshake:
         self._warn_of_versions(peer, peer.identity)
         peer.state = LinkState.JOINING
         try:
-            page, proofs = self._open_link(peer)
-            address = self._native.link_address(peer.link)
-            self._connect(peer, message)
-            caches = self._announcements.export_to(peer)
+            with self._opening():
+                page, proofs = self._open_link(peer)
+                address = self._native.link_address(peer.link)
+                self._connect(peer, message)
+                caches = self._announcements.export_to(peer)
             joined = wire.Joined(peer.link, page, caches, peer.transport, address, proofs)
         except Exception as error:
             code = error.status_code if isinstance(error, LLMException) else LLMStatusCode.LLM_LINK_FAILED
@@ -293,6 +311,14 @@ class Handshake:
         return None
 
     # Both ends.
+
+    @contextlib.contextmanager
+    def _opening(self) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._opened_s += time.monotonic() - began
 
     def _open_link(self, peer: Peer) -> tuple[wire.SegmentRecord, wire.SegmentRecord | None]:
         identity = peer.identity

@@ -122,8 +122,9 @@ class Peer:
         link: handle of the native link; 0 before there is one.
         announced: caches of this instance that were announced to it.
         remote_caches: caches that it announced, by its cache id.
-        tokenless_target: what was greeted as an instance of another process, since this one did not listen
-            there; None where a token was shown.
+        target: what was greeted, at a client's end; greeted_at: when; opened_before_s: what the control
+            thread had spent on opening links until then.
+        is_tokenless: it was greeted as an instance of another process, since this one did not listen there.
         closings: how often the connection was closed before the keys of both ends were known.
         deadline: by when the current state must have ended; 0 for a state that may last.
         comm: name of the two-sided link that it is a member of, or "".
@@ -158,7 +159,10 @@ class Peer:
     is_drained: bool = False
     departed_at: float = 0.0
     closings: int = 0
-    tokenless_target: Target | None = None
+    target: Target | None = None
+    greeted_at: float = 0.0
+    opened_before_s: float = 0.0
+    is_tokenless: bool = False
 
     def __str__(self) -> str:
         pid = f", pid {self.identity.pid}" if self.identity else ""

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 logger = logging.getLogger("torch_llm_datadist")
 
+_GREETS_ANEW = "it greets anew"
+
 
 def resolve(answer: Future[T] | None, value: T) -> None:
     """Answers a waiter who may have been answered before."""
@@ -63,11 +65,27 @@ class Peers:
             self.by_route.pop(peer.channel.key, None)
         peer.channel.close()
 
-    def fail(self, peer: Peer, code: LLMStatusCode, reason: str) -> None:
+    def give_up(self, peer: Peer, reason: str) -> None:
+        """The peer says that a link that was being made is not to be."""
+        is_greeting_anew = reason == _GREETS_ANEW
+        self.fail(
+            peer,
+            LLMStatusCode.LLM_LINK_FAILED,
+            f"the peer gave up: {reason}",
+            is_greeting_anew=is_greeting_anew,
+        )
+
+    def drop(self, peer: Peer) -> None:
+        """Whoever waits for the link gets no answer yet: the target is greeted through another connection."""
+        self._close(peer, _GREETS_ANEW)
+
+    def fail(self, peer: Peer, code: LLMStatusCode, reason: str, *, is_greeting_anew: bool = False) -> None:
         """A link that was being made is not to be."""
         where = "linking" if peer.is_client_end else "a link asked for by a peer"
         is_late = bool(peer.deadline) and time.monotonic() >= peer.deadline
-        is_to_be_tried_again = bool(peer.comm) and (is_late or code == LLMStatusCode.LLM_PROCESSING_LINK)
+        is_to_be_tried_again = is_greeting_anew or (
+            bool(peer.comm) and (is_late or code == LLMStatusCode.LLM_PROCESSING_LINK)
+        )
         logger.log(
             logging.DEBUG if is_to_be_tried_again else logging.WARNING,
             "%s: %s: %s (%s)",
