@@ -1,7 +1,11 @@
-"""One end of ``bench_wire``: python -m benchmarks.wire_end ROLE FILE FILE ADDRESS TENSORS BLOCKS BYTES"""
+"""One end of ``bench_wire``.
+
+python -m benchmarks.wire_end ROLE FILE FILE ADDRESS TENSORS BLOCKS BYTES SCATTERED
+"""
 
 from __future__ import annotations
 
+import random
 import sys
 import time
 from multiprocessing.connection import Connection
@@ -22,8 +26,12 @@ from .peers.engine import Cache, Nixl
 
 
 class End:
-    def __init__(self, role: str, pipe: Connection, address: str, case: Case) -> None:
+    def __init__(self, role: str, pipe: Connection, address: str, case: Case, is_scattered: bool) -> None:
         self._case, self._pipe = case, pipe
+        ids = list(range(2 * case.blocks))
+        if is_scattered:
+            random.Random(1).shuffle(ids)
+        self._halves = ids[: case.blocks], ids[case.blocks :]
         self._is_sender = role == "sender"
         torch.set_num_threads(1)
         self._bare, self._host = Cache(self._case), Cache(self._case)
@@ -76,7 +84,7 @@ class End:
 
     def run(self, way: str, number: int) -> float:
         """Seconds of one transfer, as this end sees them."""
-        blocks = self._case.halves()[number % 2]
+        blocks = self._halves[number % 2]
         if not self._is_sender:
             self._pipe.recv()  # the sender begins
             if way == "bare":
@@ -106,9 +114,9 @@ class End:
 
 
 def main() -> None:
-    role, parent, peer, address, *sizes = sys.argv[1:]
+    role, parent, peer, address, *sizes, is_scattered = sys.argv[1:]
     pipe = Connection(int(parent))
-    end = End(role, Connection(int(peer)), address, Case(*map(int, sizes)))
+    end = End(role, Connection(int(peer)), address, Case(*map(int, sizes)), is_scattered == "1")
     pipe.send("ready")
     try:
         while True:
