@@ -120,6 +120,29 @@ TEST(pump_lets_no_stream_starve_another_one) {
   }
 }
 
+// An engine knows the two tensors as two pieces of memory, and refuses what begins in one and ends in the
+// other.
+TEST(pump_merges_blocks_of_one_tensor_and_none_over_its_end) {
+  std::vector<engine::Piece> posted;
+  End end(kChunk, 2, true);
+  end.wire->at_post = [&](const std::vector<engine::Piece>& pieces) {
+    posted.insert(posted.end(), pieces.begin(), pieces.end());
+  };
+  const Mapped next = end.transport->map({"", 0, kPeerMemory + kBytes, MemoryKind::kPrivateHost}, kBytes);
+  aclrtStream stream = end.stream();
+  end.push(stream, 62);
+  end.push(stream, 63);
+  CHECK_EQUAL(end.transport->copy(next.address, end.memory.address + 64 * kChunk, kChunk, stream), 0);
+  CHECK_EQUAL(end.transport->flush(stream), 0);
+  CHECK(becomes([&] { return end.transport->has_sent_all(); }));
+
+  std::lock_guard lock(end.wire->mutex);
+  CHECK_EQUAL(posted.size(), size_t{2});
+  CHECK_EQUAL(posted[0].remote, kPeerMemory + 62 * kChunk);
+  CHECK_EQUAL(posted[0].bytes, 2 * kChunk);
+  CHECK_EQUAL(posted[1].remote, kPeerMemory + kBytes);
+}
+
 TEST(pump_refuses_what_a_peer_may_not_say_by_name) {
   const DeviceMemory memory = mapped::allocate(0, 4096);
   const auto said = [](const std::string& text) {

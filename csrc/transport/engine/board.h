@@ -25,6 +25,7 @@ struct Move {
   size_t bytes = 0;
   bool local_is_device = true;
   bool remote_is_device = true;
+  const char* mapped = nullptr;  // what stands for `remote` here: behind it, too, only in the same memory
 };
 
 struct Entry {

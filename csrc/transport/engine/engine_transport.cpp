@@ -254,6 +254,7 @@ class EngineTransport : public Transport {
     move->remote_is_device = (to ? to->kind : from->kind) == MemoryKind::kDevice;
     move->local_is_device = is_on_device(settings_.reach_of_own(move->local, bytes).value_or(Reach::kDevice));
     move->bytes = bytes;
+    move->mapped = static_cast<const char*>(to ? dst : src);
     return true;
   }
 

@@ -187,12 +187,14 @@ size_t Pump::take_moves(Channel& channel, size_t most_bytes, size_t most_pieces,
     if (move.way != way || is_direct(move) != direct) break;
     move.local += channel.moved;
     move.remote += channel.moved;
+    move.mapped += channel.moved;
     const size_t rest = move.bytes - channel.moved;
     move.bytes = std::min(rest, most_bytes - bytes);
     Move* const last = moves->empty() ? nullptr : &moves->back();
+    // Tensors may lie one behind the other, but are registered, and copied, one by one.
     const bool continues = last != nullptr && last->local + last->bytes == move.local &&
-                           last->remote + last->bytes == move.remote &&
-                           last->local_is_device == move.local_is_device;
+                           last->mapped + last->bytes == move.mapped &&
+                           settings_.reach_of_own(last->local, last->bytes + move.bytes).has_value();
     if (!continues && moves->size() == most_pieces) break;
     if (continues) {
       last->bytes += move.bytes;
