@@ -37,6 +37,19 @@ aclError Stream::query() const {
   return symbols().aclrtStreamQuery(handle_, &status);
 }
 
+Event::Event() { DATADIST_ACL(aclrtCreateEventExWithFlag(&handle_, ACL_EVENT_CAPTURE_STREAM_PROGRESS)); }
+
+Event::~Event() { aclrtDestroyEvent(handle_); }
+
+aclError Event::record(const Stream& stream) { return aclrtRecordEvent(handle_, stream.get()); }
+
+aclError Event::query(bool* is_passed) const {
+  aclrtEventRecordedStatus status = ACL_EVENT_RECORDED_STATUS_NOT_READY;
+  const aclError code = symbols().aclrtQueryEventStatus(handle_, &status);
+  *is_passed = status == ACL_EVENT_RECORDED_STATUS_COMPLETE;
+  return code;
+}
+
 ContextScope::ContextScope() { aclrtGetCurrentContext(&previous_); }
 
 ContextScope::~ContextScope() {

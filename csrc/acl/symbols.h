@@ -13,6 +13,7 @@
   X(aclrtSetStreamFailureMode, "8.0")         \
   X(aclrtDestroyStreamForce, "8.0")           \
   X(aclrtStreamQuery, "8.0")                  \
+  X(aclrtQueryEventStatus, "8.0")             \
   X(aclrtSynchronizeStreamWithTimeout, "8.0") \
   X(aclrtLaunchHostFunc, "8.5")               \
   X(aclrtMemcpy2dAsync, "8.0")                \

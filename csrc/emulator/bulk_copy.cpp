@@ -118,4 +118,6 @@ void bulk_copy(void* dst, const void* src, size_t length) {
   std::memmove(dst, src, length);
 }
 
+void bulk_copy_into_caches(void* dst, const void* src, size_t length) { std::memmove(dst, src, length); }
+
 }  // namespace emu

@@ -56,7 +56,8 @@ void move_part(const Copy& copy, std::byte* dst, const std::byte* src, size_t be
     const size_t row = begin / copy.width;
     const size_t column = begin % copy.width;
     const size_t length = std::min(end - begin, copy.width - column);
-    bulk_copy(dst + row * copy.dst_pitch + column, src + row * copy.src_pitch + column, length);
+    const auto move = copy.direction == Direction::D2H ? bulk_copy_into_caches : bulk_copy;
+    move(dst + row * copy.dst_pitch + column, src + row * copy.src_pitch + column, length);
     begin += length;
   }
 }

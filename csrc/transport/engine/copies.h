@@ -1,21 +1,21 @@
-// The two streams between the device and the buffers of a transport, and how far each has come. Host
-// functions on them count; whoever queued something looks whether the count has passed its own.
+// The two streams between the device and the buffers of a transport, and how far each has come. Their thread
+// asks events for that, as it looks at the engine all the time anyway: to be told would take a thread of the
+// runtime and a wake-up for each buffer.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
+#include <deque>
 #include <memory>
+#include <vector>
 
 #include "acl/stream.h"
-#include "transport/engine/board.h"
 
 namespace datadist::engine {
 
 // Of one thread, which makes it and ends it. Calls throw with the runtime's code.
 class Copies {
  public:
-  Copies(int device, std::shared_ptr<Board> board);
-  ~Copies();  // what is queued does not run any more
+  explicit Copies(int device);  // what is queued does not run any more once it is gone
   Copies(const Copies&) = delete;
   Copies& operator=(const Copies&) = delete;
 
@@ -25,28 +25,30 @@ class Copies {
   void write_word(void* word, uint64_t value);
 
   // What was queued in that direction so far is done once the mark is passed.
-  uint64_t mark_out();
-  uint64_t mark_in();
-  bool is_out_past(uint64_t mark) const { return calls_->out >= mark; }
-  bool is_in_past(uint64_t mark) const { return calls_->in >= mark; }
-  bool are_all_past() const { return is_out_past(out_queued_) && is_in_past(in_queued_); }
+  uint64_t mark_out() { return out_.mark(); }
+  uint64_t mark_in() { return in_.mark(); }
+  bool is_out_past(uint64_t mark) const { return out_.passed >= mark; }
+  bool is_in_past(uint64_t mark) const { return in_.passed >= mark; }
+  bool are_all_past() const { return out_.pending.empty() && in_.pending.empty(); }
+  // Asks the device; the marks are as of the latest look.
+  void look();
   void require_well() const;
 
-  // Found by a number, as a host function may come after all else has gone.
-  struct Calls {
-    std::atomic<uint64_t> out{0};
-    std::atomic<uint64_t> in{0};
-    std::shared_ptr<Board> board;
+ private:
+  struct Direction {
+    explicit Direction(const acl::Context& context) : stream(context, acl::OnFailure::kStop) {}
+    uint64_t mark();
+    void look();
+
+    std::deque<std::unique_ptr<acl::Event>> pending;  // the last one is of the latest mark
+    std::vector<std::unique_ptr<acl::Event>> spare;
+    uint64_t passed = 0;
+    const acl::Stream stream;  // ends before its events
   };
 
- private:
-  const std::shared_ptr<Calls> calls_;
   const acl::Context context_;
-  const acl::Stream out_;
-  const acl::Stream in_;
-  const int64_t number_;  // of `calls_`; last, so that what fails before leaves none behind
-  uint64_t out_queued_ = 0;
-  uint64_t in_queued_ = 0;
+  Direction out_;
+  Direction in_;
 };
 
 }  // namespace datadist::engine

@@ -58,7 +58,7 @@ void Pump::run() {
   std::string why;
   try {
     acl::ThreadDevice device(settings_.device);
-    copies_ = std::make_unique<Copies>(settings_.device, board_);
+    copies_ = std::make_unique<Copies>(settings_.device);
     try {
       loop();
     } catch (const std::exception& error) {
@@ -104,12 +104,14 @@ void Pump::loop() {
       }
       continue;
     }
-    const bool is_busy = !parcels_.empty() || !scattered_.empty() || peer_reaches_ || idle < 100;
+    const bool is_busy =
+        !parcels_.empty() || !scattered_.empty() || !copies_->are_all_past() || peer_reaches_ || idle < 100;
     board_->changed.wait_for(lock, is_busy ? kShortPause : kLongPause, [this] { return board_->has_news; });
   }
 }
 
 bool Pump::pass() {
+  copies_->look();
   bool did = take_news();
   did = take_messages() || did;
   did = confirm_scattered() || did;
