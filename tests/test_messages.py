@@ -30,6 +30,9 @@ STATES = {
     "The link is still usable",
     "What it had queued may still write; the link is still usable",
     "What has arrived is of no use; the link is still usable",
+    "Nothing of it is queued any more; the link is still usable",
+    "This link is down, other links are not affected",
+    "The links of this device are down, those of other processes are not affected",
 }
 EXPECTED = (
     r"expected|has|serves|takes|sends|can$|fills|sent once|says|issued|closed|pull is from|desc|there is"
@@ -127,17 +130,24 @@ def calls_in_python() -> Iterator[tuple[str, str, set[str]]]:
                 yield f"{path.name}:{node.lineno}", str(name.value), {k.arg or "**" for k in node.keywords}
 
 
+def values_listed(text: str, begin: int) -> set[str]:
+    """The names of the values in the braces that were opened right before ``begin``."""
+    depth, end = 1, begin
+    while depth:
+        depth += {"{": 1, "}": -1}.get(text[end], 0)
+        end += 1
+    return set(re.findall(r'\{"(\w+)",', text[begin - 1 : end]))
+
+
 def calls_in_the_core() -> Iterator[tuple[str, str, set[str]]]:
     for path in sorted({*(ROOT / "csrc").rglob("*.cpp"), *(ROOT / "csrc").rglob("*.h")}):
         text = path.read_text()
-        for found in re.finditer(r"Message::(\w+),\s*\{", text):
-            depth, end = 1, found.end()
-            while depth:
-                depth += {"{": 1, "}": -1}.get(text[end], 0)
-                end += 1
+        for found in re.finditer(r"Message::(\w+),\s*(\{|\w+\))", text):
             line = text.count("\n", 0, found.start()) + 1
-            values = set(re.findall(r'\{"(\w+)",', text[found.end() - 1 : end]))
-            yield f"{path.name}:{line}", found[1], values
+            listed = found if found[2] == "{" else re.search(rf"\b{found[2][:-1]}(?: = )?\{{", text)
+            if listed is None:
+                continue  # a message of another kind
+            yield f"{path.name}:{line}", found[1], values_listed(text, listed.end())
 
 
 def test_who_raises_gives_a_message_exactly_the_values_that_it_names() -> None:
@@ -180,6 +190,7 @@ IN_PYTHON = {
     "checks.py: _wrong_type(": "a row of the table",
     "cluster_links.py: group_failure(": "a row of the table",
     "peer_caches.py: no_such_cache(": "a row of the table",
+    "memory_pool.py: self._is_full(": "a row of the table",
     # What a peer has sent: the message is dropped or the link ended, which the log says.
     "announcements.py: ValueError(f'{peer} ": "ends the link",
     "wire.py: MalformedMessageError(": "drops the message",
@@ -223,6 +234,60 @@ IN_THE_CORE = {
 }
 
 
+# How a transfer ends, or a link: what is given to these reaches a caller as it is, unless a row takes it in.
+ENDS = re.compile(
+    r"(?<![\w:.>])end\(|(?<![\w:])(?:fail|Trouble|die|cancel|abandon|give_up|retire|peer_process_ended|refused)\("
+    r"|(?:cancelled_|why_|bad_|failure_|given_up_|refused_|outcomes_\[\w+\]) = "
+)
+REASONS = {
+    "link/binding.cpp": "taken in by layer_was_not_pushed, or layers_were_not_awaited",
+    "link/feeder.cpp: its stream was given up": "taken in by transfer_failed, where one is left",
+    "link/feeder.cpp: a task of the link's stream": "taken in by transfer_failed",
+    "link/engine.cpp: its process ended": "taken in by link_was_lost, and link_is_down",
+    "link/engine.cpp: the watchdog of device": "likewise",
+    "link/link.cpp: the link was closed here": "likewise",
+    "link/link.cpp: a task on its stream failed": "likewise",
+    "link/link.cpp: a kernel or a copy that scatters": "likewise",
+    "link/link.cpp: no sign of life": "likewise",
+    "link/link_mail.cpp: the peer closed it": "likewise",
+    "link/link_streams.cpp: what landed in its staging": "likewise",
+    "link/relay.cpp: its stream is gone": "taken in by layers_were_not_released",
+    "link/ticket.cpp: : ": "a row, behind who said so",
+    "link/transfer.cpp: discarded": "the caller's own wish, of which no call is told",
+    "link/round.cpp: another transfer of the same bind was refused": "the bind that raises says why",
+    "ops.cpp: it was refused before it began": "the op that raises says why",
+    "python/tasks.cpp: the task was freed before it was bound": "nobody is left who could ask",
+}
+
+
+def up_to_its_end(source: str, begin: int) -> int:
+    """Behind the parenthesis that closes the one right before ``begin``, or at the end of the statement."""
+    depth, end = 1, begin
+    while depth and source[end] != ";":
+        depth += {"(": 1, ")": -1}.get(source[end], 0)
+        end += 1
+    return end
+
+
+def without_rows(source: str) -> str:
+    """The source of arguments, less what a row of the table takes in."""
+    while found := re.search(r"render\(", source):
+        source = source[: found.start()] + source[up_to_its_end(source + ";", found.end()) :]
+    return source
+
+
+def bare_reasons_in_the_core() -> Iterator[str]:
+    for path in sorted({*(ROOT / "csrc").rglob("*.cpp"), *(ROOT / "csrc").rglob("*.h")}):
+        name = str(path.relative_to(ROOT / "csrc"))
+        if not name.startswith(("link/", "ops", "python/")):
+            continue
+        text = path.read_text()
+        for found in ENDS.finditer(text):
+            given = text[found.end() : up_to_its_end(text, found.end())]
+            for literal in re.findall(r'"([^"]+)"', without_rows(given))[:1]:
+                yield f"{name}: {literal}"
+
+
 def other_raises_in_python() -> Iterator[str]:
     for path in sorted((ROOT / "torch_llm_datadist").rglob("*.py")):
         if TOOLS.intersection(path.parts) or path.name == "__main__.py":
@@ -250,7 +315,12 @@ def other_raises_in_the_core() -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("found", "known"), [(other_raises_in_python, IN_PYTHON), (other_raises_in_the_core, IN_THE_CORE)]
+    ("found", "known"),
+    [
+        (other_raises_in_python, IN_PYTHON),
+        (other_raises_in_the_core, IN_THE_CORE),
+        (bare_reasons_in_the_core, REASONS),
+    ],
 )
 def test_whatever_is_raised_comes_from_the_table_or_is_named_here(
     found: Callable[[], Iterator[str]], known: dict[str, str]

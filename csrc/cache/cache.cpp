@@ -275,16 +275,14 @@ LayerRange resolve_layers(const Geometry& geometry, LayerRange range, const char
   const int64_t layers = geometry.num_tensors() / range.tensors_per_layer;
   const bool begins_inside = range.first_layer >= 0 && range.first_layer < layers;
   if (range.layers < 0 && begins_inside) range.layers = layers - range.first_layer;
-  // For the message, which is made of numbers that may be anything: it wraps around.
-  const auto end =
-      static_cast<int64_t>(static_cast<uint64_t>(range.first_layer) + static_cast<uint64_t>(range.layers));
   if (!begins_inside || range.layers < 1 || range.layers > layers - range.first_layer) {
-    refuse(Message::layers_outside, {{"asked", asked},
-                                     {"side", side},
-                                     {"first", range.first_layer},
-                                     {"last", end},
-                                     {"count", layers},
-                                     {"per_layer", range.tensors_per_layer}});
+    refuse(Message::layers_outside,
+           {{"asked", asked},
+            {"side", side},
+            {"first", range.first_layer},
+            {"value", range.layers < 0 ? "all layers" : join(range.layers, " layers")},
+            {"count", layers},
+            {"per_layer", range.tensors_per_layer}});
   }
   return range;
 }

@@ -109,7 +109,8 @@ void Engine::stop() {
   for (const auto& link : links) link->stop_streams();
   std::lock_guard lock(mutex_);
   take_arriving();
-  for (const auto& transfer : transfers_) transfer->abandon("this process shuts its devices down");
+  for (const auto& transfer : transfers_)
+    transfer->abandon(render(Message::device_shuts_down, {{"value", device_}}));
   for (const auto& binding : bindings_) binding->abandon();
   for (const auto& mark : marks_) mark->abandon();
   transfers_.clear();
@@ -142,7 +143,7 @@ void Engine::watch(const std::shared_ptr<Transfer>& transfer) {
     std::lock_guard lock(mutex_);
     take_arriving();
     std::erase(transfers_, transfer);
-    transfer->abandon("this process shuts its devices down");
+    transfer->abandon(render(Message::device_shuts_down, {{"value", device_}}));
     refuse(Message::device_is_shut_down, {{"value", device_}});
   }
   wake_soon();
@@ -241,7 +242,7 @@ void Engine::run() {
       }
     }
   } catch (const std::exception& error) {
-    abandon(join("the watchdog of device ", device_, " stopped: ", error.what()));
+    abandon(error.what());
   }
   ticked_.notify_all();
 }
@@ -297,20 +298,18 @@ void Engine::extend_deadlines(Clock::duration gap) {
 
 // Without a watchdog nothing here has a deadline: everything ends with the reason, so that no host waits in
 // silence. A stream of the device that waits is beyond reach: whoever reads the reason must know.
-void Engine::abandon(const std::string& stopped) {
-  const std::string why =
-      join(stopped, ". Streams of npu:", device_,
-           " that wait for a transfer or a layer cannot be released any more: they wait until the device is "
-           "reset or this process ends");
+void Engine::abandon(const std::string& error) {
+  const std::string why = render(Message::watchdog_stopped, {{"value", device_}, {"why", error}});
   std::lock_guard lock(mutex_);
   std::fprintf(stderr,
-               "torch_llm_datadist: %s. %zu links are down, %zu transfers and %zu bindings fail with "
+               "torch_llm_datadist: %s %zu links are down, %zu transfers and %zu bindings fail with "
                "LLM_FAILED.\n",
                why.c_str(), links_.size(), transfers_.size(), bindings_.size());
   must_stop_ = true;
   take_arriving();
   is_blind_ = true;
-  for (const auto& link : links_) link->die(kFailed, why);
+  for (const auto& link : links_)
+    link->die(kFailed, join("the watchdog of device ", device_, " stopped: ", error));
   for (const auto& transfer : transfers_) transfer->abandon(why);
   for (const auto& binding : bindings_) binding->abandon();
   for (const auto& mark : marks_) mark->abandon();

@@ -76,7 +76,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void take_arriving();  // with the lock
   bool sleep(bool is_busy);
   void extend_deadlines(Clock::duration gap);
-  void abandon(const std::string& stopped);
+  void abandon(const std::string& error);
   static void watch_processes(const Links& links);
 
   const int device_;

@@ -277,7 +277,9 @@ void Expectation::read_ids() {
                    is_inside ? "" : join(cache_->geometry.num_blocks, " blocks"));
     list_.push_back(kSkipped);
   }
-  if (skipped > 0) bad_ = join("expect: ", skipped, " of ", offer_.blocks, " blocks were skipped: ", first);
+  if (skipped > 0)
+    bad_ =
+        render(Message::blocks_were_skipped, {{"value", skipped}, {"count", offer_.blocks}, {"why", first}});
 }
 
 void Expectation::start_if_ready(bool is_packed) {

@@ -200,7 +200,11 @@ std::pair<int64_t, std::string> Link::end() const {
 
 std::pair<int64_t, std::string> Link::reason() const {
   const auto [code, why] = end();
-  return {code, join("the link to ", peer_.name, " is down: ", why)};
+  return {code, render(Message::link_was_lost, {{"peer", peer_.name}, {"why", why}})};
+}
+
+std::string Link::why_sender_failed(SentWord sent) const {
+  return render(Message::sender_gave_up, {{"peer", peer_.name}, {"value", long_code(sent.code)}});
 }
 
 void Link::require_alive(const char* asked) const {

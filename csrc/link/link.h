@@ -96,7 +96,8 @@ class Link : public std::enable_shared_from_this<Link> {
   // The peer, or a copy that it had queued, may still touch our memory: it neither said that its streams are
   // drained nor is its process known to be gone.
   bool may_be_touched() const;
-  std::pair<int64_t, std::string> reason() const;  // the same for a message: "the link to X is down: …"
+  std::pair<int64_t, std::string> reason() const;  // the same as the message of what it has ended
+  std::string why_sender_failed(SentWord sent) const;
 
   // For transfers.
   SlotUse take_slot(const char* asked) { return slots_.take(asked, peer_.name); }

@@ -51,7 +51,7 @@ void Link::retire_what_failed_unasked() {
       return ticket->use().slot == slot && ticket->use().epoch == sent.epoch;
     });
     if (is_asked_for) continue;
-    outcomes_[slot] = {sent.epoch, long_code(sent.code), join(peer_.name, " gave the transfer up")};
+    outcomes_[slot] = {sent.epoch, long_code(sent.code), why_sender_failed(sent)};
     outbox_.push_back({offsetof(Mail, taken) + slot * sizeof(uint64_t),
                        TakenWord{sent.epoch, sent.code, TakenWord::kRetired}.pack()});
   }

@@ -344,7 +344,7 @@ void Round::retire(const std::string& why, bool also_graphs) {
     if (!is_awaited || pushes_[i].is_queued || may_come(gates_->pushes[i].is_captured)) continue;
     for (const auto& task : tasks_) {
       if (task->carries((*layers_)[i]))
-        task->cancel(join(why, " before layer ", (*layers_)[i], " was pushed"));
+        task->cancel(render(Message::layer_was_not_pushed, {{"why", why}, {"value", (*layers_)[i]}}));
     }
   }
 }
@@ -359,7 +359,7 @@ bool Round::tick(const Tick& tick) {
   look_at_relays(tick);
   if (wait_round_ != nullptr && marks_are_passed()) wait_round_->ops_have_passed(all_layers_are_awaited());
   if (refused_->load() && !std::exchange(told_refusal_, true)) {
-    for (const auto& task : tasks_) task->cancel("the runtime refused a gate on the caller's stream");
+    for (const auto& task : tasks_) task->cancel(render(Message::gate_was_refused, {{"value", "a gate"}}));
   }
   const bool has_suspect = finish_.is_suspect || std::any_of(waits_.begin(), waits_.end(),
                                                              [](const Wait& w) { return w.is_suspect; });
@@ -433,7 +433,7 @@ void Round::look_at_relays(const Tick& tick) {
   if (push_relay_ != nullptr && !saw_push_relay_ && push_relay_->tick()) {
     const auto failure = push_relay_->failure();
     for (const auto& task : tasks_) {
-      if (failure) task->cancel(join("the binding's stream could not release its layers: ", failure->second));
+      if (failure) task->cancel(render(Message::layers_were_not_released, {{"value", failure->second}}));
     }
     for (Push& push : pushes_) {
       if (!push.is_relayed) continue;

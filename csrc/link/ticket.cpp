@@ -166,7 +166,12 @@ void Ticket::look_at_proof(const Tick& tick, SentWord sent, bool link_is_alive) 
                            ? proven_->failure()
                            : (expectation_ != nullptr ? expectation_->failure() : std::nullopt);
   if (failure && code_ == kSuccess && !is_discarded_)
-    fail(tick, failure->first, join(link_->peer().name, ": ", failure->second), TakenWord::kDiffers);
+    fail(tick, failure->first,
+         is_message(failure->second)
+             ? join(link_->peer().name, ": ", failure->second)
+             : render(Message::ticket_was_not_looked_at,
+                      {{"value", number()}, {"peer", link_->peer().name}, {"why", failure->second}}),
+         TakenWord::kDiffers);
   if (proven_ != nullptr && ((has_ended_ && code_ != kSuccess) || is_discarded_ || !link_is_alive ||
                              (is_this && sent.state == SentWord::kFailed)))
     proven_->cut();
@@ -179,6 +184,7 @@ void Ticket::bind(std::shared_ptr<Status> status, std::shared_ptr<WaitRound> wai
   is_bound_ = true;
   status_ = std::move(status);
   waits_ = std::move(waits);
+  timeout_ = timeout;
   deadline_ = Clock::now() + timeout;
 }
 
@@ -187,6 +193,10 @@ void Ticket::unbind() {
   is_bound_ = false;
   status_.reset();
   waits_.reset();
+}
+
+int64_t Ticket::number() const {
+  return TicketNumber{link_->handle(), use_.slot, use_.epoch & TicketNumber::kEpochMask}.pack();
 }
 
 std::string Ticket::name() const {
@@ -314,14 +324,19 @@ bool Ticket::tick(const Tick& tick, SentWord sent, bool link_is_alive) {
     } else if (is_bound_ && pull_ == nullptr && flags_are_set) {
       // All has arrived. Who waits goes on without us.
     } else if (is_bound_ && pull_ == nullptr && waits_->given_up()) {
-      fail(tick, kFailed, *waits_->given_up());
+      fail(tick, kFailed, render(Message::layers_were_not_awaited, {{"value", *waits_->given_up()}}));
     } else if (!link_is_alive) {
       const auto [code, why] = link_->reason();
       fail(tick, code, why);
     } else if (sender_is_done && sent.state == SentWord::kFailed) {
-      fail(tick, long_code(sent.code), join(link_->peer().name, " gave the transfer up"));
+      fail(tick, long_code(sent.code), link_->why_sender_failed(sent));
     } else if (is_bound_ && pull_ == nullptr && !sender_is_done && tick.now >= deadline_) {
-      fail(tick, kTimeout, join("not all layers from ", link_->peer().name, " arrived in time"));
+      fail(tick, kTimeout,
+           render(Message::ticket_is_late, {{"value", number()},
+                                            {"first", first_layer_},
+                                            {"last", last_layer_},
+                                            {"peer", link_->peer().name},
+                                            {"timeout", timeout_.count()}}));
     } else if (cancelled_) {
       fail(tick, kFailed, *cancelled_);
     } else if (is_discarded_) {

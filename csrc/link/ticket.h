@@ -74,6 +74,7 @@ class Ticket {
   int64_t last_layer() const { return last_layer_; }
   void require_push(const char* asked) const;  // it brings layers; a publication brings none
   SlotUse use() const { return use_; }
+  int64_t number() const;
   const Link& link() const { return *link_; }
   // (has ended, code, detail): ended with 0 means that all layers arrived and all waits passed; with another
   // code that nothing of it is written any more.
@@ -142,6 +143,7 @@ class Ticket {
   std::shared_ptr<ProvenPush> proven_;  // of one that goes direct
   std::shared_ptr<Status> status_;
   Clock::time_point deadline_{};
+  std::chrono::milliseconds timeout_{0};
   bool has_ended_ = false;
   int64_t code_ = 0;
   std::string why_;

@@ -161,6 +161,12 @@ std::pair<int64_t, std::string> Transfer::wait() {
   return {code_, why_};
 }
 
+std::tuple<int64_t, std::string, bool> Transfer::wait_for_outcome() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return is_over(); });
+  return {code_, why_, code_ != kSuccess && !is_drained_};
+}
+
 std::tuple<bool, int64_t, std::string> Transfer::wait_until(Clock::time_point deadline) {
   std::unique_lock lock(mutex_);
   ++waiting_;
@@ -298,7 +304,7 @@ void Transfer::look_at_host_copies(const Tick& tick) {
   const size_t passed = host_copies_->passed_marks();
   const bool is_through = host_copies_->has_passed_last_mark();
   if (const auto failure = host_copies_->failure()) {
-    fail(tick, kFailed, join("the transfer with ", link_->peer().name, ": ", *failure));
+    fail(tick, kFailed, why_failed(*failure));
   } else if (is_through) {
     tick.write(done_, 1);
     end(kSuccess, "");
@@ -346,11 +352,13 @@ void Transfer::receiver_said(TakenWord taken) {
   if (taken.state != TakenWord::kRevoked && taken.state != TakenWord::kDiffers) {
     taken_ = taken;
   } else if (!cancelled_) {
-    const char* what = " waits no longer for it";
-    if (taken.state == TakenWord::kDiffers)
-      what = long_code(taken.code) == kFailed ? " found other bytes than were sent"
-                                              : " could not look at what was sent";
-    cancelled_ = join(link_->peer().name, what);
+    const std::initializer_list<Value> who{{"peer", link_->peer().name}, {"value", ticket()}};
+    if (taken.state == TakenWord::kRevoked)
+      cancelled_ = render(Message::receiver_gave_up, who);
+    else if (long_code(taken.code) == kFailed)
+      cancelled_ = render(Message::receiver_found_other_bytes, who);
+    else
+      cancelled_ = render(Message::receiver_could_not_look, who);
   }
 }
 
@@ -362,22 +370,48 @@ void Transfer::abandon(const std::string& why) {
   changed_.notify_all();
 }
 
-std::optional<std::pair<int64_t, std::string>> Transfer::trouble(const Tick& tick) const {
+std::optional<std::pair<int64_t, std::string>> Transfer::trouble(const Tick& tick) {
   using Trouble = std::pair<int64_t, std::string>;
   const std::string& peer = link_->peer().name;
   if (!link_->is_alive()) return link_->reason();
-  if (gate_refused_->load()) return Trouble(kFailed, "the runtime refused a gate on the caller's stream");
-  if (refused_) return Trouble(refused_->first, join("the transfer with ", peer, ": ", refused_->second));
+  if (gate_refused_->load())
+    return Trouble(kFailed, render(Message::gate_was_refused, {{"value", "a gate"}}));
+  if (refused_) return Trouble(refused_->first, why_failed(refused_->second));
   if (deadline_ && tick.now >= *deadline_) {
     const int64_t limit = plan_.timeout.count();
     if (is_publication())
       return Trouble(kTimeout, render(Message::publication_is_late, {{"peer", peer}, {"value", limit}}));
-    const char* why = is_never_expected() ? "; the receiver never called expect for it" : "";
-    return Trouble(kTimeout,
-                   render(Message::transfer_is_late, {{"peer", peer}, {"value", limit}, {"why", why}}));
+    late_values_ = {{"into", into()},
+                    {"peer", peer},
+                    {"value", limit},
+                    {"why", is_never_expected() ? "; the receiver never called expect for it" : ""}};
+    return Trouble(kTimeout, render(Message::transfer_is_late, late_values_));
   }
   if (cancelled_) return Trouble(kFailed, *cancelled_);
   return std::nullopt;
+}
+
+std::string Transfer::why_failed(const std::string& reason) const {
+  const std::string& peer = link_->peer().name;
+  if (is_message(reason)) return join("the transfer with ", peer, ": ", reason);
+  return render(Message::transfer_failed, {{"into", into()}, {"peer", peer}, {"value", reason}});
+}
+
+// Where it writes, for a message.
+std::string Transfer::into() const {
+  constexpr size_t kNamed = 4;
+  if (is_publication()) return "";
+  const bool is_push = plan_.direction == Direction::kPush;
+  std::string name =
+      join(" into cache ", is_push ? plan_.remote->id : plan_.local->id, is_push ? " there (" : " (");
+  if (plan_.shape.layout == Layout::kEntry) return join(name, "batch entry ", plan_.shape.dst_entry, ")");
+  if (plan_.runs.empty()) return join(name, plan_.packed_src.size(), " blocks)");
+  name += "blocks";
+  for (size_t i = 0; i < std::min(kNamed, plan_.runs.size()); ++i) {
+    const auto [_, first, blocks] = plan_.runs[i];
+    name += join(i == 0 ? " " : ", ", first, blocks == 1 ? "" : join(" to ", first + blocks - 1));
+  }
+  return name + (plan_.runs.size() > kNamed ? ", ...)" : ")");
 }
 
 bool Transfer::tick(const Tick& tick) {
@@ -446,10 +480,10 @@ void Transfer::settle() {
     why_.clear();
   } else if (taken_ && taken_->state == TakenWord::kDiscarded) {
     code_ = kFailed;
-    why_ = join(link_->peer().name, " discarded it");
+    why_ = render(Message::receiver_discarded, {{"peer", link_->peer().name}, {"value", ticket()}});
   } else if (taken_ && !has_ended_) {
     code_ = long_code(taken_->code);
-    why_ = join("the pull of ", link_->peer().name, " failed");
+    why_ = render(Message::receiver_could_not_pull, {{"peer", link_->peer().name}, {"value", ticket()}});
   }
   has_ended_ = true;
   is_settled_ = true;
@@ -462,6 +496,8 @@ bool Transfer::has_left_its_stream() const {
 
 void Transfer::drained() {
   is_drained_ = true;
+  if (has_ended_ && code_ == kTimeout && !late_values_.empty())
+    why_ = render(Message::transfer_was_late, late_values_);
   if (std::exchange(is_in_doubt_, false)) link_->engine().doubt_ends();
   writes_.reset();
   changed_.notify_all();

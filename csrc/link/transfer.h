@@ -28,6 +28,7 @@
 #include "link/pull_round.h"
 #include "link/route.h"
 #include "link/status.h"
+#include "messages/messages.h"
 #include "plan/plan.h"
 #include "plan/span.h"
 
@@ -85,6 +86,8 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   void limit(std::chrono::milliseconds timeout);
   // Blocks until it ended; (code, detail).
   std::pair<int64_t, std::string> wait();
+  // The same, and whether what it had queued may still be written.
+  std::tuple<int64_t, std::string, bool> wait_for_outcome();
   // The state at the end or at the deadline.
   std::tuple<bool, int64_t, std::string> wait_until(Clock::time_point deadline);
   // Ended, and with an error: nothing of it is queued any more either.
@@ -146,7 +149,9 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   bool tick_publication(const Tick& tick);
   void settle();
   // Why it cannot go on, whatever it is.
-  std::optional<std::pair<int64_t, std::string>> trouble(const Tick& tick) const;
+  std::optional<std::pair<int64_t, std::string>> trouble(const Tick& tick);
+  std::string why_failed(const std::string& reason) const;
+  std::string into() const;
   bool may_be_a_death();
   void fail(const Tick& tick, int64_t code, const std::string& why);
   void end(int64_t code, const std::string& why);
@@ -211,6 +216,7 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   bool has_ended_ = false;
   int64_t code_ = kSuccess;
   std::string why_;
+  std::vector<Value> late_values_;  // of the message, which changes when nothing of it is queued any more
   bool is_drained_ = false;
   bool is_abandoned_ = false;
   bool is_in_doubt_ = false;

@@ -1,5 +1,7 @@
 #include "link/wait_round.h"
 
+#include "messages/messages.h"
+
 namespace datadist {
 
 void WaitRound::make_relay(Feeder& feeder) {
@@ -75,7 +77,8 @@ bool WaitRound::tick(const Tick& tick) {
   std::lock_guard lock(mutex_);
   if (!has_relay_ || is_done_ || !relay_->tick()) return is_done_;
   if (failure_ = relay_->failure(); failure_) {
-    if (given_up_) failure_->second = *given_up_;
+    failure_->second = given_up_ ? render(Message::layers_were_not_awaited, {{"value", *given_up_}})
+                                 : render(Message::layers_were_not_released, {{"value", failure_->second}});
     status_->set(tick, failure_->first);
     for (const Opening& opening : openings_) {
       if (!relay_->did(opening.step)) tick.write(opening.gate, 1);

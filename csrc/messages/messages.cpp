@@ -54,7 +54,7 @@ std::string fill_in(std::string_view text, const std::vector<Value>& values) {
   }
 }
 
-std::string render(Message row, std::initializer_list<Value> values) {
+std::string render(Message row, const std::vector<Value>& values) {
   return fill_in(message_rows()[static_cast<size_t>(row)].text(), values);
 }
 

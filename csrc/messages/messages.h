@@ -24,9 +24,13 @@ struct Value {
   std::string text;
 };
 
-std::string render(Message row, std::initializer_list<Value> values);
+std::string render(Message row, const std::vector<Value>& values);
 // Throws an Error with the code of the row.
 [[noreturn]] void refuse(Message row, std::initializer_list<Value> values);
+
+// A reason that is a message of the table already, which says what to do next; what a runtime or an engine
+// says is none, and a row is still to say the rest.
+inline bool is_message(std::string_view reason) { return reason.ends_with('.'); }
 
 struct MessageRow {
   const char* name;

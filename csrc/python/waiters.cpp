@@ -38,8 +38,7 @@ std::pair<int64_t, std::string> transfer_wait(int64_t handle) { return take_tran
 // What failed and may still write is kept as a task.
 std::tuple<int64_t, std::string, int64_t> transfer_outcome(int64_t handle) {
   auto transfer = take_transfer(handle);
-  auto [code, why] = transfer->wait();
-  const bool is_in_doubt = code != kSuccess && !transfer->is_drained();
+  auto [code, why, is_in_doubt] = transfer->wait_for_outcome();
   return {code, std::move(why), is_in_doubt ? tasks().add(std::move(transfer)) : 0};
 }
 
