@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from torch_llm_datadist import _native
+from torch_llm_datadist import _native, checks
 from torch_llm_datadist.errors import class_for_code
 from torch_llm_datadist.messages import refusal
 
@@ -122,7 +122,8 @@ class Publication:
             LLMException: ``LLM_TIMEOUT`` when it has not yet, and may still; wait again, or ``discard`` it.
                 Any other code when it never will; the blocks are free then.
         """
-        found = TransferState(*_native.load().task_wait_for(self.number, _milliseconds(timeout_s)))
+        timeout_ms = _milliseconds("wait_taken", timeout_s)
+        found = TransferState(*_native.load().task_wait_for(self.number, timeout_ms))
         if not found.has_ended:
             why = f", and the peer may still read: {found.detail}" if found.code else ""
             raise refusal("ticket_not_pulled", value=self.ticket, timeout=timeout_s, why=why)
@@ -176,10 +177,16 @@ class Binding:
             )
         if isinstance(layers, int):
             raise refusal("layers_is_a_number", value=layers)
-        self.layers = tuple(layers)
+        self.layers = tuple(checks.layers("Binding: layers", layers))
+        timeout_ms = _milliseconds("Binding", timeout_s)
         native = _native.load()
-        importlib.import_module("torch").npu.init()  # a forward may be the first to touch a device
-        self.id: int = native.binding_create(device, self.layers, _milliseconds(timeout_s))
+        native.require_not_forked("Binding")
+        npu = importlib.import_module("torch").npu
+        npu.init()  # a forward may be the first to touch a device
+        if not 0 <= device < npu.device_count():
+            seen = f"the index of one of the {npu.device_count()} devices that this process sees"
+            raise refusal("bad_value", name="Binding: device", value=device, expected=seen)
+        self.id: int = native.binding_create(device, self.layers, timeout_ms)
         self._close = weakref.finalize(self, native.binding_destroy, self.id)
         self._close.atexit = False
 
@@ -209,17 +216,19 @@ class Binding:
                 stream left for a task; LLM_TIMEOUT when a ticket was not confirmed, or when the last replay
                 has not come: ``unbind`` then. Nothing is bound, the tasks stay usable.
         """
-        if isinstance(transfers, (Task, int)):
+        if not isinstance(transfers, Iterable) or isinstance(transfers, (str, bytes)):
             raise refusal(
                 "bad_type",
                 name="bind: transfers",
-                value="a single one",
+                value="a single one" if isinstance(transfers, (Task, int)) else checks.shown(transfers),
                 expected="a list of tasks or tickets",
             )
+        transfers = list(transfers)
         tasks = [t.number for t in transfers if isinstance(t, Task)]
-        tickets = [_ticket_number(t) for t in transfers if not isinstance(t, Task)]
-        timeout_ms = 0 if timeout_s is None else _milliseconds(timeout_s)
-        _native.load().binding_bind(self.id, tasks, tickets, list(open_layers), timeout_ms)
+        tickets = [_ticket_number("bind", t) for t in transfers if not isinstance(t, Task)]
+        open_now = checks.layers("bind: open_layers", open_layers)
+        timeout_ms = 0 if timeout_s is None else _milliseconds("bind", timeout_s)
+        _native.load().binding_bind(self.id, tasks, tickets, open_now, timeout_ms)
 
     def unbind(self) -> None:
         """Undoes the last ``bind``, whose forward does not come: its layers are not sent, its tickets end.
@@ -244,7 +253,7 @@ def ticket_state(ticket: int) -> TransferState:
     >>> llm_datadist.ticket_state(task.ticket).has_ended
     False
     """
-    return TransferState(*_native.load().ticket_state(_ticket_number(ticket)))
+    return TransferState(*_native.load().ticket_state(_ticket_number("ticket_state", ticket)))
 
 
 def discard(transfer: Task | Publication | int) -> None:
@@ -268,16 +277,18 @@ def discard(transfer: Task | Publication | int) -> None:
     if isinstance(transfer, (Task, Publication)):
         _native.load().task_discard(transfer.number)
     else:
-        _native.load().ticket_discard(_ticket_number(transfer))
+        _native.load().ticket_discard(_ticket_number("discard", transfer))
 
 
-def _ticket_number(ticket: object) -> int:
-    if isinstance(ticket, bool) or not isinstance(ticket, int):
-        raise refusal("no_transfer", value=repr(ticket), type=type(ticket).__name__)
-    return ticket
+def _ticket_number(asked: str, ticket: object) -> int:
+    if not checks.is_integer(ticket):
+        raise refusal("no_transfer", value=checks.shown(ticket), type=type(ticket).__name__)
+    return checks.ticket(f"{asked}: ticket", ticket)
 
 
-def _milliseconds(timeout_s: float) -> int:
-    if not timeout_s > 0 or timeout_s > 10**6:
+def _milliseconds(asked: str, timeout_s: object) -> int:
+    if not isinstance(timeout_s, (int, float)) or isinstance(timeout_s, bool):
+        raise refusal("not_a_number_of_seconds", name=f"{asked}: timeout_s", value=checks.shown(timeout_s))
+    if not 0 < timeout_s <= 10**6:
         raise refusal("bad_binding_timeout", value=timeout_s)
     return max(1, round(timeout_s * 1000))

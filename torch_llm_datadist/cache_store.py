@@ -180,6 +180,7 @@ class CacheStore:
 
     def held_caches(self) -> list[HeldCacheInfo]:
         """The unregistered caches whose memory is still held, and for whom. Not in the original."""
+        self._native.require_not_forked("held_caches")
         return [held.info() for held in self._registry.held()]
 
     def remap_registered_memory(self, mem_infos: MemInfo | list[MemInfo]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING
 
-from . import checks
+from . import _native, checks
 from .errors import LLMStatusCode
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ class CacheTask:
 
     def details(self) -> list[str]:
         """For each config what went wrong, in words; "" where nothing did, or not yet."""
+        _native.load().require_not_forked("CacheTask.details")
         return self._details()
 
     def done(self) -> bool:
@@ -109,16 +110,19 @@ class CacheTask:
 
     def __await__(self) -> Generator[object, None, LLMStatusCode]:
         """``await task`` waits without blocking the event loop and gives what ``synchronize`` returns."""
+        self._may_wait("await", None)
         yield from asyncio.wrap_future(self._ended).__await__()
         return self.synchronize(0)
 
     def _wait(self, asked: str, timeout_in_millis: int | None) -> bool:
-        self._check_timeout(asked, timeout_in_millis)
+        self._may_wait(asked, timeout_in_millis)
         wait([self._ended], None if timeout_in_millis is None else timeout_in_millis / 1000)
         return self._ended.done()
 
     @staticmethod
-    def _check_timeout(asked: str, timeout_in_millis: int | None) -> None:
+    def _may_wait(asked: str, timeout_in_millis: int | None) -> None:
+        # What would end it runs in the parent.
+        _native.load().require_not_forked(asked)
         if timeout_in_millis is not None:
             checks.uint32(f"{asked}: timeout_in_millis", timeout_in_millis)
 

@@ -156,13 +156,22 @@ class ClusterLinks(InstanceCalls):
         """Blocks until there is a link to each of the clusters, whoever makes it.
 
         Raises:
+            TypeError, ValueError: wrong types, or no time that can pass.
             TimeoutExceededError: naming the clusters that are missing.
 
         >>> decode.wait_linked([1], timeout_s=5)
         """
         running = self._initialised()
+        if not isinstance(cluster_ids, Iterable) or isinstance(cluster_ids, (str, bytes)):
+            raise refusal(
+                "bad_type",
+                name="wait_linked: cluster_ids",
+                value=checks.shown(cluster_ids),
+                expected="a list of cluster ids",
+            )
         wanted = [checks.uint64(f"wait_linked: cluster_ids[{i}]", c) for i, c in enumerate(cluster_ids)]
-        running.links.table.wait_linked(wanted, timeout_s)
+        timeout_ms = checks.seconds_as_ms("wait_linked: timeout_s", timeout_s)
+        running.links.table.wait_linked(wanted, timeout_ms / 1000)
 
     def links(self) -> list[LinkInfo]:
         """The links there are, and their states; one whose peer has died may be there for 0.1 s as "lost".

@@ -71,7 +71,9 @@ class LLMDataDist(ClusterLinks, TwoSidedLinks):
         Source: manual page init.
         """
         with self._lock:
-            if self._running is None:
+            if self._running is not None:
+                self._running.native.require_not_forked("init")
+            else:
                 self._running = Running(self._cluster_id, options)
                 # After torch_npu was imported, so that this runs before its own shutdown.
                 atexit.register(self._finalize_at_exit)

@@ -41,7 +41,7 @@ class DoubtfulBlocks(CacheStore):
                 a block outside of it.
         """
         asked = "assign_blocks"
-        number = checks.integer(f"{asked}: ticket", ticket, 1, 2**53 - 1)
+        number = checks.ticket(f"{asked}: ticket", ticket)
         found = checks.instance(f"{asked}: cache", cache, Cache)
         local = self._find(asked, "cache", found, is_blocks=found.is_blocks_cache)
         given = checks.integers(f"{asked}: blocks", blocks)
@@ -150,7 +150,7 @@ class DoubtfulBlocks(CacheStore):
             if not self._native.task_wait_drained(transfer.number, timeout_ms):
                 raise _may_be_read(asked, timeout_s, transfer)
         else:
-            ticket = checks.integer(f"{asked}: transfer", transfer, 1, 2**53 - 1)
+            ticket = checks.ticket(f"{asked}: transfer", transfer)
             state = TransferState(*self._native.ticket_cancel(ticket, timeout_ms))
             if not state.has_ended:
                 found = self._doubts.of_ticket(ticket, state.detail)

@@ -210,6 +210,7 @@ class Pushes(DoubtfulBlocks, PeerCaches):
         >>> decode.cache_manager.wait_arrival(1, "request 7", timeout=10_000)  # at the receiver
         """
         asked = "wait_arrival"
+        self._native.require_not_forked(asked)
         cluster = checks.uint64(f"{asked}: cluster_id", cluster_id)
         wanted = read_tag(asked, tag)
         timeout_ms = checks.timeout_ms(f"{asked}: timeout", timeout)

@@ -46,8 +46,8 @@ class StreamLayerSynchronizer(LayerSynchronizer):
     """
 
     def __init__(self, device: int, layers: Iterable[int], timeout_s: float = 60.0) -> None:
+        self.binding = Binding(device, layers, timeout_s)  # which checks them
         self.status = torch.zeros(1, dtype=torch.int32, device=f"npu:{device}")
-        self.binding = Binding(device, layers, timeout_s)
 
     def record_layer(self, layer: int, after: torch.Tensor) -> None:
         """Lets the layer go once the current stream has got here: ``ops.push_layer``.
@@ -107,7 +107,7 @@ class StreamTask(CacheTask):
         return all(self._look(send)[0] is not None for send in self._sends)
 
     def _wait(self, asked: str, timeout_in_millis: int | None) -> bool:
-        self._check_timeout(asked, timeout_in_millis)
+        self._may_wait(asked, timeout_in_millis)
         limit = float("inf") if timeout_in_millis is None else time.monotonic() + timeout_in_millis / 1000
         while not self.done():
             if time.monotonic() >= limit:
@@ -116,6 +116,7 @@ class StreamTask(CacheTask):
         return True
 
     def __await__(self) -> Generator[object, None, LLMStatusCode]:
+        self._may_wait("await", None)
         while not self.done():
             yield from asyncio.sleep(_POLL_S).__await__()
         return self.synchronize(0)

@@ -11,7 +11,7 @@ from . import _native
 from .binding import Publication, Task, TransferState
 from .blocks_in_doubt import DISCARDED
 from .cache_task import CacheTask
-from .checks import integers, is_integer
+from .checks import integers, is_integer, ticket
 from .errors import LLMStatusCode, status_code_of
 from .messages import refusal
 
@@ -81,12 +81,19 @@ class TransferWatch(Generic[Name]):
         Raises:
             TypeError, ValueError: another kind of transfer, a name in use.
         """
-        if not isinstance(transfer, (Task, Publication, CacheTask)) and not is_integer(transfer):
+        if not isinstance(transfer, (Task, Publication, CacheTask)):
+            if not is_integer(transfer):
+                raise refusal(
+                    "bad_type",
+                    name="TransferWatch.add: transfer",
+                    value=repr(transfer),
+                    expected="a Task, a Publication, a CacheTask or a ticket (int)",
+                )
+            # A number that the core cannot take would end each poll, and silence all the others.
+            transfer = ticket("TransferWatch.add: transfer", transfer)
+        if not isinstance(name, Hashable):
             raise refusal(
-                "bad_type",
-                name="TransferWatch.add: transfer",
-                value=repr(transfer),
-                expected="a Task, a Publication, a CacheTask or a ticket (int)",
+                "bad_type", name="TransferWatch.add: name", value=repr(name), expected="something hashable"
             )
         held = tuple(integers("TransferWatch.add: blocks", blocks))
         with self._lock:
@@ -105,6 +112,8 @@ class TransferWatch(Generic[Name]):
 
     def poll(self) -> Finished[Name]:
         """What has ended since the last call; never blocks, and asks the core once for all of them."""
+        # There the core knows none of them, and would say that all have failed.
+        _native.load().require_not_forked("TransferWatch.poll")
         finished: Finished[Name] = Finished()
         with self._lock:
             for name, state in zip(list(self._watched), self._states(), strict=True):
