@@ -219,22 +219,22 @@ def test_each_slab_takes_as_few_copies_as_it_does_alone(layout: str) -> None:
         assert len(together) == sum(alone)
 
 
-def test_a_hundred_thousand_blocks_are_planned_in_milliseconds() -> None:
-    """10 ms on a quiet machine, in processor time; the bound leaves room for a busy one."""
+def test_a_hundred_thousand_scattered_blocks_are_planned_in_milliseconds() -> None:
+    """From the lists to the number of copies, in processor time: 10 ms on a quiet machine; a busy one
+    shares its caches and its cores' halves. `make callgrind` counts instructions."""
     count = 100_000
     chooser = random.Random(7)
     ids = [torch.tensor(chooser.sample(range(count), count), dtype=torch.int64) for _ in range(2)]
-    # The last one fails late, so that only the planning is timed.
-    ids[1][-1] = ids[1][0]
     tensors = tensors_of("apart", 1, count, BLOCK)
 
     def seconds() -> float:
         began = time.thread_time()
-        with pytest.raises(LLMException, match="twice"):
-            _native.load().plan_copies(tensors, *ids, count, count)
-        return time.thread_time() - began
+        _, _, _, copies, _, _ = _native.load().choose_way("Ascend910B3", tensors, *ids, count, 1, 64 << 20)
+        took = time.thread_time() - began
+        assert copies > count // 2  # next to none merge
+        return took
 
-    assert min(seconds() for _ in range(5)) < 0.1
+    assert min(seconds() for _ in range(10)) < 0.03
 
 
 LAYERS, PER_LAYER, LISTED, CACHE_BLOCKS = 61, 2, 32, 64
