@@ -143,6 +143,25 @@ def plan_copies(
     Returns: (src, dst, width, height, src pitch, dst pitch) of each, in bytes.
     """
 
+def choose_way(
+    soc_name: str,
+    layer: Sequence[tuple[int, int, int, int, int]],
+    src_blocks: Tensor,
+    dst_blocks: Tensor,
+    num_blocks: int,
+    layers: int,
+    staging_bytes: int,
+) -> tuple[bool, float, float, int, int, int]:
+    """What the planner makes of a push that could be packed; touches no memory. For tests and benchmarks.
+
+    Args:
+        soc_name: as the runtime names the chip.
+        layer: the tensors of one, as for `plan_copies`.
+
+    Returns: (packs, microseconds direct, microseconds packed, copies direct, copies packed, kernels at
+    either end of a packed one).
+    """
+
 def transfer_create() -> int: ...
 def transfer_free(transfer: int) -> None:
     """For a handle that no op took, since it raised."""
@@ -251,25 +270,6 @@ def learn_staging(link: int, staging: Segment, bytes: int) -> None:
 
 def task_way(task: int) -> tuple[bool, bool]:
     """(the receiver expects it, it goes packed for certain)."""
-
-def choose_way(
-    soc_name: str,
-    strides: Sequence[int],
-    src_blocks: Tensor,
-    dst_blocks: Tensor,
-    num_blocks: int,
-    layers: int,
-    staging_bytes: int,
-) -> tuple[bool, float, float, int, int, int]:
-    """What the planner makes of a push that could be packed; touches no memory. For tests and benchmarks.
-
-    Args:
-        soc_name: as the runtime names the chip.
-        strides: bytes of a block in each tensor of a layer.
-
-    Returns: (packs, microseconds direct, microseconds packed, copies direct, copies packed, kernels at
-    either end of a packed one).
-    """
 
 def product_costs(soc_name: str) -> dict[str, float]:
     """The constants of the cost model, by the names of the emulator's table where it has them."""

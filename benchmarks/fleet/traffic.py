@@ -197,9 +197,9 @@ class Traffic:
         model, policy = self.fleet.model, self.fleet.policy
         request.window = way.windows.take(*request.slot)
         src, dst = torch.tensor(request.src), torch.tensor(request.dst)
-        strides = [model.block_bytes] * 2
+        apart = [(each << 40, each << 40, model.block_bytes, 0, 0) for each in (1, 2)]
         packs, _, _, copies, _, _ = self._core.choose_way(
-            self.costs.soc_name, strides, src, dst, model.num_blocks, model.layers, policy.staging_bytes
+            self.costs.soc_name, apart, src, dst, model.num_blocks, model.layers, policy.staging_bytes
         )
         request.is_packed, request.copies = packs, copies
         request.sent, request.credit = 0, 0

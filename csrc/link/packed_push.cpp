@@ -47,6 +47,23 @@ std::string why_not(Link& link, const TransferRequest& request, const TransferPl
   return "";
 }
 
+// The peer's memory may not be mapped yet. Within a slab its tensors are as far apart at the peer's
+// addresses, and more of where they lie no copy depends on.
+std::vector<TensorPair> first_layer(const TransferPlan& plan) {
+  const int64_t per_layer = plan.local_layers.tensors_per_layer;
+  std::vector<TensorPair> tensors;
+  tensors.reserve(static_cast<size_t>(per_layer));
+  for (int64_t i = 0; i < per_layer; ++i) {
+    const int64_t l = plan.local_layers.first_layer * per_layer + i;
+    const int64_t r = plan.remote_layers.first_layer * per_layer + i;
+    const int64_t stride = plan.local->geometry.strides[l];
+    tensors.push_back({reinterpret_cast<char*>(plan.remote->exports[r].address),
+                       plan.local->tensors[l].address, stride, stride, stride, plan.remote->slabs[r],
+                       plan.local->slabs[l]});
+  }
+  return tensors;
+}
+
 }  // namespace
 
 void plan_packing(Link& link, const TransferRequest& request, std::optional<bool> wanted,
@@ -62,12 +79,9 @@ void plan_packing(Link& link, const TransferRequest& request, std::optional<bool
     refuse(Message::cannot_travel_packed, {{"asked", request.asked}, {"value", why}});
   if (!why.empty()) return;
   if (!wanted) {
-    const auto per_layer = plan->local_layers.tensors_per_layer;
-    const auto first = plan->local->geometry.strides.begin() + plan->local_layers.first_layer * per_layer;
     const size_t known = link.staging().peer_chunk_bytes();
     const size_t chunk = known > 0 ? known : chunk_bytes_of(link.options().packed_staging_bytes);
-    if (!choose(costs(), {first, first + per_layer}, plan->runs, plan->local_layers.layers, chunk).packs())
-      return;
+    if (!choose(costs(), first_layer(*plan), plan->runs, plan->local_layers.layers, chunk).packs()) return;
   }
   plan->way = wanted ? TransferPlan::Way::kPacked : TransferPlan::Way::kOffered;
   if (plan->needs.comparison && !plan->is_proven)

@@ -2,20 +2,12 @@
 
 #include <algorithm>
 
-#include "plan/copies.h"
 #include "plan/packing.h"
 
 namespace datadist {
 namespace {
 
-// The copies of one layer; where its tensors lie nobody knows yet, so none is taken to share any.
-int64_t copies_of_a_layer(const std::vector<int64_t>& strides, const std::vector<Run>& runs) {
-  constexpr int kApartBits = 40;
-  std::vector<TensorPair> tensors;
-  for (size_t i = 0; i < strides.size(); ++i) {
-    auto* const at = reinterpret_cast<char*>((i + 1) << kApartBits);
-    tensors.push_back({at, at, strides[i], strides[i], strides[i]});
-  }
+int64_t copies_of(std::vector<TensorPair> tensors, const std::vector<Run>& runs) {
   Copies copies;
   copies.begin(tensors.data(), tensors.size(), runs.data(), runs.size(), {});
   int64_t count = 0;
@@ -25,18 +17,22 @@ int64_t copies_of_a_layer(const std::vector<int64_t>& strides, const std::vector
 
 }  // namespace
 
-Choice choose(const ProductCosts& costs, const std::vector<int64_t>& strides, const std::vector<Run>& runs,
+Choice choose(const ProductCosts& costs, const std::vector<TensorPair>& layer, const std::vector<Run>& runs,
               int64_t layers, size_t chunk_bytes) {
   int64_t blocks = 0;
   for (const Run& run : runs) blocks += run.blocks;
   int64_t block_bytes = 0;
-  for (const int64_t stride : strides) block_bytes += stride;
+  std::vector<int64_t> strides;
+  for (const TensorPair& tensor : layer) {
+    strides.push_back(tensor.local_stride);
+    block_bytes += tensor.local_stride;
+  }
   Choice choice;
   choice.fits = !strides.empty() &&
                 static_cast<size_t>(*std::max_element(strides.begin(), strides.end())) <= chunk_bytes;
   choice.size.bytes = layers * blocks * block_bytes;
   choice.size.layers = layers;
-  choice.size.copies = layers * copies_of_a_layer(strides, runs);
+  choice.size.copies = layers * copies_of(layer, runs);
   choice.direct_us = direct_us(costs, choice.size);
   if (!choice.fits) return choice;
   const PackedSize packed =

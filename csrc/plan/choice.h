@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "plan/copies.h"
 #include "plan/cost.h"
 #include "plan/plan.h"
 
@@ -18,8 +19,8 @@ struct Choice {
   bool packs() const { return fits && packed_us < direct_us; }
 };
 
-// `strides`: bytes of a block in each tensor of a layer; all layers alike. `runs`: their blocks, merged.
-Choice choose(const ProductCosts& costs, const std::vector<int64_t>& strides, const std::vector<Run>& runs,
+// `layer`: the tensors of one; all layers alike. `runs`: their blocks, merged.
+Choice choose(const ProductCosts& costs, const std::vector<TensorPair>& layer, const std::vector<Run>& runs,
               int64_t layers, size_t chunk_bytes);
 
 }  // namespace datadist

@@ -1,4 +1,4 @@
-// Packed transfers: what the planner makes of them, and what a receiver says of them.
+// Packed transfers: what they cost, and what a receiver says of them.
 #include <torch_npu/csrc/core/npu/NPUGraphsUtils.h>
 #include <torch_npu/csrc/core/npu/NPUStream.h>
 #include <torch_npu/csrc/framework/OpCommand.h>
@@ -9,29 +9,12 @@
 #include "link/instance.h"
 #include "link/ticket.h"
 #include "messages/messages.h"
-#include "plan/choice.h"
+#include "plan/cost.h"
 #include "plan/packing.h"
 #include "python/tensors.h"
 
 namespace datadist {
 namespace {
-
-using Projected = std::tuple<bool, double, double, int64_t, int64_t, int64_t>;
-
-Projected choose_way(const std::string& soc_name, const std::vector<int64_t>& strides,
-                     const at::Tensor& src_blocks, const at::Tensor& dst_blocks, int64_t num_blocks,
-                     int64_t layers, int64_t staging_bytes) {
-  const at::Tensor src = src_blocks.contiguous();
-  const at::Tensor dst = dst_blocks.contiguous();
-  std::vector<Run> runs;
-  plan_runs({src.const_data_ptr<int64_t>(), static_cast<size_t>(src.numel()), dst.const_data_ptr<int64_t>(),
-             static_cast<size_t>(dst.numel()), num_blocks, num_blocks},
-            "choose_way", &runs);
-  const Choice choice = choose(costs_of(soc_name.c_str()), strides, runs, layers,
-                               chunk_bytes_of(static_cast<size_t>(staging_bytes)));
-  return {choice.packs(),     choice.direct_us,   choice.packed_us,
-          choice.size.copies, choice.size.chunks, choice.size.pieces};
-}
 
 std::map<std::string, double> product_costs(const std::string& soc_name) {
   const ProductCosts& costs = costs_of(soc_name.c_str());
@@ -109,8 +92,6 @@ void learn_staging(int64_t handle, const Exported& staging, int64_t bytes) {
 
 void define_packed(py::module_& m) {
   const auto nogil = py::call_guard<py::gil_scoped_release>();
-  m.def("choose_way", &choose_way, py::arg("soc_name"), py::arg("strides"), py::arg("src_blocks"),
-        py::arg("dst_blocks"), py::arg("num_blocks"), py::arg("layers"), py::arg("staging_bytes"), nogil);
   m.def("ticket_expect", &ticket_expect, py::arg("ticket"), py::arg("dst_blocks"), py::arg("timeout_ms"),
         nogil);
   m.def("learn_staging", &learn_staging, py::arg("link"), py::arg("staging"), py::arg("bytes"), nogil);
