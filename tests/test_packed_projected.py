@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from benchmarks import projected
+from tests.test_packed_choice import A3, as_planned
+from torch_llm_datadist import _native
 
 HOST_SUBMITTED_GB_S = projected.PUBLISHED["A3"]["FabricMem, host"][16]
 BEST_PUBLISHED_GB_S = max(table[16] for table in projected.PUBLISHED["A3"].values() if 16 in table)
 
 
 @pytest.fixture(scope="module")
-def rates() -> dict[int, dict[str, dict[str, float]]]:
-    return projected.by_size(projected.project("A3", 32 << 20))
+def projection() -> dict[str, Any]:
+    return projected.project("A3", 32 << 20)
+
+
+@pytest.fixture(scope="module")
+def rates(projection: dict[str, Any]) -> dict[int, dict[str, dict[str, float]]]:
+    return projected.by_size(projection)
+
+
+def test_the_emulated_a3_costs_what_the_planner_thinks(projection: dict[str, Any]) -> None:
+    emulated = {name: value for name, (value, _) in projection["costs"].items()}
+
+    assert as_planned(emulated) == _native.load().product_costs(A3)
 
 
 def test_automatic_takes_the_better_way_at_every_size(rates: dict[int, dict[str, dict[str, float]]]) -> None:
