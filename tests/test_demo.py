@@ -155,14 +155,22 @@ def test_demo_is_identical_compiled_and_captured(start, tmp_path, mode):
 
 
 @pytest.mark.skipif(bool(nixl_library()[1]), reason=nixl_library()[1])
-def test_demo_is_identical_across_two_hosts_with_a_slow_and_lossy_network(start):
-    demo = start(*SMALL, "--hosts", "2", "--latency", "20", "--loss", "0.001")
+def test_demo_is_identical_across_two_hosts_with_a_slow_and_lossy_network(start, tmp_path):
+    network = ("--hosts", "2", "--latency", "20", "--loss", "0.001")
+    demo = start(*SMALL, *network, "--json", str(tmp_path / "result.json"))
 
-    if demo.wait_for_end(START_TIMEOUT_S) != 0 and "could not be made" in demo.output:
+    status = demo.wait_for_end(START_TIMEOUT_S)
+    if status != 0 and "could not be made" in demo.output:
         pytest.skip(demo.output)
 
+    assert status == 0, demo.output
     assert "linked over nixl" in demo.output
     assert "identical: yes" in demo.output
+    carried = re.search(r"([\d,]+) packets, of which ([\d,]+) were lost", demo.output)
+    packets, lost = (int(number.replace(",", "")) for number in carried.groups())
+    sent_bytes = json.loads((tmp_path / "result.json").read_text())["bytes"]
+    assert packets * 1500 > sent_bytes
+    assert lost > 0
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -151,7 +151,16 @@ def test_loss_drops_its_share_of_the_datagrams(lab: Lab, ask):
     tell(client)
     assert client.stdout.readline() == "sent\n"
     lab.network.shape()
-    assert 720 <= int(answer(client, "\n")) <= 880
+    arrived = int(answer(client, "\n"))
+    assert 720 <= arrived <= 880
+    counts = lab.network.counts()
+    assert counts.lost >= 1000 - arrived
+    assert counts.packets > 1000
+
+
+def test_ucx_is_given_wires_only_unless_it_is_told_otherwise(lab: Lab):
+    assert lab["near"].environment({})["UCX_TLS"] == "tcp,self"
+    assert lab["near"].environment({"UCX_TLS": "tcp"})["UCX_TLS"] == "tcp"
 
 
 def test_rate_limits_what_a_host_sends(lab: Lab, ask):

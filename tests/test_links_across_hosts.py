@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -119,6 +120,34 @@ def test_instances_on_different_hosts_link_over_nixl_and_say_so(pair: Any) -> No
     expected = pattern(2)
     expected[:, DST] = pattern(1)[:, SRC]
     assert torch.equal(content(b), expected)
+
+
+def interface_bytes_sent(state: SimpleNamespace) -> int:
+    """Of everything but loopback."""
+    lines = Path("/proc/self/net/dev").read_text().splitlines()[2:]
+    fields = {name.strip(): values.split() for name, _, values in (line.partition(":") for line in lines)}
+    return sum(int(values[8]) for name, values in fields.items() if name != "lo")
+
+
+def push_everything(state: SimpleNamespace) -> float:
+    began = time.monotonic()
+    instances.push_blocks(state, 2, [*range(24)], [*range(24)])
+    return time.monotonic() - began
+
+
+def test_the_bytes_of_a_push_cross_the_network_and_take_the_time_that_it_needs(lab: Lab) -> None:
+    """The hosts share a kernel and /dev/shm, through which UCX would find another way."""
+    with linked(lab, LARGE_BLOCK, engine_chunk_bytes=CHUNK, keep_alive_ms=20_000) as (a, b):
+        payload = pattern(1, LARGE_BLOCK).numel()
+        before = a.call(interface_bytes_sent), b.call(interface_bytes_sent)
+
+        a.call(push_everything)
+
+        assert a.call(interface_bytes_sent) - before[0] >= payload
+        assert b.call(interface_bytes_sent) - before[1] < payload / 4
+        assert torch.equal(content(b), pattern(1, LARGE_BLOCK))
+        lab.network.shape(bytes_per_s=SLOW)
+        assert a.call(push_everything) >= 0.8 * payload / SLOW
 
 
 def test_layers_arrive_whole_over_a_network_that_is_slow_and_loses_packets(lab: Lab, pair: Any) -> None:

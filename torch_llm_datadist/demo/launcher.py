@@ -15,7 +15,7 @@ from torch_llm_datadist.demo.child import Child
 from torch_llm_datadist.demo.compare import Generated, compare
 from torch_llm_datadist.demo.options import CommandLine, Options
 from torch_llm_datadist.demo.report import Report
-from torch_llm_datadist.emulator.hosts import Host, HostsUnavailableError, Lab
+from torch_llm_datadist.emulator.hosts import Host, HostsUnavailableError, Lab, Network
 from torch_llm_datadist.transports import nixl_library
 
 ROLES = ("prefill", "decode")
@@ -25,6 +25,7 @@ FROZEN_BEFORE_LINK_S = 3.0
 # Afterwards the library does, and the other worker ends with the reason; this is for when it does not.
 OTHER_WORKER_ENDS_WITHIN_S = 4.5
 FINISH_TIMEOUT_S = 20.0
+_MTU = 1500  # Ethernet's: of packets as large as a Lab's, --loss would hit none
 EMULATE = "TORCH_LLM_DATADIST_EMULATE"
 
 
@@ -56,7 +57,7 @@ def run(command_line: CommandLine) -> int:
         Report(command_line.options, command_line.json_file, is_emulated) as report,
     ):
         try:
-            hosts = clean_up.enter_context(_hosts(command_line, report))
+            hosts, network = clean_up.enter_context(_hosts(command_line, report))
             environment = _environment(is_emulated)
             children += [Child(role, environment, hosts.get(role)) for role in ROLES]
             report.started({child.role: child.pid for child in children})
@@ -65,6 +66,8 @@ def run(command_line: CommandLine) -> int:
                 # The one that goes through the emulated network.
                 options = dataclasses.replace(options, decode_ip=hosts["decode"].address, transport="nixl")
             results = Conversation(children, options, report).hold()
+            if network:
+                report.carried(network.counts())
             return _judge(results, report, is_emulated)
         except DemoError as error:
             report.failed(str(error), error.output)
@@ -82,20 +85,20 @@ def run(command_line: CommandLine) -> int:
 
 
 @contextlib.contextmanager
-def _hosts(command_line: CommandLine, report: Report) -> Iterator[dict[str, Host]]:
-    """The host of each worker; none where both run here."""
+def _hosts(command_line: CommandLine, report: Report) -> Iterator[tuple[dict[str, Host], Network | None]]:
+    """The host of each worker, and the network between them; none where both run here."""
     if command_line.hosts == 1:
-        yield {}
+        yield {}, None
         return
     if why_not := nixl_library()[1]:
         raise DemoError(f"--hosts 2: between hosts the link goes over NIXL, and {why_not}")
     try:
-        with Lab(*ROLES) as lab:
+        with Lab(*ROLES, mtu=_MTU) as lab:
             lab.network.shape(delay_s=command_line.latency_ms / 1000, loss=command_line.loss)
             report.hosts(
                 {role: lab[role].address for role in ROLES}, command_line.latency_ms, command_line.loss
             )
-            yield {role: lab[role] for role in ROLES}
+            yield {role: lab[role] for role in ROLES}, lab.network
     except HostsUnavailableError as error:
         raise DemoError(f"--hosts 2: {error}") from error
 

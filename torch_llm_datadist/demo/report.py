@@ -11,6 +11,7 @@ from rich.table import Table
 
 from torch_llm_datadist.demo.compare import Comparison
 from torch_llm_datadist.demo.options import MODES, SABOTAGES, Options
+from torch_llm_datadist.emulator.hosts import Counts
 
 STAGES = {"decode": "two processes", "prefill": "one process"}
 
@@ -67,6 +68,9 @@ class Report:
     def hosts(self, addresses: dict[str, str], latency_ms: float, loss: float) -> None:
         where = ", ".join(f"{role} at {address}" for role, address in addresses.items())
         self._say(f"two emulated hosts: {where}; {latency_ms:g} ms each way, {loss:.3%} of packets are lost")
+
+    def carried(self, counts: Counts) -> None:
+        self._say(f"between the hosts: {counts.packets:,} packets, of which {counts.lost:,} were lost")
 
     def linked(self, transport: str) -> None:
         self._say(

@@ -6,10 +6,11 @@
 ...     lab.network.cut("prefill", "decode")
 
 Each host is a network namespace with one interface and an address of its own. Processes of different hosts
-have different host identities, so they share no memory. Packets between hosts pass through one process, which
-delays, drops or holds them. Needs user namespaces and TUN devices; no privilege, and no Debian package.
+have different host identities, so they share no memory, and UCX is given TCP only. Packets between hosts pass
+through one process, which delays, drops or holds them. Needs user namespaces and TUN devices; no privilege,
+and no Debian package.
 """
 
-from torch_llm_datadist.emulator.hosts.lab import Host, HostsUnavailableError, Lab, Network
+from torch_llm_datadist.emulator.hosts.lab import Counts, Host, HostsUnavailableError, Lab, Network
 
-__all__ = ["Host", "HostsUnavailableError", "Lab", "Network"]
+__all__ = ["Counts", "Host", "HostsUnavailableError", "Lab", "Network"]

@@ -7,14 +7,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from torch_llm_datadist.emulator.hosts.namespaces import LARGE_PACKETS
 from torch_llm_datadist.identity import HOST_ID_VARIABLE
 
 _NETWORK = "10.77.0.0/24"
 _MOST_HOSTS = 254
 _EMULATED_HOST_VARIABLE = "TORCH_LLM_DATADIST_EMULATE_HOST"
+# The hosts share a kernel, its pids and /dev/shm: left to itself UCX would find shared memory between them,
+# and the bytes of transfers would never see the network.
+_WIRES = {"UCX_TLS": "tcp,self"}
 
 
 class HostsUnavailableError(OSError):
@@ -41,14 +46,28 @@ class Host:
         return [*self._enter, "--", *argv]
 
     def environment(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
-        """`base`, or this process's environment, with the identity of this host."""
+        """`base`, or this process's environment, with the identity of this host, and only TCP for UCX unless
+        it says otherwise.
+        """
         given = os.environ if base is None else base
-        return {**given, HOST_ID_VARIABLE: self.name, _EMULATED_HOST_VARIABLE: self.name}
+        return {**_WIRES, **given, HOST_ID_VARIABLE: self.name, _EMULATED_HOST_VARIABLE: self.name}
 
     def popen(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
         """``subprocess.Popen`` on this host."""
         options["env"] = self.environment(options.get("env"))
         return subprocess.Popen(self.command(argv), **options)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """
+    Attributes:
+        packets: that hosts have sent to each other.
+        lost: those of them that fell to `loss`.
+    """
+
+    packets: int
+    lost: int
 
 
 class Network:
@@ -88,7 +107,11 @@ class Network:
                 raise ValueError(f"there is no host {name!r}; the hosts are {', '.join(self._names)}")
         return [one, other]
 
-    def _tell(self, **command: object) -> None:
+    def counts(self) -> Counts:
+        """Since the hosts were made."""
+        return self._tell()
+
+    def _tell(self, **command: object) -> Counts:
         assert self._wire.stdin is not None
         assert self._wire.stdout is not None
         try:
@@ -97,8 +120,9 @@ class Network:
             answer = self._wire.stdout.readline()
         except OSError:
             answer = ""
-        if answer != "done\n":
+        if not answer:
             raise RuntimeError(f"the process that carries the packets has ended, status {self._wire.wait()}")
+        return Counts(**json.loads(answer))
 
 
 class Lab:
@@ -108,20 +132,25 @@ class Lab:
     Args:
         names: of the hosts, all different.
         seed: decides which packets are lost.
+        mtu: the largest packet. Of large ones there are few, so a small share of them may be none.
 
     Raises:
         HostsUnavailableError: on entering, with the kernel's reason.
     """
 
-    def __init__(self, *names: str, seed: int = 0) -> None:
+    def __init__(self, *names: str, seed: int = 0, mtu: int = LARGE_PACKETS) -> None:
         if not 0 < len(names) <= _MOST_HOSTS or len(set(names)) != len(names):
             raise ValueError(f"hosts {names}: expected 1 to {_MOST_HOSTS} different names")
         self._names = names
         self._seed = seed
+        self._mtu = mtu
 
     def __enter__(self) -> Lab:
         self._wire = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.wire", _NETWORK, str(self._seed), *self._names],
+            [
+                *(sys.executable, "-m", f"{__package__}.wire"),
+                *(_NETWORK, str(self._seed), str(self._mtu), *self._names),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

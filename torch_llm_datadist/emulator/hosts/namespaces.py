@@ -21,7 +21,7 @@ _SIOCSIFADDR, _SIOCSIFNETMASK, _SIOCSIFMTU = 0x8916, 0x891C, 0x8922
 _IFF_UP = 1
 _NAME_BYTES = 16
 
-MTU = 65000  # few and large packets, as offloads make them on a real interface
+LARGE_PACKETS = 65000  # an MTU: few and large packets, as offloads make them on a real interface
 _INTERFACE = "lan0"
 
 
@@ -45,7 +45,7 @@ def enter_user_namespace() -> None:
     _write("/proc/self/gid_map", f"{group} {group} 1")
 
 
-def make(network: ipaddress.IPv4Network, address: ipaddress.IPv4Address) -> Namespace:
+def make(network: ipaddress.IPv4Network, address: ipaddress.IPv4Address, mtu: int) -> Namespace:
     """Moves this process into a new network namespace with one interface of that address."""
     _unshare(_CLONE_NEWNET)
     # Some machines pace loopback by default; all hosts behave alike.
@@ -55,7 +55,7 @@ def make(network: ipaddress.IPv4Network, address: ipaddress.IPv4Address) -> Name
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
         _set_address(asker, _SIOCSIFADDR, address)
         _set_address(asker, _SIOCSIFNETMASK, network.netmask)
-        fcntl.ioctl(asker, _SIOCSIFMTU, struct.pack("16si20x", _INTERFACE.encode(), MTU))
+        fcntl.ioctl(asker, _SIOCSIFMTU, struct.pack("16si20x", _INTERFACE.encode(), mtu))
         for interface in ("lo", _INTERFACE):
             _bring_up(asker, interface)
     _show_own_interfaces()

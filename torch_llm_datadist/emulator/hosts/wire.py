@@ -1,7 +1,8 @@
 """The process that is the network: it makes the hosts' namespaces, and carries each packet between them.
 
-``python -m torch_llm_datadist.emulator.hosts.wire NETWORK SEED NAME…`` prints where the namespaces are, then
-obeys one JSON object per line of its input, answering each with a line, and ends with its input.
+``python -m torch_llm_datadist.emulator.hosts.wire NETWORK SEED MTU NAME…`` prints where the namespaces are,
+then obeys one JSON object per line of its input, answering each with how many packets came and how many of
+them were lost, and ends with its input.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Wire:
         self._names = {packets: name for name, (_, packets) in hosts.items()}
         self._by_address = {address.packed: packets for address, packets in hosts.values()}
         self._random = random.Random(seed)
+        self.counts = {"packets": 0, "lost": 0}
         self._idle_at = dict.fromkeys(self._names, 0.0)
         self._under_way: list[tuple[float, int, int, bytes]] = []  # due, number, to, packet
         self._numbers = itertools.count()
@@ -58,10 +60,12 @@ class Wire:
         target = self._by_address.get(packet[_DESTINATION]) if packet[0] >> 4 == _VERSION_4 else None
         if target is None:
             return
+        self.counts["packets"] += 1
         now, conditions = time.monotonic(), self.conditions
         if frozenset((self._names[source], self._names[target])) in conditions.cut:
             return
         if conditions.loss and self._random.random() < conditions.loss:
+            self.counts["lost"] += 1
             return
         leaves = now
         if conditions.bytes_per_s is not None:
@@ -102,11 +106,11 @@ class Wire:
 
 def main(argv: list[str]) -> int:
     network = ipaddress.IPv4Network(argv[0])
-    names = argv[2:]
+    seed, mtu, names = int(argv[1]), int(argv[2]), argv[3:]
     addresses = dict(zip(names, network.hosts(), strict=False))
     try:
         namespaces.enter_user_namespace()
-        made = {name: namespaces.make(network, addresses[name]) for name in names}
+        made = {name: namespaces.make(network, addresses[name], mtu) for name in names}
     except OSError as error:
         print(json.dumps({"error": str(error)}), flush=True)
         return 1
@@ -114,7 +118,7 @@ def main(argv: list[str]) -> int:
     print(
         json.dumps({"namespaces": files, "addresses": {n: str(a) for n, a in addresses.items()}}), flush=True
     )
-    wire = Wire({name: (addresses[name], made[name].packets) for name in names}, int(argv[1]))
+    wire = Wire({name: (addresses[name], made[name].packets) for name in names}, seed)
     with selectors.DefaultSelector() as selector:
         selector.register(sys.stdin, selectors.EVENT_READ)
         for namespace in made.values():
@@ -125,7 +129,7 @@ def main(argv: list[str]) -> int:
                     wire.take(key.fd)
                 elif line := sys.stdin.readline():
                     wire.obey(json.loads(line))
-                    print("done", flush=True)
+                    print(json.dumps(wire.counts), flush=True)
                 else:
                     return 0
 
