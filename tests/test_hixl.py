@@ -366,6 +366,49 @@ def test_without_a_port_of_its_own_the_link_is_refused_with_hixls_code(peers):
     assert a.call(instances.link, 2, port) == ["LLM_SUCCESS"]
 
 
+def test_it_listens_and_connects_by_ipv6(peers):
+    a, b = peers(2)
+    given = {**HIXL, "listen_ip_info": "[::1]:0"}
+    a.call(instances.start, 1, 0, given)
+    port = b.call(instances.start, 2, 1, given)
+    a.call(instances.register, 10, TENSORS, BLOCKS, BLOCK_BYTES)
+    b.call(instances.register, 20, TENSORS, BLOCKS, BLOCK_BYTES)
+
+    assert a.call(instances.link, 2, port, 10_000, "::1") == ["LLM_SUCCESS"]
+
+    b.call(instances.wait_linked, 1)
+    assert a.call(transport) == ["hixl"]
+    a.call(instances.push_blocks, 2, [3], [4])
+    b.call(instances.push_blocks, 1, [5], [6])
+    assert torch.equal(b.call(instances.content)[:, 4], pattern(10)[:, 3])
+    assert torch.equal(a.call(instances.content)[:, 6], pattern(20)[:, 5])
+
+
+def test_each_code_of_hixl_is_a_status(peers):
+    a, b = peers(2)
+    a.call(instances.start, 1, 0, HIXL)
+    port = b.call(instances.start, 2, 1, HIXL)
+    a.call(instances.register, 10, TENSORS, BLOCKS, BLOCK_BYTES)
+    statuses = {
+        103900: "LLM_PARAM_INVALID",
+        103901: "LLM_TIMEOUT",
+        103902: "LLM_NOT_YET_LINK",
+        103903: "LLM_LINK_FAILED",
+        103904: "LLM_FAILED",
+        103905: "LLM_FEATURE_NOT_ENABLED",
+        203900: "LLM_OUT_OF_MEMORY",
+        503900: "LLM_FAILED",
+    }
+
+    said = {}
+    for code in statuses:
+        a.call(fail_next, "RegisterMem", 1, code)
+        (said[code],) = a.call(instances.link, 2, port)
+
+    assert said == statuses
+    assert a.call(instances.link, 2, port) == ["LLM_SUCCESS"]
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [

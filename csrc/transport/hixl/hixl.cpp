@@ -1,8 +1,8 @@
 #include "transport/hixl/hixl.h"
 
-#include <arpa/inet.h>
 #include <ifaddrs.h>
 #include <net/if.h>
+#include <netdb.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -35,38 +35,53 @@ constexpr int kAttempts = 15;
 constexpr uint32_t kTimedOut = 103901;
 constexpr uint32_t kFailedCode = 503900;
 
+using Address = std::unique_ptr<addrinfo, decltype(&freeaddrinfo)>;
+
+Address parse(const std::string& ip) {
+  addrinfo wanted{};
+  wanted.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV;
+  wanted.ai_socktype = SOCK_STREAM;
+  addrinfo* found = nullptr;
+  require(getaddrinfo(ip.c_str(), "0", &wanted, &found) == 0, kParamInvalid, "hixl: '", ip,
+          "' is no IP address");
+  return {found, freeaddrinfo};
+}
+
 // An address of this host that is not the loopback's, if it has one.
-std::string own_ip() {
+std::string own_ip(int family) {
+  const std::string loopback = family == AF_INET6 ? "::1" : "127.0.0.1";
   ifaddrs* all = nullptr;
-  if (getifaddrs(&all) != 0) return "127.0.0.1";
-  std::string found = "127.0.0.1";
+  if (getifaddrs(&all) != 0) return loopback;
+  const std::unique_ptr<ifaddrs, decltype(&freeifaddrs)> owned(all, freeifaddrs);
   for (const ifaddrs* one = all; one != nullptr; one = one->ifa_next) {
-    if (one->ifa_addr == nullptr || one->ifa_addr->sa_family != AF_INET) continue;
+    if (one->ifa_addr == nullptr || one->ifa_addr->sa_family != family) continue;
     if ((one->ifa_flags & IFF_LOOPBACK) != 0 || (one->ifa_flags & IFF_UP) == 0) continue;
-    char text[INET_ADDRSTRLEN];
-    const auto* const address = reinterpret_cast<const sockaddr_in*>(one->ifa_addr);
-    if (inet_ntop(AF_INET, &address->sin_addr, text, sizeof text) == nullptr) continue;
-    found = text;
-    break;
+    const socklen_t length = family == AF_INET6 ? sizeof(sockaddr_in6) : sizeof(sockaddr_in);
+    char text[NI_MAXHOST];
+    if (getnameinfo(one->ifa_addr, length, text, sizeof text, nullptr, 0, NI_NUMERICHOST) != 0) continue;
+    if (std::strchr(text, '%') == nullptr) return text;  // else it means something on its own link only
   }
-  freeifaddrs(all);
-  return found;
+  return loopback;
 }
 
 // HIXL wants to be told a port; this one is free at the moment.
 int free_port(const std::string& ip) {
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  require(inet_pton(AF_INET, ip.c_str(), &address.sin_addr) == 1, kParamInvalid, "hixl: '", ip,
-          "' is no IPv4 address");
-  const int file = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  socklen_t length = sizeof address;
-  const bool is_found = file >= 0 && bind(file, reinterpret_cast<sockaddr*>(&address), length) == 0 &&
-                        getsockname(file, reinterpret_cast<sockaddr*>(&address), &length) == 0;
+  const Address address = parse(ip);
+  sockaddr_storage bound{};
+  socklen_t length = sizeof bound;
+  const int file = socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const bool is_found = file >= 0 && bind(file, address->ai_addr, address->ai_addrlen) == 0 &&
+                        getsockname(file, reinterpret_cast<sockaddr*>(&bound), &length) == 0;
   const int why = errno;
   if (file >= 0) close(file);
   require(is_found, kFailed, "hixl: no port is free at ", ip, ": ", std::strerror(why));
-  return ntohs(address.sin_port);
+  return ntohs(bound.ss_family == AF_INET6 ? reinterpret_cast<const sockaddr_in6*>(&bound)->sin6_port
+                                           : reinterpret_cast<const sockaddr_in*>(&bound)->sin_port);
+}
+
+// "ip:port" or "[v6]:port", as HIXL has it.
+std::string endpoint(const std::string& ip, int port) {
+  return ip.find(':') == std::string::npos ? join(ip, ":", port) : join("[", ip, "]:", port);
 }
 
 void check(const char* call, uint32_t code) {
@@ -78,15 +93,16 @@ class HixlEngine : public engine::Engine {
   explicit HixlEngine(const engine::Make& about) {
     acl::ContextScope restore;
     context_ = std::make_unique<acl::Context>(about.device);
-    const bool is_any = about.listen_ip.empty() || about.listen_ip == "0.0.0.0";
-    const std::string ip = is_any ? own_ip() : about.listen_ip;
+    std::string ip = about.listen_ip;
+    if (ip.empty() || ip == "0.0.0.0") ip = own_ip(AF_INET);
+    if (ip == "::") ip = own_ip(AF_INET6);
     // Its buffers are for memory that is not registered, and ours all is.
     std::vector<const char*> options{"BufferPool", "0:0"};
     for (const auto& [key, value] : about.options)
       options.insert(options.end(), {key.c_str(), value.c_str()});
     uint32_t code = 0;
     for (int tried = 0; tried < kPortsTried; ++tried) {
-      name_ = join(ip, ":", free_port(ip));
+      name_ = endpoint(ip, free_port(ip));
       engine_ = library().create();
       require(engine_ != nullptr, kOutOfMemory, "hixl: no memory for an engine");
       code = library().initialize(engine_, name_.c_str(), options.data(), options.size() / 2);
