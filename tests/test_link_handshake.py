@@ -4,6 +4,7 @@ devices are tested in ``test_api_links.py``.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -39,6 +40,24 @@ def test_link_joins_both_ends(node: Callable[..., Node]) -> None:
     assert (near.peer_cluster_id, far.peer_cluster_id) == (1, 2)
     assert client.native.links[far.peer_link] is near
     assert server.native.links[near.peer_link] is far
+
+
+def test_each_end_says_once_what_a_link_goes_over(
+    node: Callable[..., Node], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "torch_llm_datadist")
+    server, client = node(1, listens=True), node(2)
+
+    assert link(client, server) == OK
+    assert client.links.unlink([1], DEADLINE_S, force=False) == [OK]  # the server has said it by now
+
+    said = [record for record in caplog.records if "linked to" in record.getMessage()]
+    assert sorted(record.getMessage().partition(" (")[0] for record in said) == [
+        "linked to cluster 1",
+        "linked to cluster 2",
+    ]
+    assert all(record.getMessage().endswith(" over mapped") for record in said)
+    assert {record.levelno for record in said} == {logging.INFO}
 
 
 def test_link_is_known_to_the_server_when_the_client_is_told(node: Callable[..., Node]) -> None:

@@ -67,13 +67,8 @@ class Peers:
 
     def give_up(self, peer: Peer, reason: str) -> None:
         """The peer says that a link that was being made is not to be."""
-        is_greeting_anew = reason == _GREETS_ANEW
-        self.fail(
-            peer,
-            LLMStatusCode.LLM_LINK_FAILED,
-            f"the peer gave up: {reason}",
-            is_greeting_anew=is_greeting_anew,
-        )
+        why = f"the peer gave up: {reason}"
+        self.fail(peer, LLMStatusCode.LLM_LINK_FAILED, why, is_greeting_anew=reason == _GREETS_ANEW)
 
     def drop(self, peer: Peer) -> None:
         """Whoever waits for the link gets no answer yet: the target is greeted through another connection."""
