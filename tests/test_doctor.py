@@ -10,14 +10,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import torch_llm_datadist as datadist
-from torch_llm_datadist import doctor, emulator
+from torch_llm_datadist import _native, doctor, emulator, transports
 from torch_llm_datadist.doctor import device, machine, networks, packages, peer
 from torch_llm_datadist.doctor.finding import Finding, State
+from torch_llm_datadist.emulator import libraries
 
 DOCTOR = [sys.executable, "-m", "torch_llm_datadist", "doctor", "--emulate"]
 
@@ -140,10 +143,59 @@ def test_forbidden_tracing_is_told(monkeypatch, tmp_path):
 
 
 def test_nixl_that_is_missing_is_told_with_the_extra_that_has_it(monkeypatch):
-    monkeypatch.setattr(networks, "NIXL", "a-package-that-nobody-has")
+    monkeypatch.setattr(transports, "_NIXL", "a-package-that-nobody-has")
     found = only(networks.examine(), "NIXL")
-    assert (found.state, found.found) == (State.NOTE, "a-package-that-nobody-has is not installed")
+    assert found.state is State.NOTE
+    assert found.found.startswith("a-package-that-nobody-has is not installed")
     assert "torch_llm_datadist[nixl]" in found.advice
+
+
+def test_nixl_of_another_version_is_told_as_a_link_would(monkeypatch):
+    really = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "1.6.0" if "nixl" in name else really(name))
+    monkeypatch.setattr(metadata, "files", lambda name: [])
+    found = only(networks.examine(), "NIXL")
+    assert (found.state, found.found) == (State.NOTE, transports.offered(_native.load(), "")["nixl"])
+    assert "1.6.0, and 1.5.1 was expected" in found.found
+
+
+# In a process of its own: a library that could be loaded once stays.
+WITH_OTHER_LIBRARIES = """
+import json, sys
+import msgspec
+from torch_llm_datadist import emulator
+emulator.enable()
+from torch_llm_datadist import _native, transports
+from torch_llm_datadist.doctor import networks
+from torch_llm_datadist.identity import own_identity
+for library in sys.argv[1:]:
+    transports.nixl_library = lambda: (library, "")
+    mine = {**transports.offered(_native.load(), ""), "hixl": "there is none"}
+    here = own_identity(1, 0, remote_accessible=True, cann="", transports=mine)
+    there = msgspec.structs.replace(here, cluster_id=2, host="elsewhere", super_pod=9)
+    choice = transports.choose(here, there)
+    (found,) = (found for found in networks.examine() if found.name == "NIXL")
+    print(json.dumps([choice.name, choice.passed_over, found.state, found.found]))
+"""
+
+
+def test_nixl_that_cannot_be_loaded_is_passed_over_by_name():
+    why_not = {
+        str(libraries.hixl_path()): "has no nixl_capi_create_configured_agent",
+        "/nowhere/libnixl_capi.so": "NIXL cannot be loaded: /nowhere/libnixl_capi.so",
+        "/nowhere/" + 3000 * "x": "NIXL cannot be loaded: /nowhere/x",
+    }
+    command = [sys.executable, "-c", WITH_OTHER_LIBRARIES, *why_not]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert told.returncode == 0, told.stderr
+    for line, why in zip(told.stdout.splitlines(), why_not.values(), strict=True):
+        name, passed_over, state, found = json.loads(line)
+        assert name == ""
+        assert "nixl: cluster 1: NIXL " in passed_over
+        assert why in passed_over
+        assert why in found
+        assert state == "note"
+        assert len(found) <= transports.MOST_CHARACTERS
 
 
 def test_rdma_devices_and_their_states_are_told(monkeypatch, tmp_path):
@@ -152,8 +204,26 @@ def test_rdma_devices_and_their_states_are_told(monkeypatch, tmp_path):
     for nic, state in (("mlx5_0", "4: ACTIVE"), ("mlx5_1", "1: DOWN")):
         (tmp_path / nic / "ports" / "1").mkdir(parents=True)
         (tmp_path / nic / "ports" / "1" / "state").write_text(state + "\n")
+    limits = {resource.RLIMIT_MEMLOCK: (resource.RLIM_INFINITY, resource.RLIM_INFINITY)}
+    monkeypatch.setattr(networks.resource, "getrlimit", limits.get)
     found = only(networks.examine(), "RDMA devices")
     assert (found.state, found.found) == (State.OK, "mlx5_0 (ACTIVE), mlx5_1 (DOWN)")
+
+    limits[resource.RLIMIT_MEMLOCK] = (8 << 20, 8 << 20)
+    found = only(networks.examine(), "RDMA devices")
+    assert (found.state, found.found) == (
+        State.NOTE,
+        "mlx5_0 (ACTIVE), mlx5_1 (DOWN); 8192 KiB may be locked",
+    )
+    assert "ulimit -l unlimited" in found.advice
+
+
+@pytest.mark.parametrize(("free", "state"), [(63, State.NOTE), (300, State.OK)])
+def test_little_room_for_files_in_memory_is_told(monkeypatch, free, state):
+    about = SimpleNamespace(f_frsize=4096, f_blocks=400 << 8, f_bavail=free << 8)
+    monkeypatch.setattr(machine.os, "statvfs", lambda path: about)
+    found = only(machine.examine(None), "/dev/shm")
+    assert (found.state, found.found) == (state, f"{free} of 400 MiB are free")
 
 
 @pytest.mark.parametrize(("control", "state"), [("bbr", State.NOTE), ("cubic", State.OK)])

@@ -11,10 +11,14 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.peers import freeze
+from torch_llm_datadist import _native
+from torch_llm_datadist.doctor import peer
 from torch_llm_datadist.emulator.hosts import HostsUnavailableError, Lab
+from torch_llm_datadist.identity import own_identity
 
 SECRET, OTHER_SECRET = "correct horse battery staple", "incorrect horse battery staple"
 
@@ -122,7 +126,22 @@ def test_an_instance_on_another_host_answers(
 
     assert [each["name"] for each in found] == ["peer", "peer's listener", "peer's answer"]
     assert [each["state"] for each in found] == ["ok", "ok", "ok"]
-    assert re.search(rf"cluster {cluster_id}, .* of another host, would link over hixl", found[2]["found"])
+    said = found[2]["found"]
+    assert re.search(rf"cluster {cluster_id}, .* of another host, would link over hixl", said)
+    assert "by ports that the kernel chooses when a link is made: none was tried" in said
+    assert "passed over: mapped: different hosts" in said
+    assert f"fabric: cluster {cluster_id}: the instance has no mem_pool_cfg" in said
+
+
+def test_hosts_of_one_super_pod_would_link_over_fabric_handles(monkeypatch: pytest.MonkeyPatch) -> None:
+    reaches = {"mapped": "", "fabric": "", "hixl": ""}
+    there = own_identity(7, 0, remote_accessible=True, cann="", transports=reaches, super_pod=3)
+    elsewhere = msgspec.structs.replace(there, host="elsewhere")
+    monkeypatch.setattr(_native.load(), "super_pod_of", lambda device: 3)
+
+    said = peer._would_link("peer's answer", elsewhere, reaches).found
+
+    assert "would link over fabric if the caches here are of mem_pool_cfg, too; passed over: mapped" in said
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import torch
 from tests import instances
 from tests.links import BLOCKS, Peers, finalize, linked_to, push, start, unlink, wait_unlinked
 from tests.peers import Peer
+from torch_llm_datadist.transports import nixl_library
 
 ROUND_WITHIN_MS = 20_000
 LAST = 251  # the byte that ends the rounds
@@ -108,8 +109,9 @@ def stop(state: SimpleNamespace, is_told: bool) -> list[str]:
 class Fleet:
     """Cluster ids of prefill begin at 1, of decode at 101."""
 
-    def __init__(self, peers: Peers) -> None:
+    def __init__(self, peers: Peers, transport: str) -> None:
         self._peers = peers
+        self._transport = transport
         self._sent = 0
         self.ports: dict[int, int] = {}
         self.at: dict[int, Peer] = {}
@@ -117,7 +119,7 @@ class Fleet:
     def join(self, cluster_id: int, options: dict[str, Any] | None = None) -> int:
         (self.at[cluster_id],) = self._peers(1)
         self.ports[cluster_id] = self.at[cluster_id].call(
-            start, cluster_id, cluster_id % DEVICES, options or {}
+            start, cluster_id, cluster_id % DEVICES, {"transport": self._transport, **(options or {})}
         )
         return cluster_id
 
@@ -149,12 +151,20 @@ def bytes_of(state: SimpleNamespace, block: int) -> set[int]:
 
 
 PAIRS = ((1, 101), (2, 102))
+over_each = pytest.mark.parametrize(
+    "fleet",
+    [
+        "mapped",
+        pytest.param("nixl", marks=pytest.mark.skipif(bool(nixl_library()[1]), reason=nixl_library()[1])),
+    ],
+    indirect=True,
+)
 
 
 @pytest.fixture
-def fleet(peers: Peers) -> Iterator[Fleet]:
+def fleet(peers: Peers, request: pytest.FixtureRequest) -> Iterator[Fleet]:
     """2 prefill and 2 decode processes, all linked; each is in a pair that transfers until the test ends."""
-    made = Fleet(peers)
+    made = Fleet(peers, getattr(request, "param", "mapped"))
     for cluster_id in (1, 2, 101, 102):
         made.join(cluster_id)
     for prefill in (1, 2):
@@ -170,6 +180,7 @@ def fleet(peers: Peers) -> Iterator[Fleet]:
         assert made.at[decode].call(stop, False) == []
 
 
+@over_each
 def test_a_decode_process_comes_and_goes_while_others_transfer(fleet: Fleet) -> None:
     fleet.join(103)
     for prefill in (1, 2):
@@ -224,6 +235,7 @@ def test_a_process_that_is_killed_takes_its_own_links_only_and_is_replaced(fleet
     fleet.require_that_pairs_go_on()
 
 
+@over_each
 def test_newcomers_link_to_everybody_at_the_same_time(fleet: Fleet) -> None:
     newcomers = [fleet.join(each) for each in (3, 103)]
     wanted = {3: [101, 102, 103], 103: [1, 2]}

@@ -21,7 +21,7 @@ _START_TIME_FIELD = 22  # of /proc/<pid>/stat, counted from 1
 
 Natural: TypeAlias = Annotated[int, Meta(ge=0)]
 Name: TypeAlias = Annotated[str, Meta(max_length=256)]
-Reason: TypeAlias = Annotated[str, Meta(max_length=1024)]
+Reason: TypeAlias = Annotated[str, Meta(max_length=transports.MOST_CHARACTERS)]
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):

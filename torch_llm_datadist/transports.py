@@ -28,6 +28,7 @@ ORDER = ("mapped", "fabric", "hixl", "nixl", "loopback")
 TRANSPORT_VARIABLE = "TORCH_LLM_DATADIST_TRANSPORT"
 NIXL_VERSION = "1.5.1"
 _NIXL = "nixl-cu12"
+MOST_CHARACTERS = 1024  # of a reason, as it goes to a peer
 _WITHIN_A_HOST = ("mapped", "loopback")
 _ON_REQUEST = ("loopback",)
 
@@ -59,6 +60,7 @@ def offered(native: Any, wanted: str, why_no_fabric: str = "") -> dict[str, str]
     native.set_nixl_library(path)
     why_not.update(native.engines())
     why_not["nixl"] = why_no_nixl or why_not["nixl"]
+    why_not = {name: why[:MOST_CHARACTERS] for name, why in why_not.items()}
     if wanted and wanted not in why_not:
         raise refusal("no_such_transport", value=repr(wanted), names=", ".join(ORDER))
     if wanted and why_not[wanted]:

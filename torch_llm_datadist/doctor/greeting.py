@@ -13,7 +13,7 @@ from torch_llm_datadist.cluster import endpoint
 from torch_llm_datadist.identity import Identity, own_identity
 from torch_llm_datadist.link_keys import LinkKeys
 
-_NOBODY = 2**63 - 1  # a cluster id that no instance has; also ours
+NOBODY = 2**63 - 1  # a cluster id that no instance has; also ours
 _SAYS_ITS_ID = re.compile(r"the instance there is cluster (\d+)")
 _FAILED = (
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
@@ -54,11 +54,11 @@ def greet(
 ) -> Answer:
     """The first greeting asks for a cluster that is not there, and so learns which one is."""
     answer = Answer()
-    wanted = _NOBODY - 1
+    wanted = NOBODY - 1
     remote_accessible = True
     for _ in range(4):
         own = own_identity(
-            _NOBODY,
+            NOBODY,
             0,
             remote_accessible=remote_accessible,
             cann=cann,

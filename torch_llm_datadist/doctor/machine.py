@@ -23,6 +23,11 @@ TOOLKIT_VARIABLES = ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH")
 NETWORK_CONFIG = Path("/etc/hccn.conf")
 EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
+FILES_IN_MEMORY = Path("/dev/shm")
+_LEAST_IN_MEMORY = 256 << 20
+_MORE_FILES_IN_MEMORY = (
+    "NIXL between processes of one host goes through it: a container's --shm-size, or UCX_TLS=tcp,self"
+)
 _MOST_DEVICES = 16
 _FILES_PER_LINK = 4  # sockets and descriptors of a link, with room to spare
 _LINKS = 512
@@ -45,6 +50,7 @@ def examine(listen: tuple[str, int] | None) -> Iterator[Finding]:
         yield _listening(*listen)
     yield _open_files()
     yield _shared_memory()
+    yield _files_in_memory()
     yield _tracing()
 
 
@@ -136,6 +142,17 @@ def _shared_memory() -> Finding:
     locked, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     amount = "unlimited" if locked == resource.RLIM_INFINITY else f"{locked >> 10} KiB"
     return ok(name, f"memory files work; {amount} may be locked")
+
+
+def _files_in_memory() -> Finding:
+    name = str(FILES_IN_MEMORY)
+    try:
+        about = os.statvfs(FILES_IN_MEMORY)
+    except OSError as error:
+        return note(name, error.strerror or str(error), _MORE_FILES_IN_MEMORY)
+    size, free = (blocks * about.f_frsize for blocks in (about.f_blocks, about.f_bavail))
+    found = f"{free >> 20} of {size >> 20} MiB are free"
+    return ok(name, found) if free >= _LEAST_IN_MEMORY else note(name, found, _MORE_FILES_IN_MEMORY)
 
 
 def _tracing() -> Finding:

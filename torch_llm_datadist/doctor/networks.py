@@ -1,61 +1,54 @@
-"""What links between hosts need: CANN's HIXL, NIXL, and the network devices. Nothing is loaded."""
+"""What links between hosts need: CANN's HIXL and NIXL, as an instance would find them, and the network
+devices.
+"""
 
 from __future__ import annotations
 
-import ctypes.util
+import resource
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
-from torch_llm_datadist import emulator
+from torch_llm_datadist import _native, emulator, transports
 from torch_llm_datadist.doctor.finding import Finding, note, ok
 from torch_llm_datadist.emulator import libraries
 
-NIXL = "nixl-cu12"
 RDMA_DEVICES = Path("/sys/class/infiniband")
 CONGESTION_CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
-_HIXL = "cann_hixl"
 _ONLY_BETWEEN_HOSTS = "needed between hosts only"
 
 
 def examine() -> Iterator[Finding]:
-    yield _hixl()
-    yield _nixl()
+    try:
+        why_not = transports.offered(_native.load(), "")
+    except Exception as error:
+        unknown = f"not known without the native core: {str(error).splitlines()[0]}"
+        why_not = {"hixl": unknown, "nixl": unknown}
+    yield _hixl(why_not["hixl"])
+    yield _nixl(why_not["nixl"])
     yield _rdma_devices()
     yield _tcp()
 
 
-def _hixl() -> Finding:
+def _hixl(why_not: str) -> Finding:
     name = "HIXL"
-    if emulator.is_enabled():
-        path = libraries.hixl_path()
-        return ok(name, str(path)) if path.exists() else note(name, f"{path} is missing", "run `make build`")
-    found = ctypes.util.find_library(_HIXL)
-    if found is None:
+    if why_not:
         return note(
             name,
-            f"CANN has no lib{_HIXL}.so on the library path",
+            why_not,
             f"{_ONLY_BETWEEN_HOSTS}: install a CANN that has it, and source its set_env.sh",
         )
-    return ok(name, found)
+    return ok(name, str(libraries.hixl_path()) if emulator.is_enabled() else "CANN's libcann_hixl.so, loaded")
 
 
-def _nixl() -> Finding:
+def _nixl(why_not: str) -> Finding:
     name = "NIXL"
-    try:
-        version, files = metadata.version(NIXL), metadata.files(NIXL) or []
-    except metadata.PackageNotFoundError:
+    if why_not:
         return note(
             name,
-            f"{NIXL} is not installed",
+            why_not,
             f"{_ONLY_BETWEEN_HOSTS} where HIXL does not reach: pip install 'torch_llm_datadist[nixl]'",
         )
-    found = [str(file.locate()) for file in files if file.name == "libnixl_capi.so"]
-    if not found:
-        return note(
-            name, f"{NIXL} {version} has no libnixl_capi.so", "install the version of the extra `nixl`"
-        )
-    return ok(name, f"{version}, {found[0]}")
+    return ok(name, f"{transports.NIXL_VERSION}, {transports.nixl_library()[0]}, loaded")
 
 
 def _rdma_devices() -> Finding:
@@ -70,7 +63,15 @@ def _rdma_devices() -> Finding:
             f"none in {RDMA_DEVICES}; the host's own network is TCP",
             "NIXL goes over TCP then; the NPUs' RoCE ports are not among them (hccn.conf has those)",
         )
-    return ok(name, ", ".join(f"{device} ({_state(device)})" for device in devices))
+    found = ", ".join(f"{device} ({_state(device)})" for device in devices)
+    locked, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if locked != resource.RLIM_INFINITY:
+        return note(
+            name,
+            f"{found}; {locked >> 10} KiB may be locked",
+            "`ulimit -l unlimited`, in containers too: RDMA locks all memory that it reaches",
+        )
+    return ok(name, found)
 
 
 def _state(device: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from torch_llm_datadist import _native, transports
 from torch_llm_datadist.cluster import endpoint
 from torch_llm_datadist.doctor.finding import Finding, broken, note, ok
-from torch_llm_datadist.doctor.greeting import Answer, greet
+from torch_llm_datadist.doctor.greeting import NOBODY, Answer, greet
 from torch_llm_datadist.errors import ParamInvalidError
 from torch_llm_datadist.identity import PROTOCOL_VERSION, Identity, different_versions, host_id, own_identity
 from torch_llm_datadist.link_keys import LinkKeys, derive_keys
@@ -23,6 +23,12 @@ _GREETING_BYTES = 64
 _MECHANISM = slice(12, 32)
 # The rest would name a mechanism, and who asks for another one is cut off before all of its answer has left.
 _BEGIN_OF_GREETING = _SIGNATURE + b"\x03"
+_PORTS_NOT_TRIED = " (by ports that the kernel chooses when a link is made: none was tried)"
+_CONDITIONS = {
+    "fabric": " if the caches here are of mem_pool_cfg, too",
+    "hixl": _PORTS_NOT_TRIED,
+    "nixl": _PORTS_NOT_TRIED,
+}
 _SAME_SECRET = f"set {SECRET_VARIABLE} (or LLMConfig.link_secret) to the same at both"
 
 
@@ -101,6 +107,13 @@ def _own_transports() -> dict[str, str]:
         return {"mapped": ""}
 
 
+def _own_super_pod() -> int:
+    try:
+        return int(_native.load().super_pod_of(0))
+    except Exception:
+        return -1
+
+
 def _judge(name: str, answer: Answer, keys: LinkKeys | None, own: dict[str, str]) -> Finding:
     if answer.identity is not None:
         return _would_link(name, answer.identity, own)
@@ -126,10 +139,15 @@ def _judge(name: str, answer: Answer, keys: LinkKeys | None, own: dict[str, str]
 
 
 def _would_link(name: str, peer: Identity, offered: dict[str, str]) -> Finding:
-    own = own_identity(0, 0, remote_accessible=True, cann=peer.cann, transports=offered)
+    own = own_identity(
+        NOBODY, 0, remote_accessible=True, cann=peer.cann, transports=offered, super_pod=_own_super_pod()
+    )
     place = "of this host" if peer.host == host_id() else "of another host"
-    way = transports.choose(own, peer).name
-    found = f"cluster {peer.cluster_id}, pid {peer.pid} {place}, would link over {way}"
+    choice = transports.choose(own, peer)
+    found = f"cluster {peer.cluster_id}, pid {peer.pid} {place}, would link over {choice.name or 'nothing'}"
+    found += _CONDITIONS.get(choice.name, "")
+    if choice.passed_over:
+        found += f"; passed over: {choice.passed_over.replace(f'cluster {NOBODY}:', 'here:')}"
     if differences := different_versions(own, peer):
         return note(name, f"{found}; {differences}", "it works; the same versions are easier to support")
     return ok(name, found)

@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 
+#include <memory>
 #include <mutex>
 
 #include "error.h"
@@ -9,45 +10,59 @@
 namespace datadist::nixl {
 namespace {
 
-std::mutex mutex;
+constexpr const char* kNotInstalled = "NIXL is not installed (pip install 'torch_llm_datadist[nixl]')";
 
-std::string& library() {
-  static auto* path = new std::string;
-  return *path;
+struct Library {
+  std::mutex mutex;
+  std::string path;
+  const Symbols* symbols = nullptr;  // once it is loaded, for good
+  std::string why_not;               // it was tried, and cannot be used
+};
+
+Library& library() {
+  static auto* only = new Library;
+  return *only;
 }
 
-const Symbols* load(const std::string& path) {
+// Returns why it cannot be used, or "".
+std::string load(const std::string& path, const Symbols** symbols) {
   // By itself: what it brings along must not stand in for anybody else's.
   void* const handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-  const char* const why = handle == nullptr ? dlerror() : "";
-  require(handle != nullptr, kFeatureNotEnabled, "NIXL cannot be loaded (207000): ", why);
-  auto* found = new Symbols;
+  if (handle == nullptr) return join("NIXL cannot be loaded: ", dlerror());
+  auto found = std::make_unique<Symbols>();
 #define DATADIST_NIXL_LOAD(name, ...)                                                       \
   found->name = reinterpret_cast<decltype(found->name)>(dlsym(handle, "nixl_capi_" #name)); \
-  require(found->name != nullptr, kFeatureNotEnabled, "NIXL at ", path,                     \
-          " has no nixl_capi_" #name " (207000): install the version that the extra 'nixl' pins");
+  if (found->name == nullptr)                                                               \
+    return join("NIXL at ", path,                                                           \
+                " has no nixl_capi_" #name ": install the version that the extra 'nixl' pins");
   DATADIST_NIXL_SYMBOLS(DATADIST_NIXL_LOAD)
 #undef DATADIST_NIXL_LOAD
-  return found;
+  *symbols = found.release();
+  return "";
 }
 
 }  // namespace
 
 void set_library(std::string path) {
-  std::lock_guard lock(mutex);
-  library() = std::move(path);
+  Library& known = library();
+  std::lock_guard lock(known.mutex);
+  if (known.symbols != nullptr || path == known.path) return;
+  known.path = std::move(path);
+  known.why_not = "";
 }
 
 std::string why_not() {
-  std::lock_guard lock(mutex);
-  return library().empty() ? "NIXL is not installed (pip install 'torch_llm_datadist[nixl]')" : "";
+  Library& known = library();
+  std::lock_guard lock(known.mutex);
+  if (known.path.empty()) return kNotInstalled;
+  if (known.symbols == nullptr && known.why_not.empty()) known.why_not = load(known.path, &known.symbols);
+  return known.why_not;
 }
 
 const Symbols& symbols() {
-  std::lock_guard lock(mutex);
-  static const Symbols* found = nullptr;
-  if (found == nullptr) found = load(library());
-  return *found;
+  const std::string why = why_not();
+  require(why.empty(), kFeatureNotEnabled, why, " (207000)");
+  return *library().symbols;
 }
 
 }  // namespace datadist::nixl

@@ -1,5 +1,6 @@
-// NIXL's C interface, as far as it is used, loaded when the first link needs it. The wheel has no headers and
-// its library no version, so these declarations are ours, each symbol is looked up by name, and the first one
+// NIXL's C interface, as far as it is used, loaded when an instance is asked what it can link with: one that
+// cannot be loaded is passed over, not found out when a link is made. The wheel has no headers and its
+// library no version, so these declarations are ours, each symbol is looked up by name, and the first one
 // that is missing is named.
 #pragma once
 
@@ -67,11 +68,12 @@ struct Symbols {
 #undef DATADIST_NIXL_MEMBER
 };
 
-// Where the installed package has its library; Python finds that out. Before any link is made.
+// Where the installed package has its library; Python finds that out. The first one that could be loaded
+// stays.
 void set_library(std::string path);
-// "" where it is there; loads nothing.
+// "" where it is there and has all symbols; loads it, once (some 50 ms).
 std::string why_not();
-// Loads the library, once. Throws LLM_FEATURE_NOT_ENABLED naming what is missing.
+// Throws LLM_FEATURE_NOT_ENABLED with `why_not`.
 const Symbols& symbols();
 
 }  // namespace datadist::nixl
