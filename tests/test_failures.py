@@ -271,7 +271,7 @@ def bad_calls(state):
         "never bound": lambda: ops.push_layer(state.status, state.status, 0, binding.id),
         "no such binding": lambda: ops.wait_layer(state.status, state.status, 0, 999),
         "no such ticket": lambda: binding.bind([12345]),
-        "own ticket": lambda: binding.bind([task.ticket + (1 << 60)]),
+        "own ticket": lambda: binding.bind([task.ticket + (1 << 52)]),
     }
     found = {}
     for what, call in calls.items():
