@@ -207,6 +207,12 @@ void Feeder::run() {
   has_stopped_.store(true, std::memory_order_release);
 }
 
+aclError Feeder::look_for_failure(Lane& lane) {
+  const aclError code = lane.stream_->query();
+  if (code != 0 && mode_ == acl::OnFailure::kStop) failure_.store(code, std::memory_order_release);
+  return code;
+}
+
 // Submits up to one mark's worth of the lane's first program. True when it could go on at once.
 bool Feeder::feed(Lane& lane) {
   const uint64_t seen = lane.seen_mark_.load(std::memory_order_acquire);
@@ -215,8 +221,7 @@ bool Feeder::feed(Lane& lane) {
     lane.unseen_.pop_front();
   }
   if (lane.stream_ != nullptr && lane.in_queue_ > 0) {
-    if (const aclError code = lane.stream_->query(); code != 0) {
-      if (mode_ == acl::OnFailure::kStop) failure_.store(code, std::memory_order_release);
+    if (const aclError code = look_for_failure(lane); code != 0) {
       give_up(lane, acl::status_code(code), acl::describe("a task of the link's stream", code));
       return false;
     }
@@ -272,6 +277,9 @@ bool Feeder::feed(Lane& lane) {
     lane.head_is_prepared_ = false;
     lane.row_ = lane.rows_.height;
   }
+  // Refused because an earlier task stopped the context: the link is told first, as the program is not the
+  // cause.
+  if (status != kSuccess && lane.stream_ != nullptr) look_for_failure(lane);
   // What a refused program left on the stream must be known to have drained before its words serve anybody
   // else.
   if (status != kSuccess && lane.stream_ != nullptr && lane.steps_since_mark_ > 0 &&

@@ -53,6 +53,7 @@ class Feeder {
 
  private:
   void run();
+  aclError look_for_failure(Lane& lane);  // of a task of its stream
   bool feed(Lane& lane);
   void release_stream(Lane& lane);
   static bool next_step(Lane& lane, Program& program, Step* step);
