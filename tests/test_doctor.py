@@ -235,11 +235,14 @@ def test_tcp_that_paces_is_told(monkeypatch, tmp_path, control, state):
     assert control in found.found
 
 
-def test_hixl_that_cann_lacks_is_told(real_npu, monkeypatch):
-    monkeypatch.setattr(networks.ctypes.util, "find_library", lambda name: None)
+def test_hixl_that_cann_lacks_is_told(monkeypatch):
+    """As an instance would say that passes it over."""
+    why_not = {"hixl": "libcann_hixl.so: cannot open shared object file", "nixl": ""}
+    monkeypatch.setattr(networks.transports, "offered", lambda native, wanted: why_not)
     found = only(networks.examine(), "HIXL")
     assert found.state is State.NOTE
-    assert "CANN has no libcann_hixl.so" in found.found
+    assert found.found == why_not["hixl"]
+    assert "set_env.sh" in found.advice
 
 
 def test_listener_of_an_instance_is_recognised():
