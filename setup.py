@@ -110,16 +110,17 @@ class NinjaFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_if_new(path, "".join(f'#include "{source}"\n' for source in sources[i::groups]))
             together.append(path)
-        return self._compile(target, together, self.build / target, cflags)
+        return self.compile(target, together, cflags, base=self.build / target)
 
     def compile(
-        self, target: str, sources: list[Path], cflags: str, precompiled: Path | None = None
+        self,
+        target: str,
+        sources: list[Path],
+        cflags: str,
+        precompiled: Path | None = None,
+        base: Path = ROOT,
     ) -> list[str]:
-        return self._compile(target, sources, ROOT, cflags, precompiled)
-
-    def _compile(
-        self, target: str, sources: list[Path], base: Path, cflags: str, precompiled: Path | None = None
-    ) -> list[str]:
+        """The objects of ``sources``, which lie where they do under ``base``."""
         objects = []
         after = f" | {precompiled}.gch" if precompiled else ""
         if precompiled:

@@ -277,14 +277,14 @@ bool Feeder::feed(Lane& lane) {
     lane.head_is_prepared_ = false;
     lane.row_ = lane.rows_.height;
   }
-  // Refused because an earlier task stopped the context: the link is told first, as the program is not the
-  // cause.
-  if (status != kSuccess && lane.stream_ != nullptr) look_for_failure(lane);
-  // What a refused program left on the stream must be known to have drained before its words serve anybody
-  // else.
-  if (status != kSuccess && lane.stream_ != nullptr && lane.steps_since_mark_ > 0 &&
-      (settle(lane) != 0 || mark(lane) != 0))
-    give_up(lane, status, what);
+  if (status != kSuccess && lane.stream_ != nullptr) {
+    // Refused because an earlier task stopped the context: the link is told first, as the program is not the
+    // cause.
+    look_for_failure(lane);
+    // What a refused program left on the stream must be known to have drained before its words serve anybody
+    // else.
+    if (lane.steps_since_mark_ > 0 && (settle(lane) != 0 || mark(lane) != 0)) give_up(lane, status, what);
+  }
   head->ended(lane.next_mark_ - 1, status, what);
   return has_more && !lane.is_dropped();
 }
