@@ -44,9 +44,11 @@ def nothing_is_left_running() -> Iterator[None]:
         torch.npu.synchronize(device)
 
 
-def prepare(here: SimpleNamespace, src: list[int], dst: list[int], **options: Any) -> datadist.Task:
+def prepare(
+    here: SimpleNamespace, src: list[int], dst: list[int], to: int = 2, **options: Any
+) -> datadist.Task:
     options.setdefault("packed", True)
-    return here.manager.prepare_push(BlocksCacheKey(2), here.cache, src, dst, **options)  # type: ignore[no-any-return]
+    return here.manager.prepare_push(BlocksCacheKey(to), here.cache, src, dst, **options)  # type: ignore[no-any-return]
 
 
 def push(here: SimpleNamespace, task: datadist.Task, layers: range = range(LAYERS)) -> torch.Tensor:
@@ -356,15 +358,25 @@ def test_what_is_never_expected_times_out_alone_and_says_so(pair: Pair) -> None:
     assert torch.equal(instances.content(there), moved(here, before, [2], [4]))
 
 
-def test_running_out_of_staging_is_a_wait_with_a_deadline(pair: Pair) -> None:
+@pytest.fixture
+def unused_pair() -> Iterator[Pair]:
+    """No window of its staging was ever a ticket's, so that the next 16 tickets get one each."""
+    here, there = transfers.start(13, 0), transfers.start(14, 1, packed_staging_bytes=32 << 10)
+    transfers.link(here, there)
+    yield here, there
+    for state in (here, there):
+        state.datadist.finalize()
+
+
+def test_running_out_of_staging_is_a_wait_with_a_deadline(unused_pair: Pair) -> None:
     """16 tickets hold all windows; one more waits for a credit, and fails alone; then one gets through."""
-    here, there = pair
+    here, there = unused_pair
     before = transfers.restore(there)
-    holders = [prepare(here, [0], [0]) for _ in range(16)]
+    holders = [prepare(here, [0], [0], to=14) for _ in range(16)]
     for task in holders:
         there.manager.expect(task.ticket, [0])
-    short = prepare(here, [1], [1], timeout_s=0.1)
-    patient = prepare(here, [2], [2])
+    short = prepare(here, [1], [1], to=14, timeout_s=0.1)
+    patient = prepare(here, [2], [2], to=14)
     for task, block in ((short, 4), (patient, 5)):
         there.manager.expect(task.ticket, [block])
 
