@@ -118,7 +118,7 @@ void move(TransferRequest request, const at::Tensor& status, at::TensorList cach
   if (is_on_host(status, cache)) {
     require_int32(status, asked);
     const auto transfer = begin(link, request, waiter, hold_stream);
-    const OpSpan span([&] { return join(asked, " ", transfer->span(0)); });
+    const OpSpan span([&] { return join(asked, " ", transfer->span(0)); }, transfer->has_spans());
     transfer->start_from_host(0);
     if (hold_stream) write_status(status, transfer->wait().first);
     return;
@@ -128,7 +128,7 @@ void move(TransferRequest request, const at::Tensor& status, at::TensorList cach
   const StreamInUse stream(device);
   require_no_capture(stream, asked);
   const auto transfer = begin(link, request, waiter, false);
-  const OpSpan span([&] { return join(asked, " ", transfer->span(0)); });
+  const OpSpan span([&] { return join(asked, " ", transfer->span(0)); }, transfer->has_spans());
   Gates gates = starting(*transfer);
   if (hold_stream) {
     gates.done = transfer->done_gate();

@@ -127,6 +127,7 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   bool moves_host_memory() const { return moves_host_memory_; }  // on this side
   const std::shared_ptr<PullRound>& pull_round() const { return pull_round_; }
   // For a profiler's timeline, of a submitted one; empty when nobody recorded then.
+  bool has_spans() const { return !spans_.empty(); }
   std::string span(int64_t local_layer) const {
     return spans_.empty() ? "" : spans_[is_layered() ? local_layer - first_layer() : 0];
   }

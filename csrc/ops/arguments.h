@@ -3,10 +3,12 @@
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/DeviceGuard.h>
+#include <torch_npu/csrc/core/npu/NPUFunctions.h>
 #include <torch_npu/csrc/core/npu/NPUGraphsUtils.h>
 #include <torch_npu/csrc/core/npu/NPUStream.h>
 
 #include <cstdint>
+#include <optional>
 
 #include "acl/acl_rt.h"
 #include "error.h"
@@ -14,13 +16,16 @@
 
 namespace datadist {
 
-// The current stream of a device, with that device current: the caller's may be another one.
+// The current stream of a device, with that device current: the caller's may be another one. Where it is not,
+// nothing is set, nor set back, which would be a tenth of what an op costs the host.
 struct StreamInUse {
-  c10::DeviceGuard guard;
+  std::optional<c10::DeviceGuard> guard;
   aclrtStream raw;
-  explicit StreamInUse(int device)
-      : guard(c10::Device(c10::DeviceType::PrivateUse1, static_cast<c10::DeviceIndex>(device))),
-        raw(c10_npu::getCurrentNPUStream(static_cast<c10::DeviceIndex>(device)).stream(false)) {}
+  explicit StreamInUse(int device) {
+    const auto index = static_cast<c10::DeviceIndex>(device);
+    if (c10_npu::current_device() != index) guard.emplace(c10::Device(c10::DeviceType::PrivateUse1, index));
+    raw = c10_npu::getCurrentNPUStream(index).stream(false);
+  }
 };
 
 inline void require_no_capture(const StreamInUse& stream, const char* asked) {

@@ -4,20 +4,25 @@
 
 #include <ATen/record_function.h>
 
+#include <optional>
+
 namespace datadist {
 
 inline bool is_profiled() { return at::RecordFunction(at::RecordScope::USER_SCOPE).isActive(); }
 
 class OpSpan {
  public:
-  // `describe` is asked while somebody records only.
+  // `describe` is asked while somebody records only. `may_be`: false where that was asked before, and nobody
+  // was.
   template <typename Describe>
-  explicit OpSpan(Describe describe) : span_(at::RecordScope::USER_SCOPE) {
-    if (span_.isActive()) span_.before(describe());
+  explicit OpSpan(Describe describe, bool may_be = true) {
+    if (!may_be) return;
+    span_.emplace(at::RecordScope::USER_SCOPE);
+    if (span_->isActive()) span_->before(describe());
   }
 
  private:
-  at::RecordFunction span_;
+  std::optional<at::RecordFunction> span_;
 };
 
 }  // namespace datadist
