@@ -65,11 +65,14 @@ class Member:
         }
 
     def register(self, tensors: int) -> float:
-        """Registers tensors with the first instance, until it has so many; milliseconds each."""
+        """Registers tensors with the first instance, until it has so many; milliseconds each, until all peers
+        know of them."""
         began, had = time.perf_counter(), self._tensors
         while self._tensors < tensors:
             self._register(next(iter(self._instances)), self._tensors)
             self._tensors += 2
+        if not self._instances[next(iter(self._instances))].cache_manager._links.settle(120.0):
+            raise SystemExit("peers have not heard of all caches within 120 s")
         return (time.perf_counter() - began) / max(1, self._tensors - had) * 1e3
 
     def op_seconds(self, remote: int, count: int) -> list[tuple[float, float]]:

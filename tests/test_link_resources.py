@@ -23,6 +23,7 @@ from torch_llm_datadist import (
     Placement,
     ops,
 )
+from torch_llm_datadist.announcements import Announcements
 from torch_llm_datadist.emulator import faults, libraries
 
 WITHIN_S = 20.0
@@ -231,3 +232,25 @@ def test_links_of_a_device_hold_no_more_streams_than_the_budget_says(
     until(lambda: all(task.state().has_ended for _, task in tasks))
     until(lambda: streams() <= before)
     assert bind_until_busy(here, tasks, 1) is None
+
+
+def test_finalize_does_not_wait_for_caches_that_peers_have_yet_to_be_told_of(
+    made: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = made(1, 0), made(2, 1)
+    link(here, there)
+    each_s, count = 0.05, 40
+
+    def slowly(self: Announcements, *arguments: Any) -> Any:
+        time.sleep(each_s)
+        return export(self, *arguments)
+
+    export = Announcements._export
+    monkeypatch.setattr(Announcements, "_export", slowly)
+    desc = CacheDesc(1, [BLOCKS, BLOCK_BYTES], DataType.DT_UINT8, Placement.HOST)
+    for model_id in range(1, count + 1):
+        memory = torch.zeros(BLOCKS, BLOCK_BYTES, dtype=torch.uint8)
+        here.manager.register_blocks_cache(desc, [memory], BlocksCacheKey(1, model_id), True)
+    began = time.monotonic()
+    here.datadist.finalize()
+    assert time.monotonic() - began < count * each_s / 2

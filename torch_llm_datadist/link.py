@@ -53,6 +53,7 @@ class LinkService:
         self._control = Control(native, make_segment, identity, registry, keys)
         self._loop = self._control.loop
         self._name = f"the control thread of cluster {identity.cluster_id}"
+        self._is_closing = False
         self.identity = identity
         self.table = self._control.table
         self.arrivals = self._control.arrivals
@@ -94,7 +95,14 @@ class LinkService:
 
     def announce(self, local: LocalCache) -> None:
         """Makes a cache that was registered after linking known to all linked peers; returns at once."""
-        self._loop.post(lambda: self._control.announce(local))
+
+        def tell_peers() -> None:
+            if (
+                not self._is_closing
+            ):  # hundreds of caches for dozens of peers would hold `close` up for seconds
+                self._control.announce(local)
+
+        self._loop.post(tell_peers)
 
     def withdraw(self, held: HeldCache) -> None:
         """Asks all peers to drop a cache; returns at once."""
@@ -160,6 +168,7 @@ class LinkService:
 
     def close(self, timeout_s: float) -> None:
         """Unlinks from all peers, waits for held memory, ends the control thread. Idempotent and bounded."""
+        self._is_closing = True
         deadline = time.monotonic() + timeout_s
         closed: Future[None] = Future()
         if self._loop.post(lambda: self._control.begin_close(closed, deadline)):
