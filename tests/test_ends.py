@@ -93,8 +93,8 @@ def test_a_queued_push_needs_nobody_to_hold_what_it_touches(pair: Pair, end: str
         until(lambda: not manager.held_caches())  # and then all of it is given back
 
 
-PROGRAM = """
-import atexit
+PROGRAM = r"""
+import atexit, os
 def last():
     end("after torch_npu")
 {first_of_all}
@@ -107,10 +107,11 @@ from torch_llm_datadist.emulator import faults
 here, there = transfers.start(1, 0), transfers.start(2, 1)
 transfers.link(here, there)
 
-def end(when, instances=(here.datadist, there.datadist), print=print):
+# Once modules are torn down there is no stdout, but this.
+def end(when, instances=(here.datadist, there.datadist), write=os.write):
     for instance in (*instances, *instances):
         instance.finalize()
-    print("finalized", when, flush=True)
+    write(1, f"finalized {{when}}\n".encode())
 
 def queue():
     held = faults.hold_copy(after=0, address=here.raw[0].data_ptr(), direction="peer")
@@ -139,8 +140,10 @@ BEFORE_TORCH_NPU = "atexit.register(last)"
             "atexit.register(end, 'before torch_npu'); queue()",
             ["queued", "finalized before torch_npu", "finalized after torch_npu"],
         ),
+        (BEFORE_TORCH_NPU, "queue()", ["queued", "finalized after torch_npu"]),
+        ("", "owner = Owner(); queue()", ["queued", "finalized by __del__"]),
     ],
-    ids=["before and after torch_npu's hook"],
+    ids=["before and after torch_npu's hook", "only after torch_npu's hook", "as the interpreter ends"],
 )
 def test_finalize_at_exit_in_any_order_with_torch_npus_own_shutdown(
     first_of_all: str, then: str, said: list[str]

@@ -188,8 +188,10 @@ def call_everything(state: SimpleNamespace, answer: int) -> None:
 def ask_a_child(state: SimpleNamespace) -> list[list[str]]:
     make_objects(state)
     reads, writes = os.pipe()
+    changing = state.datadist.cache_manager._changing
     pid = os.fork()
     if pid == 0:
+        changing.acquire()  # as if a thread had been registering a cache, which is not there in the child
         signal.alarm(CHILD_HAS_S)  # a call that hangs ends the child
         try:
             call_everything(state, writes)

@@ -259,6 +259,9 @@ def allocate_shared_host(device: int, bytes: int) -> Tensor:
 def require_not_forked(asked: str) -> None:
     """Raises ``LLM_FAILED`` in the child of a fork that came after the first instance."""
 
+def is_forked_child() -> bool:
+    """This is such a child: locks may be held for ever by threads that are not there."""
+
 def ticket_expect(ticket: int, dst_blocks: Tensor, timeout_ms: int) -> tuple[bool, Segment | None]:
     """Says where the blocks of a ticket go if it travels packed: int64, on the CPU or on the link's device.
 

@@ -86,7 +86,6 @@ class LLMDataDist(ClusterLinks, TwoSidedLinks):
         Source: manual page finalize.
         """
         self._finalize(_FINALIZE_S)
-        atexit.unregister(self._finalize_at_exit)
 
     def switch_role(self, role: LLMRole, switch_options: dict[str, str] | None = None) -> None:
         """Changes the role, which is a label, and where this instance listens.
@@ -187,8 +186,9 @@ class LLMDataDist(ClusterLinks, TwoSidedLinks):
             return  # it is the parent's
         with self._lock:
             running, self._running = self._running, None
-            if running is not None:
+            if running is not None:  # else there may be no interpreter any more to speak of
                 running.close(timeout_s)
+                atexit.unregister(self._finalize_at_exit)
 
     def _finalize_at_exit(self) -> None:
         began = time.monotonic()

@@ -37,7 +37,6 @@ class Running:
         self.options = read_options(options)
         native = self.native = _native.load()
         native.require_not_forked("init")
-        self._pid = os.getpid()
         from .cache_manager import CacheManager
 
         device = self.options.device
@@ -91,7 +90,7 @@ class Running:
 
     def is_forked(self) -> bool:
         """This is a copy in the child of a fork: its threads are the parent's."""
-        return self._pid != os.getpid()
+        return bool(self.native.is_forked_child())
 
     def close(self, timeout_s: float) -> None:
         self.cache_manager.close(timeout_s / 2)

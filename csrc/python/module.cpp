@@ -20,5 +20,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def(
       "require_not_forked", [](const std::string& asked) { require_not_forked(asked.c_str()); },
       py::arg("asked"));
+  m.def("is_forked_child", &is_forked_child);
   m.def("stop_all", &Engine::stop_all, nogil);
 }
