@@ -77,6 +77,7 @@ class Instance:
         in_this_process: bool,
         is_fenced: bool = False,
         is_on_this_host: bool = True,
+        is_in_this_super_pod: bool = True,
         transport: str = "mapped",
     ) -> tuple[int, Segment]:
         """Returns (link, own control page). `link` is unique in the process, generation included."""
@@ -112,6 +113,9 @@ class Instance:
 
     def is_remote_cache_in_use(self, link: int, cache_id: int) -> bool:
         """After `drop_remote_cache`: False once all transfers that touch it ended and it is unmapped."""
+
+    def is_cut_off(self, link: int) -> bool:
+        """The link is closed, and has ended its peer's access to memory here by itself. Also after `close`."""
 
     def link_status(self, link: int) -> tuple[bool, int, str]:
         """(is alive, code, the bare cause); code 0 and no cause while it is alive."""

@@ -134,6 +134,7 @@ class Peer:
         transport: what the link goes over; passed_over: what was tried first, and why it was not taken.
         is_fenced: either end writes to the other's staging only.
         is_drained: it has closed its end: nothing of it can touch this instance's memory.
+        is_cut_off: whether the closed link has taken that from it, without its help.
     """
 
     cluster_id: int
@@ -157,6 +158,7 @@ class Peer:
     bye_reason: str = ""  # why the peer leaves, in its words
     is_unreachable: bool = False
     is_drained: bool = False
+    is_cut_off: Callable[[], bool] = lambda: False
     departed_at: float = 0.0
     closings: int = 0
     target: Target | None = None
@@ -179,7 +181,10 @@ class Peer:
 
     def cannot_write(self) -> bool:
         """Nothing of it can touch this instance's memory any more."""
-        return self.is_drained or (self.identity is not None and self.identity.is_gone())
+        if self.is_drained or (self.identity is not None and self.identity.is_gone()):
+            return True
+        # Before this end is closed, what it has queued itself may still bring bytes of the peer's.
+        return self.state == LinkState.CLOSED and self.is_cut_off()
 
     def send(self, message: wire.Message) -> None:
         if not self.channel.send(wire.encode(message)):
