@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from . import checks
-from .blocking_call import BlockingCall
+from .blocking_call import BlockingCall, has_come_here
 from .cache import Cache, CacheDesc
 from .data_type import Placement
 from .errors import (
@@ -220,10 +219,9 @@ class CacheStore:
     def _wait_until_written(self, asked: str, tensors: Sequence[torch.Tensor]) -> None:
         """A kernel that is queued may still initialise the tensors, and the first pull may come at once."""
         if any(tensor.device.type == "npu" for tensor in tensors):
-            # In lazy mode of the emulator a stream comes nowhere, unless a call of the runtime waits for it.
-            if os.environ.get("TORCH_LLM_DATADIST_EMULATE_LAZY") != "1":
-                timeout_ms = self._options.register_timeout_ms
-                self._native.wait_for_current_stream(self._options.device, timeout_ms, asked)
+            device, timeout_ms = self._options.device, self._options.register_timeout_ms
+            if not has_come_here(self._native, device, timeout_ms, asked):
+                raise refusal("stream_is_late", asked=asked, device=device, value=timeout_ms)
             await_kernels(tensors)  # it is through by now; what torch_npu still owes the stream ends here
 
     def close(self, timeout_s: float = 0.0) -> None:

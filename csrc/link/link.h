@@ -120,6 +120,7 @@ class Link : public std::enable_shared_from_this<Link> {
   // The one stream whose whole transfers use the link's staging buffers, one after the other.
   std::shared_ptr<Lane> take_staging_lane();
   void give_back_lane(std::shared_ptr<Lane> lane);
+  bool is_shared(const std::shared_ptr<Lane>& lane) const;  // by whole transfers that found no other
   Staging* route_staging() { return &staging_; }
   // For one stream of its own; given back when nothing reads or writes it any more.
   Staging* borrow_staging();
