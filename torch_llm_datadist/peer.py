@@ -121,7 +121,7 @@ class Peer:
         address: where it listens, or where it came from.
         link: handle of the native link; 0 before there is one.
         announced: caches of this instance that were announced to it.
-        remote_caches: caches that it announced, by its cache id.
+        remote_caches: caches that it announced, by its cache id; remote_bytes: of what it said of each.
         target: what was greeted, at a client's end; greeted_at: when; opened_before_s: what the control
             thread had spent on opening links until then.
         is_tokenless: it was greeted as an instance of another process, since this one did not listen there.
@@ -151,6 +151,7 @@ class Peer:
     is_fenced: bool = False
     announced: set[int] = field(default_factory=set)
     remote_caches: dict[int, wire.CacheRecord] = field(default_factory=dict)
+    remote_bytes: dict[int, int] = field(default_factory=dict)
     attempt: Future[LLMStatusCode] | None = None
     unlinks: list[Future[LLMStatusCode]] = field(default_factory=list)
     syncs: dict[int, Future[bool]] = field(default_factory=dict)
