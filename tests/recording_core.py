@@ -74,6 +74,7 @@ class RecordingInstance:
         in_this_process: bool,
         is_fenced: bool = False,
         is_on_this_host: bool = True,
+        is_in_this_super_pod: bool = True,
         transport: str = "mapped",
     ) -> tuple[int, Segment]:
         if self.fail_next_open is not None:
@@ -132,6 +133,9 @@ class RecordingInstance:
         if peer is not None and peer.is_closed:
             return False, int(LLMStatusCode.LLM_NOT_YET_LINK), "the peer closed the link"
         return True, 0, ""
+
+    def is_cut_off(self, link: int) -> bool:
+        return False
 
     def close_link(self, link: int, patience_ms: int | None = None) -> None:
         self.links[link].is_closed = True

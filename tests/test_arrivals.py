@@ -131,7 +131,7 @@ def test_a_bad_tag_is_refused_before_anything_is_sent(pair: Any, tag: Any) -> No
 def test_tags_that_nobody_waits_for_are_bounded(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(arrivals, "_MAX_UNCLAIMED", 3)
+    monkeypatch.setattr(arrivals, "MAX_UNCLAIMED", 3)
     found = Arrivals()
     found.linked(1)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,7 @@ from tests import instances
 from tests.links import pattern, push, start, wait_unlinked
 from tests.peers import Peer
 from tests.reliability import page, stages
-from tests.reliability.cases import CASES, CUT, ENDS_WITHIN_S, FAULTS, KEEP_ALIVE_S, STAGES
+from tests.reliability.cases import CASES, CUT, ENDS_WITHIN_S, FAULTS, KEEP_ALIVE_S, MOST_PAUSE_S, STAGES
 from tests.reliability.stages import BYSTANDER, VICTIM, Seen
 from torch_llm_datadist.emulator import faults
 
@@ -157,6 +157,19 @@ EXPECTED: dict[str, set[str]] = {
 }
 
 
+@contextlib.contextmanager
+def serving_meanwhile(survivor: Peer, stage: str) -> Iterator[Callable[[], str]]:
+    """The survivor pushes to the bystander all the time; gives how far apart these pushes were, in words."""
+    if stage == "finalize":  # with the instance all of its links end
+        yield lambda: ""
+        return
+    pauses: list[float] = []
+    survivor.call(stages.push_meanwhile)
+    yield lambda: f", before that at most {pauses[0] * 1000:.0f} ms apart"
+    pauses.append(survivor.call(stages.longest_pause))
+    assert pauses[0] < MOST_PAUSE_S
+
+
 ON_ONE_HOST = [case for case in CASES if case[0] != CUT]
 
 
@@ -168,7 +181,8 @@ def test_the_survivor_is_told_in_time_and_goes_on(
 ) -> None:
     scene = Scene(peers)
 
-    saw, after_s = DO[stage](scene, fault)
+    with serving_meanwhile(scene.survivor, stage) as pause:
+        saw, after_s = DO[stage](scene, fault)
 
     assert saw in EXPECTED[stage]
     assert after_s < ENDS_WITHIN_S
@@ -177,7 +191,7 @@ def test_the_survivor_is_told_in_time_and_goes_on(
         scene.survivor.call(begin_anew)
         port = scene.bystander.call(listen_port)
         assert scene.survivor.call(instances.link, BYSTANDER, port) == ["LLM_SUCCESS"]
-    usable = [scene.bystander_is_served()]
+    usable = [scene.bystander_is_served() + pause()]
     if stage == "handshake" and fault == "frozen":
         with contextlib.suppress(ProcessLookupError):
             scene.victim.kill()

@@ -24,7 +24,7 @@ from tests.reliability import page, stages
 from tests.reliability.cases import CUT, ENDS_WITHIN_S, KEEP_ALIVE_OF_CUTS_S, STAGES
 from tests.reliability.stages import BYSTANDER, VICTIM, Seen
 from tests.test_emulated_hosts import made
-from tests.test_reliability import EXPECTED, begin_anew
+from tests.test_reliability import EXPECTED, begin_anew, serving_meanwhile
 from torch_llm_datadist.emulator import faults
 from torch_llm_datadist.emulator.hosts import Lab
 from torch_llm_datadist.transports import nixl_library
@@ -190,11 +190,12 @@ def test_the_survivor_of_a_cut_is_told_in_time_and_goes_on(
     scene: Scene, record_property: Callable[[str, object], None], stage: str
 ) -> None:
     try:
-        saw, after_s = DO[stage](scene)
+        with serving_meanwhile(scene.survivor, stage) as pause:
+            saw, after_s = DO[stage](scene)
 
         assert saw in EXPECTED[stage]
         assert after_s < ENDS_WITHIN_S
-        usable = [scene.bystander_is_served(), scene.is_linked_anew()]
+        usable = [scene.bystander_is_served() + pause(), scene.is_linked_anew()]
     finally:
         scene.heal()
     page.record(record_property, page.Row(CUT, stage, saw, f"{after_s:.1f}", "; ".join(usable)))

@@ -77,6 +77,7 @@ class Instance:
         in_this_process: bool,
         is_fenced: bool = False,
         is_on_this_host: bool = True,
+        is_in_this_super_pod: bool = True,
         transport: str = "mapped",
     ) -> tuple[int, Segment]:
         """Returns (link, own control page). `link` is unique in the process, generation included."""
@@ -112,6 +113,9 @@ class Instance:
 
     def is_remote_cache_in_use(self, link: int, cache_id: int) -> bool:
         """After `drop_remote_cache`: False once all transfers that touch it ended and it is unmapped."""
+
+    def is_cut_off(self, link: int) -> bool:
+        """The link is closed, and ends its peer's access to memory here by itself. Also after `close`."""
 
     def link_status(self, link: int) -> tuple[bool, int, str]:
         """(is alive, code, the bare cause); code 0 and no cause while it is alive."""
@@ -169,8 +173,9 @@ def transfer_free(transfer: int) -> None:
 def transfer_wait(transfer: int) -> tuple[int, str]:
     """Blocks until it ended (the watchdog sees to that) and frees the handle. Returns (code, detail)."""
 
-def transfer_outcome(transfer: int) -> tuple[int, str, int]:
-    """As ``transfer_wait``, and the number of a task while it failed and may still write, else 0."""
+def transfer_outcome(transfer: int, stream_timeout_ms: int) -> tuple[int, str, int]:
+    """As ``transfer_wait``, and the number of a task while it failed and may still write, else 0. Fails
+    when the caller's stream has not come to the transfer after so long."""
 
 def prepare_push(
     link: int,
@@ -241,8 +246,8 @@ def paged_close(handle: int) -> None: ...
 def tensor_from_address(address: int, shape: Sequence[int], dtype: object, device: int) -> Tensor:
     """A tensor over caller-owned memory of a device, or with device -1 of the host; keeps nothing alive."""
 
-def wait_for_current_stream(device: int, timeout_ms: int, asked: str) -> None:
-    """Returns when the calling thread's current stream has got here; LLM_TIMEOUT after so long."""
+def wait_for_current_stream(device: int, timeout_ms: int, asked: str) -> bool:
+    """Waits until the calling thread's current stream has got here; False after so long."""
 
 def why_no_fabric(device: int) -> str:
     """ "" where device memory can be made that other hosts of the SuperPod map; else what is missing."""

@@ -15,6 +15,7 @@ import msgspec
 
 from . import _native, wire
 from .errors import KvCacheNotExistError, LLMException
+from .messages import refusal
 from .peer import LinkState, Peer
 from .registry import CacheRegistry, HeldCache, LocalCache
 
@@ -35,6 +36,22 @@ def segment_record(segment: _C.Segment, peer: Peer) -> wire.SegmentRecord:
     return wire.SegmentRecord(
         segment.handle, segment.offset, segment.address if shows_address else 0, segment.kind
     )
+
+
+def _admit(peer: Peer, record: wire.CacheRecord) -> int:
+    """Raises where this end would have to keep too much of what the peer says; the bytes of the record."""
+    count = len(peer.remote_caches) + (record.cache_id not in peer.remote_caches)
+    size = wire.size_of(record)
+    total = size + sum(peer.remote_bytes.values()) - peer.remote_bytes.get(record.cache_id, 0)
+    for what, value, high in (
+        ("caches", count, wire.MAX_ANNOUNCED_CACHES),
+        ("bytes", total, wire.MAX_ANNOUNCED_BYTES),
+    ):
+        if value > high:
+            raise refusal(
+                "too_much_announced", peer=peer, cache_id=record.cache_id, value=value, what=what, high=high
+            )
+    return size
 
 
 def _check_keys(peer: Peer, record: wire.CacheRecord, keys: Iterable[wire.KeyRecord]) -> None:
@@ -180,6 +197,7 @@ class Announcements:
                 f"{addresses} addresses; one of each per tensor was expected, or no address"
             )
         _check_keys(peer, record, record.keys)
+        size_bytes = _admit(peer, record)
         for size in record.tensor_bytes:
             if size % record.num_blocks:
                 raise ValueError(
@@ -197,6 +215,7 @@ class Announcements:
             record.receives,
         )
         peer.remote_caches[record.cache_id] = record
+        peer.remote_bytes[record.cache_id] = size_bytes
 
     def learn_staging(self, peer: Peer, message: wire.Staging) -> None:
         _native.load().learn_staging(peer.link, self.segment(message.memory), message.size_bytes)
@@ -205,9 +224,12 @@ class Announcements:
         record = peer.remote_caches.get(message.cache_id)
         if record is not None:
             _check_keys(peer, record, message.keys)
-            peer.remote_caches[message.cache_id] = msgspec.structs.replace(record, keys=message.keys)
+            changed = msgspec.structs.replace(record, keys=message.keys)
+            peer.remote_bytes[message.cache_id] = _admit(peer, changed)
+            peer.remote_caches[message.cache_id] = changed
 
     def on_withdraw(self, peer: Peer, cache_id: int) -> None:
+        peer.remote_bytes.pop(cache_id, None)
         if peer.remote_caches.pop(cache_id, None) is not None:
             self._native.drop_remote_cache(peer.link, cache_id)
             self._draining.append((peer, cache_id))

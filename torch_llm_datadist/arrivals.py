@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -17,7 +18,11 @@ logger = logging.getLogger("torch_llm_datadist")
 Tag: TypeAlias = "str | int"
 
 MAX_TAG_CHARACTERS = 256
-_MAX_UNCLAIMED = 65536  # per cluster
+# Of one cluster, that nobody has waited for; the oldest are forgotten.
+MAX_UNCLAIMED = 65536
+MAX_UNCLAIMED_BYTES = 32 * 2**20
+MAX_UNLINKED = 64  # clusters without a link whose tags are kept
+_ENTRY_BYTES = 256  # of a tag, besides its text
 
 
 def read_tag(asked: str, tag: object) -> Tag:
@@ -43,6 +48,8 @@ class Arrivals:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._unclaimed: dict[int, OrderedDict[Tag, tuple[int, str]]] = {}
+        self._bytes: dict[int, int] = {}  # of those
+        self._forgotten = 0
         self._linked: set[int] = set()
 
     # For the control thread.
@@ -51,26 +58,49 @@ class Arrivals:
         """What an earlier link brought is nobody's any more: its tags are those of another generation."""
         with self._changed:
             self._linked.add(cluster_id)
-            self._unclaimed.pop(cluster_id, None)
+            self._drop(cluster_id)
 
     def ended(self, cluster_id: int) -> None:
         with self._changed:
             self._linked.discard(cluster_id)
+            unlinked = [known for known in self._unclaimed if known not in self._linked]
+            for oldest in unlinked[: max(0, len(unlinked) - MAX_UNLINKED)]:
+                self._drop(oldest)
             self._changed.notify_all()
 
     def add(self, cluster_id: int, tag: Tag, code: int, detail: str) -> None:
         with self._changed:
             unclaimed = self._unclaimed.setdefault(cluster_id, OrderedDict())
+            if tag in unclaimed:
+                self._take(cluster_id, tag)
             unclaimed[tag] = (code, detail)
-            if len(unclaimed) > _MAX_UNCLAIMED:
-                lost, _ = unclaimed.popitem(last=False)
-                logger.warning(
-                    "cluster %d has pushed %d tags that nobody waits for; forgetting tag %r",
-                    cluster_id,
-                    _MAX_UNCLAIMED,
-                    lost,
-                )
+            self._bytes[cluster_id] = self._bytes.get(cluster_id, 0) + _bytes_of(tag, detail)
+            while len(unclaimed) > MAX_UNCLAIMED or self._bytes[cluster_id] > MAX_UNCLAIMED_BYTES:
+                self._forget(cluster_id, next(iter(unclaimed)))
             self._changed.notify_all()
+
+    def _forget(self, cluster_id: int, tag: Tag) -> None:
+        self._take(cluster_id, tag)
+        self._forgotten += 1
+        if self._forgotten & (self._forgotten - 1) == 0:  # a peer that floods us is not to flood the log, too
+            logger.warning(
+                "cluster %d has pushed more tags that nobody waits for than are kept (%d, of %d bytes); "
+                "forgetting tag %r, %d so far",
+                cluster_id,
+                MAX_UNCLAIMED,
+                MAX_UNCLAIMED_BYTES,
+                tag,
+                self._forgotten,
+            )
+
+    def _take(self, cluster_id: int, tag: Tag) -> tuple[int, str]:
+        code, detail = self._unclaimed[cluster_id].pop(tag)
+        self._bytes[cluster_id] -= _bytes_of(tag, detail)
+        return code, detail
+
+    def _drop(self, cluster_id: int) -> None:
+        self._unclaimed.pop(cluster_id, None)
+        self._bytes.pop(cluster_id, None)
 
     # For callers.
 
@@ -91,9 +121,13 @@ class Arrivals:
                 raise refusal(
                     "tag_is_late", asked=asked, value=repr(tag), cluster_id=cluster_id, timeout=timeout_s
                 )
-            code, detail = self._unclaimed[cluster_id].pop(tag)
+            code, detail = self._take(cluster_id, tag)
         if code != LLMStatusCode.LLM_SUCCESS:
             raise class_for_code(code)(f"{asked}: cluster {cluster_id} said of tag {tag!r}: {detail}")
 
     def _has(self, cluster_id: int, tag: Tag) -> bool:
         return tag in self._unclaimed.get(cluster_id, ())
+
+
+def _bytes_of(tag: Tag, detail: str) -> int:
+    return _ENTRY_BYTES + sys.getsizeof(tag) + sys.getsizeof(detail)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from types import MappingProxyType, ModuleType
@@ -23,6 +24,14 @@ from .options import Options
 Unfinished: TypeAlias = Callable[[int, LLMException], LLMException]
 
 
+def has_come_here(native: ModuleType, device: int, timeout_ms: int, asked: str) -> bool:
+    """Whether the current stream comes to the end of what is queued there in time."""
+    # In lazy mode of the emulator a stream comes nowhere, unless a call of the runtime waits for it.
+    if os.environ.get("TORCH_LLM_DATADIST_EMULATE_LAZY") == "1":
+        return True
+    return bool(native.wait_for_current_stream(device, timeout_ms, asked))
+
+
 class BlockingCall:
     """Thread-safe."""
 
@@ -42,7 +51,8 @@ class BlockingCall:
         unfinished: Unfinished,
         ticket: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
-        """Calls ``ops.push_blocks`` or ``ops.pull_blocks`` and waits, at most for ``sync_kv_timeout``.
+        """Calls ``ops.push_blocks`` or ``ops.pull_blocks`` and waits: at most ``stream_timeout`` for the
+        earlier work of the current stream, and ``sync_kv_timeout`` from then on.
 
         Args:
             asked: name of the caller's method, for messages.
@@ -118,10 +128,21 @@ class BlockingCall:
             renamed.blocks_in_doubt = error.blocks_in_doubt
             raise renamed from None
 
-    def copy(self, asked: str, call: Callable[[torch.Tensor], None]) -> None:
-        """Calls an op that copies on the current stream, and waits until that has got there."""
+    def copy(self, asked: str, what: str, call: Callable[[torch.Tensor], None]) -> None:
+        """Calls an op that copies on the current stream, and waits until that has got there, at most for
+        ``stream_timeout``. ``what``: is copied, for messages.
+        """
         status = self._status()
         call(status)
+        if not has_come_here(self._native, self._options.device, self._options.stream_timeout_ms, asked):
+            del self._per_thread.status  # the copies may still write to it
+            raise refusal(
+                "copy_is_late",
+                asked=asked,
+                what=what,
+                device=self._options.device,
+                value=self._options.stream_timeout_ms,
+            )
         if int(status.item()) != 0:
             status.zero_()
             raise refusal("copy_was_refused", asked=asked, value="a copy")
@@ -133,7 +154,7 @@ class BlockingCall:
         except BaseException:
             self._native.transfer_free(handle)
             raise
-        code, detail, task = self._native.transfer_outcome(handle)
+        code, detail, task = self._native.transfer_outcome(handle, self._options.stream_timeout_ms)
         if code != LLMStatusCode.LLM_SUCCESS:
             error = class_for_code(code)(detail if detail.startswith(asked) else f"{asked}: {detail}")
             raise unfinished(task, error) if task else error

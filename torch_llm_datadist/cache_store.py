@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from . import checks
-from .blocking_call import BlockingCall
+from .blocking_call import BlockingCall, has_come_here
 from .cache import Cache, CacheDesc
 from .data_type import Placement
 from .errors import (
@@ -25,6 +24,7 @@ from .options import Options
 from .registration import addresses_of, await_kernels, read_blocks_key, read_keys, read_tensors
 from .registry import CacheRegistry, HeldCache, HeldCacheInfo, LocalCache, nobody_cares
 from .transfer import MemInfo, Memtype
+from .wire import MAX_ANNOUNCED_CACHES
 
 if TYPE_CHECKING:
     import torch
@@ -138,7 +138,7 @@ class CacheStore:
                 that is not of torch's allocator where links on one host are to reach it; ``LLM_TIMEOUT`` when
                 what is queued on the current stream is not done within ``LLMConfig.register_timeout``; the
                 code of the runtime, or of the engine of a link, that does not take the memory. Nothing was
-                registered.
+                registered. ``LLM_OUT_OF_MEMORY`` for more reachable caches than a peer takes in (4096).
 
         Source: manual page register_blocks_cache; tensors, and reaching peers that are already linked, are
             additions.
@@ -220,10 +220,9 @@ class CacheStore:
     def _wait_until_written(self, asked: str, tensors: Sequence[torch.Tensor]) -> None:
         """A kernel that is queued may still initialise the tensors, and the first pull may come at once."""
         if any(tensor.device.type == "npu" for tensor in tensors):
-            # In lazy mode of the emulator a stream comes nowhere, unless a call of the runtime waits for it.
-            if os.environ.get("TORCH_LLM_DATADIST_EMULATE_LAZY") != "1":
-                timeout_ms = self._options.register_timeout_ms
-                self._native.wait_for_current_stream(self._options.device, timeout_ms, asked)
+            device, timeout_ms = self._options.device, self._options.register_timeout_ms
+            if not has_come_here(self._native, device, timeout_ms, asked):
+                raise refusal("stream_is_late", asked=asked, device=device, value=timeout_ms)
             await_kernels(tensors)  # it is through by now; what torch_npu still owes the stream ends here
 
     def close(self, timeout_s: float = 0.0) -> None:
@@ -270,6 +269,10 @@ class CacheStore:
         release: Callable[[], None] | None = None,
         receives: bool = True,
     ) -> Cache:
+        if is_reachable and len(self._registry.reachable()) >= MAX_ANNOUNCED_CACHES:
+            raise refusal(
+                "too_many_caches", asked=asked, value=MAX_ANNOUNCED_CACHES + 1, high=MAX_ANNOUNCED_CACHES
+            )
         cache_id = handle = 0
         try:
             cache_id = self._instance.register_cache(tensors, desc.shape[0], is_blocks, receives)

@@ -246,6 +246,13 @@ class LLMConfig:
         doc="Milliseconds that ``register_cache`` and ``register_blocks_cache`` wait for what is queued on "
         "the current stream, and may still write the tensors.",
     )
+    stream_timeout: Option[int] = Option(
+        OWN_PREFIX + "StreamTimeoutMs",
+        60_000,
+        accept.positive,
+        doc="Milliseconds that a blocking push, pull or copy waits for what was queued before it on the "
+        "current stream. What it moves itself has ``sync_kv_timeout`` from then on.",
+    )
     transport: Option[str] = Option(
         OWN_PREFIX + "Transport",
         "",

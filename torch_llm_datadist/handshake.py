@@ -17,7 +17,7 @@ from .announcements import Announcements, segment_record
 from .checks import as_int64
 from .cluster import endpoint
 from .errors import LLMException, LLMStatusCode
-from .identity import Identity, Refusal, different_versions, why_not_link
+from .identity import Identity, Refusal, different_versions, may_share_super_pod, why_not_link
 from .link_keys import LinkKeys
 from .link_secret import SECRET_VARIABLE
 from .link_table import Link
@@ -334,8 +334,10 @@ class Handshake:
             identity.is_in_this_process(),
             peer.is_fenced,
             identity.host == self._own.host,
+            may_share_super_pod(self._own, identity),
             peer.transport,
         )
+        peer.is_cut_off = partial(self._native.is_cut_off, peer.link)
         proofs = self._native.export_proofs(peer.link)
         return segment_record(page, peer), None if proofs is None else segment_record(proofs, peer)
 

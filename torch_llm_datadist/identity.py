@@ -165,6 +165,13 @@ def why_not_link(own: Identity, peer: Identity) -> Refusal | None:
     return None
 
 
+def may_share_super_pod(own: Identity, peer: Identity) -> bool:
+    """Their devices may map each other's memory over the SuperPod's fabric. A driver that does not tell its
+    SuperPod says the same as one that has none.
+    """
+    return own.super_pod == peer.super_pod or -1 in (own.super_pod, peer.super_pod)
+
+
 def different_versions(own: Identity, peer: Identity) -> str:
     """The versions in which the two differ, as one line; empty when they agree. Not fatal to a link."""
     return ", ".join(

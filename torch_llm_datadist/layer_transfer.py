@@ -318,8 +318,10 @@ class LayerTransfers:
     def _stream(self) -> torch_npu.npu.Stream:
         """A stream per worker: gates on the default one would wait for the whole forward that it holds."""
         if not hasattr(self._worker, "stream"):
-            self._worker.stream = torch_npu.npu.Stream(self._device)
-            self._worker.status = torch.zeros(1, dtype=torch.int32, device=f"npu:{self._device}")
-            torch_npu.npu.current_stream(self._device).synchronize()
-        stream: torch_npu.npu.Stream = self._worker.stream
-        return stream
+            stream = torch_npu.npu.Stream(self._device)
+            with torch_npu.npu.stream(stream):
+                self._worker.status = torch.zeros(1, dtype=torch.int32, device=f"npu:{self._device}")
+            stream.synchronize()
+            self._worker.stream = stream
+        known: torch_npu.npu.Stream = self._worker.stream
+        return known

@@ -41,7 +41,8 @@ class LocalCopies(AllocatedCaches):
             TypeError, ValueError: wrong types, integers outside theirs.
             LLMException: ``LLM_PARAM_INVALID`` for values that do not fit the caches,
                 ``LLM_KV_CACHE_NOT_EXIST`` for a cache that is not there (any more), ``LLM_FAILED`` when the
-                runtime refuses.
+                runtime refuses, ``LLM_TIMEOUT`` when the current stream has not got there within
+                ``LLMConfig.stream_timeout``: the copies stay queued.
 
         Source: manual page copy_cache.
 
@@ -65,6 +66,7 @@ class LocalCopies(AllocatedCaches):
             )
         self._call.copy(
             asked,
+            f"the copy of an entry of cache {source.cache_id} to cache {to.cache_id}",
             lambda status: ops.copy_cache(
                 status,
                 to.tensors,
@@ -106,7 +108,9 @@ class LocalCopies(AllocatedCaches):
             sources += [number] * len(found)
             destinations += found
         self._call.copy(
-            asked, lambda status: ops.copy_blocks(status, local.tensors, _ids(sources), _ids(destinations))
+            asked,
+            f"the copy of {len(sources)} blocks in cache {local.cache_id}",
+            lambda status: ops.copy_blocks(status, local.tensors, _ids(sources), _ids(destinations)),
         )
 
     def swap_blocks(self, src_cache: Cache, dst_cache: Cache, src_to_dst: dict[int, int]) -> None:
@@ -144,6 +148,7 @@ class LocalCopies(AllocatedCaches):
         destinations = checks.integers(f"{asked}: values of src_to_dst", list(src_to_dst.values()))
         self._call.copy(
             asked,
+            f"the copy of {len(sources)} blocks of cache {source.cache_id} to cache {to.cache_id}",
             lambda status: ops.swap_blocks(
                 status, self._tensors_of(source), self._tensors_of(to), _ids(sources), _ids(destinations)
             ),

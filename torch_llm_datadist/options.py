@@ -46,6 +46,7 @@ class Options:
             take, see ``LLMConfig``.
         hixl_options: what links over HIXL hand to it, by its own names.
         register_timeout_ms: limit of what ``register_*`` waits for.
+        stream_timeout_ms: limit of what a blocking transfer waits for before it begins.
         link_total_time_s: limit of a two-sided link.
         is_older_api: ``kv_cache_manager`` in place of ``cache_manager``.
         enable_switch_role: of the older API, which needs it.
@@ -70,6 +71,7 @@ class Options:
     staging_limit: int
     close_timeout_ms: int
     register_timeout_ms: int
+    stream_timeout_ms: int
     is_hixl: bool
     transport: str
     engine_chunk_bytes: int
@@ -135,6 +137,7 @@ def read_options(options: object) -> Options:
         register_timeout_ms=_number(
             given, "register_timeout", OWN_PREFIX + "RegisterTimeoutMs", 10000, low=1
         ),
+        stream_timeout_ms=_number(given, "stream_timeout", OWN_PREFIX + "StreamTimeoutMs", 60_000, low=1),
         is_hixl=backend is not None,
         transport=backend or given.get(OWN_PREFIX + "Transport", "") or wanted_by_environment(),
         engine_chunk_bytes=_number(

@@ -121,7 +121,7 @@ class Peer:
         address: where it listens, or where it came from.
         link: handle of the native link; 0 before there is one.
         announced: caches of this instance that were announced to it.
-        remote_caches: caches that it announced, by its cache id.
+        remote_caches: caches that it announced, by its cache id; remote_bytes: of what it said of each.
         target: what was greeted, at a client's end; greeted_at: when; opened_before_s: what the control
             thread had spent on opening links until then.
         is_tokenless: it was greeted as an instance of another process, since this one did not listen there.
@@ -134,6 +134,7 @@ class Peer:
         transport: what the link goes over; passed_over: what was tried first, and why it was not taken.
         is_fenced: either end writes to the other's staging only.
         is_drained: it has closed its end: nothing of it can touch this instance's memory.
+        is_cut_off: whether the closed link has taken that from it, without its help.
     """
 
     cluster_id: int
@@ -150,6 +151,7 @@ class Peer:
     is_fenced: bool = False
     announced: set[int] = field(default_factory=set)
     remote_caches: dict[int, wire.CacheRecord] = field(default_factory=dict)
+    remote_bytes: dict[int, int] = field(default_factory=dict)
     attempt: Future[LLMStatusCode] | None = None
     unlinks: list[Future[LLMStatusCode]] = field(default_factory=list)
     syncs: dict[int, Future[bool]] = field(default_factory=dict)
@@ -157,6 +159,7 @@ class Peer:
     bye_reason: str = ""  # why the peer leaves, in its words
     is_unreachable: bool = False
     is_drained: bool = False
+    is_cut_off: Callable[[], bool] = lambda: False
     departed_at: float = 0.0
     closings: int = 0
     target: Target | None = None
@@ -179,7 +182,10 @@ class Peer:
 
     def cannot_write(self) -> bool:
         """Nothing of it can touch this instance's memory any more."""
-        return self.is_drained or (self.identity is not None and self.identity.is_gone())
+        if self.is_drained or (self.identity is not None and self.identity.is_gone()):
+            return True
+        # Before this end is closed, what it has queued itself may still bring bytes of the peer's.
+        return self.state == LinkState.CLOSED and self.is_cut_off()
 
     def send(self, message: wire.Message) -> None:
         if not self.channel.send(wire.encode(message)):

@@ -62,7 +62,8 @@ class Pushes(DoubtfulBlocks, PeerCaches):
                 into one of them, by whatever call, waits until what this one had queued is done, or raises
                 ``LLM_TIMEOUT`` in its turn). The link and its other transfers go on. Where transfers share a
                 stream, since the link has no more, those behind a late one wait for it, are not cut, and
-                have their own deadline.
+                have their own deadline. Likewise when the current stream has not got there within
+                ``LLMConfig.stream_timeout``.
 
         Source: seed 003 push_blocks.
         """

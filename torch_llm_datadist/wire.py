@@ -34,6 +34,9 @@ from .messages import refusal
 
 MAX_MESSAGE_BYTES = 2**20
 MAX_FRAME_BYTES = 2**16  # what a connection can make its other end hold before it has shown its key
+# What one end of a link makes the other keep: its caches, and the bytes of the messages that told of them.
+MAX_ANNOUNCED_CACHES = 4096
+MAX_ANNOUNCED_BYTES = 16 * 2**20
 MAX_FRAME_BYTES_ON_THE_WAY = MAX_FRAME_BYTES + 256  # encryption adds to it
 
 Positive: TypeAlias = Annotated[int, Meta(ge=1, le=2**63 - 1)]
@@ -258,6 +261,11 @@ def encode(message: Message) -> bytes:
             "message_is_too_long", kind=type(message).__name__, value=len(data), high=MAX_MESSAGE_BYTES
         )
     return data
+
+
+def size_of(record: CacheRecord) -> int:
+    """Bytes, as it was sent."""
+    return len(_encoder.encode(record))
 
 
 def split(data: bytes) -> list[bytes]:

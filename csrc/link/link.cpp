@@ -64,6 +64,8 @@ std::unique_ptr<Transport> Link::make_transport() {
   engine::Settings settings;
   settings.engine = peer_.transport;
   settings.device = engine_->device();
+  settings.is_peer_on_this_host = peer_.is_on_this_host;
+  settings.is_peer_in_this_super_pod = peer_.is_in_this_super_pod;
   settings.listen_ip = options_.listen_ip;
   if (peer_.transport == "hixl") settings.options = options_.hixl_options;
   settings.peer = peer_.name;
@@ -279,6 +281,10 @@ bool Link::is_told_of(uint32_t slot) const {
          PublishedWord::unpack(published_[slot]).epoch_low == (sent.epoch & PublishedWord::kEpochMask);
 }
 
+bool Link::is_cut_off() const {
+  return state_.load(std::memory_order_acquire) == kClosed && transport_->is_cut_off();
+}
+
 bool Link::may_be_touched() const {
   std::lock_guard lock(mutex_);
   return peer_may_write();
@@ -407,11 +413,11 @@ void Link::tick(const Tick& tick) {
   if (is_over()) feeder_->request_stop();
   if (is_over() && scatters != nullptr) scatters->request_stop();
   send_mail(tick);
-  if (is_over() && transport_->can_sever()) cut_off_silent_peer(tick);
+  if (is_over() && transport_->can_cut_off()) cut_off_silent_peer(tick);
 }
 
-// Nobody tells of the end of a process on another host, and the way to it may be cut. What is written here
-// passes through this process, which can end it.
+// Nobody tells of the end of a process on another host, and the way to it may be cut. What it can still write
+// here needs the engine of this end, which can take that away.
 void Link::cut_off_silent_peer(const Tick& tick) {
   liveness_.look(page_.mail->heartbeat, tick.now);
   const bool is_silent = liveness_.is_lost(tick.now) || transport_->failure().has_value();
@@ -427,7 +433,7 @@ void Link::watch_heartbeat(const Tick& tick) {
 // The page, and whatever else the peer has mapped, is its to write until it is gone or said that its streams
 // are drained.
 bool Link::peer_may_write() const {
-  return peer_handle_ != 0 && !peer_is_gone_ && !peer_has_closed_ && !transport_->is_severed();
+  return peer_handle_ != 0 && !peer_is_gone_ && !peer_has_closed_ && !transport_->is_cut_off();
 }
 
 bool Link::is_gone(const Tick& tick) {
@@ -438,7 +444,7 @@ bool Link::is_gone(const Tick& tick) {
   if (told_closed_) left = std::exchange(peer_mapping_, {});
   if (!tickets_.empty() || transfers_ > 0) return false;
   if (peer_may_write() || peer_mapping_.address != nullptr) return false;
-  if (transport_->can_sever() && !transport_->is_severed()) {
+  if (!transport_->is_severed()) {
     transport_->sever();
     return false;
   }

@@ -44,6 +44,7 @@ struct Peer {
   bool in_this_process = false;
   bool is_fenced = false;  // it writes to staging only: packed transfers, for tickets that are expected
   bool is_on_this_host = true;
+  bool is_in_this_super_pod = true;  // or may be
   std::string transport = "mapped";  // or the name of an engine
 };
 
@@ -96,6 +97,8 @@ class Link : public std::enable_shared_from_this<Link> {
   // The peer, or a copy that it had queued, may still touch our memory: it neither said that its streams are
   // drained nor is its process known to be gone.
   bool may_be_touched() const;
+  // Closed, and whatever the peer does, it reaches our memory no longer.
+  bool is_cut_off() const;
   std::pair<int64_t, std::string> reason() const;  // the same as the message of what it has ended
   std::string why_sender_failed(SentWord sent) const;
 
@@ -117,6 +120,7 @@ class Link : public std::enable_shared_from_this<Link> {
   // The one stream whose whole transfers use the link's staging buffers, one after the other.
   std::shared_ptr<Lane> take_staging_lane();
   void give_back_lane(std::shared_ptr<Lane> lane);
+  bool is_shared(const std::shared_ptr<Lane>& lane) const;  // by whole transfers that found no other
   Staging* route_staging() { return &staging_; }
   // For one stream of its own; given back when nothing reads or writes it any more.
   Staging* borrow_staging();

@@ -121,6 +121,11 @@ void Link::give_back_staging(Staging* staging) {
   free_staging_.push_back(staging);
 }
 
+bool Link::is_shared(const std::shared_ptr<Lane>& lane) const {
+  std::lock_guard lock(mutex_);
+  return lane == main_lane_;
+}
+
 void Link::give_back_lane(std::shared_ptr<Lane> lane) {
   std::lock_guard lock(mutex_);
   if (lane != main_lane_) feeder_->give_back_lane(std::move(lane));

@@ -161,8 +161,12 @@ std::pair<int64_t, std::string> Transfer::wait() {
   return {code_, why_};
 }
 
-std::tuple<int64_t, std::string, bool> Transfer::wait_for_outcome() {
+std::tuple<int64_t, std::string, bool> Transfer::wait_for_outcome(std::chrono::milliseconds patience) {
   std::unique_lock lock(mutex_);
+  if (!changed_.wait_for(lock, patience, [this] { return is_over(); })) {
+    begins_within_ = patience;
+    link_->engine().wake();
+  }
   changed_.wait(lock, [this] { return is_over(); });
   return {code_, why_, code_ != kSuccess && !is_drained_};
 }
@@ -388,6 +392,10 @@ std::optional<std::pair<int64_t, std::string>> Transfer::trouble(const Tick& tic
     return Trouble(kTimeout, render(Message::transfer_is_late, late_values_));
   }
   if (cancelled_) return Trouble(kFailed, *cancelled_);
+  if (never_began())
+    return Trouble(kTimeout,
+                   render(Message::transfer_never_began,
+                          {{"into", into()}, {"peer", peer}, {"value", int64_t{begins_within_->count()}}}));
   return std::nullopt;
 }
 
@@ -520,7 +528,8 @@ void Transfer::fail(const Tick& tick, int64_t code, const std::string& why) {
   status_->set(tick, code);
   tick.write(done_, 1);
   // What waits on a stream of its own is cut off there: none of its copies lands later.
-  const bool never_starts = gate_refused_->load();
+  // Likewise where nobody else is behind it.
+  const bool never_starts = gate_refused_->load() || (never_began() && lane_ && !link_->is_shared(lane_));
   if ((owns_lane_ || never_starts) && lane_ && !is_drained_ && !lane_->is_dropped())
     link_->feeder()->drop_lane(lane_);
   if (is_publication() && is_drained_) link_->announce(*slot_, sent_word(SentWord::kFailed, code));

@@ -86,8 +86,9 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   void limit(std::chrono::milliseconds timeout);
   // Blocks until it ended; (code, detail).
   std::pair<int64_t, std::string> wait();
-  // The same, and whether what it had queued may still be written.
-  std::tuple<int64_t, std::string, bool> wait_for_outcome();
+  // The same, and whether what it had queued may still be written. It fails when the earlier work of the
+  // caller's stream takes longer than `patience`.
+  std::tuple<int64_t, std::string, bool> wait_for_outcome(std::chrono::milliseconds patience);
   // The state at the end or at the deadline.
   std::tuple<bool, int64_t, std::string> wait_until(Clock::time_point deadline);
   // Ended, and with an error: nothing of it is queued any more either.
@@ -157,6 +158,7 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   void fail(const Tick& tick, int64_t code, const std::string& why);
   void end(int64_t code, const std::string& why);
   bool has_started() const;
+  bool never_began() const { return begins_within_ && !deadline_; }
   bool is_released() const { return start_[start_.size() - 1].seen() != 0; }
   bool streams_have_passed() const;
   bool has_left_its_stream() const;
@@ -202,7 +204,8 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   Few<char> start_is_queued_;       // or not; per gate
   bool passed_is_queued_ = false;
   std::optional<Clock::time_point> deadline_;
-  std::optional<std::chrono::milliseconds> limit_;  // until the last layer is released
+  std::optional<std::chrono::milliseconds> begins_within_;  // that is over
+  std::optional<std::chrono::milliseconds> limit_;          // until the last layer is released
   bool submission_has_ended_ = false;
   size_t passed_marks_ = 0;     // of the host copies
   Staging* staging_ = nullptr;  // borrowed, or the link's

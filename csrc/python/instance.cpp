@@ -204,10 +204,11 @@ void define_instance(py::module_& m) {
       .def(
           "open_link",
           [](Instance& self, int64_t cluster_id, std::string name, int device, int pid, int64_t start_time,
-             bool in_this_process, bool is_fenced, bool is_on_this_host, std::string transport) {
+             bool in_this_process, bool is_fenced, bool is_on_this_host, bool is_in_this_super_pod,
+             std::string transport) {
             const auto link =
                 self.open_link({cluster_id, std::move(name), device, pid, start_time, in_this_process,
-                                is_fenced, is_on_this_host, std::move(transport)});
+                                is_fenced, is_on_this_host, is_in_this_super_pod, std::move(transport)});
             try {
               Transport& way = link->transport();
               const OwnMemory page{{link->page().address, Reach::kDevice}, kPageBytes};
@@ -220,7 +221,8 @@ void define_instance(py::module_& m) {
           },
           py::arg("peer_cluster_id"), py::arg("peer_name"), py::arg("peer_device"), py::arg("peer_pid"),
           py::arg("peer_start_time"), py::arg("in_this_process"), py::arg("is_fenced") = false,
-          py::arg("is_on_this_host") = true, py::arg("transport") = "mapped", nogil)
+          py::arg("is_on_this_host") = true, py::arg("is_in_this_super_pod") = true,
+          py::arg("transport") = "mapped", nogil)
       .def(
           "link_address",
           [](Instance& self, int64_t link) {
@@ -275,6 +277,7 @@ void define_instance(py::module_& m) {
             return std::make_tuple(counts.transfers, counts.failures, counts.bytes);
           },
           py::arg("link"), nogil)
+      .def("is_cut_off", &Instance::is_cut_off, py::arg("link"), nogil)
       .def(
           "close_link",
           [](Instance& self, int64_t link, std::optional<int64_t> patience_ms) {

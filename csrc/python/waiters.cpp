@@ -36,9 +36,9 @@ std::shared_ptr<Transfer> take_transfer(int64_t handle) {
 std::pair<int64_t, std::string> transfer_wait(int64_t handle) { return take_transfer(handle)->wait(); }
 
 // What failed and may still write is kept as a task.
-std::tuple<int64_t, std::string, int64_t> transfer_outcome(int64_t handle) {
+std::tuple<int64_t, std::string, int64_t> transfer_outcome(int64_t handle, int64_t stream_timeout_ms) {
   auto transfer = take_transfer(handle);
-  auto [code, why, is_in_doubt] = transfer->wait_for_outcome();
+  auto [code, why, is_in_doubt] = transfer->wait_for_outcome(std::chrono::milliseconds(stream_timeout_ms));
   return {code, std::move(why), is_in_doubt ? tasks().add(std::move(transfer)) : 0};
 }
 
@@ -55,7 +55,7 @@ void define_waiters(py::module_& m) {
   m.def("transfer_create", [] { return waiters().add(std::make_shared<Waiter>()); });
   m.def("transfer_free", [](int64_t transfer) { waiters().remove(transfer); }, py::arg("transfer"));
   m.def("transfer_wait", &transfer_wait, py::arg("transfer"), nogil);
-  m.def("transfer_outcome", &transfer_outcome, py::arg("transfer"), nogil);
+  m.def("transfer_outcome", &transfer_outcome, py::arg("transfer"), py::arg("stream_timeout_ms"), nogil);
 }
 
 }  // namespace datadist

@@ -113,11 +113,14 @@ class Transport {
   virtual std::optional<std::string> failure() const { return std::nullopt; }
   // Words that were written have left this process.
   virtual bool has_sent_all() const { return true; }
-  // Whether it can end the peer's access to our memory without the peer; `sever` begins that and `is_severed`
-  // says that it is done. Nothing more is sent either.
-  virtual bool can_sever() const { return false; }
+  // `sever` ends what it does on threads of its own, and `is_severed` says that it is done: nothing more is
+  // sent, or written here by this process.
   virtual void sever() {}
-  virtual bool is_severed() const { return false; }
+  virtual bool is_severed() const { return true; }
+  // Severed, and with that the peer's access to our memory has ended, whatever becomes of the peer; and
+  // whether that can be had at all.
+  virtual bool can_cut_off() const { return false; }
+  virtual bool is_cut_off() const { return false; }
 };
 
 struct DeviceMemory {

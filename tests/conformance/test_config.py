@@ -56,6 +56,7 @@ OPTIONS: list[tuple[str, Any, dict[str, str]]] = [
     ("staging_limit", 2**40, {"torch_llm_datadist.StagingLimit": str(2**40)}),
     ("close_timeout", 100, {"torch_llm_datadist.CloseTimeoutMs": "100"}),
     ("register_timeout", 60_000, {"torch_llm_datadist.RegisterTimeoutMs": "60000"}),
+    ("stream_timeout", 5000, {"torch_llm_datadist.StreamTimeoutMs": "5000"}),
     ("transport", "nixl", {"torch_llm_datadist.Transport": "nixl"}),
     ("transport", "", {}),
     ("engine_chunk_bytes", 4096, {"torch_llm_datadist.EngineChunkBytes": "4096"}),
@@ -113,7 +114,7 @@ def test_option_defaults_are_the_originals() -> None:
         5000,
         2**30,
     )
-    assert (config.close_timeout, config.register_timeout) == (1000, 10_000)
+    assert (config.close_timeout, config.register_timeout, config.stream_timeout) == (1000, 10_000, 60_000)
 
 
 def test_named_options_win_over_ge_options() -> None:

@@ -38,6 +38,7 @@ struct Wire {
   std::vector<Message> sent;
   std::set<int64_t> under_way;
   bool finishes = true;              // requests, at the next poll
+  bool takes_back = true;            // all memory, when it is asked to
   std::function<void()> at_receive;  // once, on the thread of the transport
   std::function<void(const std::vector<engine::Piece>&)> at_post;
 
@@ -81,6 +82,11 @@ class Scripted : public Engine {
     return {Progress::kDone, ""};
   }
   bool cancel(int64_t) override { return false; }
+  bool can_take_back() const override { return true; }
+  bool take_back() override {
+    std::lock_guard lock(wire_->mutex);
+    return wire_->takes_back;
+  }
   void send(const std::string& message) override {
     std::string why;
     std::lock_guard lock(wire_->mutex);

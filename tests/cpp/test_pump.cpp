@@ -70,6 +70,19 @@ TEST(pump_has_not_sent_all_while_a_parcel_is_under_way) {
   CHECK(!end.transport->has_sent_all());
 }
 
+TEST(pump_says_that_a_peer_is_cut_off_only_when_its_engine_took_all_memory_back) {
+  for (const bool takes_back : {true, false}) {
+    End end;
+    end.wire->takes_back = takes_back;
+    CHECK(!end.transport->is_cut_off());
+
+    end.transport->sever();
+
+    CHECK(becomes([&] { return end.transport->is_severed(); }));
+    CHECK_EQUAL(end.transport->is_cut_off(), takes_back);
+  }
+}
+
 TEST(pump_gives_the_word_of_a_stream_back_after_it_was_written) {
   constexpr size_t kLarge = 32 << 20;
   End end(kLarge);

@@ -23,4 +23,5 @@ STAGES = {
 CASES = list(product(FAULTS, STAGES))
 KEEP_ALIVE_S = 1.0
 KEEP_ALIVE_OF_CUTS_S = 3.0  # the default: their hosts' threads all have to run on this machine
+MOST_PAUSE_S = 3.0  # between pushes to the bystander, while the fault lasts
 ENDS_WITHIN_S = 30.0  # on a machine that is busy with other things; an idle one needs a tenth

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.reliability.cases import CASES, ENDS_WITHIN_S, FAULTS, KEEP_ALIVE_S, STAGES
+from tests.reliability.cases import CASES, ENDS_WITHIN_S, FAULTS, KEEP_ALIVE_S, MOST_PAUSE_S, STAGES
 
 
 class Row(NamedTuple):
@@ -24,7 +24,8 @@ HEAD = f"""# When a peer fails
 Made by `make reliability` from a run of `tests/test_reliability.py` and
 `tests/test_reliability_across_hosts.py`; do not edit. One process of three is killed, frozen or cut off at
 each stage. The table says what the survivor was told, after how many seconds, and what was used right after
-that, and worked. `keep_alive_ms` is {KEEP_ALIVE_S * 1000:.0f} (the default is 3000); the
+that, and worked. Meanwhile the survivor went on pushing to the third process, and no two of these pushes were
+more than {MOST_PAUSE_S:.0f} s apart. `keep_alive_ms` is {KEEP_ALIVE_S * 1000:.0f} (the default is 3000); the
 limits of `link_clusters` and `unlink_clusters` are 1500 ms. A case that takes longer than
 {ENDS_WITHIN_S:.0f} s fails, and so does one with another code.
 

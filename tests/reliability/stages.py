@@ -69,6 +69,34 @@ def connect(state: SimpleNamespace, port: int, address: str = "127.0.0.1") -> Se
     return timed(lambda: instances.link(state, VICTIM, port, 1500, address)[0])
 
 
+def push_meanwhile(state: SimpleNamespace) -> None:
+    """To the bystander, over and over, on a thread and a stream of its own."""
+    state.is_over, state.pauses = threading.Event(), []
+
+    def push_on_and_on() -> None:
+        torch.npu.set_device(state.device)
+        with torch.npu.stream(torch.npu.Stream(state.device)):
+            last = time.monotonic()
+            while not state.is_over.is_set():
+                said = status_of(lambda: instances.push_blocks(state, BYSTANDER, [2], [2]))
+                now = time.monotonic()
+                state.pauses.append((now - last, said))
+                last = now
+                state.is_over.wait(0.01)
+
+    state.pushing = threading.Thread(target=push_on_and_on, daemon=True)
+    state.pushing.start()
+
+
+def longest_pause(state: SimpleNamespace) -> float:
+    """Between two of those pushes; each of them has arrived."""
+    state.is_over.set()
+    state.pushing.join(ENDS_WITHIN_S)
+    assert not state.pushing.is_alive()
+    assert {said for _, said in state.pauses} == {"LLM_SUCCESS"}
+    return max(pause for pause, _ in state.pauses)
+
+
 def push_on(state: SimpleNamespace) -> Seen:
     """Until it fails; what a frozen peer has in shared memory can be written until its link is lost."""
     said, after_s = push_until_it_fails(state, VICTIM, 20.0)

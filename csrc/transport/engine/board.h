@@ -71,6 +71,7 @@ struct Board {
   std::string why;
   std::map<aclrtStream, std::shared_ptr<Channel>> channels;
   std::atomic<bool> is_severed{false};
+  std::atomic<bool> is_cut_off{false};  // before is_severed
 
   void tell() {  // with the mutex
     has_news = true;

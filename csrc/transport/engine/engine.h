@@ -24,6 +24,11 @@
 //                 were sent, after the bytes of every request that was done before; they arrive whole, once.
 //                 Throws when the peer is known to be gone.
 //   receive       The next message, if there is one; like `poll` it makes the engine go on.
+//   can_take_back Whether `take_back` can succeed, whatever the peer does.
+//   take_back     The last call. True when every way of the peer's into memory of ours is known to have
+//   ended:
+//                 nothing that it has posted, or will post, writes or reads any. False when that is not
+//                 known.
 //   destructor    Nothing is read or written afterwards, here or, from here, at the peer. It may not wait for
 //                 a peer that does not answer.
 #pragma once
@@ -75,6 +80,9 @@ class Engine {
 
   virtual void send(const std::string& message) = 0;
   virtual std::optional<std::string> receive() = 0;
+
+  virtual bool can_take_back() const { return false; }
+  virtual bool take_back() { return false; }
 };
 
 }  // namespace datadist::engine

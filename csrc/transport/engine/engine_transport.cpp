@@ -42,6 +42,7 @@ class EngineTransport : public Transport {
         name_(settings_.engine),
         engine_(std::move(engine)),
         limits_(engine_->limits()),
+        can_cut_off_(engine_->can_take_back()),
         placeholders_(std::make_shared<Placeholders>()),
         board_(std::make_shared<Board>()) {
     acl::ContextScope restore;
@@ -81,6 +82,7 @@ class EngineTransport : public Transport {
     require(engine_ != nullptr && pump_ == nullptr, kLinkFailed, "connect_link: connected before");
     engine_->connect(peer->engine);
     pump_ = std::make_unique<Pump>(settings_, board_, engine_, &engine_mutex_, chunks_->as<char>(), *peer);
+    is_connected_ = true;
     // The pump's from here on: it lets the engine go when it ends.
     weak_engine_ = engine_;
     engine_.reset();
@@ -210,17 +212,28 @@ class EngineTransport : public Transport {
                                              [](const auto& entry) { return entry.second->pending == 0; });
   }
 
-  bool can_sever() const override { return true; }
+  bool can_cut_off() const override { return can_cut_off_; }
 
   void sever() override {
+    if (!is_connected_) take_back();
     std::lock_guard lock(board_->mutex);
     board_->must_stop = true;
     board_->tell();
   }
 
   bool is_severed() const override { return board_->is_severed; }
+  bool is_cut_off() const override { return board_->is_cut_off; }
 
  private:
+  // Of an engine that no pump has: the peer may have been told of it all the same.
+  void take_back() {
+    std::lock_guard lock(engine_mutex_);
+    if (engine_ == nullptr) return;
+    board_->is_cut_off = engine_->take_back();
+    engine_.reset();
+    board_->is_severed = true;
+  }
+
   // With the engine's mutex; nullptr once it is gone.
   std::shared_ptr<Engine> current_engine() const {
     return engine_ != nullptr ? engine_ : weak_engine_.lock();
@@ -301,7 +314,9 @@ class EngineTransport : public Transport {
   mutable EngineMutex engine_mutex_;
   std::shared_ptr<Engine> engine_;  // until it is connected
   std::weak_ptr<Engine> weak_engine_;
+  std::atomic<bool> is_connected_{false};
   const Limits limits_;
+  const bool can_cut_off_;
   std::unique_ptr<acl::PinnedBuffer> chunks_;
   std::mutex known_mutex_;  // before the engine's: who asks for what is known waits for no engine
   std::map<char*, Known> known_;
@@ -317,7 +332,8 @@ std::unique_ptr<Transport> make_transport(Settings settings) {
   require(kind != nullptr, kFeatureNotEnabled, "there is no transport '", settings.engine, "' (207000)");
   const std::string why = kind->why_not();
   require(why.empty(), kFeatureNotEnabled, "the transport ", settings.engine, " is not here (207000): ", why);
-  auto engine = kind->make({settings.device, settings.listen_ip, settings.options});
+  auto engine = kind->make({settings.device, settings.listen_ip, settings.options,
+                            settings.is_peer_on_this_host, settings.is_peer_in_this_super_pod});
   return make_transport(std::move(settings), std::move(engine));
 }
 

@@ -35,6 +35,8 @@ struct Settings {
   std::string listen_ip;
   std::map<std::string, std::string> options;  // the engine's own
   int device = 0;
+  bool is_peer_on_this_host = true;
+  bool is_peer_in_this_super_pod = true;
   size_t chunk_bytes = 1 << 20;
   size_t chunks = 4;
   // A word of device memory, 0, until the last owner is gone.

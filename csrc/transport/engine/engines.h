@@ -14,6 +14,9 @@ struct Make {
   int device = 0;
   std::string listen_ip;                       // under which peers reach this host; empty: any
   std::map<std::string, std::string> options;  // the engine's own, for those that have any
+  // Where the peer may reach memory here in other ways than by a network.
+  bool is_peer_on_this_host = true;
+  bool is_peer_in_this_super_pod = true;
 };
 
 struct Kind {

@@ -71,6 +71,7 @@ void Pump::run() {
   }
   {
     std::lock_guard engine_lock(*engine_mutex_);
+    board_->is_cut_off = engine_->take_back();
     engine_.reset();
   }
   {

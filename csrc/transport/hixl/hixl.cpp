@@ -90,7 +90,8 @@ void check(const char* call, uint32_t code) {
 
 class HixlEngine : public engine::Engine {
  public:
-  explicit HixlEngine(const engine::Make& about) {
+  explicit HixlEngine(const engine::Make& about)
+      : can_take_back_(!about.is_peer_on_this_host && !about.is_peer_in_this_super_pod) {
     acl::ContextScope restore;
     context_ = std::make_unique<acl::Context>(about.device);
     std::string ip = about.listen_ip;
@@ -114,7 +115,14 @@ class HixlEngine : public engine::Engine {
     throw Error(status_code(code), join(describe("Initialize", code), ", as ", name_));
   }
 
-  ~HixlEngine() override {
+  ~HixlEngine() override { take_back(); }
+
+  bool can_take_back() const override { return can_take_back_; }
+
+  // Memory that a device of the same SuperPod, or host, has mapped is its to write for as long as it likes: a
+  // key that is void ends only what comes by RDMA.
+  bool take_back() override {
+    if (engine_ == nullptr) return false;
     must_stop_ = true;
     if (connecting_.joinable()) connecting_.join();
     acl::ContextScope restore;
@@ -123,9 +131,12 @@ class HixlEngine : public engine::Engine {
     } catch (const Error&) {
       // The device is lost; what can be ended is.
     }
+    // A peer that is gone has no answer to this, and need not have.
     if (is_connected_) library().disconnect(engine_, peer_.c_str(), kAttemptMs);
-    library().destroy(engine_);
+    for (const auto& [_, handle] : memory_) deregister(handle);
+    library().destroy(std::exchange(engine_, nullptr));
     context_.reset();
+    return can_take_back_ && !keeps_memory_;
   }
 
   engine::Limits limits() const override {
@@ -153,7 +164,7 @@ class HixlEngine : public engine::Engine {
     if (found == memory_.end()) return;
     const InContext scope(*this);
     here_.remove(reinterpret_cast<uint64_t>(address));
-    library().deregister_memory(engine_, found->second);
+    deregister(found->second);
     memory_.erase(found);
   }
 
@@ -248,6 +259,10 @@ class HixlEngine : public engine::Engine {
     acl::ContextScope restore_;
   };
 
+  void deregister(void* handle) {
+    if (library().deregister_memory(engine_, handle) != 0) keeps_memory_ = true;
+  }
+
   void forget(int64_t number) {
     requests_.erase(number);
     std::erase(waiting_, number);
@@ -302,6 +317,8 @@ class HixlEngine : public engine::Engine {
     return code == 0 ? "" : join(describe("Connect", code), ", to ", peer_);
   }
 
+  const bool can_take_back_;
+  bool keeps_memory_ = false;  // it did not let go of some
   std::unique_ptr<acl::Context> context_;
   std::string name_;
   std::string peer_;

@@ -7,6 +7,9 @@
 #include <cstring>
 #include <map>
 #include <random>
+#include <set>
+#include <sstream>
+#include <utility>
 #include <vector>
 
 #include "error.h"
@@ -52,15 +55,41 @@ std::string new_name() {
   return join("datadist-", getpid(), "-", std::hex, number);
 }
 
+// Not the ways of UCX between processes of one kernel: what one of them has mapped (xpmem), or reaches by its
+// address (cma, knem), outlives any key. It looks for them by itself, and two hosts of ours may be containers
+// that share more than it takes for a host.
+bool is_network_all_that_ucx_may_use() {
+  const char* const set = std::getenv("UCX_TLS");
+  if (set == nullptr) return true;  // then it is told so
+  const std::set<std::string> shared{"all", "sm", "shm", "mm", "xpmem", "knem", "cma"};
+  std::string names = set;
+  const bool is_of_those_left_out = names.starts_with('^');
+  if (is_of_those_left_out) names.erase(0, 1);
+  std::istringstream words(names);
+  bool names_shared = false, names_all_shared = false;
+  for (std::string name; std::getline(words, name, ',');) {
+    names_shared = names_shared || shared.contains(name);
+    names_all_shared = names_all_shared || name == "sm" || name == "shm";
+  }
+  return is_of_those_left_out ? names_all_shared : !names.empty() && !names_shared;
+}
+
 class NixlEngine : public engine::Engine {
  public:
-  NixlEngine()
-      : api_(symbols()), name_(new_name()), backend_(api_.destroy_backend), options_(api_.destroy_opt_args) {
+  explicit NixlEngine(bool is_peer_on_this_host)
+      : api_(symbols()),
+        name_(new_name()),
+        can_take_back_(!is_peer_on_this_host && is_network_all_that_ucx_may_use()),
+        backend_(api_.destroy_backend),
+        options_(api_.destroy_opt_args) {
     const AgentConfig config;
     check(api_.create_configured_agent(name_.c_str(), &config, &agent_), "create_configured_agent");
     try {
       Owned memory(api_.destroy_mem_list), parameters(api_.destroy_params);
       check(api_.get_plugin_params(agent_, kBackend, memory.out(), parameters.out()), "get_plugin_params");
+      // Where it is set in the environment, that counts.
+      if (!is_peer_on_this_host)
+        check(api_.params_add(parameters.get(), "engine_config", "TLS=^sm"), "params_add");
       check(api_.create_backend(agent_, kBackend, parameters.get(), backend_.out()), "create_backend");
       check(api_.create_opt_args(options_.out()), "create_opt_args");
       check(api_.opt_args_add_backend(options_.get(), backend_.get()), "opt_args_add_backend");
@@ -71,13 +100,7 @@ class NixlEngine : public engine::Engine {
     }
   }
 
-  ~NixlEngine() override {
-    for (const auto& [_, request] : requests_) drop(request);
-    if (!peer_.empty()) api_.invalidate_remote_md(agent_, peer_.c_str());
-    for (const auto& [address, bytes] : memory_) change_memory(api_.deregister_mem, address, bytes);
-    api_.destroy_notif_map(notes_);
-    api_.destroy_agent(agent_);
-  }
+  ~NixlEngine() override { take_back(); }
   NixlEngine(const NixlEngine&) = delete;
   NixlEngine& operator=(const NixlEngine&) = delete;
 
@@ -103,7 +126,7 @@ class NixlEngine : public engine::Engine {
   void remove_memory(char* address) override {
     const auto found = memory_.find(address);
     if (found == memory_.end()) return;
-    change_memory(api_.deregister_mem, found->first, found->second);
+    deregister(found->first, found->second);
     memory_.erase(found);
   }
 
@@ -191,7 +214,22 @@ class NixlEngine : public engine::Engine {
     return next_in_order();
   }
 
- private:
+  bool can_take_back() const override { return can_take_back_; }
+
+  // UCX keeps what is deregistered in a cache, remote key and all, for as long as its context lives, so that
+  // the agent has to go, too, and takes the context along. It can close its memory domains, which is what
+  // makes keys void, only when nothing is registered with them any more: hence each answer counts. What a
+  // network without keys brings (TCP) is copied by the context itself.
+  bool take_back() override {
+    if (agent_ == nullptr) return false;
+    for (const auto& [_, request] : requests_) drop(request);
+    if (!peer_.empty()) api_.invalidate_remote_md(agent_, peer_.c_str());
+    for (const auto& [address, bytes] : memory_) deregister(address, bytes);
+    api_.destroy_notif_map(notes_);
+    const bool has_ended = api_.destroy_agent(std::exchange(agent_, nullptr)) == kOk;
+    return has_ended && !keeps_memory_ && can_take_back_;
+  }
+
   static std::string take_text(void* said, size_t bytes) {
     std::string text(static_cast<const char*>(said), bytes);
     std::free(said);
@@ -204,11 +242,11 @@ class NixlEngine : public engine::Engine {
           "reg_dlist_add_desc");
   }
 
-  // In ends that cannot fail: what NIXL keeps then goes with its agent.
-  void change_memory(Status (*change)(Handle, Handle, Handle), char* address, size_t bytes) {
+  // In ends that cannot fail.
+  void deregister(char* address, size_t bytes) {
     Owned list(api_.destroy_reg_dlist);
     list_memory(&list, address, bytes);
-    change(agent_, list.get(), options_.get());
+    if (api_.deregister_mem(agent_, list.get(), options_.get()) != kOk) keeps_memory_ = true;
   }
 
   std::string load_peer(const std::string& said) {
@@ -247,6 +285,8 @@ class NixlEngine : public engine::Engine {
 
   const Symbols& api_;
   const std::string name_;
+  const bool can_take_back_;
+  bool keeps_memory_ = false;  // it did not let go of some
   Handle agent_ = nullptr;
   Owned backend_;
   Owned options_;
@@ -262,6 +302,8 @@ class NixlEngine : public engine::Engine {
 
 }  // namespace
 
-std::unique_ptr<engine::Engine> make_engine(const engine::Make&) { return std::make_unique<NixlEngine>(); }
+std::unique_ptr<engine::Engine> make_engine(const engine::Make& about) {
+  return std::make_unique<NixlEngine>(about.is_peer_on_this_host);
+}
 
 }  // namespace datadist::nixl
