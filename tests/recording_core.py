@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -134,8 +134,8 @@ class RecordingInstance:
             return False, int(LLMStatusCode.LLM_NOT_YET_LINK), "the peer closed the link"
         return True, 0, ""
 
-    def is_cut_off(self, link: int) -> bool:
-        return False
+    def cut_off_of(self, link: int) -> Callable[[], bool]:
+        return lambda: False
 
     def close_link(self, link: int, patience_ms: int | None = None) -> None:
         self.links[link].is_closed = True

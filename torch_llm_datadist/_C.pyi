@@ -4,7 +4,7 @@ Codes are the integers of ``LLMStatusCode``. Errors are raised as the class of
 ``torch_llm_datadist.errors.class_for_code(code)``. All calls release the GIL while they wait.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -114,8 +114,8 @@ class Instance:
     def is_remote_cache_in_use(self, link: int, cache_id: int) -> bool:
         """After `drop_remote_cache`: False once all transfers that touch it ended and it is unmapped."""
 
-    def is_cut_off(self, link: int) -> bool:
-        """The link is closed, and ends its peer's access to memory here by itself. Also after `close`."""
+    def cut_off_of(self, link: int) -> Callable[[], bool]:
+        """Tells, also once the link is gone, whether it took its peer's access to memory here away."""
 
     def link_status(self, link: int) -> tuple[bool, int, str]:
         """(is alive, code, the bare cause); code 0 and no cause while it is alive."""

@@ -269,12 +269,12 @@ class CacheStore:
         release: Callable[[], None] | None = None,
         receives: bool = True,
     ) -> Cache:
-        if is_reachable and len(self._registry.reachable()) >= MAX_ANNOUNCED_CACHES:
-            raise refusal(
-                "too_many_caches", asked=asked, value=MAX_ANNOUNCED_CACHES + 1, high=MAX_ANNOUNCED_CACHES
-            )
         cache_id = handle = 0
         try:
+            if is_reachable and len(self._registry.reachable()) >= MAX_ANNOUNCED_CACHES:
+                raise refusal(
+                    "too_many_caches", asked=asked, value=MAX_ANNOUNCED_CACHES + 1, high=MAX_ANNOUNCED_CACHES
+                )
             cache_id = self._instance.register_cache(tensors, desc.shape[0], is_blocks, receives)
             if is_reachable:
                 self._try_to_export(asked, cache_id)

@@ -337,7 +337,7 @@ class Handshake:
             may_share_super_pod(self._own, identity),
             peer.transport,
         )
-        peer.is_cut_off = partial(self._native.is_cut_off, peer.link)
+        peer.is_cut_off = self._native.cut_off_of(peer.link)
         proofs = self._native.export_proofs(peer.link)
         return segment_record(page, peer), None if proofs is None else segment_record(proofs, peer)
 

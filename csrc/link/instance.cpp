@@ -57,11 +57,6 @@ Link::Counts Instance::counts_of(int64_t handle) const {
   return found == links_.end() ? Link::Counts{} : found->second->counts();
 }
 
-bool Instance::is_cut_off(int64_t handle) const {
-  const auto link = links().find(handle);
-  return link == nullptr || link->is_cut_off();
-}
-
 void Instance::release_cache(int64_t id) {
   const auto cache = caches_->find_held(id);  // its memory is there until the engines have forgotten it
   caches_->release(id);

@@ -52,7 +52,6 @@ class Instance {
   std::shared_ptr<Link> open_link(Peer peer);
   std::shared_ptr<Link> link(int64_t handle, const char* asked) const;
   Link::Counts counts_of(int64_t handle) const;  // none of a link that is closed
-  bool is_cut_off(int64_t handle) const;         // see Link; also of one that is gone for good
   // `patience`: for the transfers that run on it; none given: what the options say.
   void close_link(int64_t handle, std::optional<std::chrono::milliseconds> patience = std::nullopt);
   void close();

@@ -281,10 +281,6 @@ bool Link::is_told_of(uint32_t slot) const {
          PublishedWord::unpack(published_[slot]).epoch_low == (sent.epoch & PublishedWord::kEpochMask);
 }
 
-bool Link::is_cut_off() const {
-  return state_.load(std::memory_order_acquire) == kClosed && transport_->is_cut_off();
-}
-
 bool Link::may_be_touched() const {
   std::lock_guard lock(mutex_);
   return peer_may_write();

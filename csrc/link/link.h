@@ -97,8 +97,6 @@ class Link : public std::enable_shared_from_this<Link> {
   // The peer, or a copy that it had queued, may still touch our memory: it neither said that its streams are
   // drained nor is its process known to be gone.
   bool may_be_touched() const;
-  // Closed, and whatever the peer does, it reaches our memory no longer.
-  bool is_cut_off() const;
   std::pair<int64_t, std::string> reason() const;  // the same as the message of what it has ended
   std::string why_sender_failed(SentWord sent) const;
 

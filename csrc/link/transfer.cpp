@@ -163,10 +163,8 @@ std::pair<int64_t, std::string> Transfer::wait() {
 
 std::tuple<int64_t, std::string, bool> Transfer::wait_for_outcome(std::chrono::milliseconds patience) {
   std::unique_lock lock(mutex_);
-  if (!changed_.wait_for(lock, patience, [this] { return is_over(); })) {
-    begins_within_ = patience;
-    link_->engine().wake();
-  }
+  begins_by_ = Clock::now() + patience;
+  patience_ = patience;
   changed_.wait(lock, [this] { return is_over(); });
   return {code_, why_, code_ != kSuccess && !is_drained_};
 }
@@ -348,6 +346,7 @@ bool Transfer::streams_have_passed() const {
 void Transfer::clock_gap(Clock::duration gap) {
   std::lock_guard lock(mutex_);
   if (deadline_) *deadline_ += gap;
+  if (begins_by_) *begins_by_ += gap;
 }
 
 void Transfer::receiver_said(TakenWord taken) {
@@ -392,10 +391,10 @@ std::optional<std::pair<int64_t, std::string>> Transfer::trouble(const Tick& tic
     return Trouble(kTimeout, render(Message::transfer_is_late, late_values_));
   }
   if (cancelled_) return Trouble(kFailed, *cancelled_);
-  if (never_began())
+  if (never_began(tick.now))
     return Trouble(kTimeout,
                    render(Message::transfer_never_began,
-                          {{"into", into()}, {"peer", peer}, {"value", int64_t{begins_within_->count()}}}));
+                          {{"into", into()}, {"peer", peer}, {"value", int64_t{patience_.count()}}}));
   return std::nullopt;
 }
 
@@ -529,7 +528,8 @@ void Transfer::fail(const Tick& tick, int64_t code, const std::string& why) {
   tick.write(done_, 1);
   // What waits on a stream of its own is cut off there: none of its copies lands later.
   // Likewise where nobody else is behind it.
-  const bool never_starts = gate_refused_->load() || (never_began() && lane_ && !link_->is_shared(lane_));
+  const bool never_starts =
+      gate_refused_->load() || (never_began(tick.now) && lane_ && !link_->is_shared(lane_));
   if ((owns_lane_ || never_starts) && lane_ && !is_drained_ && !lane_->is_dropped())
     link_->feeder()->drop_lane(lane_);
   if (is_publication() && is_drained_) link_->announce(*slot_, sent_word(SentWord::kFailed, code));

@@ -158,7 +158,7 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   void fail(const Tick& tick, int64_t code, const std::string& why);
   void end(int64_t code, const std::string& why);
   bool has_started() const;
-  bool never_began() const { return begins_within_ && !deadline_; }
+  bool never_began(Clock::time_point now) const { return begins_by_ && !deadline_ && now >= *begins_by_; }
   bool is_released() const { return start_[start_.size() - 1].seen() != 0; }
   bool streams_have_passed() const;
   bool has_left_its_stream() const;
@@ -204,8 +204,9 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   Few<char> start_is_queued_;       // or not; per gate
   bool passed_is_queued_ = false;
   std::optional<Clock::time_point> deadline_;
-  std::optional<std::chrono::milliseconds> begins_within_;  // that is over
-  std::optional<std::chrono::milliseconds> limit_;          // until the last layer is released
+  std::optional<Clock::time_point> begins_by_;      // of a blocking call
+  std::chrono::milliseconds patience_{};            // that this was
+  std::optional<std::chrono::milliseconds> limit_;  // until the last layer is released
   bool submission_has_ended_ = false;
   size_t passed_marks_ = 0;     // of the host copies
   Staging* staging_ = nullptr;  // borrowed, or the link's

@@ -277,7 +277,13 @@ void define_instance(py::module_& m) {
             return std::make_tuple(counts.transfers, counts.failures, counts.bytes);
           },
           py::arg("link"), nogil)
-      .def("is_cut_off", &Instance::is_cut_off, py::arg("link"), nogil)
+      .def(
+          "cut_off_of",
+          [](Instance& self, int64_t link) {
+            auto flag = self.link(link, "cut_off_of")->transport().cut_off();
+            return py::cpp_function([flag = std::move(flag)] { return flag != nullptr && *flag; });
+          },
+          py::arg("link"))
       .def(
           "close_link",
           [](Instance& self, int64_t link, std::optional<int64_t> patience_ms) {

@@ -11,6 +11,7 @@
 // only this transport understands, and what is queued leaves the stream: `flush` and `settle` tie it back.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -120,7 +121,12 @@ class Transport {
   // Severed, and with that the peer's access to our memory has ended, whatever becomes of the peer; and
   // whether that can be had at all.
   virtual bool can_cut_off() const { return false; }
-  virtual bool is_cut_off() const { return false; }
+  bool is_cut_off() const {
+    const auto flag = cut_off();
+    return flag != nullptr && *flag;
+  }
+  // For those who ask when the link is gone; nullptr where it cannot be had.
+  virtual std::shared_ptr<const std::atomic<bool>> cut_off() const { return nullptr; }
 };
 
 struct DeviceMemory {

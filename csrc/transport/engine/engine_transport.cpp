@@ -1,6 +1,8 @@
 #include "transport/engine/engine_transport.h"
 
 #include <algorithm>
+#include <thread>
+#include <utility>
 
 #include "acl/check.h"
 #include "acl/queue.h"
@@ -54,6 +56,7 @@ class EngineTransport : public Transport {
   }
 
   ~EngineTransport() override {
+    if (ending_.joinable()) ending_.join();
     pump_.reset();
     for (const auto& [_, channel] : board_->channels) open_channels().remove(channel->number);
     engine_.reset();  // before the memory that it knows
@@ -215,18 +218,21 @@ class EngineTransport : public Transport {
   bool can_cut_off() const override { return can_cut_off_; }
 
   void sever() override {
-    if (!is_connected_) take_back();
     std::lock_guard lock(board_->mutex);
+    // The watchdog asks, which has no time for it.
+    if (!is_connected_ && !std::exchange(board_->must_stop, true))
+      ending_ = std::thread([this] { take_back(); });
     board_->must_stop = true;
     board_->tell();
   }
 
   bool is_severed() const override { return board_->is_severed; }
-  bool is_cut_off() const override { return board_->is_cut_off; }
+  std::shared_ptr<const std::atomic<bool>> cut_off() const override { return {board_, &board_->is_cut_off}; }
 
  private:
   // Of an engine that no pump has: the peer may have been told of it all the same.
   void take_back() {
+    acl::ThreadDevice device(settings_.device);
     std::lock_guard lock(engine_mutex_);
     if (engine_ == nullptr) return;
     board_->is_cut_off = engine_->take_back();
@@ -323,6 +329,7 @@ class EngineTransport : public Transport {
   const std::shared_ptr<Placeholders> placeholders_;
   const std::shared_ptr<Board> board_;
   std::unique_ptr<Pump> pump_;
+  std::thread ending_;  // of an engine that was never connected
 };
 
 }  // namespace

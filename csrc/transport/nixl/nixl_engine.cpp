@@ -242,11 +242,15 @@ class NixlEngine : public engine::Engine {
           "reg_dlist_add_desc");
   }
 
-  // In ends that cannot fail.
+  // In ends that cannot fail: what does is remembered.
   void deregister(char* address, size_t bytes) {
-    Owned list(api_.destroy_reg_dlist);
-    list_memory(&list, address, bytes);
-    if (api_.deregister_mem(agent_, list.get(), options_.get()) != kOk) keeps_memory_ = true;
+    try {
+      Owned list(api_.destroy_reg_dlist);
+      list_memory(&list, address, bytes);
+      check(api_.deregister_mem(agent_, list.get(), options_.get()), "deregister_mem");
+    } catch (const Error&) {
+      keeps_memory_ = true;
+    }
   }
 
   std::string load_peer(const std::string& said) {
