@@ -239,10 +239,11 @@ def test_finalize_does_not_wait_for_caches_that_peers_have_yet_to_be_told_of(
 ) -> None:
     here, there = made(1, 0), made(2, 1)
     link(here, there)
-    each_s, count = 0.05, 40
+    count, told = 100, []
 
     def slowly(self: Announcements, *arguments: Any) -> Any:
-        time.sleep(each_s)
+        time.sleep(0.02)
+        told.append(arguments)
         return export(self, *arguments)
 
     export = Announcements._export
@@ -251,6 +252,5 @@ def test_finalize_does_not_wait_for_caches_that_peers_have_yet_to_be_told_of(
     for model_id in range(1, count + 1):
         memory = torch.zeros(BLOCKS, BLOCK_BYTES, dtype=torch.uint8)
         here.manager.register_blocks_cache(desc, [memory], BlocksCacheKey(1, model_id), True)
-    began = time.monotonic()
     here.datadist.finalize()
-    assert time.monotonic() - began < count * each_s / 2
+    assert 0 < len(told) < count
