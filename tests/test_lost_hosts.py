@@ -35,9 +35,9 @@ NEXT = 77  # what the survivor writes into its blocks once they are its own agai
 EVERYTHING = list(range(BLOCKS))
 
 
-def start(state: SimpleNamespace, cluster_id: int, address: str) -> int:
+def start(state: SimpleNamespace, cluster_id: int, address: str, transport: str = "nixl") -> int:
     options = {
-        "transport": "nixl",
+        "transport": transport,
         "listen_ip_info": f"{address}:0",
         "keep_alive_ms": 1000,
         "engine_chunk_bytes": CHUNK,
@@ -172,6 +172,38 @@ def test_memory_is_taken_back_only_where_ucx_may_reach_it_by_the_network_alone(
         assert survivor.call(doubts) == [(EVERYTHING, None)]
     else:
         assert survivor.call(until_there_are, 0) == []
+
+
+def on_super_pod(pod: str, host: str) -> Peer:
+    given = {"HOST": host, "SUPER_POD": pod, "PROFILE": "A3"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(HOST_ID_VARIABLE, host)
+        for name, value in given.items():
+            patch.setenv(f"TORCH_LLM_DATADIST_EMULATE_{name}", value)
+        return Peer(afresh=True)
+
+
+@pytest.mark.parametrize(("pod", "is_left"), [("8", False), ("7", True)], ids=["another", "the same"])
+def test_hixl_takes_memory_back_that_no_device_of_the_same_super_pod_may_have_mapped(
+    pod: str, is_left: bool
+) -> None:
+    survivor, victim = on_super_pod("7", "near"), on_super_pod(pod, "far")
+    try:
+        survivor.call(start, SURVIVOR, "127.0.0.1", "hixl")
+        port = victim.call(start, VICTIM, "127.0.0.1", "hixl")
+        assert survivor.call(instances.link, VICTIM, port) == ["LLM_SUCCESS"]
+
+        victim.kill()
+        survivor.call(wait_unlinked, VICTIM, NOTICED_WITHIN_S)
+
+        if is_left:
+            time.sleep(0.5)
+            assert survivor.call(doubts) == [(EVERYTHING, None)]
+        else:
+            assert survivor.call(until_there_are, 0) == []
+    finally:
+        survivor.stop()
+        victim.stop()
 
 
 def test_a_device_whose_super_pod_is_not_known_to_be_another_may_have_memory_here_mapped() -> None:
