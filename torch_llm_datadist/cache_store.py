@@ -165,8 +165,8 @@ class CacheStore:
         """Ends a registration; returns at once.
 
         New transfers do not find the cache any more, by its keys neither. Its tensors are held until every
-        linked peer has confirmed that it dropped the cache, or is gone, and until the transfers of this
-        instance that use it have ended; ``held_caches`` lists what is still held.
+        linked peer has confirmed that it dropped the cache, or is gone, and until the transfers and copies of
+        this instance that use it have ended; ``held_caches`` lists what is still held.
 
         Args:
             cache_id: int64; an unknown one is no error.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from . import late_copies
 from .cache import Cache
 from .key_table import KeyTable
 from .peer import Peer
@@ -161,8 +162,8 @@ class CacheRegistry:
             return self._held.get(cache_id)
 
     def release_free(self, native: _C.Instance, looked_at: Iterable[HeldCache]) -> list[HeldCache]:
-        """Hands back the memory that neither a peer nor a transfer of this instance can touch; returns those
-        that stay held.
+        """Hands back the memory that no peer and nothing of this instance can touch; returns those that
+        stay held.
         """
         all_held = list(looked_at)
         forget_the_gone(all_held)
@@ -173,6 +174,8 @@ class CacheRegistry:
         if self.held_cache(cache_id) is not held:
             return True
         if not held.is_free() or native.is_cache_in_use(cache_id):
+            return False
+        if late_copies.touch(held.local.cache):
             return False
         native.release_cache(cache_id)
         if held.local.release is not None:
