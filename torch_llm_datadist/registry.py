@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from . import late_copies
+from . import late_copies, wire
 from .cache import Cache
 from .key_table import KeyTable
+from .messages import refusal
 from .peer import Peer
 
 if TYPE_CHECKING:
@@ -137,6 +138,18 @@ class CacheRegistry:
         """The caches to announce to peers, in the order of registration."""
         with self._lock:
             return [local for local in self._caches.values() if local.cache.remote_accessible]
+
+    def require_room(self, asked: str, tensors: int, keys: int) -> None:
+        """Raises where peers would end their links over one more cache with so many tensors and keys."""
+        known = self.reachable()
+        size = wire.foreseen_bytes(tensors, keys + len(self.keys))
+        size += sum(wire.foreseen_bytes(len(local.tensor_bytes), 0) for local in known)
+        for what, value, high in (
+            ("caches", len(known) + 1, wire.MAX_ANNOUNCED_CACHES),
+            ("bytes about the caches", size, wire.MAX_ANNOUNCED_BYTES),
+        ):
+            if value > high:
+                raise refusal("too_many_caches", asked=asked, value=value, what=what, high=high)
 
     def has_earlier_names(self, cache_id: int) -> bool:
         """A peer may know another cache by a name of this one: it has the same, or was withdrawn just now."""
