@@ -91,12 +91,24 @@ class Announcements:
     # Ours, to a peer.
 
     def export_to(self, peer: Peer) -> list[wire.CacheRecord]:
-        """Every reachable cache, for the message that joins the peer."""
-        records = (self._export(local, peer) for local in self._registry.reachable())
-        return [record for record in records if record is not None]
+        """The reachable caches, for the message that joins the peer; ``catch_up`` tells of those that do not
+        fit into it."""
+        records = []
+        left = wire.MAX_JOINING_BYTES
+        for local in self._registry.reachable():
+            record = self._export(local, peer)
+            if record is None:
+                continue
+            left -= wire.size_of(record)
+            if left < 0:
+                peer.announced.discard(record.cache_id)
+                break
+            records.append(record)
+        return records
 
     def catch_up(self, peer: Peer) -> None:
-        """Tells a peer that has just been linked what changed while it was joining."""
+        """Tells a peer that has just been linked what changed while it was joining, and what found no room in
+        the message that joined it."""
         reachable = {local.cache.cache_id: local for local in self._registry.reachable()}
         for cache_id in sorted(peer.announced - reachable.keys()):
             peer.send(wire.Withdraw(cache_id))

@@ -49,7 +49,7 @@ class Arrivals:
         self._changed = threading.Condition()
         self._unclaimed: dict[int, OrderedDict[Tag, tuple[int, str]]] = {}
         self._bytes: dict[int, int] = {}  # of those
-        self._forgotten = 0
+        self._forgotten: dict[int, int] = {}  # tags, of those clusters
         self._linked: set[int] = set()
 
     # For the control thread.
@@ -81,8 +81,8 @@ class Arrivals:
 
     def _forget(self, cluster_id: int, tag: Tag) -> None:
         self._take(cluster_id, tag)
-        self._forgotten += 1
-        if self._forgotten & (self._forgotten - 1) == 0:  # a peer that floods us is not to flood the log, too
+        forgotten = self._forgotten[cluster_id] = self._forgotten.get(cluster_id, 0) + 1
+        if forgotten & (forgotten - 1) == 0:  # a peer that floods us is not to flood the log, too
             logger.warning(
                 "cluster %d has pushed more tags that nobody waits for than are kept (%d, of %d bytes); "
                 "forgetting tag %r, %d so far",
@@ -90,7 +90,7 @@ class Arrivals:
                 MAX_UNCLAIMED,
                 MAX_UNCLAIMED_BYTES,
                 tag,
-                self._forgotten,
+                forgotten,
             )
 
     def _take(self, cluster_id: int, tag: Tag) -> tuple[int, str]:
@@ -101,6 +101,7 @@ class Arrivals:
     def _drop(self, cluster_id: int) -> None:
         self._unclaimed.pop(cluster_id, None)
         self._bytes.pop(cluster_id, None)
+        self._forgotten.pop(cluster_id, None)
 
     # For callers.
 

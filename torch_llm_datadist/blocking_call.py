@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType, ModuleType
 from typing import TypeAlias
 
 import torch
 
-from . import ops
+from . import late_copies, ops
 from .block_transfer import BlockTransfer
 from .cache import Cache
 from .checks import as_int64
@@ -128,14 +128,29 @@ class BlockingCall:
             renamed.blocks_in_doubt = error.blocks_in_doubt
             raise renamed from None
 
-    def copy(self, asked: str, what: str, call: Callable[[torch.Tensor], None]) -> None:
+    def copy(
+        self, asked: str, what: str, caches: Sequence[Cache], call: Callable[[torch.Tensor], None]
+    ) -> None:
         """Calls an op that copies on the current stream, and waits until that has got there, at most for
-        ``stream_timeout``. ``what``: is copied, for messages.
+        ``stream_timeout``.
+
+        Args:
+            what: is copied, for messages.
+            caches: the copies read or write them.
         """
+        late_copies.let_go()
         status = self._status()
         call(status)
-        if not has_come_here(self._native, self._options.device, self._options.stream_timeout_ms, asked):
-            del self._per_thread.status  # the copies may still write to it
+        is_done = False
+        try:
+            is_done = has_come_here(
+                self._native, self._options.device, self._options.stream_timeout_ms, asked
+            )
+        finally:
+            if not is_done:  # the copies may still write, the status as well
+                del self._per_thread.status
+                late_copies.hold(self._options.device, caches, status)
+        if not is_done:
             raise refusal(
                 "copy_is_late",
                 asked=asked,
@@ -148,6 +163,7 @@ class BlockingCall:
             raise refusal("copy_was_refused", asked=asked, value="a copy")
 
     def _run(self, asked: str, call: Callable[[torch.Tensor, int], None], unfinished: Unfinished) -> None:
+        late_copies.let_go()
         handle = self._native.transfer_create()
         try:
             call(self._status(), handle)

@@ -24,7 +24,6 @@ from .options import Options
 from .registration import addresses_of, await_kernels, read_blocks_key, read_keys, read_tensors
 from .registry import CacheRegistry, HeldCache, HeldCacheInfo, LocalCache, nobody_cares
 from .transfer import MemInfo, Memtype
-from .wire import MAX_ANNOUNCED_CACHES
 
 if TYPE_CHECKING:
     import torch
@@ -138,7 +137,8 @@ class CacheStore:
                 that is not of torch's allocator where links on one host are to reach it; ``LLM_TIMEOUT`` when
                 what is queued on the current stream is not done within ``LLMConfig.register_timeout``; the
                 code of the runtime, or of the engine of a link, that does not take the memory. Nothing was
-                registered. ``LLM_OUT_OF_MEMORY`` for more reachable caches than a peer takes in (4096).
+                registered. ``LLM_OUT_OF_MEMORY`` for more reachable caches than a peer takes in: 4096, and
+                16 MiB about them, at 256 bytes a tensor, 256 a cache and 32 a key.
 
         Source: manual page register_blocks_cache; tensors, and reaching peers that are already linked, are
             additions.
@@ -165,8 +165,8 @@ class CacheStore:
         """Ends a registration; returns at once.
 
         New transfers do not find the cache any more, by its keys neither. Its tensors are held until every
-        linked peer has confirmed that it dropped the cache, or is gone, and until the transfers of this
-        instance that use it have ended; ``held_caches`` lists what is still held.
+        linked peer has confirmed that it dropped the cache, or is gone, and until the transfers and copies of
+        this instance that use it have ended; ``held_caches`` lists what is still held.
 
         Args:
             cache_id: int64; an unknown one is no error.
@@ -271,10 +271,8 @@ class CacheStore:
     ) -> Cache:
         cache_id = handle = 0
         try:
-            if is_reachable and len(self._registry.reachable()) >= MAX_ANNOUNCED_CACHES:
-                raise refusal(
-                    "too_many_caches", asked=asked, value=MAX_ANNOUNCED_CACHES + 1, high=MAX_ANNOUNCED_CACHES
-                )
+            if is_reachable:
+                self._registry.require_room(asked, len(tensors), len(keys))
             cache_id = self._instance.register_cache(tensors, desc.shape[0], is_blocks, receives)
             if is_reachable:
                 self._try_to_export(asked, cache_id)

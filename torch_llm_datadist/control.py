@@ -146,6 +146,7 @@ class Control:
         router = self.loop.socket(zmq.ROUTER)
         router.setsockopt(zmq.IPV6, ":" in ip)
         router.setsockopt(zmq.LINGER, 0)
+        router.setsockopt(zmq.SNDHWM, wire.MAX_QUEUED)
         router.setsockopt(zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES_ON_THE_WAY)
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._gatekeeper.protect(router)

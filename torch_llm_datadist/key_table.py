@@ -53,6 +53,9 @@ class KeyTable:
         self._lock = threading.Lock()
         self._entries: dict[KeyName, _Entry] = {}
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def check_free(self, asked: str, keys: Sequence[CacheKey]) -> None:
         """Raises ``ParamInvalidError`` for a key that is bound, or listed twice."""
         with self._lock:

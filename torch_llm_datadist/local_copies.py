@@ -42,7 +42,8 @@ class LocalCopies(AllocatedCaches):
             LLMException: ``LLM_PARAM_INVALID`` for values that do not fit the caches,
                 ``LLM_KV_CACHE_NOT_EXIST`` for a cache that is not there (any more), ``LLM_FAILED`` when the
                 runtime refuses, ``LLM_TIMEOUT`` when the current stream has not got there within
-                ``LLMConfig.stream_timeout``: the copies stay queued.
+                ``LLMConfig.stream_timeout``: the copies stay queued, and the tensors of both caches are held
+                until the stream has passed them.
 
         Source: manual page copy_cache.
 
@@ -67,6 +68,7 @@ class LocalCopies(AllocatedCaches):
         self._call.copy(
             asked,
             f"the copy of an entry of cache {source.cache_id} to cache {to.cache_id}",
+            [source, to],
             lambda status: ops.copy_cache(
                 status,
                 to.tensors,
@@ -110,6 +112,7 @@ class LocalCopies(AllocatedCaches):
         self._call.copy(
             asked,
             f"the copy of {len(sources)} blocks in cache {local.cache_id}",
+            [local],
             lambda status: ops.copy_blocks(status, local.tensors, _ids(sources), _ids(destinations)),
         )
 
@@ -119,7 +122,8 @@ class LocalCopies(AllocatedCaches):
 
         Args:
             src_cache, dst_cache: blocks caches, one in device memory of this instance and one in host memory:
-                of this instance, or made by ``Cache.create_cpu_cache``.
+                of this instance, or made by ``Cache.create_cpu_cache``. What is known by its addresses alone
+                is the caller's to keep, also after ``LLM_TIMEOUT``, until the stream has passed.
             src_to_dst: ``{source: destination}``; may be empty.
 
         Raises: as ``copy_cache``.
@@ -149,6 +153,7 @@ class LocalCopies(AllocatedCaches):
         self._call.copy(
             asked,
             f"the copy of {len(sources)} blocks of cache {source.cache_id} to cache {to.cache_id}",
+            [source, to],
             lambda status: ops.swap_blocks(
                 status, self._tensors_of(source), self._tensors_of(to), _ids(sources), _ids(destinations)
             ),

@@ -66,6 +66,7 @@ class DealerChannel:
                 keys.protect_client(self.socket)
             self.socket.setsockopt(zmq.IPV6, ":" in ip)
             self.socket.setsockopt(zmq.LINGER, 0)
+            self.socket.setsockopt(zmq.SNDHWM, wire.MAX_QUEUED)
             self.socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES_ON_THE_WAY)
             loop.watch(self.socket, _EVENTS, self._on_event)
             self.socket.connect(f"tcp://{endpoint(ip, port)}")

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from . import late_copies, wire
 from .cache import Cache
 from .key_table import KeyTable
+from .messages import refusal
 from .peer import Peer
 
 if TYPE_CHECKING:
@@ -137,6 +139,18 @@ class CacheRegistry:
         with self._lock:
             return [local for local in self._caches.values() if local.cache.remote_accessible]
 
+    def require_room(self, asked: str, tensors: int, keys: int) -> None:
+        """Raises where peers would end their links over one more cache with so many tensors and keys."""
+        known = self.reachable()
+        size = wire.foreseen_bytes(tensors, keys + len(self.keys))
+        size += sum(wire.foreseen_bytes(len(local.tensor_bytes), 0) for local in known)
+        for what, value, high in (
+            ("caches", len(known) + 1, wire.MAX_ANNOUNCED_CACHES),
+            ("bytes about the caches", size, wire.MAX_ANNOUNCED_BYTES),
+        ):
+            if value > high:
+                raise refusal("too_many_caches", asked=asked, value=value, what=what, high=high)
+
     def has_earlier_names(self, cache_id: int) -> bool:
         """A peer may know another cache by a name of this one: it has the same, or was withdrawn just now."""
         with self._lock:
@@ -161,8 +175,8 @@ class CacheRegistry:
             return self._held.get(cache_id)
 
     def release_free(self, native: _C.Instance, looked_at: Iterable[HeldCache]) -> list[HeldCache]:
-        """Hands back the memory that neither a peer nor a transfer of this instance can touch; returns those
-        that stay held.
+        """Hands back the memory that no peer and nothing of this instance can touch; returns those that
+        stay held.
         """
         all_held = list(looked_at)
         forget_the_gone(all_held)
@@ -173,6 +187,8 @@ class CacheRegistry:
         if self.held_cache(cache_id) is not held:
             return True
         if not held.is_free() or native.is_cache_in_use(cache_id):
+            return False
+        if late_copies.touch(held.local.cache):
             return False
         native.release_cache(cache_id)
         if held.local.release is not None:

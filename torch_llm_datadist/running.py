@@ -7,7 +7,7 @@ import os
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from . import _native, emulator, transports
+from . import _native, emulator, late_copies, transports
 from .checks import as_int64
 from .comm_resource import VISIBLE_DEVICES
 from .data_type import Placement
@@ -108,6 +108,7 @@ class Running:
                 "; ".join(sorted({name for cache in held for name in cache.info().waiting_for})),
             )
         self.instance.close()
+        late_copies.let_go()
 
 
 def _bring_up(device: int) -> None:

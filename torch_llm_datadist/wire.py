@@ -37,6 +37,9 @@ MAX_FRAME_BYTES = 2**16  # what a connection can make its other end hold before 
 # What one end of a link makes the other keep: its caches, and the bytes of the messages that told of them.
 MAX_ANNOUNCED_CACHES = 4096
 MAX_ANNOUNCED_BYTES = 16 * 2**20
+# Of the caches in a message that joins; what else is in it takes less. The rest is announced after it.
+MAX_JOINING_BYTES = MAX_MESSAGE_BYTES - 2**16
+MAX_QUEUED = 2 * MAX_ANNOUNCED_CACHES  # messages on a connection: every cache may be announced at once
 MAX_FRAME_BYTES_ON_THE_WAY = MAX_FRAME_BYTES + 256  # encryption adds to it
 
 Positive: TypeAlias = Annotated[int, Meta(ge=1, le=2**63 - 1)]
@@ -261,6 +264,13 @@ def encode(message: Message) -> bytes:
             "message_is_too_long", kind=type(message).__name__, value=len(data), high=MAX_MESSAGE_BYTES
         )
     return data
+
+
+def foreseen_bytes(tensors: int, keys: int) -> int:
+    """Of the message that tells a peer of a cache, at most, before there is a peer: 256 for each tensor,
+    whose handle is of less than 200 bytes on every transport, unless it lies in many pieces.
+    """
+    return 256 * (1 + tensors) + 32 * keys
 
 
 def size_of(record: CacheRecord) -> int:
