@@ -44,6 +44,7 @@ from torch_llm_datadist import (
     LLMException,
     Placement,
     emulator,
+    wire,
 )
 
 
@@ -83,6 +84,19 @@ def test_memory_is_free_when_the_handle_and_all_keys_are_gone(pair: Pair, placem
 
     wait_until(lambda: free_pages(there, placement) == POOL_PAGES)
     check_raises(NO_CACHE, lambda: pull(here, CacheKey(THERE, 11)))
+
+
+def test_what_peers_have_no_room_for_takes_no_memory(
+    pair: Pair, placement: Placement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, there = pair
+    wait_until(lambda: free_pages(there, placement) == POOL_PAGES)
+    monkeypatch.setattr(wire, "MAX_ANNOUNCED_CACHES", 0)
+
+    check_raises(OUT_OF_MEMORY, lambda: there.manager.allocate_cache(describe(placement)))
+    check_raises(OUT_OF_MEMORY, lambda: there.manager.allocate_blocks_cache(describe(placement)))
+
+    assert free_pages(there, placement) == POOL_PAGES
 
 
 def test_the_last_pull_frees_a_deallocated_cache(pair: Pair) -> None:
