@@ -93,6 +93,9 @@ class Core:
         death = self.links[link].death
         return not death, int(LLMStatusCode.LLM_NOT_YET_LINK) if death else 0, death
 
+    def cut_off_of(self, link: int) -> Callable[[], bool]:
+        return lambda: False  # mapped links never are
+
     def close_link(self, link: int, *_: object) -> None:
         ended = self.links.pop(link)
         ended.is_closed = True
