@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -253,3 +254,18 @@ def test_many_streams_run_side_by_side() -> None:
         torch.npu.current_stream().wait_stream(side)
 
     assert [int(tensor[0]) for tensor in tensors] == list(range(8))
+
+
+def test_torch_npus_own_polling_leaves_the_cores_to_the_device() -> None:
+    torch.ones(2, device="npu:0").sum().item()
+    pollers = [
+        thread.name
+        for thread in Path("/proc/self/task").iterdir()
+        if (thread / "comm").read_text() == "release_thread\n"
+    ]
+    assert pollers
+    try:
+        slack_ns = {int(Path(f"/proc/{thread}/timerslack_ns").read_text()) for thread in pollers}
+    except PermissionError:
+        pytest.skip("only who has CAP_SYS_NICE may say how long another thread sleeps")
+    assert slack_ns == {1_000_000}

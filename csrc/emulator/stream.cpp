@@ -16,6 +16,7 @@
 #include "emulator/interleaving.h"
 #include "emulator/lazy.h"
 #include "emulator/observer.h"
+#include "emulator/pollers.h"
 #include "emulator/runtime.h"
 #include "emulator/task_group.h"
 #include "emulator/thread.h"
@@ -166,6 +167,7 @@ void Stream::need(uint64_t below) {
 }
 
 void Stream::start_worker() {
+  slow_down_pollers();
   worker_runs_.store(true);
   try {
     start_thread(text("npu-stream-%d", id), [self = shared_from_this()] { self->work(); });
