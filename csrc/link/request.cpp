@@ -138,10 +138,9 @@ std::vector<Run> runs_of(const TransferRequest& request, const Ends& ends) {
     lists.src_length = slices.size();
     lists.src_count = static_cast<int64_t>(slices.size());
   }
-  thread_local std::vector<Run> runs;  // grows here, so that what is returned is allocated once
-  runs.clear();
+  std::vector<Run> runs;
   plan_runs(lists, request.asked, &runs);
-  return {runs.begin(), runs.end()};
+  return runs;
 }
 
 RouteNeeds needs_of(const Link& link, const TransferPlan& plan, bool is_push) {
@@ -233,8 +232,7 @@ TransferPlan plan_transfer(Link& link, const TransferRequest& request) {
   const bool takes_proofs = link.proofs().knows_peer() && std::string_view(link.transport().name()) != "hixl";
   plan.is_proven = takes_proofs && is_push && request.may_pack && !has_entry && fits_proof(plan.runs);
   if (!is_known || plan.is_proven) plan.needs = needs_of(link, plan, is_push);
-  // What takes the place of a cache that receives nothing is other memory each time.
-  if (!is_known && !plan.is_proven && plan.local->receives) link.known_ends().keep(versions, request, plan);
+  if (!is_known && !plan.is_proven) link.known_ends().keep(versions, request, plan);
   check_timeout(request.asked, request.timeout_ms, 0);
   plan.timeout = request.timeout_ms > 0 ? std::chrono::milliseconds(request.timeout_ms)
                                         : link.options().transfer_timeout;

@@ -79,7 +79,7 @@ void require_one_role_each(at::TensorList cache, const BlockIds& src, const Bloc
                            const char* asked) {
   int64_t blocks = 0;
   for (const at::Tensor& tensor : cache) blocks = std::max(blocks, tensor.dim() > 0 ? tensor.size(0) : 0);
-  thread_local std::vector<bool> is_source;  // all false between two calls
+  thread_local std::vector<char> is_source;  // all false between two calls; bits would take longer
   if (is_source.size() < static_cast<size_t>(blocks)) is_source.resize(blocks);
   const auto is_a_block = [blocks](int64_t id) { return id >= 0 && id < blocks; };
   for (size_t i = 0; i < src.length; ++i) {

@@ -15,14 +15,20 @@ struct BlockPair {
   int64_t dst;
 };
 
-constexpr size_t kFewPairs = 16;                 // up to here, comparing is quicker than counting
-constexpr size_t kMostDigits = size_t{1} << 11;  // their counters stay in the fastest cache
+constexpr size_t kFewPairs = 16;                   // up to here, comparing is quicker than counting
+constexpr int64_t kMostMarked = int64_t{1} << 20;  // blocks of a cache: a thread keeps 8 MiB for them
+constexpr size_t kBlocksPerPair = 1024;            // above, looking for marks takes longer than sorting
+constexpr size_t kMostDigits = size_t{1} << 11;    // their counters stay in the fastest cache
 
 // Kept per thread: a plan in steady state allocates nothing.
 struct Scratch {
   std::vector<BlockPair> pairs;
   std::vector<BlockPair> other;
   std::array<uint32_t, kMostDigits> first;  // of each digit, where it goes
+  std::vector<uint64_t> is_src;             // a bit of each block; all 0 between two calls
+  std::vector<uint64_t> is_dst;
+  std::vector<int64_t> dst_of;
+  std::vector<Run> runs;
 };
 
 Scratch& scratch() {
@@ -80,8 +86,50 @@ bool grows(const std::vector<BlockPair>& pairs) {
          }) == pairs.end();
 }
 
+// By source, where no block is listed twice on either side: each has a bit and a place. False, and nothing is
+// done, where one is, or where there are too few pairs for so many blocks.
+bool sort_distinct(const BlockLists& lists, Scratch& scratch) {
+  auto& pairs = scratch.pairs;
+  auto& is_src = scratch.is_src;
+  auto& is_dst = scratch.is_dst;
+  auto& dst_of = scratch.dst_of;
+  const int64_t most_blocks = std::max(lists.src_count, lists.dst_count);
+  if (pairs.size() <= kFewPairs || most_blocks > kMostMarked ||
+      static_cast<size_t>(most_blocks) / kBlocksPerPair > pairs.size())
+    return false;
+  const auto words = [](int64_t blocks) { return static_cast<size_t>(blocks + 63) / 64; };
+  if (is_src.size() < words(lists.src_count)) is_src.resize(words(lists.src_count));
+  if (is_dst.size() < words(lists.dst_count)) is_dst.resize(words(lists.dst_count));
+  if (dst_of.size() < static_cast<size_t>(lists.src_count)) dst_of.resize(lists.src_count);
+  uint64_t twice = 0;
+  const auto set = [&twice](std::vector<uint64_t>& bits, int64_t id) {
+    uint64_t& word = bits[static_cast<size_t>(id) / 64];
+    const uint64_t bit = uint64_t{1} << (id % 64);
+    twice |= word & bit;
+    word |= bit;
+  };
+  for (const auto& [src, dst] : pairs) {
+    set(is_src, src);
+    set(is_dst, dst);
+    dst_of[src] = dst;
+  }
+  for (const auto& [src, dst] : pairs) is_dst[static_cast<size_t>(dst) / 64] = 0;
+  if (twice != 0) {
+    for (const auto& [src, dst] : pairs) is_src[static_cast<size_t>(src) / 64] = 0;
+    return false;
+  }
+  size_t at = 0;
+  for (size_t word = 0; at < pairs.size(); ++word) {
+    for (uint64_t bits = std::exchange(is_src[word], 0); bits != 0; bits &= bits - 1) {
+      const auto src = static_cast<int64_t>(word * 64) + std::countr_zero(bits);
+      pairs[at++] = {src, dst_of[src]};
+    }
+  }
+  return true;
+}
+
 void sort_and_require_distinct_destinations(const BlockLists& lists, const char* asked, Scratch& scratch) {
-  if (grows(scratch.pairs)) return;
+  if (grows(scratch.pairs) || sort_distinct(lists, scratch)) return;
   sort_by([](const BlockPair& pair) { return pair.dst; }, lists.dst_count, scratch);
   const auto twice =
       std::adjacent_find(scratch.pairs.begin(), scratch.pairs.end(),
@@ -114,16 +162,18 @@ void plan_runs(const BlockLists& lists, const char* asked, std::vector<Run>* run
   }
   kept.pairs.resize(length);
   sort_and_require_distinct_destinations(lists, asked, kept);
+  kept.runs.clear();
   Run run{0, 0, 0};
   for (const BlockPair& pair : kept.pairs) {
     if (pair.src == run.src + run.blocks && pair.dst == run.dst + run.blocks && run.blocks > 0) {
       ++run.blocks;
       continue;
     }
-    if (run.blocks > 0) runs->push_back(run);
+    if (run.blocks > 0) kept.runs.push_back(run);
     run = {pair.src, pair.dst, 1};
   }
-  if (run.blocks > 0) runs->push_back(run);
+  if (run.blocks > 0) kept.runs.push_back(run);
+  runs->insert(runs->end(), kept.runs.begin(), kept.runs.end());  // allocates once at most
 }
 
 }  // namespace datadist

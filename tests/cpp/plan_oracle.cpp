@@ -25,13 +25,17 @@ struct Case {
 };
 
 void draw_lists(Chance& chance, Case& c) {
-  const auto length = static_cast<size_t>(chance.below(chance.once_in(50) ? 90 : 12));
+  const int64_t fewest = std::min(c.src_count, c.dst_count);
+  const auto length = static_cast<size_t>(chance.below(chance.once_in(50) || fewest > 50 ? 90 : 12));
   std::vector<int64_t> free(static_cast<size_t>(c.dst_count));
   for (size_t i = 0; i < free.size(); ++i) free[i] = static_cast<int64_t>(i);
   const bool in_order = chance.once_in(2);
+  const bool are_distinct = chance.once_in(2);
+  std::set<int64_t> taken;
   int64_t src = chance.below(c.src_count);
   for (size_t i = 0; i < length && !free.empty(); ++i) {
     src = in_order && src + 1 < c.src_count ? src + 1 : chance.below(c.src_count);
+    if (are_distinct && !taken.insert(src).second) continue;
     const auto at = in_order ? 0 : static_cast<size_t>(chance.below(static_cast<int64_t>(free.size())));
     c.src.push_back(src);
     c.dst.push_back(free[at]);
@@ -58,7 +62,7 @@ void spoil(Chance& chance, Case& c) {
       break;
     case 2:
       c.dst.push_back(c.dst[at]);
-      c.src.push_back(c.src[at]);
+      c.src.push_back(chance.once_in(2) ? c.src[at] : chance.below(c.src_count));
       break;
     default:
       (chance.once_in(2) ? c.src : c.dst).pop_back();
@@ -69,7 +73,8 @@ Case draw(uint64_t seed) {
   Chance chance(seed);
   Case c;
   c.tensors = 1 + static_cast<int>(chance.below(4));
-  c.dst_count = 1 + chance.below(chance.once_in(20) ? 120 : 20);
+  const int64_t most_blocks = chance.once_in(20) ? 200 : 20;
+  c.dst_count = 1 + chance.below(most_blocks);
   c.dst_stride = 1 + chance.below(9);
   if (chance.once_in(4)) {
     // One entry, cut into slices as long as a destination block; the last may be shorter.
@@ -78,7 +83,7 @@ Case draw(uint64_t seed) {
     c.src_count = (c.src_stride + c.dst_stride - 1) / c.dst_stride;
     c.shape.src_entry = chance.below(3);
   } else {
-    c.src_count = 1 + chance.below(20);
+    c.src_count = 1 + chance.below(most_blocks);
     c.src_stride = c.dst_stride;
   }
   draw_lists(chance, c);
