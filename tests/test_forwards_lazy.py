@@ -9,10 +9,12 @@ from __future__ import annotations
 import pytest
 
 from tests.test_emulator_modes import answer
+from tests.transfers import LAYERS
 
 PROGRAM = """
     import time
     from torch_llm_datadist import emulator, ops
+    from torch_llm_datadist.emulator import faults
     from tests import transfers
     from tests.forwards import Receiver, Sender, captured, eager
     LAYERS = transfers.LAYERS
@@ -38,11 +40,14 @@ PROGRAM = """
     sender, receiver = {sender}(here, LAYERS), {receiver}(there, range(LAYERS))
     sends, receives = {how}(0, sender.forward), {how}(1, receiver.forward)
     task = sender.prepare(2, [0], [3])
+    waits = faults.calls("aclrtValueWait") + {waits}
     receiver.binding.bind([task.ticket])
     sender.binding.bind([task])
     sender.value.fill_(40)
     torch.npu.synchronize(0)
     receives()
+    while faults.calls("aclrtValueWait") < waits:
+        time.sleep(0.001)
     until = time.monotonic() + {alone_s}
     torch.npu.set_device(1)
     aside = torch.npu.Stream(1)
@@ -79,6 +84,8 @@ def test_lazy_mode_shows_a_push_before_its_kernel_and_a_read_before_its_wait(
         receiver=receiver,
         alone_s=60 if receiver == "EarlyReceiver" else 0.05,
         late="emulator.delay_stream(0.5)" if how == "captured" else "",
+        # Of the link's stream, for each layer's start, and of the receiver's, for its flag.
+        waits=2 * LAYERS if how == "eager" else 0,
     )
 
     assert answer(program, TORCH_LLM_DATADIST_EMULATE_LAZY="1") == f"0 0 {is_right}"
