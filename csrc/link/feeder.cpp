@@ -98,16 +98,6 @@ void Feeder::leave(const std::shared_ptr<Lane>& lane, std::unique_ptr<Program> p
   if (program != nullptr) program->ended(0, kNotYetLink, "the stream that was to carry it is gone");
 }
 
-// Behind its last look the thread takes nobody along: then it ends here.
-void Feeder::leave(const std::shared_ptr<Boarding>& boarding) {
-  boarding_.push(boarding);
-  if (has_left_) let_board();
-}
-
-void Feeder::let_board() {
-  boarding_.take([](const std::shared_ptr<Boarding>& boarding) { boarding->board(); });
-}
-
 void Feeder::wake() {
   {
     std::lock_guard lock(mutex_);
@@ -181,11 +171,6 @@ void Feeder::run() {
     wake_.wait(lock, [this] { return must_stop_ || must_look_; });
     const bool stopping = must_stop_;
     must_look_ = false;
-    if (!boarding_.empty()) {
-      lock.unlock();
-      let_board();
-      lock.lock();
-    }
     // Who submits needs the lock, too: it is not taken once more for each lane that has nothing to do.
     const auto now = Clock::now();
     const bool looks_at_all = stopping || may_release_ || now - looked_at_all >= kLookAtAll;
@@ -219,8 +204,6 @@ void Feeder::run() {
   lock.unlock();
   context_.reset();
   device.reset();
-  has_left_ = true;
-  let_board();
   has_stopped_.store(true, std::memory_order_release);
 }
 

@@ -38,7 +38,6 @@ class Feeder {
   // it to their handlers, which run on a thread of torch_npu's. Until then the thread may sleep until the
   // next tick.
   void leave(const std::shared_ptr<Lane>& lane, std::unique_ptr<Program> program);
-  void leave(const std::shared_ptr<Boarding>& boarding);  // which finds its lane then
   void wake();
   // Destroys the lane's stream with all that is queued on it; programs that were not submitted end with
   // LLM_NOT_YET_LINK.
@@ -54,7 +53,6 @@ class Feeder {
 
  private:
   void run();
-  void let_board();
   aclError look_for_failure(Lane& lane);  // of a task of its stream
   bool feed(Lane& lane);
   void release_stream(Lane& lane);
@@ -76,8 +74,6 @@ class Feeder {
   std::unique_ptr<acl::Context> context_;
   bool takes_rows_ = true;  // until the runtime refuses a copy of rows
 
-  Arrivals<Boarding> boarding_{&Boarding::at_feeder_};
-  std::atomic<bool> has_left_{false};  // nobody boards on its thread any more
   mutable std::mutex mutex_;
   std::condition_variable wake_;
   bool must_stop_ = false;

@@ -17,7 +17,6 @@
 #include "link/feeder.h"
 #include "link/few.h"
 #include "link/handles.h"
-#include "link/known_ends.h"
 #include "link/liveness.h"
 #include "link/page.h"
 #include "link/proof.h"
@@ -92,7 +91,6 @@ class Link : public std::enable_shared_from_this<Link> {
   Transport& transport() const { return *transport_; }
   LocalCaches& caches() const { return *caches_; }  // of this end
   RemoteCaches& remote_caches() { return remote_caches_; }
-  KnownEnds& known_ends() { return known_ends_; }
   void require_alive(const char* asked) const;
   bool is_alive() const { return state_.load(std::memory_order_acquire) == kAlive; }
   std::pair<int64_t, std::string> end() const;  // code and cause, bare; (0, "") while it is alive
@@ -238,7 +236,6 @@ class Link : public std::enable_shared_from_this<Link> {
   Mapped peer_mapping_;
   char* peer_page_ = nullptr;
   RemoteCaches remote_caches_;
-  KnownEnds known_ends_;
   SenderSlots slots_;
   std::shared_ptr<Feeder> feeder_;  // also of handlers that are to wake it
   LinkStaging packed_staging_;
