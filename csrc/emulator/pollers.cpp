@@ -2,10 +2,12 @@
 
 #include <pthread.h>
 
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <string>
 #include <system_error>
+#include <thread>
 
 namespace emu {
 namespace {
@@ -19,17 +21,33 @@ bool is_of_queue() {
   return pthread_getname_np(pthread_self(), name, sizeof name) == 0 && std::string(name) == kQueue;
 }
 
+// The poller of this queue is started right behind it, and may not bear its name yet.
+constexpr int kLooks = 100;
+constexpr auto kBetweenLooks = std::chrono::microseconds(100);
+
+bool find_and_slow_down() {
+  bool has_found = false;
+  std::error_code ignored;
+  const std::filesystem::directory_iterator end;
+  for (std::filesystem::directory_iterator thread("/proc/self/task", ignored); thread != end;
+       thread.increment(ignored)) {
+    std::string name;
+    std::getline(std::ifstream(thread->path() / "comm"), name);
+    if (name != kPoller) continue;
+    std::ofstream("/proc/" + thread->path().filename().string() + "/timerslack_ns") << kSlackNs;
+    has_found = true;
+  }
+  return has_found;
+}
+
 }  // namespace
 
 void slow_down_pollers() {
-  if (!is_of_queue()) return;
-  std::error_code ignored;
-  for (const auto& thread : std::filesystem::directory_iterator("/proc/self/task", ignored)) {
-    std::string name;
-    std::getline(std::ifstream(thread.path() / "comm"), name);
-    if (name == kPoller)
-      std::ofstream("/proc/" + thread.path().filename().string() + "/timerslack_ns") << kSlackNs;
-  }
+  thread_local bool has_looked = false;  // the queue of each device has one
+  if (has_looked || !is_of_queue()) return;
+  has_looked = true;
+  for (int look = 0; look < kLooks && !find_and_slow_down(); ++look)
+    std::this_thread::sleep_for(kBetweenLooks);
 }
 
 }  // namespace emu
