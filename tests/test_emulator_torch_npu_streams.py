@@ -257,15 +257,19 @@ def test_many_streams_run_side_by_side() -> None:
 
 
 def test_torch_npus_own_polling_leaves_the_cores_to_the_device() -> None:
-    torch.ones(2, device="npu:0").sum().item()
-    pollers = [
-        thread.name
-        for thread in Path("/proc/self/task").iterdir()
-        if (thread / "comm").read_text() == "release_thread\n"
-    ]
-    assert pollers
+    def slack_ns() -> set[str]:
+        return {
+            Path(f"/proc/{thread.name}/timerslack_ns").read_text().strip()
+            for thread in Path("/proc/self/task").iterdir()
+            if (thread / "comm").read_text() == "release_thread\n"
+        }
+
+    deadline = time.monotonic() + 20
     try:
-        slack_ns = {int(Path(f"/proc/{thread}/timerslack_ns").read_text()) for thread in pollers}
+        # A stream's first task looks for it, and on a busy machine it may not have begun.
+        while slack_ns() != {"1000000"}:
+            assert time.monotonic() < deadline, slack_ns()
+            with torch.npu.stream(torch.npu.Stream()):
+                torch.ones(2, device="npu").sum().item()
     except PermissionError:
         pytest.skip("only who has CAP_SYS_NICE may say how long another thread sleeps")
-    assert slack_ns == {1_000_000}

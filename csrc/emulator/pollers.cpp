@@ -25,29 +25,34 @@ bool is_of_queue() {
 constexpr int kLooks = 100;
 constexpr auto kBetweenLooks = std::chrono::microseconds(100);
 
+// Whether each queue's was found.
 bool find_and_slow_down() {
-  bool has_found = false;
+  int queues = 0;
+  int pollers = 0;
   std::error_code ignored;
   const std::filesystem::directory_iterator end;
   for (std::filesystem::directory_iterator thread("/proc/self/task", ignored); thread != end;
        thread.increment(ignored)) {
     std::string name;
     std::getline(std::ifstream(thread->path() / "comm"), name);
+    if (name == kQueue) ++queues;
     if (name != kPoller) continue;
     std::ofstream("/proc/" + thread->path().filename().string() + "/timerslack_ns") << kSlackNs;
-    has_found = true;
+    ++pollers;
   }
-  return has_found;
+  return pollers >= queues;
 }
 
 }  // namespace
 
 void slow_down_pollers() {
-  thread_local bool has_looked = false;  // the queue of each device has one
-  if (has_looked || !is_of_queue()) return;
-  has_looked = true;
-  for (int look = 0; look < kLooks && !find_and_slow_down(); ++look)
+  thread_local bool has_found = false;  // the queue of each device has one
+  if (has_found || !is_of_queue()) return;
+  for (int look = 0; look < kLooks; ++look) {
+    has_found = find_and_slow_down();
+    if (has_found) return;
     std::this_thread::sleep_for(kBetweenLooks);
+  }
 }
 
 }  // namespace emu
