@@ -13,6 +13,28 @@ std::vector<Run> runs_of(std::vector<int64_t> src, std::vector<int64_t> dst, int
   return runs;
 }
 
+// A list that is refused, or sorted another way, leaves nothing behind for the next one of the thread.
+TEST(plan_of_distinct_blocks_does_not_know_the_list_before) {
+  constexpr int64_t kPairs = 20;
+  std::vector<int64_t> repeated, twice, falling, rising;
+  for (int64_t i = 0; i < kPairs; ++i) {
+    repeated.push_back(i / 2);
+    twice.push_back(50 - i / 2);
+    falling.push_back(99 - i);
+    rising.push_back(60 + i);
+  }
+  CHECK_EQUAL(runs_of(repeated, falling).size(), size_t{kPairs});
+  CHECK_THROWS(Error, "twice", runs_of(rising, twice));
+
+  const auto runs = runs_of(falling, rising);
+
+  CHECK_EQUAL(runs.size(), size_t{kPairs});
+  for (size_t i = 0; i < runs.size(); ++i) {
+    CHECK_EQUAL(runs[i].src, int64_t(80 + i));
+    CHECK_EQUAL(runs[i].dst, int64_t(79 - i));
+  }
+}
+
 TEST(plan_merges_neighbours_on_both_sides) {
   const auto runs = runs_of({4, 2, 3, 9}, {7, 5, 6, 1});
 
