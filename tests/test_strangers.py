@@ -72,7 +72,6 @@ class Flood:
         self.sent_bytes = 0
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run)
-
         self._thread.start()
 
     def stop(self) -> None:
