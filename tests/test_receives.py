@@ -176,9 +176,11 @@ def test_a_copy_of_a_cache_that_receives_is_refused(sides: Sides) -> None:
 def test_a_copy_is_refused_where_the_graph_goes_on_while_it_is_sent(sides: Sides) -> None:
     here, _ = sides
     ids, link = torch.tensor([0]), here.datadist.link_id(2)
+    copies = copies_of(here)
+    ops.push_blocks(here.status, copies, ids, ids, link=link)
 
-    with pytest.raises(LLMException, match="hold_stream=False"):
-        ops.push_blocks(here.status, copies_of(here), ids, ids, link=link, hold_stream=False)
+    with pytest.raises(LLMException, match="hold_stream=False"):  # also where it was just sent
+        ops.push_blocks(here.status, copies, ids, ids, link=link, hold_stream=False)
 
 
 def test_a_pull_into_a_copy_is_refused(sides: Sides) -> None:

@@ -19,6 +19,7 @@ constexpr uint64_t kQueueLimit = 1500;                // entries; a stream's que
 constexpr uint64_t kStepsPerMark = 256;               // a progress write behind that many
 constexpr uint64_t kEntriesOfAWait = 4;               // a value wait is a small loop on the device
 constexpr uint64_t kEntriesOfAKernel = 4;             // it may be made of several
+constexpr size_t kInStock = 2;                        // words of lanes: of a link's main lane and of one more
 constexpr auto kEndWithin = std::chrono::seconds(1);  // then a transport is cut off from the peer
 // Between two looks at every lane: what wakes in between are programs, which may come every few microseconds.
 constexpr auto kLookAtAll = std::chrono::microseconds(500);
@@ -43,11 +44,12 @@ Feeder::Feeder(int device, acl::OnFailure mode, WordPool* words, Transport* tran
 
 Feeder::~Feeder() { stop(); }
 
-std::shared_ptr<Lane> Feeder::take_lane(size_t max_lanes, Budget budget) {
+std::shared_ptr<Lane> Feeder::take_lane(size_t max_lanes, Budget budget, Words from) {
   const auto take_share = [&] {
     return budget == Budget::kExempt ? budget_->take_anyway() : budget_->take();
   };
   std::shared_ptr<void> share;
+  LaneWords words;
   {
     std::lock_guard lock(mutex_);
     while (!idle_.empty()) {
@@ -61,19 +63,41 @@ std::shared_ptr<Lane> Feeder::take_lane(size_t max_lanes, Budget budget) {
       idle_.pop_back();
     }
     if (lanes_.size() >= max_lanes || must_stop_) return nullptr;
+    if (from == Words::kStocked && stock_.empty()) return nullptr;
     share = take_share();
     if (share == nullptr) return nullptr;
+    if (from == Words::kStocked) {
+      words = stock_.back();
+      stock_.pop_back();
+      is_stocked_ = false;
+    }
   }
-  auto lane = std::make_shared<Lane>(words_->take(), words_->take());  // may allocate, so not under the lock
+  if (from == Words::kNew) words = {words_->take(), words_->take()};  // may allocate, so not under the lock
+  auto lane = std::make_shared<Lane>(words[0], words[1]);
   std::lock_guard lock(mutex_);
   if (lanes_.size() >= max_lanes || must_stop_) {
-    words_->give_back(lane->progress_);
-    words_->give_back(lane->outgoing_);
+    give_back(words);
     return nullptr;
   }
   lane->share_ = std::move(share);
   lanes_.push_back(lane);
   return lane;
+}
+
+void Feeder::put_in_stock() {
+  while (!is_stocked_) {
+    const LaneWords words{words_->take(), words_->take()};
+    std::lock_guard lock(mutex_);
+    if (stock_.size() < kInStock && !must_stop_)
+      stock_.push_back(words);
+    else
+      give_back(words);
+    is_stocked_ = stock_.size() >= kInStock || must_stop_;
+  }
+}
+
+void Feeder::give_back(const LaneWords& words) {
+  for (const Word& word : words) words_->give_back(word);
 }
 
 void Feeder::give_back_lane(std::shared_ptr<Lane> lane) {
@@ -98,6 +122,17 @@ void Feeder::leave(const std::shared_ptr<Lane>& lane, std::unique_ptr<Program> p
   if (program != nullptr) program->ended(0, kNotYetLink, "the stream that was to carry it is gone");
 }
 
+// Behind its last look the thread takes nobody along: then it ends here.
+void Feeder::leave(const std::shared_ptr<Boarding>& boarding) {
+  put_in_stock();
+  boarding_.push(boarding);
+  if (has_left_) let_board();
+}
+
+void Feeder::let_board() {
+  boarding_.take([](const std::shared_ptr<Boarding>& boarding) { boarding->board(); });
+}
+
 void Feeder::wake() {
   {
     std::lock_guard lock(mutex_);
@@ -116,7 +151,7 @@ void Feeder::drop_lane(const std::shared_ptr<Lane>& lane) {
 }
 
 void Feeder::tick() {
-  bool has_work = false;
+  bool has_work = !boarding_.empty();
   {
     std::lock_guard lock(mutex_);
     for (const auto& lane : lanes_) {
@@ -171,6 +206,11 @@ void Feeder::run() {
     wake_.wait(lock, [this] { return must_stop_ || must_look_; });
     const bool stopping = must_stop_;
     must_look_ = false;
+    if (!boarding_.empty()) {
+      lock.unlock();
+      let_board();
+      lock.lock();
+    }
     // Who submits needs the lock, too: it is not taken once more for each lane that has nothing to do.
     const auto now = Clock::now();
     const bool looks_at_all = stopping || may_release_ || now - looked_at_all >= kLookAtAll;
@@ -201,9 +241,12 @@ void Feeder::run() {
     must_look_ = must_look_ || has_more;
     if (stopping) break;
   }
+  for (const LaneWords& words : std::exchange(stock_, {})) give_back(words);
   lock.unlock();
   context_.reset();
   device.reset();
+  has_left_ = true;
+  let_board();
   has_stopped_.store(true, std::memory_order_release);
 }
 
@@ -455,8 +498,7 @@ void Feeder::end_if_drained(Lane& lane, bool must_end) {
     }
   }
   lane.is_dropped_.store(true, std::memory_order_release);
-  words_->give_back(lane.progress_);
-  words_->give_back(lane.outgoing_);
+  give_back({lane.progress_, lane.outgoing_});
 }
 
 }  // namespace datadist

@@ -3,6 +3,7 @@
 // one lane that waits for its layers does not hold up the others.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <functional>
@@ -29,15 +30,20 @@ class Feeder {
   ~Feeder();  // stops
 
   enum class Budget { kBound, kExempt };
-  // A lane without work, new or left by someone else. nullptr when `max_lanes` are taken, or the budget is
-  // spent; who is exempt from that is counted all the same.
-  std::shared_ptr<Lane> take_lane(size_t max_lanes, Budget budget);
+  // A new lane's words are new as well, and may have to wait for the allocator. The feeding thread must not:
+  // the allocator may wait for what it feeds. It finds those that callers put in stock.
+  enum class Words { kNew, kStocked };
+  // A lane without work, new or left by someone else. nullptr when `max_lanes` are taken, nothing is in stock,
+  // or the budget is spent; who is exempt from that is counted all the same.
+  std::shared_ptr<Lane> take_lane(size_t max_lanes, Budget budget, Words from = Words::kNew);
   void give_back_lane(std::shared_ptr<Lane> lane);
   void submit(const std::shared_ptr<Lane>& lane, std::unique_ptr<Program> program);
   // The same, for a caller who sees to it that somebody calls `wake`: that costs microseconds, and ops leave
   // it to their handlers, which run on a thread of torch_npu's. Until then the thread may sleep until the
   // next tick.
   void leave(const std::shared_ptr<Lane>& lane, std::unique_ptr<Program> program);
+  // Which finds its lane then. Not on the feeding thread.
+  void leave(const std::shared_ptr<Boarding>& boarding);
   void wake();
   // Destroys the lane's stream with all that is queued on it; programs that were not submitted end with
   // LLM_NOT_YET_LINK.
@@ -52,7 +58,11 @@ class Feeder {
   void stop();  // idempotent; ends what is left, destroys all streams and the context, joins
 
  private:
+  using LaneWords = std::array<Word, 2>;
   void run();
+  void let_board();
+  void put_in_stock();
+  void give_back(const LaneWords& words);
   aclError look_for_failure(Lane& lane);  // of a task of its stream
   bool feed(Lane& lane);
   void release_stream(Lane& lane);
@@ -74,12 +84,16 @@ class Feeder {
   std::unique_ptr<acl::Context> context_;
   bool takes_rows_ = true;  // until the runtime refuses a copy of rows
 
+  Arrivals<Boarding> boarding_{&Boarding::at_feeder_};
+  std::atomic<bool> has_left_{false};  // nobody boards on its thread any more
   mutable std::mutex mutex_;
   std::condition_variable wake_;
   bool must_stop_ = false;
   bool must_look_ = false;
   std::vector<std::shared_ptr<Lane>> lanes_;
   std::vector<std::shared_ptr<Lane>> idle_;
+  std::vector<LaneWords> stock_;
+  std::atomic<bool> is_stocked_{false};
   std::atomic<aclError> failure_{0};
   std::atomic<bool> has_stopped_{false};
   std::atomic<bool> holds_streams_{false};

@@ -76,25 +76,35 @@ bool Link::streams_have_stopped() const {
   return feeder_->has_stopped() && (scatters == nullptr || scatters->has_stopped());
 }
 
-std::shared_ptr<Lane> Link::take_staging_lane() {
-  std::lock_guard lock(main_lane_mutex_);
-  std::shared_ptr<Lane> main;
+std::shared_ptr<Lane> Link::take_staging_lane(Feeder::Words words) {
+  const auto kept = [this]() -> std::shared_ptr<Lane> {
+    const bool is_there = main_lane_ != nullptr && !main_lane_->is_dropped();
+    return is_there ? main_lane_ : nullptr;
+  };
   {
     std::lock_guard lock(mutex_);
-    main = main_lane_;
+    if (auto main = kept()) return main;
   }
-  if (main == nullptr || main->is_dropped()) {
-    main = feeder_->take_lane(options_.streams + 1, Feeder::Budget::kExempt);
-    std::lock_guard lock(mutex_);
-    main_lane_ = main;
+  auto lane = feeder_->take_lane(options_.streams + 1, Feeder::Budget::kExempt, words);
+  if (lane == nullptr) return nullptr;
+  std::lock_guard lock(mutex_);
+  if (auto main = kept()) {  // somebody else was faster
+    feeder_->give_back_lane(std::move(lane));
+    return main;
   }
-  return main;
+  main_lane_ = lane;
+  return lane;
 }
 
-std::shared_ptr<Lane> Link::take_lane(bool needs_its_own) {
-  auto main = take_staging_lane();
-  auto lane = feeder_->take_lane(options_.streams + 1, Feeder::Budget::kBound);
-  return lane != nullptr || needs_its_own ? lane : main;
+std::shared_ptr<Lane> Link::take_own_lane() {
+  take_staging_lane(Feeder::Words::kNew);  // it comes first, so that who needs none of its own finds one
+  return feeder_->take_lane(options_.streams + 1, Feeder::Budget::kBound);
+}
+
+std::shared_ptr<Lane> Link::take_any_lane() {
+  auto main = take_staging_lane(Feeder::Words::kStocked);
+  auto lane = feeder_->take_lane(options_.streams + 1, Feeder::Budget::kBound, Feeder::Words::kStocked);
+  return lane != nullptr ? lane : main;
 }
 
 void Link::free_idle_staging() {
