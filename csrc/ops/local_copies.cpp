@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "acl/queue.h"
@@ -79,19 +80,24 @@ void require_one_role_each(at::TensorList cache, const BlockIds& src, const Bloc
                            const char* asked) {
   int64_t blocks = 0;
   for (const at::Tensor& tensor : cache) blocks = std::max(blocks, tensor.dim() > 0 ? tensor.size(0) : 0);
-  thread_local std::vector<char> is_source;  // all false between two calls; bits would take longer
-  if (is_source.size() < static_cast<size_t>(blocks)) is_source.resize(blocks);
-  const auto is_a_block = [blocks](int64_t id) { return id >= 0 && id < blocks; };
-  for (size_t i = 0; i < src.length; ++i) {
-    if (is_a_block(src.ids[i])) is_source[src.ids[i]] = true;
+  thread_local std::vector<char> marks;  // all 0 between two calls; bits would take longer
+  if (marks.size() < static_cast<size_t>(blocks)) marks.resize(blocks);
+  char* const is_source = marks.data();
+  const auto is_a_block = [blocks](int64_t id) {
+    return static_cast<uint64_t>(id) < static_cast<uint64_t>(blocks);
+  };
+  const std::span srcs(src.ids, src.length);
+  const std::span dsts(dst.ids, std::min(src.length, dst.length));
+  for (const int64_t id : srcs) {
+    if (is_a_block(id)) is_source[id] = 1;
   }
   int64_t both = -1;
-  for (size_t i = 0; i < std::min(src.length, dst.length) && both < 0; ++i) {
-    const int64_t id = dst.ids[i];
-    if (is_a_block(id) && id != src.ids[i] && is_source[id]) both = id;
+  for (size_t i = 0; i < dsts.size(); ++i) {
+    const int64_t id = dsts[i];
+    if (is_a_block(id) && is_source[id] && id != srcs[i] && both < 0) both = id;
   }
-  for (size_t i = 0; i < src.length; ++i) {
-    if (is_a_block(src.ids[i])) is_source[src.ids[i]] = false;
+  for (const int64_t id : srcs) {
+    if (is_a_block(id)) is_source[id] = 0;
   }
   if (both >= 0) refuse(Message::copy_is_undefined, {{"asked", asked}, {"value", both}});
 }

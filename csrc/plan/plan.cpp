@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <optional>
 #include <utility>
 
 #include "messages/messages.h"
@@ -16,7 +17,7 @@ struct BlockPair {
 };
 
 constexpr size_t kFewPairs = 16;                   // up to here, comparing is quicker than counting
-constexpr int64_t kMostMarked = int64_t{1} << 20;  // blocks of a cache: a thread keeps 8 MiB for them
+constexpr int64_t kMostMarked = int64_t{1} << 20;  // blocks of a cache: a thread keeps 9 MiB for them
 constexpr size_t kBlocksPerPair = 1024;            // above, looking for marks takes longer than sorting
 constexpr size_t kMostDigits = size_t{1} << 11;    // their counters stay in the fastest cache
 
@@ -26,9 +27,9 @@ struct Scratch {
   std::vector<BlockPair> other;
   std::array<uint32_t, kMostDigits> first;  // of each digit, where it goes
   std::vector<uint64_t> is_src;             // a bit of each block; all 0 between two calls
-  std::vector<uint64_t> is_dst;
+  std::vector<uint8_t> is_dst;              // likewise, a byte of each: nobody looks for those that are set
   std::vector<int64_t> dst_of;
-  std::vector<Run> runs;
+  std::vector<Run> runs;  // room for those of the longest lists yet
 };
 
 Scratch& scratch() {
@@ -80,56 +81,104 @@ void sort_by(Key key, int64_t count, Scratch& scratch) {
   }
 }
 
-bool grows(const std::vector<BlockPair>& pairs) {
-  return std::adjacent_find(pairs.begin(), pairs.end(), [](const BlockPair& a, const BlockPair& b) {
-           return a.src > b.src || a.dst >= b.dst;
-         }) == pairs.end();
-}
+bool is_in(int64_t id, int64_t count) { return static_cast<uint64_t>(id) < static_cast<uint64_t>(count); }
 
-// By source, where no block is listed twice on either side: each has a bit and a place. False, and nothing is
-// done, where one is, or where there are too few pairs for so many blocks.
-bool sort_distinct(const BlockLists& lists, Scratch& scratch) {
-  auto& pairs = scratch.pairs;
-  auto& is_src = scratch.is_src;
-  auto& is_dst = scratch.is_dst;
-  auto& dst_of = scratch.dst_of;
-  const int64_t most_blocks = std::max(lists.src_count, lists.dst_count);
-  if (pairs.size() <= kFewPairs || most_blocks > kMostMarked ||
-      static_cast<size_t>(most_blocks) / kBlocksPerPair > pairs.size())
-    return false;
-  const auto words = [](int64_t blocks) { return static_cast<size_t>(blocks + 63) / 64; };
-  if (is_src.size() < words(lists.src_count)) is_src.resize(words(lists.src_count));
-  if (is_dst.size() < words(lists.dst_count)) is_dst.resize(words(lists.dst_count));
-  if (dst_of.size() < static_cast<size_t>(lists.src_count)) dst_of.resize(lists.src_count);
-  uint64_t twice = 0;
-  const auto set = [&twice](std::vector<uint64_t>& bits, int64_t id) {
-    uint64_t& word = bits[static_cast<size_t>(id) / 64];
-    const uint64_t bit = uint64_t{1} << (id % 64);
-    twice |= word & bit;
-    word |= bit;
-  };
-  for (const auto& [src, dst] : pairs) {
-    set(is_src, src);
-    set(is_dst, dst);
-    dst_of[src] = dst;
+// Made of pairs that come sorted by source. There is room for a run of each.
+class Runs {
+ public:
+  explicit Runs(Run* room) : room_(room) {}
+  void add(int64_t src, int64_t dst) {
+    if (src == next_src_ && dst == next_dst_)
+      ++room_[count_ - 1].blocks;
+    else
+      room_[count_++] = {src, dst, 1};
+    next_src_ = src + 1;
+    next_dst_ = dst + 1;
   }
-  for (const auto& [src, dst] : pairs) is_dst[static_cast<size_t>(dst) / 64] = 0;
-  if (twice != 0) {
-    for (const auto& [src, dst] : pairs) is_src[static_cast<size_t>(src) / 64] = 0;
-    return false;
-  }
-  size_t at = 0;
-  for (size_t word = 0; at < pairs.size(); ++word) {
-    for (uint64_t bits = std::exchange(is_src[word], 0); bits != 0; bits &= bits - 1) {
-      const auto src = static_cast<int64_t>(word * 64) + std::countr_zero(bits);
-      pairs[at++] = {src, dst_of[src]};
+  size_t count() const { return count_; }
+
+ private:
+  Run* const room_;
+  size_t count_ = 0;
+  int64_t next_src_ = -1;  // what the last run would go on with; no pair has it
+  int64_t next_dst_ = -1;
+};
+
+// Where they are listed in the order in which they are copied; nullopt where not, or where an id is no
+// block's.
+std::optional<size_t> runs_in_order(const BlockLists& lists, Scratch& scratch) {
+  Runs runs(scratch.runs.data());
+  int64_t least_src = 0;
+  int64_t least_dst = 0;
+  for (size_t i = 0; i < lists.src_length; ++i) {
+    const int64_t src = lists.src[i];
+    const int64_t dst = lists.dst[i];
+    if (src >= least_src && dst >= least_dst && src < lists.src_count && dst < lists.dst_count) {
+      runs.add(src, dst);
+      least_src = src;
+      least_dst = dst + 1;
+    } else if (src != -1 || dst != -1) {
+      return std::nullopt;
     }
   }
-  return true;
+  return runs.count();
+}
+
+template <typename T>
+T* at_least(size_t count, std::vector<T>* room) {
+  if (room->size() < count) room->resize(count);
+  return room->data();
+}
+
+// Where no block is listed twice on either side: each has a bit and a place, and nothing is sorted. nullopt,
+// and nothing is left behind, where one is, where an id is no block's, or where there are too few pairs for
+// so many blocks.
+std::optional<size_t> runs_of_distinct(const BlockLists& lists, Scratch& scratch) {
+  const auto [srcs, length, dsts, dst_length, src_count, dst_count] = lists;
+  const int64_t most_blocks = std::max(src_count, dst_count);
+  if (length <= kFewPairs || most_blocks > kMostMarked ||
+      static_cast<size_t>(most_blocks) / kBlocksPerPair > length)
+    return std::nullopt;
+  const size_t words = static_cast<size_t>(src_count + 63) / 64;
+  uint64_t* const is_src = at_least(words, &scratch.is_src);
+  uint8_t* const is_dst = at_least(dst_count, &scratch.is_dst);
+  int64_t* const dst_of = at_least(src_count, &scratch.dst_of);
+  uint64_t wrong = 0;
+  size_t pairs = 0;
+  for (size_t i = 0; i < length; ++i) {
+    const int64_t src = srcs[i];
+    const int64_t dst = dsts[i];
+    if (is_in(src, src_count) && is_in(dst, dst_count)) {
+      uint64_t& word = is_src[static_cast<size_t>(src) / 64];
+      const uint64_t bit = uint64_t{1} << (static_cast<size_t>(src) % 64);
+      wrong |= (word & bit) | is_dst[dst];
+      word |= bit;
+      is_dst[dst] = 1;
+      dst_of[src] = dst;
+      ++pairs;
+    } else if (src != -1 || dst != -1) {
+      wrong = 1;
+      break;
+    }
+  }
+  if (wrong != 0) {
+    std::fill_n(is_src, words, 0);
+    std::fill_n(is_dst, dst_count, 0);
+    return std::nullopt;
+  }
+  Runs runs(scratch.runs.data());
+  for (size_t word = 0; pairs > 0; ++word) {
+    for (uint64_t bits = std::exchange(is_src[word], 0); bits != 0; bits &= bits - 1, --pairs) {
+      const auto src = static_cast<int64_t>(word * 64) + std::countr_zero(bits);
+      const int64_t dst = dst_of[src];
+      is_dst[dst] = 0;
+      runs.add(src, dst);
+    }
+  }
+  return runs.count();
 }
 
 void sort_and_require_distinct_destinations(const BlockLists& lists, const char* asked, Scratch& scratch) {
-  if (grows(scratch.pairs) || sort_distinct(lists, scratch)) return;
   sort_by([](const BlockPair& pair) { return pair.dst; }, lists.dst_count, scratch);
   const auto twice =
       std::adjacent_find(scratch.pairs.begin(), scratch.pairs.end(),
@@ -140,6 +189,23 @@ void sort_and_require_distinct_destinations(const BlockLists& lists, const char*
   sort_by([](const BlockPair& pair) { return pair.src; }, lists.src_count, scratch);
 }
 
+size_t runs_of_any(const BlockLists& lists, const char* asked, Scratch& scratch) {
+  scratch.pairs.resize(lists.src_length);
+  size_t length = 0;
+  for (size_t i = 0; i < lists.src_length; ++i) {
+    const BlockPair pair{lists.src[i], lists.dst[i]};
+    if (pair.src == -1 && pair.dst == -1) continue;
+    if (!is_in(pair.src, lists.src_count)) refuse_outside(asked, "src_blocks", i, pair.src, lists.src_count);
+    if (!is_in(pair.dst, lists.dst_count)) refuse_outside(asked, "dst_blocks", i, pair.dst, lists.dst_count);
+    scratch.pairs[length++] = pair;
+  }
+  scratch.pairs.resize(length);
+  sort_and_require_distinct_destinations(lists, asked, scratch);
+  Runs runs(scratch.runs.data());
+  for (const auto& [src, dst] : scratch.pairs) runs.add(src, dst);
+  return runs.count();
+}
+
 }  // namespace
 
 void plan_runs(const BlockLists& lists, const char* asked, std::vector<Run>* runs) {
@@ -148,32 +214,12 @@ void plan_runs(const BlockLists& lists, const char* asked, std::vector<Run>* run
            {{"asked", asked}, {"src", lists.src_length}, {"dst", lists.dst_length}});
   }
   Scratch& kept = scratch();
-  kept.pairs.resize(lists.src_length);
-  size_t length = 0;
-  const auto is_in = [](int64_t id, int64_t count) {
-    return static_cast<uint64_t>(id) < static_cast<uint64_t>(count);
-  };
-  for (size_t i = 0; i < lists.src_length; ++i) {
-    const BlockPair pair{lists.src[i], lists.dst[i]};
-    if (pair.src == -1 && pair.dst == -1) continue;
-    if (!is_in(pair.src, lists.src_count)) refuse_outside(asked, "src_blocks", i, pair.src, lists.src_count);
-    if (!is_in(pair.dst, lists.dst_count)) refuse_outside(asked, "dst_blocks", i, pair.dst, lists.dst_count);
-    kept.pairs[length++] = pair;
-  }
-  kept.pairs.resize(length);
-  sort_and_require_distinct_destinations(lists, asked, kept);
-  kept.runs.clear();
-  Run run{0, 0, 0};
-  for (const BlockPair& pair : kept.pairs) {
-    if (pair.src == run.src + run.blocks && pair.dst == run.dst + run.blocks && run.blocks > 0) {
-      ++run.blocks;
-      continue;
-    }
-    if (run.blocks > 0) kept.runs.push_back(run);
-    run = {pair.src, pair.dst, 1};
-  }
-  if (run.blocks > 0) kept.runs.push_back(run);
-  runs->insert(runs->end(), kept.runs.begin(), kept.runs.end());  // allocates once at most
+  at_least(lists.src_length, &kept.runs);
+  auto count = runs_in_order(lists, kept);
+  if (!count) count = runs_of_distinct(lists, kept);
+  if (!count) count = runs_of_any(lists, asked, kept);
+  const Run* const found = kept.runs.data();
+  runs->insert(runs->end(), found, found + *count);  // allocates once at most
 }
 
 }  // namespace datadist
