@@ -1,14 +1,15 @@
-"""Host cost of each op: from its call to its return, beside ops that do nothing.
+"""Host cost of each op: from its call to its return, beside an op that does nothing.
 
     python -m torch_llm_datadist run -m benchmarks.bench_dispatch [--calls N] [--check] [--json FILE]
 
-"empty" is a C++ op of the same schema that queues a handler without a body, and so compares with ours: it is
-called right before each call of ours, so both meet the same state of the machine. "on its core" is the same
-difference in processor time of the calling thread alone: where threads of the emulated devices take turns
-with it on few cores, the time on the clock has their turns in it. "custom_op" is an op in
-Python, without a body. Batch follows batch of all of them in turn, and the streams are drained between two
-batches, so that what the device does is not in it. With ``TASK_QUEUE_ENABLE=1``, torch_npu's default,
-handlers run on a thread of its own.
+"empty" is a C++ op of the same schema that queues a handler without a body, called with the same arguments
+right before each call of ours, so that both meet the same state of the machine. Ops are called as what is
+registered with torch; "by its function" is the documented Python function in front, which spares the caller
+the defaults. "on its core" is the same difference in processor time of the calling thread alone: where
+threads of the emulated devices take turns with it on few cores, the time on the clock has their turns in it.
+"custom_op" is an op in Python, without a body. Batch follows batch of all of them in turn, and the streams
+are drained between two batches, so that what the device does is not in it. With ``TASK_QUEUE_ENABLE=1``,
+torch_npu's default, handlers run on a thread of its own.
 
 The ops that move blocks to a peer, or from one, come first. ``store_layer``, ``read_layer`` and
 ``checksum_blocks`` are made of aten ops, and cost what those cost. "100 blocks" are listed at random, and no
@@ -38,7 +39,11 @@ LAYERS, BLOCKS, BLOCK_SIZE, ROW = 4, 256, 16, (4, 64)
 BATCH = 20  # calls between two drains: far below what a stream's queue takes
 FINISHED = 4  # forwards of a batch whose last op is timed
 MANY = 100  # blocks of a larger transfer; see `apart`
-LAYER, MOVE, PYTHON = "empty layer op", "empty blocks op", "empty Python custom_op"
+PYTHON = "empty Python custom_op"
+BESIDE = (  # the ops that there is an empty one for
+    "push_layer", "wait_layer", "finish", "push_blocks", "pull_blocks", "push_cache", "pull_cache",
+    "copy_blocks", "swap_blocks", "copy_cache",
+)  # fmt: skip
 
 
 @torch.library.custom_op("datadist_bench_python::nothing", mutates_args=("status",))
@@ -46,13 +51,25 @@ def nothing(status: torch.Tensor, after: torch.Tensor, layer: int, binding: int)
     pass
 
 
+Call = Callable[[int], object]  # the number of a call within its batch
+
+
 class Measured(NamedTuple):
-    call: Callable[[int], object]
-    beside: str = MOVE  # the empty op of its kind
+    call: Call
+    empty: Call
     before: Callable[[], object] = lambda: None  # each batch; not timed
     after: Callable[[], object] = lambda: None
     calls: int = BATCH  # of a batch
     is_bounded: bool = True  # by `bounds.py`
+
+
+def define_empty_ops() -> torch.library.Library:
+    """With the schemas of ours; they are there as long as what is returned."""
+    library = torch.library.Library("datadist_bench", "FRAGMENT")
+    for name in BESIDE:
+        schema = str(getattr(torch.ops.torch_llm_datadist, name).default._schema)
+        library.define(schema.removeprefix("torch_llm_datadist::"))
+    return library
 
 
 Lists = tuple[torch.Tensor, torch.Tensor]  # of sources and destinations
@@ -69,6 +86,14 @@ def apart(count: int) -> Lists:
     if len(copies) != count:
         raise SystemExit(f"{count} blocks were merged to {len(copies)} copies")
     return src, dst
+
+
+OURS, EMPTY = torch.ops.torch_llm_datadist, torch.ops.datadist_bench
+
+
+def calls_of(space: Any, name: str, arguments: tuple[Any, ...]) -> Call:
+    op = getattr(space, name).default
+    return lambda _: op(*arguments)
 
 
 class Ends:
@@ -137,12 +162,9 @@ def cases(ends: Ends) -> dict[str, Measured]:
     rows, slot = torch.ones(1, *ROW, device="npu:0"), torch.tensor([5], device="npu:0")
     table = torch.arange(4, device="npu:0")
     on_host = [torch.zeros(tensor.shape).pin_memory() for tensor in tensors]
-    id_ = torch.tensor([2])
+    id_, no_ids = torch.tensor([2]), torch.empty(0, dtype=torch.int64)
     one, many = (id_, id_ + 1), apart(MANY)
     here, there = ends.bindings
-    native.load()
-    empty_layer = torch.ops.datadist_bench.layer_op.default
-    empty_blocks = torch.ops.datadist_bench.blocks_op.default
     published: list[Any] = []
 
     def publish(_: int) -> None:
@@ -161,66 +183,66 @@ def cases(ends: Ends) -> dict[str, Measured]:
             else:
                 time.sleep(0.001)
 
-    def layer(op: Any, number: int, binding: datadist.Binding, **around: Any) -> Measured:
-        return Measured(
-            lambda i: op(ends.statuses[number], ends.statuses[number], i % LAYERS, binding.id),
-            LAYER,
-            **around,
-        )
+    def move(name: str, *arguments: Any) -> Measured:
+        return Measured(calls_of(OURS, name, arguments), calls_of(EMPTY, name, arguments))
+
+    def layer(name: str, number: int, binding: datadist.Binding, **around: Any) -> Measured:
+        status = ends.statuses[number]
+
+        def call(space: Any) -> Call:
+            op = getattr(space, name).default
+            return lambda i: op(status, status, i % LAYERS, binding.id)
+
+        return Measured(call(OURS), call(EMPTY), **around)
+
+    def finish(space: Any) -> Call:
+        return lambda i: space.finish.default(status, status, ends.finishing[i].id)
 
     def bound(blocks: Lists) -> dict[str, Any]:
         src, dst = (ids.tolist() for ids in blocks)
         return {"before": lambda: ends.bind(src, dst), "calls": LAYERS}
 
-    def move(op: Any, blocks: Lists, **options: Any) -> Measured:
-        return Measured(lambda _: op(status, tensors, *blocks, link=link, **options))
+    def blocks_of(lists: Lists, hold_stream: bool = True) -> tuple[Any, ...]:
+        return (status, tensors, *lists, link, 0, 0, 0, -1, 2, 0, hold_stream, 0)
 
-    def swap(blocks: Lists) -> Measured:
-        return Measured(lambda _: ops.swap_blocks(status, tensors, on_host, *blocks))
+    def unbounded(call: Call, **around: Any) -> Measured:
+        return Measured(call, empty_layer, is_bounded=False, **around)
 
+    empty_layer = calls_of(EMPTY, "push_layer", (status, rows, 0, 1))
+    entry = (status, entries, no_ids, link, remote, 0, 0, -1, 0, 0, -1, 2, 0, True, 0)
+    pushes = move("push_blocks", *blocks_of(one))
     return {
-        LAYER: Measured(lambda i: empty_layer(status, rows, i % LAYERS, 1), LAYER, is_bounded=False),
-        MOVE: Measured(
-            lambda _: empty_blocks(status, tensors, id_, id_, link, 0, 0, 0, -1, 2, 0, True, 0),
-            is_bounded=False,
+        PYTHON: unbounded(lambda i: nothing(status, rows, i % LAYERS, 1)),
+        "push_layer": layer("push_layer", 0, here, **bound(one)),
+        f"push_layer, {MANY} blocks": layer("push_layer", 0, here, **bound(many)),
+        "push_layer, nothing bound": layer("push_layer", 0, here, before=lambda: here.bind(())),
+        "wait_layer": layer("wait_layer", 1, there, **bound(one), after=lambda: ends.push_all(here)),
+        "wait_layer, nothing bound": layer("wait_layer", 1, there, before=lambda: there.bind(())),
+        "finish": Measured(finish(OURS), finish(EMPTY), before=ends.push_several, calls=FINISHED),
+        "push_blocks": pushes,
+        f"push_blocks, {MANY} blocks": move("push_blocks", *blocks_of(many)),
+        "push_blocks, hold_stream=False": move("push_blocks", *blocks_of(one, hold_stream=False)),
+        "push_blocks, by its function": pushes._replace(
+            call=lambda _: ops.push_blocks(status, tensors, id_, one[1], link=link), is_bounded=False
         ),
-        PYTHON: Measured(lambda i: nothing(status, rows, i % LAYERS, 1), LAYER, is_bounded=False),
-        "push_layer": layer(ops.push_layer, 0, here, **bound(one)),
-        f"push_layer, {MANY} blocks": layer(ops.push_layer, 0, here, **bound(many)),
-        "push_layer, nothing bound": layer(ops.push_layer, 0, here, before=lambda: here.bind(())),
-        "wait_layer": layer(ops.wait_layer, 1, there, **bound(one), after=lambda: ends.push_all(here)),
-        "wait_layer, nothing bound": layer(ops.wait_layer, 1, there, before=lambda: there.bind(())),
-        "finish": Measured(
-            lambda i: ops.finish(status, status, ends.finishing[i].id),
-            LAYER,
-            before=ends.push_several,
-            calls=FINISHED,
+        "pull_blocks": move("pull_blocks", *blocks_of(one), 0),
+        f"pull_blocks, {MANY} blocks": move("pull_blocks", *blocks_of(many), 0),
+        "push_cache": move("push_cache", *entry),
+        "pull_cache": move("pull_cache", *entry, 0),
+        "publish (CacheManager)": unbounded(publish, after=discard),
+        "copy_blocks": move("copy_blocks", status, tensors, *one),
+        f"copy_blocks, {MANY} blocks": move("copy_blocks", status, tensors, *many),
+        "swap_blocks, to host memory": move("swap_blocks", status, tensors, on_host, *one),
+        f"swap_blocks, to host memory, {MANY} blocks": move("swap_blocks", status, tensors, on_host, *many),
+        "checksum_blocks": unbounded(lambda _: ops.checksum_blocks(tensors, table)),
+        "copy_cache": move("copy_cache", status, entries, entries, 1, 0, 0, 4096),
+        "store_layer": unbounded(
+            lambda i: ops.store_layer(status, rows, rows, slot, layer=i % LAYERS, cache=handle)
         ),
-        "push_blocks": move(ops.push_blocks, one),
-        f"push_blocks, {MANY} blocks": move(ops.push_blocks, many),
-        "push_blocks, hold_stream=False": move(ops.push_blocks, one, hold_stream=False),
-        "pull_blocks": move(ops.pull_blocks, one),
-        f"pull_blocks, {MANY} blocks": move(ops.pull_blocks, many),
-        "push_cache": Measured(lambda _: ops.push_cache(status, entries, link=link, cache_id=remote)),
-        "pull_cache": Measured(lambda _: ops.pull_cache(status, entries, link=link, cache_id=remote)),
-        "publish (CacheManager)": Measured(publish, after=discard, is_bounded=False),
-        "copy_blocks": Measured(lambda _: ops.copy_blocks(status, tensors, *one)),
-        f"copy_blocks, {MANY} blocks": Measured(lambda _: ops.copy_blocks(status, tensors, *many)),
-        "swap_blocks, to host memory": swap(one),
-        f"swap_blocks, to host memory, {MANY} blocks": swap(many),
-        "checksum_blocks": Measured(lambda _: ops.checksum_blocks(tensors, table), is_bounded=False),
-        "copy_cache": Measured(lambda _: ops.copy_cache(status, entries, entries, dst_batch=1, size=4096)),
-        "store_layer": Measured(
-            lambda i: ops.store_layer(status, rows, rows, slot, layer=i % LAYERS, cache=handle),
-            LAYER,
-            is_bounded=False,
-        ),
-        "read_layer": Measured(
+        "read_layer": unbounded(
             lambda i: ops.read_layer(
                 status, rows, rows, table, block_size=BLOCK_SIZE, layer=i % LAYERS, cache=handle
-            ),
-            LAYER,
-            is_bounded=False,
+            )
         ),
     }
 
@@ -247,13 +269,13 @@ class Times(NamedTuple):
         self.core.extend(other.core)
 
 
-def batch(case: Measured, beside: Measured, drain: Callable[[], object]) -> tuple[Times, Times]:
+def batch(case: Measured, drain: Callable[[], object]) -> tuple[Times, Times]:
     """Of its calls, and of the empty op's before each of them."""
     ours, empty = Times.none(), Times.none()
     while len(ours.clock) < BATCH:
         case.before()
         for i in range(case.calls):
-            empty.time(beside.call, i)
+            empty.time(case.empty, i)
             ours.time(case.call, i)
         case.after()
         drain()
@@ -265,17 +287,20 @@ def median_us(seconds: list[float]) -> float:
 
 
 def measure(calls: int) -> list[dict[str, Any]]:
+    native.load()
+    empty_ops = define_empty_ops()
     ends = Ends()
     wanted = cases(ends)
     found = {name: Times.none() for name in wanted}
     empty = {name: Times.none() for name in wanted}
     for round_ in range(-1, -(-calls // BATCH)):
         for name, case in wanted.items():
-            times = batch(case, wanted[case.beside], partial(ends.drain, name))
+            times = batch(case, partial(ends.drain, name))
             if round_ >= 0:  # the first one warms up
                 found[name].add(times[0])
-                empty[name].add(times[0] if case.beside == name else times[1])
+                empty[name].add(times[1])
     ends.close()
+    empty_ops._destroy()
     python = median_us(found[PYTHON].clock)
     return [
         {

@@ -150,10 +150,8 @@ void chain_op(const at::Tensor& status, const at::Tensor&, int64_t, int64_t send
       c10_npu::getCurrentNPUStream(status.device().index()).stream(false));
 }
 
-void layer_op(const at::Tensor&, const at::Tensor&, int64_t, int64_t) { queue_nothing(); }
-
-void blocks_op(const at::Tensor&, at::TensorList, const at::Tensor&, const at::Tensor&, int64_t, int64_t,
-               int64_t, int64_t, int64_t, int64_t, int64_t, bool, int64_t) {
+template <typename... Arguments>
+void nothing(Arguments...) {
   queue_nothing();
 }
 
@@ -161,15 +159,24 @@ void blocks_op(const at::Tensor&, at::TensorList, const at::Tensor&, const at::T
 
 TORCH_LIBRARY(datadist_bench, m) {
   m.def("chain_op(Tensor(a!) status, Tensor after, int layer, int sender) -> ()");
-  m.def("layer_op(Tensor(a!) status, Tensor after, int layer, int binding) -> ()");
-  m.def(
-      "blocks_op(Tensor(a!) status, Tensor(b!)[] cache, Tensor src_blocks, Tensor dst_blocks, int link, "
-      "int model_id, int src_layer, int dst_layer, int num_layers, int tensors_per_layer, int timeout_ms, "
-      "bool hold_stream, int transfer) -> ()");
 }
 
+// One that does nothing for each op of ours that is held to a bound. bench_dispatch.py defines them, with the
+// schemas of ours.
 TORCH_LIBRARY_IMPL(datadist_bench, PrivateUse1, m) {
+  using One = const at::Tensor&;
+  using Many = at::TensorList;
+  using Int = int64_t;
   m.impl("chain_op", &chain_op);
-  m.impl("layer_op", &layer_op);
-  m.impl("blocks_op", &blocks_op);
+  m.impl("push_layer", &nothing<One, One, Int, Int>);
+  m.impl("wait_layer", &nothing<One, One, Int, Int>);
+  m.impl("finish", &nothing<One, One, Int>);
+  m.impl("push_blocks", &nothing<One, Many, One, One, Int, Int, Int, Int, Int, Int, Int, bool, Int>);
+  m.impl("pull_blocks", &nothing<One, Many, One, One, Int, Int, Int, Int, Int, Int, Int, bool, Int, Int>);
+  m.impl("push_cache", &nothing<One, Many, One, Int, Int, Int, Int, Int, Int, Int, Int, Int, Int, bool, Int>);
+  m.impl("pull_cache",
+         &nothing<One, Many, One, Int, Int, Int, Int, Int, Int, Int, Int, Int, Int, bool, Int, Int>);
+  m.impl("copy_blocks", &nothing<One, Many, One, One>);
+  m.impl("swap_blocks", &nothing<One, Many, Many, One, One>);
+  m.impl("copy_cache", &nothing<One, Many, Many, Int, Int, Int, Int>);
 }

@@ -33,8 +33,8 @@ class Feeder {
   // A new lane's words are new as well, and may have to wait for the allocator. The feeding thread must not:
   // the allocator may wait for what it feeds. It finds those that callers put in stock.
   enum class Words { kNew, kStocked };
-  // A lane without work, new or left by someone else. nullptr when `max_lanes` are taken, nothing is in stock,
-  // or the budget is spent; who is exempt from that is counted all the same.
+  // A lane without work, new or left by someone else. nullptr when `max_lanes` are taken, nothing is in
+  // stock, or the budget is spent; who is exempt from that is counted all the same.
   std::shared_ptr<Lane> take_lane(size_t max_lanes, Budget budget, Words from = Words::kNew);
   void give_back_lane(std::shared_ptr<Lane> lane);
   void submit(const std::shared_ptr<Lane>& lane, std::unique_ptr<Program> program);

@@ -249,7 +249,7 @@ class Link : public std::enable_shared_from_this<Link> {
   std::unique_ptr<Feeder> scatter_feeder_;  // made with the first ticket that is expected, and then kept
   std::atomic<Feeder*> scatters_{nullptr};
   Proofs proofs_;
-  std::shared_ptr<Lane> errands_;  // with proofs at both ends
+  std::shared_ptr<Lane> errands_;    // with proofs at both ends
   std::shared_ptr<Lane> main_lane_;  // whole transfers share it when no other stream is free
   Staging staging_{kStagingBytes};
   std::vector<std::unique_ptr<Staging>> lent_staging_;  // all that were made, as many as tasks were under way

@@ -232,8 +232,7 @@ TransferPlan plan_transfer(Link& link, const TransferRequest& request) {
   const bool takes_proofs = link.proofs().knows_peer() && std::string_view(link.transport().name()) != "hixl";
   plan.is_proven = takes_proofs && is_push && request.may_pack && !has_entry && fits_proof(plan.runs);
   if (!is_known || plan.is_proven) plan.needs = needs_of(link, plan, is_push);
-  if (!is_known && !plan.is_proven && !plan.local->is_copy)
-    link.known_ends().keep(versions, request, plan);
+  if (!is_known && !plan.is_proven && !plan.local->is_copy) link.known_ends().keep(versions, request, plan);
   check_timeout(request.asked, request.timeout_ms, 0);
   plan.timeout = request.timeout_ms > 0 ? std::chrono::milliseconds(request.timeout_ms)
                                         : link.options().transfer_timeout;
