@@ -4,6 +4,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "chance.h"
@@ -179,6 +180,13 @@ void try_case(uint64_t seed) {
     return;
   }
   if (reason) check::fail(__FILE__, __LINE__, "seed " + std::to_string(seed) + " is not refused: " + *reason);
+  const auto is_wrong = [](const Run& one, const Run& next) {
+    const bool go_on = one.src + one.blocks == next.src && one.dst + one.blocks == next.dst;
+    return go_on || std::pair(one.src, one.dst) >= std::pair(next.src, next.dst);
+  };
+  if (std::adjacent_find(runs.begin(), runs.end(), is_wrong) != runs.end())
+    check::fail(__FILE__, __LINE__,
+                "seed " + std::to_string(seed) + ": not the longest runs, or not in order");
   Chance chance(~seed);
   const bool knows_slabs = chance.once_in(2);
   const int64_t entries = c.shape.layout == Layout::kBlocks ? c.src_count : c.shape.src_entry + 1;
