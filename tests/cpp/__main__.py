@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.cpp.build import HERE, VARIANTS, build
+from tests.cpp.build import HERE, VARIANTS, Variant, build
 
 OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=1:abort_on_error=0:strict_init_order=1",
@@ -19,10 +19,10 @@ OPTIONS = {
 PROGRAMS = (["units"], ["emulator_units"], ["smoke", "3", "5"], ["fuzz_plan", "0", "100000"])
 
 
-def run(folder: Path, command: list[str]) -> int:
+def run(variant: Variant, folder: Path, command: list[str]) -> int:
     print("+", *command, flush=True)
     return subprocess.run(
-        [folder / command[0], *command[1:]], env={**OPTIONS, **os.environ}, timeout=1200
+        [*variant.runner, folder / command[0], *command[1:]], env={**OPTIONS, **os.environ}, timeout=1200
     ).returncode
 
 
@@ -32,8 +32,9 @@ def main() -> int:
     parser.add_argument("program", nargs="*", help="one of them with its arguments; all when left out")
     args = parser.parse_args()
     commands = [args.program] if args.program else list(PROGRAMS)
-    folder = build(VARIANTS[args.variant], [command[0] for command in commands])
-    failed = [command[0] for command in commands if run(folder, command) != 0]
+    variant = VARIANTS[args.variant]
+    folder = build(variant, [command[0] for command in commands])
+    failed = [command[0] for command in commands if run(variant, folder, command) != 0]
     print(f"{args.variant}: {'failed: ' + ', '.join(failed) if failed else 'all is well'}")
     return 1 if failed else 0
 

@@ -25,6 +25,8 @@ class Variant:
 
     name: str
     flags: str
+    compiler: str = os.environ.get("CXX", "g++")
+    runner: tuple[str, ...] = ()  # what runs the programs
 
 
 VARIANTS = {
@@ -34,18 +36,23 @@ VARIANTS = {
     # are atomic themselves (a rule of a fault and its generation; a word and the count of who waits for it),
     # and hands no other memory over.
     "tsan": Variant("tsan", "-O0 -fsanitize=thread -Wno-tsan"),
+    # On any machine with Debian's g++-aarch64-linux-gnu and qemu-user-static. QEMU's threads keep x86's order
+    # of memory accesses on x86: this shows that the code for Arm is right, not its order.
+    "aarch64": Variant(
+        "aarch64", "-O2", "aarch64-linux-gnu-g++", ("qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu")
+    ),
 }
 
 
 class Ninja:
-    def __init__(self, build: Path, flags: str) -> None:
+    def __init__(self, build: Path, variant: Variant) -> None:
         self._build = build
         headers = Path(_package("torch_npu")) / "include"
         includes = f"-I{ROOT}/csrc -isystem {headers}"
         self._lines = [
             "ninja_required_version = 1.5",
-            f"cxx = {os.environ.get('CXX', 'g++')}",
-            f"flags = {COMMON} {flags} {includes}",
+            f"cxx = {variant.compiler}",
+            f"flags = {COMMON} {variant.flags} {includes}",
             "rule cxx\n  command = $cxx -MMD -MF $out.d $flags $more -c $in -o $out\n  depfile = $out.d",
             "  deps = gcc\n  description = compile $in",
             "rule link\n  command = $cxx $flags $in $more -o $out\n  description = link $out",
@@ -79,7 +86,7 @@ def build(variant: Variant, programs: list[str] | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        ninja = Ninja(folder, variant.flags)
+        ninja = Ninja(folder, variant)
         core, emulator, library = _built() if variant.name == "plain" else _compiled(ninja)
         runtime = f"-L{library.parent} -lascendcl -ldl -Wl,-rpath,{library.parent}"
         tests = ninja.objects(sorted(HERE.glob("*.cpp")))
@@ -93,11 +100,12 @@ def build(variant: Variant, programs: list[str] | None = None) -> Path:
         ninja.link("fuzz_plan", _planner(ninja), "")
         of_emulator = ninja.objects(sorted((HERE / "emulator").glob("*.cpp")))
         # The runtime itself is a part of this one.
-        profiler = f"-L{ROOT}/torch_llm_datadist/emulator/lib -Wl,--no-as-needed -lmsprofiler"
+        lib = library.parent
         ninja.link(
             "emulator_units",
             [named["main"], *of_emulator, *emulator],
-            f"{profiler} -ldl -Wl,-rpath,{ROOT}/torch_llm_datadist/emulator/lib",
+            f"-L{lib} -Wl,--no-as-needed -lmsprofiler -ldl -Wl,-rpath,{lib}",
+            (lib / "libmsprofiler.so",),
         )
         ninja.run(programs or [])
     return folder
@@ -136,11 +144,17 @@ def _compiled(ninja: Ninja) -> tuple[list[Path], list[Path], Path]:
     emulator += ninja.objects(
         sorted((csrc / "emulator_level").glob("*.cpp")), "-DEMU_CANN_MAJOR=9 -DEMU_CANN_MINOR=1"
     )
-    lib = ROOT / "torch_llm_datadist" / "emulator" / "lib"
+    profiler = ninja.link(
+        "libmsprofiler.so",
+        ninja.objects([csrc / "emulator_profiling" / "msprofiler.cpp"]),
+        "-shared -Wl,-soname,libmsprofiler.so",
+    )
+    lib = profiler.parent
     library = ninja.link(
         "libascendcl.so",
         emulator,
         f"-shared -Wl,-soname,libascendcl.so -L{lib} -Wl,--no-as-needed -lmsprofiler -Wl,-rpath,{lib}",
+        (profiler,),
     )
     return ninja.objects(core), emulator, library
 
