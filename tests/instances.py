@@ -54,13 +54,17 @@ def start(state: SimpleNamespace, cluster_id: int, device: int, options: dict[st
 
 
 @contextlib.contextmanager
-def in_a_hurry(state: SimpleNamespace, timeout_ms: int) -> Iterator[None]:
-    """The transfers that begin inside have a ``sync_kv_timeout`` of their own: those that are to succeed need
-    not do so within what is short for those that are to fail."""
+def in_a_hurry(
+    state: SimpleNamespace, timeout_ms: int = PATIENT_MS, stream_timeout_ms: int = PATIENT_MS
+) -> Iterator[None]:
+    """The transfers that begin inside have a ``sync_kv_timeout`` and a ``stream_timeout`` of their own: those
+    that are to succeed need not do so within what is short for those that are to fail."""
     manager = state.datadist.cache_manager
     blocking, by_layers = manager._call, manager._layer_transfers
     usual = blocking._options
-    blocking._options = dataclasses.replace(usual, sync_kv_timeout_ms=timeout_ms)
+    blocking._options = dataclasses.replace(
+        usual, sync_kv_timeout_ms=timeout_ms, stream_timeout_ms=stream_timeout_ms
+    )
     by_layers._timeout_s = timeout_ms / 1000
     try:
         yield
