@@ -453,7 +453,7 @@ def sent_state(state: SimpleNamespace) -> tuple[bool, int]:
 
 
 def test_a_ticket_that_its_sender_has_not_confirmed_is_cancelled_as_soon_as_it_has(peers: Any) -> None:
-    sender, receiver, _ = links.linked_pair(peers)
+    sender, receiver, _ = links.linked_pair(peers, {"keep_alive_ms": 20_000})
     ticket = sender.call(prepare_in_peer) + (1 << 22)  # of the slot that the next task takes
     receiver.call(assign_only, ticket)
     assert receiver.call(state_of, ticket) == (False, 0)
