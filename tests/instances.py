@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,6 +51,26 @@ def start(state: SimpleNamespace, cluster_id: int, device: int, options: dict[st
     state.datadist.init(config.generate_options())
     state.status = torch.zeros(1, dtype=torch.int32).to(f"npu:{device}")
     return state.datadist.listen_port
+
+
+@contextlib.contextmanager
+def in_a_hurry(
+    state: SimpleNamespace, timeout_ms: int = PATIENT_MS, stream_timeout_ms: int = PATIENT_MS
+) -> Iterator[None]:
+    """The transfers that begin inside have a ``sync_kv_timeout`` and a ``stream_timeout`` of their own: those
+    that are to succeed need not do so within what is short for those that are to fail."""
+    manager = state.datadist.cache_manager
+    blocking, by_layers = manager._call, manager._layer_transfers
+    usual = blocking._options
+    blocking._options = dataclasses.replace(
+        usual, sync_kv_timeout_ms=timeout_ms, stream_timeout_ms=stream_timeout_ms
+    )
+    by_layers._timeout_s = timeout_ms / 1000
+    try:
+        yield
+    finally:
+        blocking._options = usual
+        by_layers._timeout_s = usual.sync_kv_timeout_ms / 1000
 
 
 def pattern(seed: int, num_tensors: int, num_blocks: int, block_bytes: int) -> torch.Tensor:

@@ -15,6 +15,7 @@ from tests.peers import Peer
 
 TENSORS, BLOCKS, BLOCK_BYTES = 2, 8, 4096
 KEEP_ALIVE_S = 1.0
+LATE_S = 5.0  # what a busy machine may take longer
 Peers = Callable[[int], list[Peer]]
 
 

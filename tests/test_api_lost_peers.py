@@ -16,6 +16,7 @@ from tests.links import (
     BLOCK_BYTES,
     BLOCKS,
     KEEP_ALIVE_S,
+    LATE_S,
     TENSORS,
     Peers,
     finalize,
@@ -85,7 +86,7 @@ def test_a_frozen_peer_ends_the_link_within_the_keep_alive_bound(peers: Peers) -
     began = time.monotonic()
     said = client.call(wait_unlinked, 2, 10)
 
-    assert time.monotonic() - began < 2 * KEEP_ALIVE_S + 1
+    assert time.monotonic() - began < 2 * KEEP_ALIVE_S + LATE_S
     assert said.startswith("LLM_NOT_YET_LINK")
     assert str(server.pid) in said
 
@@ -169,7 +170,7 @@ def test_linking_to_a_frozen_server_ends_at_the_timeout(peers: Peers) -> None:
     codes = client.call(instances.link, 2, port, 500)
 
     assert codes[0] in ("LLM_LINK_FAILED", "LLM_TIMEOUT")  # before or after the connection stood
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 0.5 + LATE_S
     server.thaw()
     assert client.call(instances.link, 2, port) == ["LLM_SUCCESS"]
     assert client.call(push, 2, [0], [0]) == "LLM_SUCCESS"
@@ -197,7 +198,7 @@ def test_finalize_is_bounded_with_a_frozen_peer(peers: Peers) -> None:
     began = time.monotonic()
     client.call(finalize)
 
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 30  # and not keep_alive
     server.thaw()
     assert server.call(wait_unlinked, 1, 10).startswith("LLM_NOT_YET_LINK")
 

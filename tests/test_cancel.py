@@ -12,7 +12,7 @@ import torch
 
 import torch_llm_datadist as datadist
 from tests import instances, links
-from tests.transfers import LAYERS, error_of, link, restore, start, until
+from tests.transfers import LAYERS, error_of, link, restore, start, until, until_announced
 from torch_llm_datadist import (
     BlocksCacheKey,
     LLMException,
@@ -25,7 +25,7 @@ from torch_llm_datadist.emulator import faults
 
 Pair = tuple[SimpleNamespace, SimpleNamespace]
 WITHIN_S = 20.0
-SYNC_MS = 300
+SHORT_MS = 300
 TIMEOUT = LLMStatusCode.LLM_TIMEOUT
 FAILED = LLMStatusCode.LLM_FAILED
 SRC, DST = [0, 1], [2, 3]
@@ -34,8 +34,8 @@ SRC, DST = [0, 1], [2, 3]
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Pair]:
     """The sender, cluster 1, and the receiver, cluster 2."""
-    here = start(1, 0, sync_kv_timeout=SYNC_MS, max_in_flight=4)
-    there = start(2, 1, sync_kv_timeout=SYNC_MS)
+    here = start(1, 0, max_in_flight=4)
+    there = start(2, 1)
     link(here, there)
     yield here, there
     here.datadist.finalize()
@@ -48,8 +48,9 @@ def no_faults() -> Iterator[None]:
     faults.reset()
 
 
-def prepare(here: SimpleNamespace) -> datadist.Task:
-    return here.manager.prepare_push(BlocksCacheKey(2), here.cache, SRC, DST)  # type: ignore[no-any-return]
+def prepare(here: SimpleNamespace, **arguments: Any) -> datadist.Task:
+    key = BlocksCacheKey(2)
+    return here.manager.prepare_push(key, here.cache, SRC, DST, **arguments)  # type: ignore[no-any-return]
 
 
 def bound(state: SimpleNamespace, transfer: Any) -> datadist.Binding:
@@ -256,13 +257,14 @@ def test_a_failed_ticket_on_a_live_link_has_not_ended_while_its_sender_still_cop
     held = hold(here)
     task = prepare(here)
     sends = bound(here, task)
-    waits = datadist.Binding(there.device, range(LAYERS))
-    waits.bind([task.ticket], timeout_s=0.1)
     delay_abort()
     watch: TransferWatch[str] = TransferWatch()
     watch.add("it", task.ticket, DST)
     send(here, sends)
     held.wait()
+    until_announced(task.ticket)
+    waits = datadist.Binding(there.device, range(LAYERS))
+    waits.bind([task.ticket], timeout_s=0.1)  # not before the copy stands: it might never be queued
 
     until(lambda: ticket_state(task.ticket).code == TIMEOUT)
 
@@ -284,7 +286,8 @@ def test_the_blocks_of_a_late_pull_are_in_doubt_until_it_is_through(pair: Pair) 
     restore(there)
     held = hold(here)
 
-    error = error_of(lambda: pull(there))
+    with instances.in_a_hurry(there, SHORT_MS):
+        error = error_of(lambda: pull(there))
 
     assert error.status_code == TIMEOUT
     (doubt,) = error.blocks_in_doubt
@@ -304,7 +307,8 @@ def test_the_blocks_of_a_late_push_are_in_doubt_at_the_peer(pair: Pair) -> None:
     here, _ = pair
     held = hold(here)
 
-    error = error_of(lambda: push(here))
+    with instances.in_a_hurry(here, SHORT_MS):
+        error = error_of(lambda: push(here))
 
     (doubt,) = error.blocks_in_doubt
     assert (list(doubt.blocks), doubt.cluster_id, doubt.is_at_peer) == (DST, 2, True)
@@ -322,14 +326,15 @@ def test_the_next_transfer_into_blocks_in_doubt_comes_after_the_late_one(pair: P
     sent = restore(here)
     before = restore(there)
     held = hold(here)
-    error_of(lambda: move(mover))
 
-    error = error_of(lambda: move(mover, [4], [DST[1]]))
+    with instances.in_a_hurry(mover, SHORT_MS):
+        error_of(lambda: move(mover))
+        error = error_of(lambda: move(mover, [4], [DST[1]]))
 
     assert error.status_code == TIMEOUT
     assert "are in doubt, since an earlier transfer failed" in str(error)
     assert "Nothing was sent" in str(error)
-    error_of(lambda: prepare(here)) if direction == "push" else None
+    error_of(lambda: prepare(here, timeout_s=0.1)) if direction == "push" else None
     assert torch.equal(instances.content(there)[:, DST], before[:, DST])
     held.disarm()
     move(mover, [4], [DST[1]])
@@ -448,7 +453,7 @@ def sent_state(state: SimpleNamespace) -> tuple[bool, int]:
 
 
 def test_a_ticket_that_its_sender_has_not_confirmed_is_cancelled_as_soon_as_it_has(peers: Any) -> None:
-    sender, receiver, _ = links.linked_pair(peers)
+    sender, receiver, _ = links.linked_pair(peers, {"keep_alive_ms": 20_000})
     ticket = sender.call(prepare_in_peer) + (1 << 22)  # of the slot that the next task takes
     receiver.call(assign_only, ticket)
     assert receiver.call(state_of, ticket) == (False, 0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import pytest
@@ -15,6 +14,7 @@ import transformers
 from torch import nn
 from torch.nn import functional
 
+from tests.streams import standing_still
 from torch_llm_datadist import emulator
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -399,15 +399,11 @@ def test_op_returns_before_it_ran_and_runs_after_what_is_before_it() -> None:
     source = torch.zeros(4, device="npu")
     torch.npu.synchronize()
 
-    emulator.delay_stream(DELAY_S)
-    source.fill_(3)
-    begun = time.monotonic()
-    result = source * 2
-    took_s = time.monotonic() - begun
-    is_done = torch.npu.current_stream().query()
+    with standing_still():
+        source.fill_(3)
+        result = source * 2
+        assert not torch.npu.current_stream().query()
 
-    assert not is_done
-    assert took_s < DELAY_S / 2
     assert result.tolist() == [6, 6, 6, 6]
 
 
@@ -435,13 +431,15 @@ def test_missing_wait_between_streams_reads_the_old_value_and_an_event_mends_it(
     side = torch.npu.Stream()
     torch.npu.synchronize()
 
-    emulator.delay_stream(DELAY_S)
-    tensor.fill_(3)
-    written = torch.npu.current_stream().record_event()
-    with torch.npu.stream(side):
-        too_early = tensor.clone()
-        side.wait_event(written)
-        in_time = tensor.clone()
+    with standing_still():
+        tensor.fill_(3)
+        written = torch.npu.current_stream().record_event()
+        with torch.npu.stream(side):
+            too_early = tensor.clone()
+            read = side.record_event()
+            side.wait_event(written)
+            in_time = tensor.clone()
+        read.synchronize()
     side.synchronize()
 
     assert too_early.tolist() == [0, 0, 0, 0]

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch_npu  # noqa: F401
 
+from tests.streams import standing_still
 from torch_llm_datadist import emulator
 
 MIB = 1 << 20
@@ -153,9 +154,9 @@ def test_pinned_copies_are_asynchronous_both_ways() -> None:
     source = torch.arange(1000).pin_memory()
     back = torch.empty(1000, dtype=torch.int64, pin_memory=True)
 
-    emulator.delay_stream(0.05)
-    back.copy_(source.to("npu", non_blocking=True), non_blocking=True)
-    pending = torch.npu.current_stream().query()
+    with standing_still():
+        back.copy_(source.to("npu", non_blocking=True), non_blocking=True)
+        pending = torch.npu.current_stream().query()
     torch.npu.synchronize()
 
     assert not pending
@@ -165,9 +166,9 @@ def test_pinned_copies_are_asynchronous_both_ways() -> None:
 def test_pinned_source_changed_too_early_is_seen() -> None:
     source = torch.ones(1000).pin_memory()
 
-    emulator.delay_stream(0.05)
-    on_npu = source.to("npu", non_blocking=True)
-    source.fill_(9)
+    with standing_still():
+        on_npu = source.to("npu", non_blocking=True)
+        source.fill_(9)
 
     assert bool((on_npu == 9).all())
 

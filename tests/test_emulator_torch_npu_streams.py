@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch_npu  # noqa: F401
 
+from tests.streams import standing_still
 from torch_llm_datadist import emulator
 
 DELAY_S = 0.05
@@ -38,11 +39,13 @@ def test_work_is_on_the_stream_of_the_context() -> None:
 
     with torch.npu.stream(side):
         inside = torch.npu.current_stream()
-    emulator.delay_stream(DELAY_S, side)
 
-    assert inside == side
-    assert torch.npu.current_stream() == torch.npu.default_stream() != side
-    assert not side.query()
+    with standing_still(side):
+        emulator.delay_stream(0, side)
+
+        assert inside == side
+        assert torch.npu.current_stream() == torch.npu.default_stream() != side
+        assert not side.query()
     side.synchronize()
     assert side.query()
 
@@ -94,9 +97,11 @@ def test_current_stream_reads_after_the_side_stream_wrote(order: Callable[[torch
 
 @pytest.mark.races_on_purpose("the order is left out")
 def test_without_an_order_the_current_stream_reads_too_early() -> None:
-    tensor = late(3, torch.npu.Stream())
+    side = torch.npu.Stream()
 
-    assert tensor.tolist() == [0, 0, 0, 0]
+    with standing_still(side):
+        tensor = late(3, side)
+        assert tensor.tolist() == [0, 0, 0, 0]
 
 
 def test_stream_of_high_priority_is_a_stream() -> None:
@@ -111,9 +116,11 @@ def test_stream_of_high_priority_is_a_stream() -> None:
 def test_external_stream_is_the_stream_it_wraps() -> None:
     side = torch.npu.Stream()
     wrapped = torch.npu.ExternalStream(side.npu_stream)
-    tensor = late(3, wrapped)
 
-    assert not side.query()
+    with standing_still(side):
+        tensor = late(3, wrapped)
+        assert not side.query()
+
     with pytest.raises(RuntimeError, match="External NPU stream is not supported"):  # torch_npu's own rule
         wrapped.synchronize()
     torch.npu.current_stream().wait_stream(side)
@@ -144,10 +151,11 @@ def test_generic_stream_of_torch_is_one_of_the_npu() -> None:
 def test_timing_events_measure_the_work_between_them() -> None:
     begin, end = (torch.npu.Event(enable_timing=True) for _ in range(2))
 
-    begin.record()
-    emulator.delay_stream(DELAY_S)
-    end.record()
-    pending = end.query()
+    with standing_still():
+        begin.record()
+        emulator.delay_stream(DELAY_S)
+        end.record()
+        pending = end.query()
     end.synchronize()
 
     assert not pending
@@ -190,12 +198,12 @@ def test_memory_is_not_reused_while_a_recorded_stream_reads_it() -> None:
     torch.npu.synchronize()
     address = source.data_ptr()
 
-    with torch.npu.stream(side):
-        emulator.delay_stream(DELAY_S)
-        copy = source.clone()
-    source.record_stream(side)
-    del source
-    other = torch.full((1 << 18,), 7.0, device="npu")
+    with standing_still(side):
+        with torch.npu.stream(side):
+            copy = source.clone()
+        source.record_stream(side)
+        del source
+        other = torch.full((1 << 18,), 7.0, device="npu")
     torch.npu.synchronize()
 
     assert other.data_ptr() != address
@@ -214,14 +222,17 @@ def test_event_of_one_device_may_be_awaited_by_the_host_on_behalf_of_another() -
 
 
 def test_a_stream_waits_for_an_event_of_another_device() -> None:
-    tensor = late(3, torch.npu.current_stream(0))
-    event = torch.npu.current_stream(0).record_event()
+    tensor = torch.zeros(4, device="npu")
+    torch.npu.synchronize()
     other = torch.npu.Stream(device=1)
 
-    other.wait_event(event)
+    with standing_still():
+        tensor.fill_(3)
+        event = torch.npu.current_stream().record_event()
+        other.wait_event(event)
 
-    reached = other.record_event()
-    assert not reached.query()
+        reached = other.record_event()
+        assert not reached.query()
     torch.npu.synchronize(0)
     other.synchronize()
     assert reached.query()
@@ -231,11 +242,12 @@ def test_a_stream_waits_for_an_event_of_another_device() -> None:
 def test_host_function_runs_in_stream_order() -> None:
     side, seen = torch.npu.Stream(), []
     torch.npu._subscribe_report(side)
-    tensor = late(3, side)
 
-    with torch.npu.stream(side):
-        torch.npu._launch_host_func(side, lambda argument: seen.append(argument), "ran")
-    early = list(seen)
+    with standing_still(side):
+        tensor = late(3, side)
+        with torch.npu.stream(side):
+            torch.npu._launch_host_func(side, lambda argument: seen.append(argument), "ran")
+        early = list(seen)
     side.synchronize()
     torch.npu._unsubscribe_report(side)
 

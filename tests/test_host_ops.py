@@ -139,10 +139,11 @@ def test_wait_layer_blocks_until_that_layer_and_no_longer(pair: Pair) -> None:
 
 def test_a_wait_ends_at_the_deadline_with_a_code(pair: Pair) -> None:
     task = prepare(pair[0])
-    receiver = bound(1, task.ticket, timeout_s=0.5)
+    until_announced(task.ticket)
     status = cpu_status()
 
     began = time.monotonic()
+    receiver = bound(1, task.ticket, timeout_s=0.5)
     ops.wait_layer(status, status, 0, receiver.id)
 
     assert code(status) == "LLM_TIMEOUT"

@@ -12,21 +12,21 @@ import torch
 
 import torch_llm_datadist as datadist
 from tests import instances, links
+from tests.streams import standing_still
 from tests.test_messages import STATES
-from tests.transfers import LAYERS, error_of, link, restore, start, until
+from tests.transfers import LAYERS, error_of, link, restore, start, until, until_announced
 from torch_llm_datadist import BlocksCacheKey, discard, emulator, ops, ticket_state
 from torch_llm_datadist.emulator import faults
-from torch_llm_datadist.emulator.delay import delay_stream
 
 Pair = tuple[SimpleNamespace, SimpleNamespace]
-SYNC_MS = 300
+SHORT_MS = 300
 SRC, DST = [0, 1], [2, 3]
 
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Pair]:
     """The sender, cluster 1, and the receiver, cluster 2."""
-    here, there = (start(n + 1, n, sync_kv_timeout=SYNC_MS) for n in range(2))
+    here, there = (start(n + 1, n) for n in range(2))
     link(here, there)
     yield here, there
     here.datadist.finalize()
@@ -63,18 +63,16 @@ def wait_for(there: SimpleNamespace, ticket: int, timeout_s: float) -> datadist.
 
 def test_a_pull_of_what_is_published_late_queued_nothing_and_says_so(pair: Pair) -> None:
     here, there = pair
-    with torch.npu.device(here.device):
-        delay_stream(1.5)
+    key = BlocksCacheKey(1)
+    with torch.npu.device(here.device), standing_still():
         publication = here.manager.publish(here.raw[0], here.cache, None, 2)
-
-    with torch.npu.device(there.device):
-        key = BlocksCacheKey(1)
-        error = error_of(
-            lambda: there.manager.pull_blocks(key, there.cache, SRC, DST, ticket=publication.ticket)
-        )
+        with torch.npu.device(there.device), instances.in_a_hurry(there, SHORT_MS):
+            error = error_of(
+                lambda: there.manager.pull_blocks(key, there.cache, SRC, DST, ticket=publication.ticket)
+            )
 
     until(lambda: not there.manager.blocks_in_doubt())
-    check_whole(str(error), f"did not end within {SYNC_MS} ms", f"into cache {there.cache.cache_id}")
+    check_whole(str(error), f"did not end within {SHORT_MS} ms", f"into cache {there.cache.cache_id}")
     assert ("may still write" in str(error)) == bool(error.blocks_in_doubt)
     torch.npu.synchronize(here.device)
 
@@ -82,7 +80,7 @@ def test_a_pull_of_what_is_published_late_queued_nothing_and_says_so(pair: Pair)
 def test_a_push_that_stands_still_names_its_blocks_until_they_are_through(pair: Pair) -> None:
     here, there = pair
     held = faults.hold_copy(after=0, direction="peer", address=here.raw[0][SRC[0]].data_ptr())
-    with torch.npu.device(here.device):
+    with torch.npu.device(here.device), instances.in_a_hurry(here, SHORT_MS):
         key = BlocksCacheKey(2)
         error = error_of(lambda: here.manager.push_blocks(key, here.cache, SRC, DST))
 
@@ -106,6 +104,7 @@ def test_a_task_whose_deadline_passed_says_when_nothing_of_it_is_queued_any_more
 def test_a_ticket_that_is_late_and_the_task_behind_it_say_what_was_expected(pair: Pair) -> None:
     here, there = pair
     task = prepare(here)
+    until_announced(task.ticket)
 
     waits = wait_for(there, task.ticket, 0.2)
 

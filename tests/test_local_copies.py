@@ -16,6 +16,7 @@ import torch
 import torch_llm_datadist as datadist
 from tests import caches, instances
 from tests.conformance.case import check_raises
+from tests.streams import standing_still
 from torch_llm_datadist import Cache, CacheDesc, DataType, LLMStatusCode, Placement, emulator
 
 INVALID = LLMStatusCode.LLM_PARAM_INVALID
@@ -283,9 +284,9 @@ def test_local_copies_wait_for_earlier_work_and_later_work_waits_for_them(state:
 def test_copies_on_the_host_keep_to_the_order_of_the_stream(state: SimpleNamespace) -> None:
     restore(state, "host"), restore(state, "host2")
     host, other = state.caches["host"].tensors, state.caches["host2"].tensors
-    emulator.delay_stream(0.02)
-    datadist.ops.copy_cache(state.status, host, other, dst_batch=1, src_batch=0)
-    untouched = [t.clone() for t in host]
+    with standing_still():
+        datadist.ops.copy_cache(state.status, host, other, dst_batch=1, src_batch=0)
+        untouched = [t.clone() for t in host]
     datadist.ops.copy_cache(state.status, other, host, dst_batch=2, src_batch=1)
     torch.npu.synchronize(0)
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.conformance.case import INVALID, check_raises, row
-from tests.transfers import link, start
+from tests.transfers import link, start, until
 from torch_llm_datadist import (
     BlocksCacheKey,
     CacheDesc,
@@ -98,7 +98,7 @@ def test_memory_that_the_transport_refuses_is_refused_at_once_and_nothing_is_reg
     assert mapping.held_caches() == []
     addrs.clear()
     gc.collect()
-    assert torch.npu.memory_allocated(0) <= before  # nobody keeps the tensors
+    until(lambda: torch.npu.memory_allocated(0) <= before)  # nobody keeps the tensors
 
 
 def test_an_address_of_less_memory_than_the_cache_has_is_refused(mapping: Any) -> None:

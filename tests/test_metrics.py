@@ -23,13 +23,18 @@ def push(state: SimpleNamespace, src: list[int], dst: list[int]) -> str:
     return status_of(lambda: instances.push_blocks(state, 2, src, dst))
 
 
+def push_in_a_hurry(state: SimpleNamespace, src: list[int], dst: list[int]) -> str:
+    """Less than keep_alive: into a frozen peer it ends by its own deadline."""
+    with instances.in_a_hurry(state, 500):
+        return push(state, src, dst)
+
+
 @pytest.mark.parametrize("transport", ["mapped", "loopback"])
 def test_transfers_bytes_and_failures_are_counted_per_link(
     peers: Callable[[int], list[Peer]], transport: str
 ) -> None:
     a, b = peers(2)
-    # Less than keep_alive: the push into a frozen peer ends by its own deadline.
-    a.call(instances.start, 1, 0, {"transport": transport, "sync_kv_timeout": 1000})
+    a.call(instances.start, 1, 0, {"transport": transport})
     port = b.call(instances.start, 2, 1, {"transport": transport})
     for cluster_id, peer in ((1, a), (2, b)):
         peer.call(instances.register, cluster_id, TENSORS, BLOCKS, BLOCK_BYTES)
@@ -55,7 +60,7 @@ def test_transfers_bytes_and_failures_are_counted_per_link(
     if transport == "mapped":  # whose copies a frozen peer does not hold up
         return
     b.freeze()
-    assert a.call(push, [0], [0]).startswith("LLM_TIMEOUT")
+    assert a.call(push_in_a_hurry, [0], [0]).startswith("LLM_TIMEOUT")
     [of_lost] = a.call(metrics)
     b.thaw()
     assert (of_lost["transfers"], of_lost["failures"]) == (3, 1)

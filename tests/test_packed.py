@@ -66,6 +66,7 @@ def push(here: SimpleNamespace, task: datadist.Task, layers: range = range(LAYER
 def wait(there: SimpleNamespace, ticket: int, timeout_s: float = WITHIN_S) -> torch.Tensor:
     """Queues the waits for all layers; returns the status."""
     binding = datadist.Binding(there.device, range(LAYERS))
+    transfers.until_announced(ticket)
     binding.bind([ticket], timeout_s=timeout_s)
     status = torch.zeros(1, dtype=torch.int32, device=f"npu:{there.device}")
     with torch.npu.device(there.device):
@@ -435,7 +436,8 @@ def test_hundreds_of_transfers_and_failures_leak_nothing(pair: Pair) -> None:
     for round_ in range(1, 6):
         batch(40 * round_)
     gc.collect()
-    assert [torch.npu.memory_allocated(d) for d in range(2)] == held
+    # torch_npu's own thread lets go of what ops used some time after they have ended.
+    transfers.until(lambda: all(torch.npu.memory_allocated(d) <= held[d] for d in range(2)))
 
 
 @pytest.mark.parametrize("packed", [True, None])

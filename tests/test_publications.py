@@ -3,6 +3,7 @@ when they were pulled."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,8 @@ import torch
 import torch_llm_datadist as datadist
 from tests import instances
 from tests.peers import Peer
-from tests.transfers import BLOCKS, LAYERS, link, pattern, restore, start
+from tests.streams import standing_still
+from tests.transfers import BLOCKS, LAYERS, link, pattern, restore, start, until
 from torch_llm_datadist import (
     BlocksCacheKey,
     CacheKeyByIdAndIndex,
@@ -35,13 +37,13 @@ INVALID = LLMStatusCode.LLM_PARAM_INVALID
 TIMEOUT = LLMStatusCode.LLM_TIMEOUT
 FAILED = LLMStatusCode.LLM_FAILED
 ENDS_WITHIN_S = 20.0
-SYNC_MS = 2000
+SHORT_MS = 300
 
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Pair]:
     """The holder, cluster 1, and the one that pulls, cluster 2."""
-    here, there = start(1, 0, max_in_flight=4, sync_kv_timeout=SYNC_MS), start(2, 1, sync_kv_timeout=SYNC_MS)
+    here, there = start(1, 0, max_in_flight=4), start(2, 1)
     link(here, there)
     yield here, there
     here.datadist.finalize()
@@ -71,6 +73,15 @@ def until_ended(state: Callable[[], datadist.binding.TransferState]) -> tuple[in
 def keep_busy(state: SimpleNamespace, seconds: float) -> None:
     with torch.npu.device(state.device):
         emulator.delay_stream(seconds)
+
+
+@contextlib.contextmanager
+def holder_standing_still(here: SimpleNamespace) -> Iterator[None]:
+    """What is published inside is not ready."""
+    with torch.npu.device(here.device):
+        stream = torch.npu.current_stream()
+    with standing_still(stream):
+        yield
 
 
 def code_of(call: Callable[[], object]) -> tuple[LLMStatusCode | None, str]:
@@ -110,10 +121,12 @@ def test_without_a_ticket_the_pull_reads_what_is_there(pair: Pair) -> None:
     here, there = pair
     sent = restore(here)
     restore(there)
-    fill_late(here, 7, 0.5)
 
-    with torch.npu.device(there.device):
-        there.manager.pull_blocks(BlocksCacheKey(1), there.cache, [0], [1])
+    with holder_standing_still(here):
+        fill_late(here, 7, 0)
+        with torch.npu.device(there.device):
+            there.manager.pull_blocks(BlocksCacheKey(1), there.cache, [0], [1])
+    torch.npu.synchronize(here.device)
 
     assert torch.equal(instances.content(there)[:, 1], sent[:, 0])
 
@@ -144,20 +157,18 @@ def test_a_publication_ends_when_it_was_pulled_and_no_earlier(pair: Pair) -> Non
 def test_an_op_with_a_ticket_holds_its_stream_and_not_the_host(pair: Pair) -> None:
     here, there = pair
     restore(there)
-    fill_late(here, 9, 0.3)
-    publication = publish(here)
     ids = torch.tensor([3])
 
-    with torch.npu.device(there.device):
-        began = time.monotonic()
+    with holder_standing_still(here), torch.npu.device(there.device):
+        fill_late(here, 9, 0)
+        publication = publish(here)
         ops.pull_blocks(
             there.status, there.cache.tensors, ids, ids, link=there.datadist.link_id(1),
             ticket=publication.ticket, num_layers=LAYERS,
         )  # fmt: skip
         seen = there.raw[-1][3].clone()
-        returned = time.monotonic() - began
-        assert returned < 0.2 or publication.state().has_ended is False
-        torch.npu.synchronize()
+        assert not publication.state().has_ended
+    torch.npu.synchronize(there.device)
 
     assert there.status.item() == 0
     assert set(seen.tolist()) == {9}
@@ -265,10 +276,10 @@ def test_what_lies_in_host_memory_is_published_with_a_tensor_of_the_host(pair: P
 def test_a_pull_that_comes_too_early_ends_at_its_deadline_and_writes_nothing(pair: Pair) -> None:
     here, there = pair
     restore(there)
-    keep_busy(here, SYNC_MS / 1000 + 0.7)
-    publication = publish(here)
 
-    code, message = code_of(lambda: pull(there, publication.ticket))
+    with holder_standing_still(here), instances.in_a_hurry(there, SHORT_MS):
+        publication = publish(here)
+        code, message = code_of(lambda: pull(there, publication.ticket))
 
     assert code == TIMEOUT, message
     assert until_ended(publication.state)[0] != 0
@@ -296,16 +307,15 @@ def test_a_publication_that_nobody_pulls_ends_at_its_deadline(pair: Pair) -> Non
 def test_a_holder_may_discard_what_it_published_and_the_pull_ends_with_a_code(pair: Pair) -> None:
     here, there = pair
     restore(there)
-    keep_busy(here, 0.3)
-    publication = publish(here)
     found: list[Any] = []
     pulling = threading.Thread(target=lambda: found.append(code_of(lambda: pull(there, publication.ticket))))
-    pulling.start()
-    while ticket_state(publication.ticket).detail != "":  # until it is claimed
-        threading.Event().wait(0.002)
+    with holder_standing_still(here):
+        publication = publish(here)
+        pulling.start()
+        until(lambda: ticket_state(publication.ticket).detail == "")  # until it is claimed
 
-    discard(publication)
-    discard(publication)
+        discard(publication)
+        discard(publication)
 
     pulling.join(ENDS_WITHIN_S)
     assert found[0][0] == FAILED
@@ -395,8 +405,7 @@ def test_what_was_read_while_its_holder_gave_it_up_is_not_a_success(pair: Pair) 
     """All bytes may be here by then, and some of them may be of what came next."""
     here, there = pair
     publication = publish(here)
-    with torch.npu.device(there.device):
-        emulator.delay_stream(0.3)  # the pull is behind it
+    with torch.npu.device(there.device), standing_still():
         there.status.zero_()
         ids = torch.tensor([3])
         ops.pull_blocks(
@@ -404,7 +413,8 @@ def test_what_was_read_while_its_holder_gave_it_up_is_not_a_success(pair: Pair) 
             ticket=publication.ticket, num_layers=LAYERS,
         )  # fmt: skip
         discard(publication)
-        torch.npu.synchronize()
+        until(lambda: ticket_state(publication.ticket).code == FAILED)
+    torch.npu.synchronize(there.device)
 
     assert there.status.item() == -1  # LLM_FAILED
     assert until_ended(publication.state) == (FAILED, "discarded")
@@ -425,7 +435,7 @@ def test_a_publication_outlives_its_handle(pair: Pair) -> None:
 
 @pytest.fixture(scope="module")
 def entries() -> Iterator[Pair]:
-    here, there = start(1, 2, sync_kv_timeout=SYNC_MS), start(2, 3, sync_kv_timeout=SYNC_MS)
+    here, there = start(1, 2), start(2, 3)
     link(here, there)
     for state, fill in ((here, 1), (there, 0)):
         state.batch = [torch.full((3, 512), fill, dtype=torch.uint8).to(f"npu:{state.device}") for _ in "kv"]
@@ -472,21 +482,19 @@ def test_a_batch_entry_is_pulled_with_a_ticket(entries: Pair, into_blocks: bool)
 def test_a_pull_over_staging_waits_without_holding_up_others(entries: Pair) -> None:
     """What goes over the link's buffers shares one stream: nobody may wait there."""
     here, there = entries
-    with torch.npu.device(here.device):
-        emulator.delay_stream(0.4)
-        publication = here.manager.publish(here.raw[0], here.cache, None, 2)
     waiting = threading.Thread(
         target=lambda: there.manager.pull_blocks(
             BlocksCacheKey(1), there.on_host, [1], [1], ticket=publication.ticket
         )
     )
-    waiting.start()
-    while ticket_state(publication.ticket).detail != "":
-        threading.Event().wait(0.002)
+    with holder_standing_still(here):
+        publication = publish(here)
+        waiting.start()
+        until(lambda: ticket_state(publication.ticket).detail == "")
 
-    there.manager.pull_blocks(BlocksCacheKey(1), there.on_host, [0], [0])
+        there.manager.pull_blocks(BlocksCacheKey(1), there.on_host, [0], [0])
 
-    assert not publication.state().has_ended
+        assert not publication.state().has_ended
     waiting.join(ENDS_WITHIN_S)
     for tensor, sent in zip(there.host, pattern(1), strict=True):
         assert torch.equal(tensor[1], sent[1])

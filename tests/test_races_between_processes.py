@@ -14,9 +14,10 @@ import torch
 
 import torch_llm_datadist as datadist
 from tests.peers import Peer
+from tests.streams import standing_still
 from tests.test_ordering import LAYERS, NEW, prepare
 from tests.test_push_blocks import linked_pair
-from torch_llm_datadist import emulator, ops
+from torch_llm_datadist import ops
 from torch_llm_datadist.emulator import libraries
 from torch_llm_datadist.emulator.race_checker import Checker, Race
 from torch_llm_datadist.emulator.trace_tail import TraceTail
@@ -115,15 +116,15 @@ def send(
     state.side = torch.npu.Stream()
     binding = datadist.Binding(state.device, ALL)
     binding.bind([state.task])
-    emulator.delay_stream(0.1)  # all is queued before anything runs: what the host sees ended is in order
-    for layer in ALL:
-        each(state, layer, binding)
-    if finish_first:
-        ops.finish(state.status, state.raw[0], binding.id)
-    for tensor in state.raw:  # the blocks are used again
-        tensor.fill_(0)
-    if not finish_first:
-        ops.finish(state.status, state.raw[0], binding.id)
+    with standing_still():  # all is queued before anything runs: what the host sees ended is in order
+        for layer in ALL:
+            each(state, layer, binding)
+        if finish_first:
+            ops.finish(state.status, state.raw[0], binding.id)
+        for tensor in state.raw:  # the blocks are used again
+            tensor.fill_(0)
+        if not finish_first:
+            ops.finish(state.status, state.raw[0], binding.id)
     torch.npu.synchronize()
     assert state.status.item() == 0
 

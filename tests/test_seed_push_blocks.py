@@ -38,7 +38,7 @@ MODEL = {"device": 0, "host": 1, "slow": 2}
 def pair() -> Iterator[tuple[SimpleNamespace, SimpleNamespace]]:
     """Without any device memory pool."""
     here, there = SimpleNamespace(), SimpleNamespace()
-    instances.start(here, 1, 0, {"host_mem_pool_cfg": POOL, "sync_kv_timeout": 400})
+    instances.start(here, 1, 0, {"host_mem_pool_cfg": POOL})
     port = instances.start(there, 2, 1, {"host_mem_pool_cfg": POOL})
     for state, seed in ((here, 10), (there, 20)):
         for where, placement in PLACEMENTS.items():
@@ -219,7 +219,8 @@ def test_longer_than_sync_kv_timeout_raises_llm_exception(pair: Any) -> None:
     """Mended: in the original each layer has so long, one after the other."""
     emulator.set_bandwidth("peer", BLOCK / 0.2)  # 0.2 s for each of six tensors; the limit is 0.4 s
     try:
-        check_raises(LLMStatusCode.LLM_TIMEOUT, lambda: push(pair, [0], [0], here="slow", there="slow"))
+        with instances.in_a_hurry(pair[0], 400):
+            check_raises(LLMStatusCode.LLM_TIMEOUT, lambda: push(pair, [0], [0], here="slow", there="slow"))
     finally:
         emulator.set_bandwidth("peer", 0)
 

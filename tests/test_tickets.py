@@ -20,6 +20,7 @@ from tests.test_failures import (
 )
 from tests.test_ordering import DST, LAYERS, SRC, prepare
 from tests.test_push_blocks import linked_pair
+from tests.transfers import WITHIN_S, until_announced
 from torch_llm_datadist import emulator, ops
 
 
@@ -40,7 +41,7 @@ def test_a_ticket_of_a_link_that_is_gone_is_refused(pair):
     a, b = pair
     ticket = a.call(prepare)
     a.kill()
-    b.call(until_unlinked, 5.0)
+    b.call(until_unlinked, WITHIN_S)
 
     assert "LLM_NOT_YET_LINK" in b.call(bind_error, ticket)
 
@@ -79,7 +80,7 @@ def test_waits_that_no_stream_can_carry_go_on_with_an_error(pair):
     status = b.call(wait_while_streams_run_out, ticket)
 
     assert status == -1  # LLM_FAILED
-    code, detail = b.call(until_ended, ticket, 5.0)
+    code, detail = b.call(until_ended, ticket, WITHIN_S)
     assert code == datadist.LLMStatusCode.LLM_FAILED
     assert "207008" in detail
 
@@ -87,7 +88,7 @@ def test_waits_that_no_stream_can_carry_go_on_with_an_error(pair):
 def refuse_the_wait_itself(state, ticket):
     torch.npu.set_device(state.device)
     binding = datadist.Binding(state.device, range(LAYERS))
-    binding.bind([ticket], timeout_s=0.5)
+    binding.bind([ticket], timeout_s=30.0)
     torch.npu.synchronize()
     emulator.fail_next("aclrtValueWait", 1, 207005)
     ops.wait_layer(state.status, state.status, 0, binding.id)
@@ -105,10 +106,11 @@ def fail_then_bind_again(state, ticket):
     """The stream is busy: its copy of the first round's status runs after the second bind."""
     torch.npu.set_device(state.device)
     binding = datadist.Binding(state.device, range(LAYERS))
+    until_announced(ticket)
     binding.bind([ticket], timeout_s=0.1)
     emulator.delay_stream(0.5)
     ops.wait_layer(state.status, state.status, 0, binding.id)
-    assert until_ended_here(ticket, 5.0)
+    assert until_ended_here(ticket, WITHIN_S)
     second = torch.zeros(1, dtype=torch.int32).npu()
     for _ in range(20):
         binding.bind(())
@@ -122,9 +124,10 @@ def wait_again_behind_a_kernel(state, ticket):
     torch.npu.set_device(state.device)
     binding = datadist.Binding(state.device, range(LAYERS))
     late = torch.zeros(2, dtype=torch.int32).npu()
+    until_announced(ticket)
     binding.bind([ticket], timeout_s=0.1)
     ops.wait_layer(state.status, state.status, 0, binding.id)
-    assert until_ended_here(ticket, 5.0)
+    assert until_ended_here(ticket, WITHIN_S)
     for layer in range(1, LAYERS):
         ops.wait_layer(state.status, state.status, layer, binding.id)
     torch.npu.synchronize()
@@ -306,7 +309,7 @@ def test_nothing_lands_after_the_receiver_gave_up(pair):
     ticket = a.call(prepare)
     b.call(bind_ticket, ticket, 0.2)
     assert b.call(wait_for_layers)[0] == datadist.LLMStatusCode.LLM_TIMEOUT
-    assert b.call(until_ended, ticket, 5.0)[0] == datadist.LLMStatusCode.LLM_TIMEOUT
+    assert b.call(until_ended, ticket, WITHIN_S)[0] == datadist.LLMStatusCode.LLM_TIMEOUT
 
     assert "has ended already" in a.call(bind_task_twice)
 
@@ -317,7 +320,7 @@ def test_nothing_lands_after_a_ticket_was_discarded(pair):
     a, b = pair
     ticket = a.call(prepare)
     b.call(discard_one, ticket)
-    assert b.call(until_ended, ticket, 5.0)[1] == "discarded"
+    assert b.call(until_ended, ticket, WITHIN_S)[1] == "discarded"
 
     assert "has ended already" in a.call(bind_task_twice)
 

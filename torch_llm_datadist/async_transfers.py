@@ -49,7 +49,10 @@ class AsyncTransfers(DoubtfulBlocks, PeerCaches):
         )
 
     def close(self, timeout_s: float = 0.0) -> None:
-        """Ends layer transfers, withdraws every cache; calls fail from here on. For ``finalize``."""
+        """Ends layer transfers, withdraws every cache; calls fail from here on. For ``LLMDataDist.finalize``.
+        The child of a fork leaves them to its parent."""
+        if self._native.is_forked_child():
+            return
         self._is_closed = True
         self._layer_transfers.close(timeout_s)
         super().close()

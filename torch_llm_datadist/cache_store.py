@@ -226,10 +226,7 @@ class CacheStore:
             await_kernels(tensors)  # it is through by now; what torch_npu still owes the stream ends here
 
     def close(self, timeout_s: float = 0.0) -> None:
-        """Withdraws every cache; calls fail from here on. For ``LLMDataDist.finalize``. The child of a fork
-        leaves them to its parent."""
-        if self._native.is_forked_child():
-            return
+        """Withdraws every cache; calls fail from here on."""
         self._is_closed = True
         self._registry.on_taken = nobody_cares  # else the two would keep each other, and memory, alive
         with self._changing:

@@ -98,14 +98,17 @@ class CacheTask:
         """``done()``, and nothing of it is read or written any more: also of configs that failed with copies
         queued. Never blocks.
         """
+        _native.load().require_not_forked("CacheTask.is_settled")
         return self.done() and self._is_settled()
 
     def give_up(self, why: str) -> None:
         """For ``CacheManager.cancel``, which waits: ends every config that still runs."""
+        _native.load().require_not_forked("CacheTask.give_up")
         self._stop(why)
 
     def in_doubt(self) -> list[BlocksInDoubt]:
         """For ``CacheManager.cancel``: what may still be written."""
+        _native.load().require_not_forked("CacheTask.in_doubt")
         return self._may_write()
 
     def __await__(self) -> Generator[object, None, LLMStatusCode]:
