@@ -105,8 +105,9 @@ mutations: build
 	TORCH_DEVICE_BACKEND_AUTOLOAD=1 $(BIN)/python -m tests.mutations $(ARGS)
 
 # The C++ tests and a smoke test of several processes, under AddressSanitizer and UBSan, and under ThreadSanitizer.
-.PHONY: asan tsan
-asan tsan: build
+# And compiled for Arm, run by QEMU: needs Debian's g++-aarch64-linux-gnu and qemu-user-static.
+.PHONY: asan tsan aarch64
+asan tsan aarch64: build
 	$(BIN)/python -m tests.cpp $@ $(ARGS)
 
 # Messages and plans that nobody would send. A seed that fails is printed; what atheris finds goes to build/fuzz*.

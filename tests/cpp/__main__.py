@@ -31,8 +31,10 @@ def main() -> int:
     parser.add_argument("variant", choices=VARIANTS)
     parser.add_argument("program", nargs="*", help="one of them with its arguments; all when left out")
     args = parser.parse_args()
-    commands = [args.program] if args.program else list(PROGRAMS)
     variant = VARIANTS[args.variant]
+    # The smoke test's members start each other: the kernel would have to know who runs them.
+    commands = [program for program in PROGRAMS if not variant.runner or program[0] != "smoke"]
+    commands = [args.program] if args.program else commands
     folder = build(variant, [command[0] for command in commands])
     failed = [command[0] for command in commands if run(variant, folder, command) != 0]
     print(f"{args.variant}: {'failed: ' + ', '.join(failed) if failed else 'all is well'}")

@@ -36,10 +36,14 @@ VARIANTS = {
     # are atomic themselves (a rule of a fault and its generation; a word and the count of who waits for it),
     # and hands no other memory over.
     "tsan": Variant("tsan", "-O0 -fsanitize=thread -Wno-tsan"),
-    # On any machine with Debian's g++-aarch64-linux-gnu and qemu-user-static. QEMU's threads keep x86's order
-    # of memory accesses on x86: this shows that the code for Arm is right, not its order.
+    # With Debian's g++-aarch64-linux-gnu and qemu-user-static. QEMU has a record of every page that a program
+    # maps, so the emulated devices must not find the terabytes of addresses that they ask for. Its threads keep
+    # this machine's order of memory accesses: on x86 this shows the code for Arm, not its order.
     "aarch64": Variant(
-        "aarch64", "-O2", "aarch64-linux-gnu-g++", ("qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu")
+        "aarch64",
+        "-O2",
+        "aarch64-linux-gnu-g++",
+        ("prlimit", f"--as={256 << 30}", "qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu"),
     ),
 }
 
