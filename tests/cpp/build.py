@@ -37,8 +37,8 @@ VARIANTS = {
     # and hands no other memory over.
     "tsan": Variant("tsan", "-O0 -fsanitize=thread -Wno-tsan"),
     # With Debian's g++-aarch64-linux-gnu and qemu-user-static. QEMU has a record of every page that a program
-    # maps, so the emulated devices must not find the terabytes of addresses that they ask for. Its threads keep
-    # this machine's order of memory accesses: on x86 this shows the code for Arm, not its order.
+    # maps, so the emulated devices must not find the terabytes of addresses that they ask for. Its threads
+    # keep this machine's order of memory accesses: on x86 this shows the code for Arm, not its order.
     "aarch64": Variant(
         "aarch64",
         "-O2",
