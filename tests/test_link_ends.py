@@ -147,7 +147,7 @@ def test_close_does_not_wait_longer_than_asked_for_a_silent_peer(node: Callable[
         began = time.monotonic()
         server.links.close(0.3)
 
-        assert time.monotonic() - began < DEADLINE_S / 2
+        assert time.monotonic() - began < 0.3 + 3
         assert not server.native.open_links()
 
 

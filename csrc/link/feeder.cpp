@@ -19,7 +19,6 @@ constexpr uint64_t kQueueLimit = 1500;                // entries; a stream's que
 constexpr uint64_t kStepsPerMark = 256;               // a progress write behind that many
 constexpr uint64_t kEntriesOfAWait = 4;               // a value wait is a small loop on the device
 constexpr uint64_t kEntriesOfAKernel = 4;             // it may be made of several
-constexpr size_t kInStock = 2;                        // words of lanes: of a link's main lane and of one more
 constexpr auto kEndWithin = std::chrono::seconds(1);  // then a transport is cut off from the peer
 // Between two looks at every lane: what wakes in between are programs, which may come every few microseconds.
 constexpr auto kLookAtAll = std::chrono::microseconds(500);
@@ -49,7 +48,6 @@ std::shared_ptr<Lane> Feeder::take_lane(size_t max_lanes, Budget budget, Words f
     return budget == Budget::kExempt ? budget_->take_anyway() : budget_->take();
   };
   std::shared_ptr<void> share;
-  LaneWords words;
   {
     std::lock_guard lock(mutex_);
     while (!idle_.empty()) {
@@ -63,41 +61,21 @@ std::shared_ptr<Lane> Feeder::take_lane(size_t max_lanes, Budget budget, Words f
       idle_.pop_back();
     }
     if (lanes_.size() >= max_lanes || must_stop_) return nullptr;
-    if (from == Words::kStocked && stock_.empty()) return nullptr;
     share = take_share();
     if (share == nullptr) return nullptr;
-    if (from == Words::kStocked) {
-      words = stock_.back();
-      stock_.pop_back();
-      is_stocked_ = false;
-    }
   }
-  if (from == Words::kNew) words = {words_->take(), words_->take()};  // may allocate, so not under the lock
+  // May allocate, so not under the lock.
+  const auto words = from == Words::kAny ? words_->take(2) : words_->take_reserved(2);
+  if (words.empty()) return nullptr;
   auto lane = std::make_shared<Lane>(words[0], words[1]);
   std::lock_guard lock(mutex_);
   if (lanes_.size() >= max_lanes || must_stop_) {
-    give_back(words);
+    for (const Word& word : words) words_->give_back(word);
     return nullptr;
   }
   lane->share_ = std::move(share);
   lanes_.push_back(lane);
   return lane;
-}
-
-void Feeder::put_in_stock() {
-  while (!is_stocked_) {
-    const LaneWords words{words_->take(), words_->take()};
-    std::lock_guard lock(mutex_);
-    if (stock_.size() < kInStock && !must_stop_)
-      stock_.push_back(words);
-    else
-      give_back(words);
-    is_stocked_ = stock_.size() >= kInStock || must_stop_;
-  }
-}
-
-void Feeder::give_back(const LaneWords& words) {
-  for (const Word& word : words) words_->give_back(word);
 }
 
 void Feeder::give_back_lane(std::shared_ptr<Lane> lane) {
@@ -124,7 +102,7 @@ void Feeder::leave(const std::shared_ptr<Lane>& lane, std::unique_ptr<Program> p
 
 // Behind its last look the thread takes nobody along: then it ends here.
 void Feeder::leave(const std::shared_ptr<Boarding>& boarding) {
-  put_in_stock();
+  words_->fill_reserve();
   boarding_.push(boarding);
   if (has_left_) let_board();
 }
@@ -241,7 +219,6 @@ void Feeder::run() {
     must_look_ = must_look_ || has_more;
     if (stopping) break;
   }
-  for (const LaneWords& words : std::exchange(stock_, {})) give_back(words);
   lock.unlock();
   context_.reset();
   device.reset();
@@ -498,7 +475,8 @@ void Feeder::end_if_drained(Lane& lane, bool must_end) {
     }
   }
   lane.is_dropped_.store(true, std::memory_order_release);
-  give_back({lane.progress_, lane.outgoing_});
+  words_->give_back(lane.progress_);
+  words_->give_back(lane.outgoing_);
 }
 
 }  // namespace datadist

@@ -3,7 +3,6 @@
 // one lane that waits for its layers does not hold up the others.
 #pragma once
 
-#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <functional>
@@ -30,12 +29,12 @@ class Feeder {
   ~Feeder();  // stops
 
   enum class Budget { kBound, kExempt };
-  // A new lane's words are new as well, and may have to wait for the allocator. The feeding thread must not:
-  // the allocator may wait for what it feeds. It finds those that callers put in stock.
-  enum class Words { kNew, kStocked };
-  // A lane without work, new or left by someone else. nullptr when `max_lanes` are taken, nothing is in
-  // stock, or the budget is spent; who is exempt from that is counted all the same.
-  std::shared_ptr<Lane> take_lane(size_t max_lanes, Budget budget, Words from = Words::kNew);
+  // A new lane needs words. The feeding thread, and who holds a lock that it takes, do not wait for the
+  // allocator: it may wait for what is fed.
+  enum class Words { kAny, kReserved };
+  // A lane without work, new or left by someone else. nullptr when `max_lanes` are taken, the reserve of
+  // words is, or the budget is spent; who is exempt from that is counted all the same.
+  std::shared_ptr<Lane> take_lane(size_t max_lanes, Budget budget, Words from = Words::kAny);
   void give_back_lane(std::shared_ptr<Lane> lane);
   void submit(const std::shared_ptr<Lane>& lane, std::unique_ptr<Program> program);
   // The same, for a caller who sees to it that somebody calls `wake`: that costs microseconds, and ops leave
@@ -58,11 +57,8 @@ class Feeder {
   void stop();  // idempotent; ends what is left, destroys all streams and the context, joins
 
  private:
-  using LaneWords = std::array<Word, 2>;
   void run();
   void let_board();
-  void put_in_stock();
-  void give_back(const LaneWords& words);
   aclError look_for_failure(Lane& lane);  // of a task of its stream
   bool feed(Lane& lane);
   void release_stream(Lane& lane);
@@ -92,8 +88,6 @@ class Feeder {
   bool must_look_ = false;
   std::vector<std::shared_ptr<Lane>> lanes_;
   std::vector<std::shared_ptr<Lane>> idle_;
-  std::vector<LaneWords> stock_;
-  std::atomic<bool> is_stocked_{false};
   std::atomic<aclError> failure_{0};
   std::atomic<bool> has_stopped_{false};
   std::atomic<bool> holds_streams_{false};

@@ -1,7 +1,6 @@
 #include "link/known_ends.h"
 
 #include <algorithm>
-#include <utility>
 
 #include "link/instance.h"
 #include "link/transfer.h"
@@ -42,16 +41,17 @@ bool KnownEnds::find(const LocalCaches& local, const RemoteCaches& remote, const
 }
 
 void KnownEnds::keep(Versions versions, const TransferRequest& request, const TransferPlan& plan) {
-  Known known{versions,
-              asked_of(request),
-              {request.cache.begin(), request.cache.end()},
-              plan.local->weak_from_this(),
-              plan.remote->weak_from_this(),
-              plan.local_layers,
-              plan.remote_layers,
-              plan.needs};
   std::lock_guard lock(mutex_);
-  known_[index_of(request)] = std::move(known);
+  Known& known = known_[index_of(request)];
+  known.local.reset();  // nothing is known until all of it is there
+  known.versions = versions;
+  known.asked = asked_of(request);
+  known.tensors.assign(request.cache.begin(), request.cache.end());
+  known.remote = plan.remote->weak_from_this();
+  known.local_layers = plan.local_layers;
+  known.remote_layers = plan.remote_layers;
+  known.needs = plan.needs;
+  known.local = plan.local->weak_from_this();
 }
 
 }  // namespace datadist

@@ -56,11 +56,11 @@ class Program {
   virtual void ended(uint64_t mark, int64_t code, const std::string& what) = 0;
 };
 
-// What finds a lane for its program when the feeding thread gets to it: whoever hands it over takes no lock.
+// What finds a lane for its program when the feeding thread gets to it: handing it over takes no lock.
 class Boarding {
  public:
   virtual ~Boarding() = default;
-  // Feeding thread. Also when the feeder has stopped and there is no lane any more.
+  // Feeding thread; the caller's when the feeder has stopped and there is no lane any more.
   virtual void board() = 0;
 
  private:

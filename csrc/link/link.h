@@ -121,7 +121,7 @@ class Link : public std::enable_shared_from_this<Link> {
   // Feeding thread: the main lane where no other is free; nullptr when that is gone, too.
   std::shared_ptr<Lane> take_any_lane();
   // The main lane: whole transfers that use the link's staging buffers go there, one after the other.
-  std::shared_ptr<Lane> take_staging_lane(Feeder::Words words);
+  std::shared_ptr<Lane> take_staging_lane();
   void give_back_lane(std::shared_ptr<Lane> lane);
   bool is_shared(const std::shared_ptr<Lane>& lane) const;  // by whole transfers that found no other
   Staging* route_staging() { return &staging_; }

@@ -76,34 +76,23 @@ bool Link::streams_have_stopped() const {
   return feeder_->has_stopped() && (scatters == nullptr || scatters->has_stopped());
 }
 
-std::shared_ptr<Lane> Link::take_staging_lane(Feeder::Words words) {
-  const auto kept = [this]() -> std::shared_ptr<Lane> {
-    const bool is_there = main_lane_ != nullptr && !main_lane_->is_dropped();
-    return is_there ? main_lane_ : nullptr;
-  };
-  {
-    std::lock_guard lock(mutex_);
-    if (auto main = kept()) return main;
-  }
-  auto lane = feeder_->take_lane(options_.streams + 1, Feeder::Budget::kExempt, words);
-  if (lane == nullptr) return nullptr;
+std::shared_ptr<Lane> Link::take_staging_lane() {
   std::lock_guard lock(mutex_);
-  if (auto main = kept()) {  // somebody else was faster
-    feeder_->give_back_lane(std::move(lane));
-    return main;
+  if (main_lane_ == nullptr || main_lane_->is_dropped()) {
+    main_lane_ = feeder_->take_lane(options_.streams + 1, Feeder::Budget::kExempt, Feeder::Words::kReserved);
   }
-  main_lane_ = lane;
-  return lane;
+  return main_lane_;
 }
 
 std::shared_ptr<Lane> Link::take_own_lane() {
-  take_staging_lane(Feeder::Words::kNew);  // it comes first, so that who needs none of its own finds one
+  engine_->words().fill_reserve();
+  take_staging_lane();  // there is one of it, whoever comes first
   return feeder_->take_lane(options_.streams + 1, Feeder::Budget::kBound);
 }
 
 std::shared_ptr<Lane> Link::take_any_lane() {
-  auto main = take_staging_lane(Feeder::Words::kStocked);
-  auto lane = feeder_->take_lane(options_.streams + 1, Feeder::Budget::kBound, Feeder::Words::kStocked);
+  auto main = take_staging_lane();
+  auto lane = feeder_->take_lane(options_.streams + 1, Feeder::Budget::kBound, Feeder::Words::kReserved);
   return lane != nullptr ? lane : main;
 }
 

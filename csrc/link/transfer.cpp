@@ -136,10 +136,15 @@ void Transfer::board() {
 }
 
 void Transfer::board_a_lane() {
+  const auto has_ended = [this] {
+    std::lock_guard lock(mutex_);
+    return has_ended_;
+  };
+  if (has_ended()) return;  // with nothing queued, now or ever
   // Whole transfers that need a stop on their way go one after the other, on one stream.
   const bool shares_staging = plan_.needs.any();
-  auto lane = shares_staging ? link_->take_staging_lane(Feeder::Words::kStocked) : link_->take_any_lane();
-  require(lane != nullptr, kNotYetLink, "the stream that was to carry it is gone");
+  auto lane = shares_staging ? link_->take_staging_lane() : link_->take_any_lane();
+  require(lane != nullptr, link_->is_alive() ? kLinkBusy : kNotYetLink, "there was no stream to carry it");
   {
     std::lock_guard lock(mutex_);
     if (!has_ended_) {
@@ -148,7 +153,6 @@ void Transfer::board_a_lane() {
       if (shares_staging) staging_ = link_->route_staging();
     }
   }
-  // What ended on its way here has nothing queued and never will.
   if (is_submitted_)
     link_->feeder()->leave(lane, make_transfer_program(shared_from_this(), notify_host_));
   else

@@ -135,7 +135,7 @@ class Transfer : public Boarding, public std::enable_shared_from_this<Transfer> 
   }
   Link& link() const { return *link_; }
 
-  void board() override;  // feeding thread
+  void board() override;
 
   // --- the watchdog
   void receiver_said(TakenWord taken);

@@ -139,13 +139,13 @@ std::optional<size_t> runs_of_distinct(const BlockLists& lists, Scratch& scratch
   if (length <= kFewPairs || most_blocks > kMostMarked ||
       static_cast<size_t>(most_blocks) / kBlocksPerPair > length)
     return std::nullopt;
-  const size_t words = static_cast<size_t>(src_count + 63) / 64;
-  uint64_t* const is_src = at_least(words, &scratch.is_src);
+  uint64_t* const is_src = at_least(static_cast<size_t>(src_count + 63) / 64, &scratch.is_src);
   uint8_t* const is_dst = at_least(dst_count, &scratch.is_dst);
   int64_t* const dst_of = at_least(src_count, &scratch.dst_of);
   uint64_t wrong = 0;
   size_t pairs = 0;
-  for (size_t i = 0; i < length; ++i) {
+  size_t i = 0;
+  for (; i < length; ++i) {
     const int64_t src = srcs[i];
     const int64_t dst = dsts[i];
     if (is_in(src, src_count) && is_in(dst, dst_count)) {
@@ -162,8 +162,11 @@ std::optional<size_t> runs_of_distinct(const BlockLists& lists, Scratch& scratch
     }
   }
   if (wrong != 0) {
-    std::fill_n(is_src, words, 0);
-    std::fill_n(is_dst, dst_count, 0);
+    while (i-- > 0) {
+      if (srcs[i] == -1) continue;
+      is_src[static_cast<size_t>(srcs[i]) / 64] = 0;
+      is_dst[dsts[i]] = 0;
+    }
     return std::nullopt;
   }
   Runs runs(scratch.runs.data());

@@ -1,5 +1,7 @@
 // Who hands work to a feeding thread, and finds its lane there.
-#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -11,7 +13,7 @@
 namespace datadist {
 namespace {
 
-constexpr size_t kManyLanes = 9;
+constexpr size_t kMostLanes = 5;
 
 struct Pool {
   acl::ThreadDevice device{0};
@@ -19,69 +21,59 @@ struct Pool {
   StreamBudget budget;
 };
 
-// Takes all the lanes that it can get, and keeps them.
-class Greedy : public Boarding {
- public:
-  explicit Greedy(Feeder& feeder) : feeder_(feeder) {}
-  void board() override {
-    while (auto lane = feeder_.take_lane(kManyLanes, Feeder::Budget::kBound, Feeder::Words::kStocked))
-      lanes_.push_back(std::move(lane));
-    thread_ = std::this_thread::get_id();
-    has_boarded_.store(true, std::memory_order_release);
-    has_boarded_.notify_all();
-  }
-  size_t lanes() {
-    has_boarded_.wait(false, std::memory_order_acquire);
-    return lanes_.size();
-  }
-  std::thread::id thread() const { return thread_; }
+// What has boarded, in order, and the lanes that it found there.
+struct Seen {
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::vector<int> numbers;
+  std::vector<std::shared_ptr<Lane>> lanes;
+  std::thread::id thread;
 
- private:
-  Feeder& feeder_;
-  std::vector<std::shared_ptr<Lane>> lanes_;
-  std::thread::id thread_;
-  std::atomic<bool> has_boarded_{false};
+  void wait_for(size_t count) {
+    std::unique_lock lock(mutex);
+    CHECK(changed.wait_for(lock, std::chrono::seconds(30), [&] { return numbers.size() >= count; }));
+  }
 };
 
-TEST(feeder_makes_lanes_on_its_thread_of_what_callers_put_in_stock) {
-  Pool pool;
-  Feeder feeder(0, acl::OnFailure::kStop, &pool.words, nullptr, &pool.budget, {});
-  for (int i = 0; i < 2; ++i) {  // each call fills the stock again
-    const auto greedy = std::make_shared<Greedy>(feeder);
-    feeder.leave(greedy);
-    feeder.wake();
-    CHECK_EQUAL(greedy->lanes(), size_t{2});  // a link's main lane and one more
-    CHECK(greedy->thread() != std::this_thread::get_id());
+class Passenger : public Boarding {
+ public:
+  Passenger(int number, Feeder& feeder, Seen& seen) : number_(number), feeder_(feeder), seen_(seen) {}
+  void board() override {
+    auto lane = feeder_.take_lane(kMostLanes, Feeder::Budget::kBound, Feeder::Words::kReserved);
+    std::lock_guard lock(seen_.mutex);
+    seen_.numbers.push_back(number_);
+    if (lane != nullptr) seen_.lanes.push_back(std::move(lane));
+    seen_.thread = std::this_thread::get_id();
+    seen_.changed.notify_all();
   }
-  feeder.stop();
 
-  const auto late = std::make_shared<Greedy>(feeder);
-  feeder.leave(late);  // is told so at once, here
-  CHECK_EQUAL(late->lanes(), size_t{0});
-  CHECK(late->thread() == std::this_thread::get_id());
+ private:
+  const int number_;
+  Feeder& feeder_;
+  Seen& seen_;
+};
+
+TEST(feeder_finds_a_lane_for_each_of_those_that_board_together) {
+  Pool pool;
+  Seen seen;
+  Feeder feeder(0, acl::OnFailure::kStop, &pool.words, nullptr, &pool.budget, {});
+  for (int i = 0; i < 7; ++i) feeder.leave(std::make_shared<Passenger>(i, feeder, seen));
+  feeder.tick();  // wakes the thread where nobody else does
+  seen.wait_for(7);
+  CHECK((seen.numbers == std::vector<int>{0, 1, 2, 3, 4, 5, 6}));
+  CHECK_EQUAL(seen.lanes.size(), kMostLanes);
+  CHECK(seen.thread != std::this_thread::get_id());
 }
 
-TEST(feeder_boards_in_the_order_of_the_calls_also_when_only_the_watchdog_wakes_it) {
-  struct Numbered : Boarding {
-    Numbered(int number, std::vector<int>* seen, std::atomic<int>* count)
-        : number(number), seen(seen), count(count) {}
-    void board() override {
-      seen->push_back(number);
-      count->fetch_add(1);
-      count->notify_all();
-    }
-    const int number;
-    std::vector<int>* const seen;
-    std::atomic<int>* const count;
-  };
+TEST(feeder_that_has_stopped_tells_who_comes_late_at_once) {
   Pool pool;
+  Seen seen;
   Feeder feeder(0, acl::OnFailure::kStop, &pool.words, nullptr, &pool.budget, {});
-  std::vector<int> seen;
-  std::atomic<int> count{0};
-  for (int i = 0; i < 3; ++i) feeder.leave(std::make_shared<Numbered>(i, &seen, &count));
-  feeder.tick();
-  for (int now = 0; (now = count.load()) < 3;) count.wait(now);
-  CHECK((seen == std::vector<int>{0, 1, 2}));
+  feeder.stop();
+  feeder.leave(std::make_shared<Passenger>(0, feeder, seen));
+  seen.wait_for(1);
+  CHECK(seen.lanes.empty());
+  CHECK(seen.thread == std::this_thread::get_id());
 }
 
 }  // namespace
