@@ -9,8 +9,9 @@
 namespace datadist::engine {
 namespace {
 
+// Asked at each pass: the text is made for who reads it.
 void require_done(aclError code) {
-  require(code == 0, kFailed, acl::describe("a copy between the device and its buffers", code));
+  if (code != 0) throw Error(kFailed, acl::describe("a copy between the device and its buffers", code));
 }
 
 }  // namespace
