@@ -11,7 +11,6 @@
 #include <thread>
 #include <vector>
 
-#include "link/arrivals.h"
 #include "link/feeder.h"
 #include "link/page.h"
 #include "link/tick.h"
@@ -96,7 +95,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   Clock::time_point looked_at_all_{};  // likewise
 
   // What ops have begun since the last look: they take no lock that links share.
-  Arrivals<Transfer> arriving_;
+  std::atomic<Transfer*> arriving_{nullptr};
   std::mutex mutex_;
   std::condition_variable ticked_;
   uint64_t ticks_ = 0;
