@@ -16,7 +16,7 @@ from tests.test_failures import (
     compute,
     push_some_layers,
     push_until_refused,
-    queue_pushes_behind_a_slow_kernel,
+    queue_pushes_on_a_stream_that_stands_still,
     read_statuses,
     wait_for_layers,
 )
@@ -144,10 +144,10 @@ def test_a_push_to_a_dead_or_frozen_receiver_ends_with_a_code(peers, engine, how
     assert a.call(compute) == 64
 
 
-def test_pushes_behind_a_slow_kernel_release_the_stream_when_the_receiver_freezes(peers, engine):
+def test_pushes_that_are_queued_release_the_stream_when_the_receiver_freezes(peers, engine):
     a, b = linked_pair(peers, engine)
     a.call(instances.push_blocks, 2, SRC, DST)
-    a.call(queue_pushes_behind_a_slow_kernel, 20)
+    a.call(queue_pushes_on_a_stream_that_stands_still, 20)
     b.freeze()
 
     codes = a.call(read_statuses)
