@@ -37,11 +37,19 @@ async def push(soak: Soak, step: Step, a: Life, b: Life, link: Link) -> bool:
     tag = step.number if step.kind == Kind.TAGGED else None
     with a.blocks.reading(src) as stamps:
         asked = a.ask("push", b.cluster_id, src, dst, step.delay_s, tag, b.model_id)
-        sending = asyncio.create_task(outcome(asked))
+        sending = _begin(link, asked)
         told = None
         if tag is not None:
             told = await outcome(b.ask("wait_arrival", a.cluster_id, tag))
         return await _judge_push(soak, b, dst, stamps, link, sending, told)
+
+
+def _begin(link: Link, asked: Awaitable[object]) -> asyncio.Task[object]:
+    """Of a call that names its peer by the cluster. Until it has returned the two do not link anew: held up
+    before it took its link, it would take the new one, with blocks that were somebody else's by then."""
+    call = asyncio.create_task(outcome(asked))
+    link.began(call)
+    return call
 
 
 async def _judge_push(
@@ -54,7 +62,6 @@ async def _judge_push(
     told: object = None,
 ) -> bool:
     """Of a push that its receiver has no ticket of."""
-    link.began(sending)
     sent = await _until_lost(b, link, sending)
     if sent in (None, 0) and told is None:
         await arrived(soak, b, dst, stamps)
@@ -76,7 +83,7 @@ async def push_entry(soak: Soak, step: Step, a: Life, b: Life, link: Link) -> bo
     b.blocks.begin_write(dst)
     with a.blocks.reading(src) as stamps:
         asked = a.ask("push_entry", b.cluster_id, b.batch_id, src[0], dst[0], step.delay_s)
-        return await _judge_push(soak, b, dst, stamps, link, asyncio.create_task(outcome(asked)))
+        return await _judge_push(soak, b, dst, stamps, link, _begin(link, asked))
 
 
 async def pull_entry(soak: Soak, step: Step, a: Life, b: Life, link: Link) -> bool:
@@ -85,7 +92,7 @@ async def pull_entry(soak: Soak, step: Step, a: Life, b: Life, link: Link) -> bo
         return False
     with a.blocks.reading(src) as stamps:
         b.blocks.begin_write(dst)
-        pulled = await outcome(b.ask("pull_entry", a.cluster_id, a.batch_id, src[0], dst[0]))
+        pulled = await _begin(link, b.ask("pull_entry", a.cluster_id, a.batch_id, src[0], dst[0]))
     return await judge_pull(soak, b, dst, stamps, link, pulled)
 
 
@@ -96,7 +103,7 @@ async def asynchronous(soak: Soak, step: Step, a: Life, b: Life, link: Link) -> 
     b.blocks.begin_write(dst)
     with a.blocks.reading(src) as stamps:
         asked = a.ask("push_asynchronously", b.cluster_id, src, dst, step.delay_s)
-        return await _judge_push(soak, b, dst, stamps, link, asyncio.create_task(outcome(asked)))
+        return await _judge_push(soak, b, dst, stamps, link, _begin(link, asked))
 
 
 def _with_host(step: Step, a: Life, b: Life) -> tuple[Life, Life]:
@@ -129,7 +136,7 @@ async def pull(soak: Soak, step: Step, a: Life, b: Life, link: Link) -> bool:
         return False
     with a.blocks.reading(src) as stamps:
         b.blocks.begin_write(dst)
-        pulled = await outcome(b.ask("pull", a.cluster_id, src, dst, None, a.model_id))
+        pulled = await _begin(link, b.ask("pull", a.cluster_id, src, dst, None, a.model_id))
     return await judge_pull(soak, b, dst, stamps, link, pulled)
 
 
@@ -141,7 +148,7 @@ async def publish(soak: Soak, step: Step, a: Life, b: Life, link: Link) -> bool:
     a.blocks.begin_write(src)
     b.blocks.begin_write(dst)
     stamps = a.blocks.fresh(len(src))
-    published = await outcome(a.ask("publish", b.cluster_id, src, stamps, step.delay_s))
+    published = await _begin(link, a.ask("publish", b.cluster_id, src, stamps, step.delay_s))
     if not isinstance(published, tuple):
         if isinstance(published, RefusedError):
             a.blocks.end_write(src, stamps)
@@ -150,7 +157,7 @@ async def publish(soak: Soak, step: Step, a: Life, b: Life, link: Link) -> bool:
     number, ticket = published
     holder = asyncio.create_task(outcome(_after_taken(soak, a, src, stamps, number)))
     try:
-        pulled = await outcome(b.ask("pull", a.cluster_id, src, dst, ticket, a.model_id))
+        pulled = await _begin(link, b.ask("pull", a.cluster_id, src, dst, ticket, a.model_id))
         if isinstance(pulled, RefusedError):
             await outcome(b.ask("give_up_ticket", ticket))
         return await judge_pull(soak, b, dst, stamps, link, pulled)
@@ -187,7 +194,7 @@ async def by_layers(soak: Soak, step: Step, a: Life, b: Life, link: Link) -> boo
     b.blocks.begin_write(dst)
     with a.blocks.reading(src) as stamps:
         is_packed = step.kind == Kind.PACKED
-        task = await prepared(soak, a, b, src, dst, is_packed)
+        task = await prepared(soak, a, b, link, src, dst, is_packed)
         if task is None:
             return False
         number, ticket = task
@@ -224,7 +231,7 @@ async def given_up(soak: Soak, step: Step, a: Life, b: Life, link: Link) -> bool
         return False
     b.blocks.begin_write(dst)
     with a.blocks.reading(src):
-        task = await prepared(soak, a, b, src, dst)
+        task = await prepared(soak, a, b, link, src, dst)
         if task is None:
             return False
         number, ticket = task
@@ -249,7 +256,7 @@ async def cancelled(soak: Soak, step: Step, a: Life, b: Life, link: Link) -> boo
     b.blocks.begin_write(dst)
     is_by_sender = step.way < 0.5
     with a.blocks.reading(src):
-        task = await prepared(soak, a, b, src, dst)
+        task = await prepared(soak, a, b, link, src, dst)
         if task is None:
             return False
         number, ticket = task
@@ -271,10 +278,10 @@ async def cancelled(soak: Soak, step: Step, a: Life, b: Life, link: Link) -> boo
 
 
 async def prepared(
-    soak: Soak, a: Life, b: Life, src: list[int], dst: list[int], is_packed: bool = False
+    soak: Soak, a: Life, b: Life, link: Link, src: list[int], dst: list[int], is_packed: bool = False
 ) -> tuple[int, int] | None:
     """Its number at the sender, and the ticket. Without them nothing is ever sent."""
-    task = await outcome(a.ask("prepare", b.cluster_id, src, dst, is_packed))
+    task = await _begin(link, a.ask("prepare", b.cluster_id, src, dst, is_packed))
     if isinstance(task, tuple):
         return task
     await untouched(soak, b, dst)
