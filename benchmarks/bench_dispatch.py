@@ -7,10 +7,9 @@ arguments beside each call of ours, before it and behind it in turn, so that bot
 machine. Ops are called as what is registered with torch; "by its function" is the documented Python function
 in front, which spares the caller the defaults. "on its core" is the same difference in processor time of the
 calling thread alone: where threads of the emulated devices take turns with it on few cores, the time on the
-clock has their turns in it.
-"custom_op" is an op in Python, without a body. Batch follows batch of all of them in turn, and the streams
-are drained between two batches, so that what the device does is not in it. With ``TASK_QUEUE_ENABLE=1``,
-torch_npu's default, handlers run on a thread of its own.
+clock has their turns in it. "custom_op" is an op in Python, without a body. Batch follows batch of all of
+them in turn, and the streams are drained between two batches, so that what the device does is not in it. With
+``TASK_QUEUE_ENABLE=1``, torch_npu's default, handlers run on a thread of its own.
 
 The ops that move blocks to a peer, or from one, come first. ``store_layer``, ``read_layer`` and
 ``checksum_blocks`` are made of aten ops, and cost what those cost. "100 blocks" are listed at random, and no
