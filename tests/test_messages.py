@@ -208,6 +208,7 @@ IN_THE_CORE = {
     "link/packed_push.cpp": "the receiver's staging is too small",
     "link/relay.cpp": "the device is shut down",
     "link/staging.cpp": "the peer has no staging",
+    "link/transfer.cpp: there was no stream to carry it": "a reason likewise",
     "transport/engine/engine_transport.cpp": "an engine",
     "transport/engine/loopback.cpp": "an engine",
     "transport/engine/placeholders.cpp": "an engine",

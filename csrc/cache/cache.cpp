@@ -55,6 +55,7 @@ int64_t LocalCaches::add(Geometry geometry, std::vector<Place> tensors, std::vec
   cache->storage = std::move(storage);
   cache->receives = receives;
   std::lock_guard lock(mutex_);
+  ++version_;
   cache->id = next_id_++;
   by_id_[cache->id] = cache;
   by_address_.emplace(cache->tensors.front().address, cache);
@@ -96,6 +97,14 @@ std::shared_ptr<LocalCache> LocalCaches::find_id(int64_t id, const char* asked) 
   if (found == by_id_.end() || found->second->is_withdrawn)
     refuse(Message::no_such_local_cache, {{"asked", asked}, {"value", id}});
   return pin(found->second);
+}
+
+std::shared_ptr<LocalCache> LocalCaches::pin_again(const std::weak_ptr<LocalCache>& found,
+                                                   uint64_t version) const {
+  std::shared_lock lock(mutex_);
+  if (version_ != version) return nullptr;
+  const auto cache = found.lock();
+  return cache == nullptr ? nullptr : pin(cache);
 }
 
 std::shared_ptr<LocalCache> LocalCaches::find(std::span<char* const> tensors, bool is_blocks,
@@ -150,6 +159,7 @@ std::shared_ptr<LocalCache> LocalCaches::add_copy(Geometry geometry, std::vector
   if (original == by_id_.rend()) return nullptr;
   auto copy = std::make_shared<LocalCache>();
   copy->id = original->first;
+  copy->is_copy = true;
   copy->geometry = std::move(geometry);
   copy->slabs.resize(tensors.size());
   copy->tensors = std::move(tensors);
@@ -171,7 +181,9 @@ void LocalCaches::let_go_of_copies() {
 void LocalCaches::withdraw(int64_t id) {
   std::lock_guard lock(mutex_);
   const auto found = by_id_.find(id);
-  if (found != by_id_.end()) found->second->is_withdrawn = true;
+  if (found == by_id_.end()) return;
+  ++version_;
+  found->second->is_withdrawn = true;
 }
 
 void LocalCaches::release(int64_t id) {
@@ -182,6 +194,7 @@ void LocalCaches::release(int64_t id) {
   held = found->second;
   if (*held->transfers != 0)
     refuse(Message::cache_is_in_use, {{"value", id}, {"count", held->transfers->load()}});
+  ++version_;
   by_id_.erase(found);
   std::erase_if(by_address_, [&](const auto& entry) { return entry.second == held; });
   std::erase_if(ranges_, [&](const auto& entry) { return entry.second.cache == id; });
@@ -191,11 +204,13 @@ void RemoteCaches::add(std::shared_ptr<RemoteCache> cache) {
   cache->tensors.resize(cache->exports.size());
   cache->slabs = slabs_of(cache->exports);
   std::lock_guard lock(mutex_);
+  ++version_;
   announced_.push_back(std::move(cache));
 }
 
 void RemoteCaches::drop(int64_t id) {
   std::lock_guard lock(mutex_);
+  ++version_;
   for (auto it = announced_.begin(); it != announced_.end();) {
     if ((*it)->id == id) {
       dropped_.push_back(*it);
@@ -238,6 +253,14 @@ std::shared_ptr<RemoteCache> RemoteCaches::find_id(int64_t id, const char* asked
           {"known", there.empty() ? std::string("none") : join("cache_id ", there)}});
 }
 
+std::shared_ptr<RemoteCache> RemoteCaches::pin_again(const std::weak_ptr<RemoteCache>& found,
+                                                     uint64_t version) const {
+  std::lock_guard lock(mutex_);
+  if (version_ != version) return nullptr;
+  const auto cache = found.lock();
+  return cache == nullptr ? nullptr : pin(cache);
+}
+
 std::shared_ptr<RemoteCache> RemoteCaches::find_model(uint64_t model_id, const char* asked,
                                                       const std::string& peer) const {
   std::lock_guard lock(mutex_);
@@ -258,6 +281,7 @@ std::shared_ptr<RemoteCache> RemoteCaches::find_model(uint64_t model_id, const c
 
 void RemoteCaches::clear() {
   std::lock_guard lock(mutex_);
+  ++version_;
   announced_.clear();
   dropped_.clear();
 }

@@ -41,8 +41,9 @@ struct LayerRange {
 
 // A cache of this instance. `storage` keeps the memory alive; it is let go on a Python thread, never by the
 // watchdog.
-struct LocalCache {
+struct LocalCache : std::enable_shared_from_this<LocalCache> {
   int64_t id = 0;
+  bool is_copy = false;  // of `add_copy`: of one op's, and of no other's
   Geometry geometry;
   std::vector<Place> tensors;
   std::vector<uintptr_t> slabs;  // per tensor, the allocation that it lies in; 0: not known
@@ -58,7 +59,7 @@ struct LocalCache {
 
 // A cache that a peer announced. A tensor is mapped by the link's feeding thread when a transfer first needs
 // it.
-struct RemoteCache {
+struct RemoteCache : std::enable_shared_from_this<RemoteCache> {
   int64_t id = 0;
   std::optional<uint64_t> model_id;
   Geometry geometry;
@@ -80,6 +81,9 @@ class LocalCaches {
   std::shared_ptr<LocalCache> find_held(int64_t id) const;  // nullptr: there is none, withdrawn or not
   // Pinned, and not withdrawn.
   std::shared_ptr<LocalCache> find_id(int64_t id, const char* asked) const;
+  // What was found before, pinned once more; nullptr when anything was registered or withdrawn since then.
+  std::shared_ptr<LocalCache> pin_again(const std::weak_ptr<LocalCache>& found, uint64_t version) const;
+  uint64_t version() const { return version_.load(std::memory_order_acquire); }
   // By the addresses of its tensors, in order. Throws when that is not registered memory. Caches may share
   // memory: of those of the kind that is asked for, the one with `num_blocks` (the size of the tensors'
   // dimension 0) is meant, and of several the last.
@@ -99,6 +103,7 @@ class LocalCaches {
 
  private:
   mutable std::shared_mutex mutex_;  // ops only read, side by side
+  std::atomic<uint64_t> version_{0};
   int64_t next_id_ = 1;
   std::map<int64_t, std::shared_ptr<LocalCache>> by_id_;
   std::multimap<char*, std::shared_ptr<LocalCache>> by_address_;  // of the first tensor
@@ -122,10 +127,13 @@ class RemoteCaches {
   std::shared_ptr<RemoteCache> find_model(uint64_t model_id, const char* asked,
                                           const std::string& peer) const;
   std::shared_ptr<RemoteCache> find_id(int64_t id, const char* asked, const std::string& peer) const;
+  std::shared_ptr<RemoteCache> pin_again(const std::weak_ptr<RemoteCache>& found, uint64_t version) const;
+  uint64_t version() const { return version_.load(std::memory_order_acquire); }
   void clear();
 
  private:
   mutable std::mutex mutex_;
+  std::atomic<uint64_t> version_{0};
   std::vector<std::shared_ptr<RemoteCache>> announced_;
   std::vector<std::shared_ptr<RemoteCache>> dropped_;  // still touched by transfers
 };

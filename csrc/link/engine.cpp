@@ -84,6 +84,7 @@ Engine::Engine(int device)
       local_feeder_(device, acl::OnFailure::kContinue, &words_, nullptr, &streams_, {}),
       wake_fd_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)),
       timer_fd_(timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)),
+      arriving_(&Transfer::at_engine_),
       thread_([this] { run(); }) {}
 
 Engine::~Engine() {
@@ -135,10 +136,7 @@ void Engine::watch(std::shared_ptr<Link> link) {
 
 void Engine::watch(const std::shared_ptr<Transfer>& transfer) {
   if (must_stop_) refuse(Message::device_is_shut_down, {{"value", device_}});
-  transfer->arriving_ = transfer;
-  Transfer* before = arriving_.load();
-  do transfer->next_arriving_ = before;
-  while (!arriving_.compare_exchange_weak(before, transfer.get()));
+  arriving_.push(transfer);
   if (must_stop_) {  // who stops us may have looked before it was there
     std::lock_guard lock(mutex_);
     take_arriving();
@@ -150,12 +148,7 @@ void Engine::watch(const std::shared_ptr<Transfer>& transfer) {
 }
 
 void Engine::take_arriving() {
-  const auto had = static_cast<std::ptrdiff_t>(transfers_.size());
-  for (Transfer* next = arriving_.exchange(nullptr); next != nullptr;) {
-    Transfer* const transfer = std::exchange(next, next->next_arriving_);
-    transfers_.push_back(std::move(transfer->arriving_));
-  }
-  std::reverse(transfers_.begin() + had, transfers_.end());  // the last to come stood first
+  arriving_.take([this](std::shared_ptr<Transfer> transfer) { transfers_.push_back(std::move(transfer)); });
 }
 
 void Engine::watch(std::shared_ptr<Binding> binding) {

@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "link/arrivals.h"
 #include "link/feeder.h"
 #include "link/page.h"
 #include "link/tick.h"
@@ -95,7 +96,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   Clock::time_point looked_at_all_{};  // likewise
 
   // What ops have begun since the last look: they take no lock that links share.
-  std::atomic<Transfer*> arriving_{nullptr};
+  Arrivals<Transfer> arriving_;
   std::mutex mutex_;
   std::condition_variable ticked_;
   uint64_t ticks_ = 0;

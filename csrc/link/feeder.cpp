@@ -43,7 +43,7 @@ Feeder::Feeder(int device, acl::OnFailure mode, WordPool* words, Transport* tran
 
 Feeder::~Feeder() { stop(); }
 
-std::shared_ptr<Lane> Feeder::take_lane(size_t max_lanes, Budget budget) {
+std::shared_ptr<Lane> Feeder::take_lane(size_t max_lanes, Budget budget, Words from) {
   const auto take_share = [&] {
     return budget == Budget::kExempt ? budget_->take_anyway() : budget_->take();
   };
@@ -64,11 +64,13 @@ std::shared_ptr<Lane> Feeder::take_lane(size_t max_lanes, Budget budget) {
     share = take_share();
     if (share == nullptr) return nullptr;
   }
-  auto lane = std::make_shared<Lane>(words_->take(), words_->take());  // may allocate, so not under the lock
+  // May allocate, so not under the lock.
+  const auto words = from == Words::kAny ? words_->take(2) : words_->take_reserved(2);
+  if (words.empty()) return nullptr;
+  auto lane = std::make_shared<Lane>(words[0], words[1]);
   std::lock_guard lock(mutex_);
   if (lanes_.size() >= max_lanes || must_stop_) {
-    words_->give_back(lane->progress_);
-    words_->give_back(lane->outgoing_);
+    for (const Word& word : words) words_->give_back(word);
     return nullptr;
   }
   lane->share_ = std::move(share);
@@ -98,6 +100,17 @@ void Feeder::leave(const std::shared_ptr<Lane>& lane, std::unique_ptr<Program> p
   if (program != nullptr) program->ended(0, kNotYetLink, "the stream that was to carry it is gone");
 }
 
+// Behind its last look the thread takes nobody along: then it ends here.
+void Feeder::leave(const std::shared_ptr<Boarding>& boarding) {
+  words_->fill_reserve();
+  boarding_.push(boarding);
+  if (has_left_) let_board();
+}
+
+void Feeder::let_board() {
+  boarding_.take([](const std::shared_ptr<Boarding>& boarding) { boarding->board(); });
+}
+
 void Feeder::wake() {
   {
     std::lock_guard lock(mutex_);
@@ -116,7 +129,7 @@ void Feeder::drop_lane(const std::shared_ptr<Lane>& lane) {
 }
 
 void Feeder::tick() {
-  bool has_work = false;
+  bool has_work = !boarding_.empty();
   {
     std::lock_guard lock(mutex_);
     for (const auto& lane : lanes_) {
@@ -171,6 +184,11 @@ void Feeder::run() {
     wake_.wait(lock, [this] { return must_stop_ || must_look_; });
     const bool stopping = must_stop_;
     must_look_ = false;
+    if (!boarding_.empty()) {
+      lock.unlock();
+      let_board();
+      lock.lock();
+    }
     // Who submits needs the lock, too: it is not taken once more for each lane that has nothing to do.
     const auto now = Clock::now();
     const bool looks_at_all = stopping || may_release_ || now - looked_at_all >= kLookAtAll;
@@ -204,6 +222,8 @@ void Feeder::run() {
   lock.unlock();
   context_.reset();
   device.reset();
+  has_left_ = true;
+  let_board();
   has_stopped_.store(true, std::memory_order_release);
 }
 

@@ -29,15 +29,20 @@ class Feeder {
   ~Feeder();  // stops
 
   enum class Budget { kBound, kExempt };
-  // A lane without work, new or left by someone else. nullptr when `max_lanes` are taken, or the budget is
-  // spent; who is exempt from that is counted all the same.
-  std::shared_ptr<Lane> take_lane(size_t max_lanes, Budget budget);
+  // A new lane needs words. The feeding thread, and who holds a lock that it takes, do not wait for the
+  // allocator: it may wait for what is fed.
+  enum class Words { kAny, kReserved };
+  // A lane without work, new or left by someone else. nullptr when `max_lanes` are taken, the reserve of
+  // words is, or the budget is spent; who is exempt from that is counted all the same.
+  std::shared_ptr<Lane> take_lane(size_t max_lanes, Budget budget, Words from = Words::kAny);
   void give_back_lane(std::shared_ptr<Lane> lane);
   void submit(const std::shared_ptr<Lane>& lane, std::unique_ptr<Program> program);
   // The same, for a caller who sees to it that somebody calls `wake`: that costs microseconds, and ops leave
   // it to their handlers, which run on a thread of torch_npu's. Until then the thread may sleep until the
   // next tick.
   void leave(const std::shared_ptr<Lane>& lane, std::unique_ptr<Program> program);
+  // Which finds its lane then. Not on the feeding thread.
+  void leave(const std::shared_ptr<Boarding>& boarding);
   void wake();
   // Destroys the lane's stream with all that is queued on it; programs that were not submitted end with
   // LLM_NOT_YET_LINK.
@@ -53,6 +58,7 @@ class Feeder {
 
  private:
   void run();
+  void let_board();
   aclError look_for_failure(Lane& lane);  // of a task of its stream
   bool feed(Lane& lane);
   void release_stream(Lane& lane);
@@ -74,6 +80,8 @@ class Feeder {
   std::unique_ptr<acl::Context> context_;
   bool takes_rows_ = true;  // until the runtime refuses a copy of rows
 
+  Arrivals<Boarding> boarding_{&Boarding::at_feeder_};
+  std::atomic<bool> has_left_{false};  // nobody boards on its thread any more
   mutable std::mutex mutex_;
   std::condition_variable wake_;
   bool must_stop_ = false;

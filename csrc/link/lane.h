@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "acl/stream.h"
+#include "link/arrivals.h"
 #include "link/words.h"
 
 namespace datadist {
@@ -53,6 +54,18 @@ class Program {
   // Called once, when nothing more of it will be queued: all steps are (code 0), or the runtime refused one,
   // or the lane is gone. What was queued is done when the lane has passed `mark`; 0: nothing was.
   virtual void ended(uint64_t mark, int64_t code, const std::string& what) = 0;
+};
+
+// What finds a lane for its program when the feeding thread gets to it: handing it over takes no lock.
+class Boarding {
+ public:
+  virtual ~Boarding() = default;
+  // Feeding thread; the caller's when the feeder has stopped and there is no lane any more.
+  virtual void board() = 0;
+
+ private:
+  friend class Feeder;
+  Arrivals<Boarding>::Hook at_feeder_;
 };
 
 // Owned by its feeder, which alone touches everything below the line.

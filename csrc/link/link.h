@@ -17,6 +17,7 @@
 #include "link/feeder.h"
 #include "link/few.h"
 #include "link/handles.h"
+#include "link/known_ends.h"
 #include "link/liveness.h"
 #include "link/page.h"
 #include "link/proof.h"
@@ -91,6 +92,7 @@ class Link : public std::enable_shared_from_this<Link> {
   Transport& transport() const { return *transport_; }
   LocalCaches& caches() const { return *caches_; }  // of this end
   RemoteCaches& remote_caches() { return remote_caches_; }
+  KnownEnds& known_ends() { return known_ends_; }
   void require_alive(const char* asked) const;
   bool is_alive() const { return state_.load(std::memory_order_acquire) == kAlive; }
   std::pair<int64_t, std::string> end() const;  // code and cause, bare; (0, "") while it is alive
@@ -114,8 +116,11 @@ class Link : public std::enable_shared_from_this<Link> {
   void publish(SlotUse use, PublishedWord word);  // ahead of `announce`
   void sends(SlotUse use, const std::shared_ptr<Transfer>& transfer);
   void slot_drained(SlotUse use, SentWord word);
-  std::shared_ptr<Lane> take_lane(bool needs_its_own);
-  // The one stream whose whole transfers use the link's staging buffers, one after the other.
+  // nullptr when there is none; it may wait for the allocator.
+  std::shared_ptr<Lane> take_own_lane();
+  // Feeding thread: the main lane where no other is free; nullptr when that is gone, too.
+  std::shared_ptr<Lane> take_any_lane();
+  // The main lane: whole transfers that use the link's staging buffers go there, one after the other.
   std::shared_ptr<Lane> take_staging_lane();
   void give_back_lane(std::shared_ptr<Lane> lane);
   bool is_shared(const std::shared_ptr<Lane>& lane) const;  // by whole transfers that found no other
@@ -236,6 +241,7 @@ class Link : public std::enable_shared_from_this<Link> {
   Mapped peer_mapping_;
   char* peer_page_ = nullptr;
   RemoteCaches remote_caches_;
+  KnownEnds known_ends_;
   SenderSlots slots_;
   std::shared_ptr<Feeder> feeder_;  // also of handlers that are to wake it
   LinkStaging packed_staging_;
@@ -243,8 +249,7 @@ class Link : public std::enable_shared_from_this<Link> {
   std::unique_ptr<Feeder> scatter_feeder_;  // made with the first ticket that is expected, and then kept
   std::atomic<Feeder*> scatters_{nullptr};
   Proofs proofs_;
-  std::shared_ptr<Lane> errands_;  // with proofs at both ends
-  std::mutex main_lane_mutex_;
+  std::shared_ptr<Lane> errands_;    // with proofs at both ends
   std::shared_ptr<Lane> main_lane_;  // whole transfers share it when no other stream is free
   Staging staging_{kStagingBytes};
   std::vector<std::unique_ptr<Staging>> lent_staging_;  // all that were made, as many as tasks were under way

@@ -77,24 +77,23 @@ bool Link::streams_have_stopped() const {
 }
 
 std::shared_ptr<Lane> Link::take_staging_lane() {
-  std::lock_guard lock(main_lane_mutex_);
-  std::shared_ptr<Lane> main;
-  {
-    std::lock_guard lock(mutex_);
-    main = main_lane_;
+  std::lock_guard lock(mutex_);
+  if (main_lane_ == nullptr || main_lane_->is_dropped()) {
+    main_lane_ = feeder_->take_lane(options_.streams + 1, Feeder::Budget::kExempt, Feeder::Words::kReserved);
   }
-  if (main == nullptr || main->is_dropped()) {
-    main = feeder_->take_lane(options_.streams + 1, Feeder::Budget::kExempt);
-    std::lock_guard lock(mutex_);
-    main_lane_ = main;
-  }
-  return main;
+  return main_lane_;
 }
 
-std::shared_ptr<Lane> Link::take_lane(bool needs_its_own) {
+std::shared_ptr<Lane> Link::take_own_lane() {
+  engine_->words().fill_reserve();
+  take_staging_lane();  // there is one of it, whoever comes first
+  return feeder_->take_lane(options_.streams + 1, Feeder::Budget::kBound);
+}
+
+std::shared_ptr<Lane> Link::take_any_lane() {
   auto main = take_staging_lane();
-  auto lane = feeder_->take_lane(options_.streams + 1, Feeder::Budget::kBound);
-  return lane != nullptr || needs_its_own ? lane : main;
+  auto lane = feeder_->take_lane(options_.streams + 1, Feeder::Budget::kBound, Feeder::Words::kReserved);
+  return lane != nullptr ? lane : main;
 }
 
 void Link::free_idle_staging() {

@@ -185,15 +185,11 @@ std::shared_ptr<Ticket> find_publication(const Link& link, const TransferRequest
   return ticket;
 }
 
-}  // namespace
-
-TransferPlan plan_transfer(Link& link, const TransferRequest& request) {
-  require_unfenced(link, request.may_pack, request.asked);
+// The caches and layers of a request, which fit one another.
+void find_ends(Link& link, const TransferRequest& request, TransferPlan& plan) {
   const bool is_push = request.direction == Direction::kPush;
   const bool has_entry = request.layout != Layout::kBlocks;
   const bool has_blocks = request.layout != Layout::kEntry;
-  TransferPlan plan;
-  plan.direction = request.direction;
   // An entry is cut into blocks at the destination, never the other way round.
   plan.local = link.caches().find(request.cache, is_push ? !has_entry : has_blocks, request.dimension_0,
                                   request.asked, request.make_copy);
@@ -214,15 +210,29 @@ TransferPlan plan_transfer(Link& link, const TransferRequest& request) {
   }
   if (request.size_bytes != -1 && request.size_bytes <= 0)
     refuse(Message::bad_size, {{"asked", request.asked}, {"value", request.size_bytes}});
+  Ends(request, plan, link.peer().name).check();
+}
+
+}  // namespace
+
+TransferPlan plan_transfer(Link& link, const TransferRequest& request) {
+  require_unfenced(link, request.may_pack, request.asked);
+  const bool is_push = request.direction == Direction::kPush;
+  const bool has_entry = request.layout != Layout::kBlocks;
+  TransferPlan plan;
+  plan.direction = request.direction;
+  const KnownEnds::Versions versions{link.caches().version(), link.remote_caches().version()};
+  const bool is_known = link.known_ends().find(link.caches(), link.remote_caches(), request, &plan);
+  if (!is_known) find_ends(link, request, plan);
   const Ends ends(request, plan, link.peer().name);
-  ends.check();
   if (has_entry) check_entry_index(request, "the source's batch index", request.src_entry, ends.source());
   plan.runs = runs_of(request, ends);
   plan.shape = {request.layout, request.src_entry, request.dst_entry, request.size_bytes};
   // HIXL moves what was registered with it; a proof is not.
   const bool takes_proofs = link.proofs().knows_peer() && std::string_view(link.transport().name()) != "hixl";
   plan.is_proven = takes_proofs && is_push && request.may_pack && !has_entry && fits_proof(plan.runs);
-  plan.needs = needs_of(link, plan, is_push);
+  if (!is_known || plan.is_proven) plan.needs = needs_of(link, plan, is_push);
+  if (!is_known && !plan.is_proven && !plan.local->is_copy) link.known_ends().keep(versions, request, plan);
   check_timeout(request.asked, request.timeout_ms, 0);
   plan.timeout = request.timeout_ms > 0 ? std::chrono::milliseconds(request.timeout_ms)
                                         : link.options().transfer_timeout;

@@ -83,9 +83,23 @@ std::pair<bool, bool> Transfer::way() const {
 void Transfer::submit(bool notify_host, const char* asked) {
   if (plan_.way != TransferPlan::Way::kDirect) decide_way();
   if (!is_publication() && spans::are_wanted()) spans_ = spans::of(plan_, *link_, is_layered());
-  // Whole transfers that need a stop on their way go one after the other, on one stream.
-  const bool shares_staging = plan_.needs.any() && !waits_for_others();
-  auto lane = shares_staging ? link_->take_staging_lane() : link_->take_lane(waits_for_others());
+  notify_host_ = notify_host;
+  if (!waits_for_others()) {
+    link_->feeder()->leave(shared_from_this());  // until its one gate is queued
+    return;
+  }
+  if (!take_own_lane(asked)) return;  // the watchdog goes on with it
+  if (plan_.way == TransferPlan::Way::kPacked)
+    link_->feeder()->submit(lane_, std::make_unique<PackedProgram>(shared_from_this()));
+  else if (is_layered())
+    link_->feeder()->submit(lane_, make_transfer_program(shared_from_this(), notify_host));
+  else
+    link_->feeder()->leave(lane_, make_transfer_program(shared_from_this(), notify_host));
+}
+
+// False: it has to wait for the receiver's staging.
+bool Transfer::take_own_lane(const char* asked) {
+  auto lane = link_->take_own_lane();
   if (lane == nullptr) {
     std::lock_guard lock(mutex_);
     is_claimed_ = false;
@@ -98,28 +112,51 @@ void Transfer::submit(bool notify_host, const char* asked) {
                                          {"limit", link_->engine().streams().limit()},
                                          {"device", link_->engine().device()}});
   }
+  std::lock_guard lock(mutex_);
+  lane_ = std::move(lane);
+  is_submitted_ = true;
+  owns_lane_ = true;
+  if (plan_.needs.buffers()) staging_ = link_->borrow_staging();
+  if (is_layered() || is_publication()) deadline_ = Clock::now() + plan_.timeout;
+  // The receiver has a stream wait for it, which it does not do for all that is ever prepared.
+  if (plan_.is_proven && plan_.way == TransferPlan::Way::kDirect)
+    link_->announce(*slot_, sent_word(SentWord::kOpen, kSuccess));
+  return !awaits_staging_;
+}
+
+// Whatever goes wrong here ends the transfer, not the link's thread.
+void Transfer::board() {
+  try {
+    board_a_lane();
+  } catch (const Error& error) {
+    submission_ended(0, error.code(), error.what());
+  } catch (const std::exception& error) {
+    submission_ended(0, kFailed, error.what());
+  }
+}
+
+void Transfer::board_a_lane() {
+  const auto has_ended = [this] {
+    std::lock_guard lock(mutex_);
+    return has_ended_;
+  };
+  if (has_ended()) return;  // with nothing queued, now or ever
+  // Whole transfers that need a stop on their way go one after the other, on one stream.
+  const bool shares_staging = plan_.needs.any();
+  auto lane = shares_staging ? link_->take_staging_lane() : link_->take_any_lane();
+  require(lane != nullptr, link_->is_alive() ? kLinkBusy : kNotYetLink, "there was no stream to carry it");
   {
     std::lock_guard lock(mutex_);
-    lane_ = lane;
-    is_submitted_ = true;
-    owns_lane_ = waits_for_others();
-    if (shares_staging) staging_ = link_->route_staging();
-    if (owns_lane_ && plan_.needs.buffers()) staging_ = link_->borrow_staging();
-    if (is_layered() || is_publication()) deadline_ = Clock::now() + plan_.timeout;
-    // The receiver has a stream wait for it, which it does not do for all that is ever prepared.
-    if (plan_.is_proven && plan_.way == TransferPlan::Way::kDirect)
-      link_->announce(*slot_, sent_word(SentWord::kOpen, kSuccess));
-    if (awaits_staging_) return;  // the watchdog goes on with it
+    if (!has_ended_) {
+      lane_ = lane;
+      is_submitted_ = true;
+      if (shares_staging) staging_ = link_->route_staging();
+    }
   }
-  if (plan_.way == TransferPlan::Way::kPacked) {
-    link_->feeder()->submit(lane, std::make_unique<PackedProgram>(shared_from_this()));
-    return;
-  }
-  auto program = make_transfer_program(shared_from_this(), notify_host);
-  if (is_layered())
-    link_->feeder()->submit(lane, std::move(program));
+  if (is_submitted_)
+    link_->feeder()->leave(lane, make_transfer_program(shared_from_this(), notify_host_));
   else
-    link_->feeder()->leave(lane, std::move(program));  // until its one gate is queued
+    link_->give_back_lane(std::move(lane));
 }
 
 void Transfer::cancel(const std::string& why) {

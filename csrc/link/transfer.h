@@ -67,15 +67,16 @@ struct Gate {
   std::shared_ptr<Feeder> feeder;  // nullptr: it has been fed
 };
 
-class Transfer : public std::enable_shared_from_this<Transfer> {
+class Transfer : public Boarding, public std::enable_shared_from_this<Transfer> {
  public:
   // `slot`: a layered push that somebody waits for. Takes the words it needs.
   Transfer(std::shared_ptr<Link> link, TransferPlan plan, std::optional<SlotUse> slot);
-  ~Transfer();
+  ~Transfer() override;
 
   // --- the initiator
-  // Hands the copies to the link's feeding thread, which whoever starts a whole transfer wakes. A layered one
-  // needs a stream of its own: LLM_LINK_BUSY when there is none. `notify_host`: somebody will `wait`.
+  // Hands the copies to the link's feeding thread, which whoever starts a whole transfer wakes. What waits
+  // for others needs a stream of its own: LLM_LINK_BUSY when there is none. `notify_host`: somebody will
+  // `wait`.
   void submit(bool notify_host, const char* asked);
   // Ends it early; what it queued on a stream of its own is cut off.
   void cancel(const std::string& why);
@@ -134,6 +135,8 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   }
   Link& link() const { return *link_; }
 
+  void board() override;
+
   // --- the watchdog
   void receiver_said(TakenWord taken);
   bool tick(const Tick& tick);  // true when it needs no look soon
@@ -145,6 +148,8 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   friend class PackedProgram;
   void decide_way();
   bool is_never_expected() const;
+  bool take_own_lane(const char* asked);
+  void board_a_lane();
   bool takes_off();
   void submission_ended(uint64_t mark, int64_t code, const std::string& what);
   void device_done();
@@ -187,8 +192,7 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   const uint32_t window_;                          // packed: of the receiver's staging
 
   friend class Engine;
-  std::shared_ptr<Transfer> arriving_;  // itself, until the engine has it in its list
-  Transfer* next_arriving_ = nullptr;
+  Arrivals<Transfer>::Hook at_engine_;
 
   // progress
   mutable std::mutex mutex_;
@@ -196,7 +200,8 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   std::shared_ptr<Lane> lane_;
   bool owns_lane_ = false;  // until drained; when it fails it may be cut off there
   bool is_claimed_ = false;
-  bool is_submitted_ = false;
+  bool is_submitted_ = false;  // to a lane
+  bool notify_host_ = false;
   const std::shared_ptr<std::atomic<bool>> gate_refused_ = make_kept<std::atomic<bool>>(false);
   std::optional<std::string> cancelled_;
   std::vector<Word> to_open_;

@@ -20,11 +20,23 @@ void WordPool::take(size_t count, std::vector<Word>* words) {
   while (true) {
     {
       std::lock_guard lock(mutex_);
-      for (; words->size() < wanted && !free_.empty(); free_.pop_front()) words->push_back(free_.front());
+      for (; words->size() < wanted && free_.size() > kReserve; free_.pop_front())
+        words->push_back(free_.front());
     }
     if (words->size() == wanted) return;
     add_chunk();
   }
+}
+
+std::vector<Word> WordPool::take_reserved(size_t count) {
+  std::vector<Word> words;
+  words.reserve(count);
+  std::lock_guard lock(mutex_);
+  if (free_.size() >= count) {
+    for (; words.size() < count; free_.pop_front()) words.push_back(free_.front());
+  }
+  is_reserve_short_ = free_.size() < kReserve;
+  return words;
 }
 
 // Without the lock: an allocator that is short of memory waits for streams, which may wait for the watchdog,
@@ -39,6 +51,7 @@ void WordPool::add_chunk() {
     free_.push_back({chunk.memory.address + i * sizeof(uint64_t), mirror + i});
   }
   chunks_.push_back(std::move(chunk));
+  is_reserve_short_ = false;
 }
 
 void WordPool::give_back(Word word) {

@@ -2,6 +2,7 @@
 // Nobody on the host can look at them; the watchdog copies them all to pinned memory at each of its ticks.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -29,6 +30,12 @@ class WordPool {
   Word take() { return take(1).front(); }
   std::vector<Word> take(size_t count);
   void take(size_t count, std::vector<Word>* words);  // appends them
+  // For who must not wait for an allocator, which may wait for what it is to do: none when there are not as
+  // many. Who may wait calls `fill_reserve` before.
+  std::vector<Word> take_reserved(size_t count);
+  void fill_reserve() {
+    if (is_reserve_short_.load(std::memory_order_relaxed)) add_chunk();
+  }
   // Whatever streams still write or read the word must have passed. It is zeroed before anybody takes it
   // again.
   void give_back(Word word);
@@ -42,6 +49,7 @@ class WordPool {
 
  private:
   static constexpr size_t kWordsPerChunk = 8192;
+  static constexpr size_t kReserve = 512;  // no other than `take_reserved` takes the last ones
   struct Chunk {
     DeviceMemory memory;
     std::unique_ptr<acl::PinnedBuffer> mirror;
@@ -53,6 +61,7 @@ class WordPool {
   std::function<DeviceMemory(size_t)> allocate_;
   std::vector<Chunk> chunks_;
   std::deque<Word> free_;  // first in, first out: a word rests as long as possible
+  std::atomic<bool> is_reserve_short_{true};
   std::vector<Word> returned_;
   std::vector<Word> zeroing_;
 };

@@ -142,6 +142,13 @@ class Side {
     return transfer->wait();
   }
 
+  TransferPlan plan(int64_t link_handle, const std::function<void(TransferRequest&)>& change) {
+    static const std::vector<int64_t> one{0};
+    TransferRequest request = request_of(Direction::kPush, one, one);
+    change(request);
+    return plan_transfer(*require_link(link_handle, "plan"), request);
+  }
+
   // What an op does before it queues anything.
   std::shared_ptr<Transfer> begin(Direction direction, int64_t link_handle, const std::vector<int64_t>& src,
                                   const std::vector<int64_t>& dst, int64_t ticket, bool notify_host) {

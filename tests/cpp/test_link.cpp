@@ -1,4 +1,6 @@
 // Two instances of one process, on two devices: every kind of transfer, and how links end.
+#include <functional>
+#include <string>
 #include <thread>
 
 #include "check.h"
@@ -99,6 +101,89 @@ TEST(link_refuses_numbers_that_no_cache_has) {
   CHECK_THROWS(Error, "src_blocks[0] = -5", pair.a.move(Direction::kPush, pair.to_b, {-5}, {2}));
 
   CHECK_EQUAL(pair.a.move(Direction::kPush, pair.to_b, {0}, {0}).first, int64_t{kSuccess});
+}
+
+// Where the bytes of a request would go, or why it is refused.
+std::string ends_of(Side& side, int64_t link, const std::function<void(TransferRequest&)>& change) {
+  try {
+    const TransferPlan plan = side.plan(link, change);
+    const auto range = [](const LayerRange& layers) {
+      return join(layers.first_layer, "+", layers.layers, "x", layers.tensors_per_layer, " ");
+    };
+    return join(plan.direction == Direction::kPush ? "to " : "from ", plan.local->id, " ",
+                range(plan.local_layers), plan.remote->id, " ", range(plan.remote_layers),
+                plan.needs.comparison);
+  } catch (const Error& error) {
+    return error.what();
+  }
+}
+
+TEST(link_plans_a_request_as_if_it_were_the_first) {
+  Pair pair;
+  Instance& instance = pair.a.instance();
+  const auto link = instance.link(pair.to_b, "look");
+  auto other = std::make_shared<RemoteCache>();
+  other->id = 2;
+  other->model_id = 1;
+  other->geometry = {kSideBlocks, true, std::vector<int64_t>(kSideTensors, kSideBlockBytes)};
+  other->exports.resize(kSideTensors, {"", 0, 0, MemoryKind::kDevice});
+  link->remote_caches().add(other);
+  static std::vector<char*> fewer;
+  const std::vector<std::function<void(TransferRequest&)>> requests{
+      [](TransferRequest&) {},
+      [](TransferRequest& request) { request.direction = Direction::kPull; },
+      [](TransferRequest& request) { request.model_id = 1; },
+      [](TransferRequest& request) { request.model_id = 2; },
+      [](TransferRequest& request) { request.cache_id = 2; },
+      [](TransferRequest& request) { request.src_layer = 1, request.num_layers = 1; },
+      [](TransferRequest& request) { request.dst_layer = 1, request.num_layers = 1; },
+      [](TransferRequest& request) { request.num_layers = 1; },
+      [](TransferRequest& request) { request.src_layer = 1; },
+      [](TransferRequest& request) { request.dst_layer = 1; },
+      [](TransferRequest& request) { request.dimension_0 = 1; },
+      [](TransferRequest& request) { request.tensors_per_layer = 1; },
+      [](TransferRequest& request) { request.size_bytes = 0; },
+      [](TransferRequest& request) { request.layout = Layout::kEntry; },
+      [](TransferRequest& request) {
+        fewer.assign(request.cache.begin() + 1, request.cache.end());
+        request.cache = fewer;
+      },
+  };
+  const auto forget = [&] {
+    instance.caches().withdraw(instance.caches().add({1, true, {1}}, {{nullptr}}, {0}, {}));
+  };
+  std::vector<std::string> first;
+  for (const auto& request : requests) {
+    forget();
+    first.push_back(ends_of(pair.a, pair.to_b, request));
+  }
+  for (const auto& before : requests) {
+    for (size_t i = 0; i < requests.size(); ++i) {
+      ends_of(pair.a, pair.to_b, before);
+      CHECK_EQUAL(ends_of(pair.a, pair.to_b, requests[i]), first[i]);
+      CHECK_EQUAL(ends_of(pair.a, pair.to_b, requests[i]), first[i]);
+    }
+  }
+}
+
+TEST(link_forgets_where_the_last_request_went_when_that_is_withdrawn) {
+  Pair pair;
+  const auto link = pair.a.instance().link(pair.to_b, "look");
+  const auto ends = [&] { return ends_of(pair.a, pair.to_b, [](TransferRequest&) {}); };
+  const std::string before = ends();
+  CHECK_EQUAL(ends(), before);
+
+  const auto again = std::make_shared<RemoteCache>(*link->remote_caches().find_id(1, "look", "cluster 2"));
+  again->id = 7;
+  link->remote_caches().add(again);
+  CHECK(ends().find(" 7 ") != std::string::npos);
+  link->remote_caches().drop(7);
+  CHECK_EQUAL(ends(), before);
+  link->remote_caches().drop(1);
+  CHECK(ends().find("model_id") != std::string::npos);
+
+  pair.a.instance().caches().withdraw(1);
+  CHECK(ends().find("registered") != std::string::npos);
 }
 
 TEST(link_serves_threads_that_push_and_pull_at_the_same_time) {

@@ -154,5 +154,30 @@ TEST(words_of_pages_do_not_overlap) {
   }
 }
 
+TEST(words_in_reserve_are_there_for_who_must_not_wait_and_for_nobody_else) {
+  acl::ThreadDevice device(0);
+  int allocations = 0;
+  WordPool pool([&](size_t bytes) {
+    ++allocations;
+    return mapped::allocate(0, bytes);
+  });
+  CHECK(pool.take_reserved(2).empty());
+  CHECK_EQUAL(allocations, 0);
+  pool.fill_reserve();
+  CHECK_EQUAL(allocations, 1);
+  pool.take(8192 - 512);
+  CHECK_EQUAL(allocations, 1);
+  CHECK_EQUAL(pool.take_reserved(2).size(), size_t{2});  // of what no other gets
+  CHECK_EQUAL(pool.take(1).size(), size_t{1});
+  CHECK_EQUAL(allocations, 2);
+  pool.take(8192 - 3);  // 512 are left again
+  while (!pool.take_reserved(2).empty());
+  CHECK_EQUAL(allocations, 2);
+  pool.fill_reserve();
+  pool.fill_reserve();
+  CHECK_EQUAL(allocations, 3);
+  CHECK_EQUAL(pool.take_reserved(2).size(), size_t{2});
+}
+
 }  // namespace
 }  // namespace datadist

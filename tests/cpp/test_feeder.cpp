@@ -1,0 +1,80 @@
+// Who hands work to a feeding thread, and finds its lane there.
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "acl/stream.h"
+#include "check.h"
+#include "link/feeder.h"
+#include "transport/mapped/mapped.h"
+
+namespace datadist {
+namespace {
+
+constexpr size_t kMostLanes = 5;
+
+struct Pool {
+  acl::ThreadDevice device{0};
+  WordPool words{[](size_t bytes) { return mapped::allocate(0, bytes); }};
+  StreamBudget budget;
+};
+
+// What has boarded, in order, and the lanes that it found there.
+struct Seen {
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::vector<int> numbers;
+  std::vector<std::shared_ptr<Lane>> lanes;
+  std::thread::id thread;
+
+  void wait_for(size_t count) {
+    std::unique_lock lock(mutex);
+    CHECK(changed.wait_for(lock, std::chrono::seconds(30), [&] { return numbers.size() >= count; }));
+  }
+};
+
+class Passenger : public Boarding {
+ public:
+  Passenger(int number, Feeder& feeder, Seen& seen) : number_(number), feeder_(feeder), seen_(seen) {}
+  void board() override {
+    auto lane = feeder_.take_lane(kMostLanes, Feeder::Budget::kBound, Feeder::Words::kReserved);
+    std::lock_guard lock(seen_.mutex);
+    seen_.numbers.push_back(number_);
+    if (lane != nullptr) seen_.lanes.push_back(std::move(lane));
+    seen_.thread = std::this_thread::get_id();
+    seen_.changed.notify_all();
+  }
+
+ private:
+  const int number_;
+  Feeder& feeder_;
+  Seen& seen_;
+};
+
+TEST(feeder_finds_a_lane_for_each_of_those_that_board_together) {
+  Pool pool;
+  Seen seen;
+  Feeder feeder(0, acl::OnFailure::kStop, &pool.words, nullptr, &pool.budget, {});
+  for (int i = 0; i < 7; ++i) feeder.leave(std::make_shared<Passenger>(i, feeder, seen));
+  feeder.tick();  // wakes the thread where nobody else does
+  seen.wait_for(7);
+  CHECK((seen.numbers == std::vector<int>{0, 1, 2, 3, 4, 5, 6}));
+  CHECK_EQUAL(seen.lanes.size(), kMostLanes);
+  CHECK(seen.thread != std::this_thread::get_id());
+}
+
+TEST(feeder_that_has_stopped_tells_who_comes_late_at_once) {
+  Pool pool;
+  Seen seen;
+  Feeder feeder(0, acl::OnFailure::kStop, &pool.words, nullptr, &pool.budget, {});
+  feeder.stop();
+  feeder.leave(std::make_shared<Passenger>(0, feeder, seen));
+  seen.wait_for(1);
+  CHECK(seen.lanes.empty());
+  CHECK(seen.thread == std::this_thread::get_id());
+}
+
+}  // namespace
+}  // namespace datadist
