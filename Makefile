@@ -25,8 +25,7 @@ conformance: build
 	TORCH_LLM_DATADIST_TRANSPORT=$(TRANSPORT) $(PYTEST) tests/conformance $(addprefix tests/test_,$(addsuffix .py,\
 		ordering failures push_blocks push_blocks_compiled tickets transfer_async entry_transfers binding_graphs)) $(ARGS)
 
-# The whole suite under the race checker, all processes together. 83 files, each in a run of its own, took 32 minutes
-# of processor time, the start of two workers per file included.
+# The whole suite under the race checker, all processes together.
 races: build
 	$(PYTEST) $(UNDER_RACES) tests/emulated_runtime $(ARGS)
 	$(PYTEST) $(UNDER_RACES) $(ARGS)
@@ -84,7 +83,7 @@ performance: bench
 callgrind: build
 	$(BIN)/python benchmarks/count_instructions.py $(ARGS)
 
-# Runs every aten op on emulated tensors and writes docs/emulated_ops.md; takes minutes.
+# Runs the aten ops that there are samples for on emulated tensors and writes docs/emulated_ops.md; takes minutes.
 op-table: build
 	TORCH_DEVICE_BACKEND_AUTOLOAD=1 $(BIN)/python -W ignore -m torch_llm_datadist.emulator.op_table docs/emulated_ops.md
 

@@ -1,6 +1,7 @@
 """This library beside what one would use instead, on the same pieces, interleaved round by round.
 
-    make peers && python -m benchmarks.compare_peers [--cases abcdef] [--rounds N] [--check]
+    make peers
+    python -m torch_llm_datadist run -m benchmarks.compare_peers [--cases abcdef] [--rounds N] [--check]
         [--json FILE [--add]] [--picture FILE.png]
 
 Each round starts every library anew in two fresh processes, one library after the other, and takes some runs

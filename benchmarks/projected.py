@@ -28,7 +28,7 @@ LEAST_ROUNDS, MOST_ROUNDS = 3, 15
 ALIKE = 1.002
 SETTLE_S = 0.01  # on the clock of this machine
 WAYS = {"direct": False, "packed": True, "automatic": None}
-# HIXL, benchmarks/performance.md: 128 MiB, one machine, GB/s.
+# benchmarks/performance.md of HIXL: 128 MiB, one machine, GB/s.
 PUBLISHED = {
     "A3": {
         "HCCS": {16: 18.0, 128: 122, 1024: 161, 2048: 165},

@@ -30,8 +30,9 @@ Written by `make performance`, which runs `make bench` and, where `make peers` w
 - *x memcpy* is the time of one thread's memcpy of the same pieces over ours, in the same run, in turn. Above 1 we are
   faster. The emulated copy engines write past the caches, several pages side by side, where the processor can.
 - A transfer is timed from the call at the sender to the moment when the receiver's stream has passed the wait for its
-  flag: planning (`prepare_push`), `bind` and the op count, the way of the ticket to the receiver does not. Other contents at each
-  start, other blocks each time; all bytes are compared after every run, memcpy's and other libraries' too, and spoiled before the next.
+  flag: planning (`prepare_push`), `bind` and the op count, the way of the ticket to the receiver does not. Other contents at
+  each start, other blocks each time; all bytes are compared after every run, memcpy's and other libraries' too, and spoiled
+  before the next.
 - Median and 99th percentile, of the runs that stand beside them.
 - `CHECK=--check` makes `make bench` and `make compare-peers` fail where a median misses what `benchmarks/bounds.py` wants.
 - *projected* figures are simulated time: what the cost table of a product says that the queued tasks take. Each number of the

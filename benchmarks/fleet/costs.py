@@ -12,7 +12,7 @@ class Constant:
 
 
 _MEASURED = "measured: this package on one 2-core x86-64 machine (sim_fleet --check)"
-_PUBLISHED = "published: HIXL, benchmarks/performance.md"
+_PUBLISHED = "published: benchmarks/performance.md of HIXL"
 
 
 @dataclass(frozen=True)

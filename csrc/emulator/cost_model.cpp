@@ -7,7 +7,7 @@
 namespace emu {
 namespace {
 
-// Published: HIXL, benchmarks/performance.md (128 MiB in blocks, one machine). Derived: from those rows, as
+// Published: benchmarks/performance.md of HIXL (128 MiB in blocks, one machine). Derived: from those rows, as
 // t(block) = task + block / rate through the smallest and the largest block. Assumed: no public figure that
 // we know of; a nominal value, to be replaced by a measurement.
 constexpr const char* kSubmit = "published: 16 KiB blocks submitted by the host move 2.87 GB/s";

@@ -5,7 +5,7 @@
 
 namespace datadist {
 
-// Published: HIXL, benchmarks/performance.md (128 MiB in blocks of one size, one machine). Derived: from
+// Published: benchmarks/performance.md of HIXL (128 MiB in blocks of one size, one machine). Derived: from
 // those rows, as t(block) = task + block / rate through the smallest and the largest block. Assumed: no
 // public figure is known; to be replaced by a measurement.
 struct ProductCosts {

@@ -34,7 +34,6 @@ freezes. Its memory can be written all that time: a push that ended before the l
 Those that are cut off are on emulated hosts with a network of their own each, linked over NIXL by TCP, with
 the default `keep_alive_ms`: nobody tells of a death or a freeze there, so that it is what ends a link,
 whatever happened.
-
 """
 
 

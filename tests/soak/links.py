@@ -109,6 +109,8 @@ class Links:
         said: list[str] = []
         try:
             while time.monotonic() < give_up_at:
+                if a.process.is_frozen or b.process.is_frozen or a.is_over or b.is_over:
+                    return None
                 code = await a.ask("link", b.cluster_id, b.port, LINK_MS)
                 if code == "LLM_SUCCESS":
                     ids = {a.cluster_id: await a.ask("link_id", b.cluster_id, 5.0)}
@@ -117,8 +119,6 @@ class Links:
                 if code == "LLM_ALREADY_LINK":  # that of an earlier life, or one whose other end has ended
                     await a.ask("unlink", b.cluster_id, b.port, True)
                 said.append(code)
-                if a.process.is_frozen or b.process.is_frozen or a.is_over or b.is_over:
-                    return None
                 await asyncio.sleep(0.05)
         except (OverError, RefusedError):
             return None

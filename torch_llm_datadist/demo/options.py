@@ -114,7 +114,7 @@ def parse(argv: list[str]) -> CommandLine:
         "layer, and that one goes on generating exactly what a single process would have.",
     )
     parser.add_argument(
-        "--prompt", type=Path, metavar="FILE", help="the prompt's text; default: one of 2 000 bytes"
+        "--prompt", type=Path, metavar="FILE", help="the prompt's text; default: one of 2,031 bytes"
     )
     parser.add_argument("--tokens", type=int, default=64, help="how many tokens to generate (default: 64)")
     parser.add_argument(

@@ -35,7 +35,7 @@ def _core() -> Finding:
     try:
         _native.check_torch_npu()
     except ImportError as error:
-        return broken(name, str(error), "run `make build` with the torch_npu that you use")
+        return broken(name, str(error), "build this package anew beside the torch_npu that you use")
     core = importlib.util.find_spec("torch_llm_datadist._C")
     if core is None or core.origin is None:
         return broken(name, "torch_llm_datadist._C is missing", "run `make build`")
