@@ -35,7 +35,7 @@ def machine(where: str | None = None) -> dict[str, Any]:
         "where": where or (EMULATED if emulator.is_enabled() else "Ascend NPUs"),
         "cpu": f"{model or platform.processor()} ({platform.machine()}), {os.cpu_count()} cores",
         "versions": {name: metadata.version(name) for name in ("torch", "torch_npu")}
-        | {"python": platform.python_version(), "kernel": platform.release()},
+        | {"python": platform.python_version(), "kernel": platform.release().split("-")[0]},
         "load": round(os.getloadavg()[0], 1),  # of the last minute
         "runnable": runnable(),  # now
     }
