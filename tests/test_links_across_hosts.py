@@ -22,7 +22,7 @@ from torch_llm_datadist.emulator.hosts import Lab
 from torch_llm_datadist.transports import nixl_library
 
 pytestmark = pytest.mark.skipif(bool(nixl_library()[1]), reason=nixl_library()[1])
-KEEP_ALIVE_S = 1.0
+KEEP_ALIVE_S = 2.0
 CUT_S = 5.0
 LARGE_BLOCK = 96 << 10
 CHUNK = 256 << 10  # short, so that signs of life do not wait long behind data on a slow wire

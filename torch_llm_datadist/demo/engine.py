@@ -16,7 +16,7 @@ from torch_llm_datadist.errors import NotYetLinkError
 CLUSTER_IDS = {"prefill": 1, "decode": 2}
 DEVICES = {"prefill": 0, "decode": 1}
 CACHE_MODEL_ID = 0
-LINK_TIMEOUT_MS = 20_000
+LINK_TIMEOUT_MS = 60_000  # a machine may be busy with other things
 # A transfer's deadline covers the prefill that makes its layers. A lost peer is noticed long before.
 TRANSFER_TIMEOUT_S = 120.0
 
