@@ -15,8 +15,7 @@ The ops that move blocks to a peer, or from one, come first. ``store_layer``, ``
 ``checksum_blocks`` are made of aten ops, and cost what those cost. "100 blocks" are listed at random, and no
 two of them merge or share a 2-D copy within a tensor.
 
-``--check`` fails where a median "on its core" misses what ``bounds.py`` wants of the ops that move blocks or
-entries.
+``--check`` fails where a median misses what ``bounds.py`` wants of the ops that move blocks or entries.
 """
 
 from __future__ import annotations
