@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -20,22 +21,25 @@ class WaitHints {
   // `offset`: of the word, in the memfd.
   std::atomic<uint32_t>& waiters(uint64_t offset) { return counts_[offset / sizeof(uint64_t) % kCounts]; }
 
-  // With simulated time: when the word at that offset was written last; 0 when nothing is known of it. Words
-  // share places here, the last one that was written has it.
+  // With simulated time: when the word at that offset was written last; 0 when nothing is known of it. A few
+  // words share a set of places: the one written longest ago makes room when there are more.
   void stamp(uint64_t offset, uint64_t time);
-  uint64_t stamp_of(uint64_t offset) const;
+  uint64_t stamp_of(uint64_t offset);
 
  private:
   static constexpr size_t kCounts = 1024;
-  static constexpr size_t kStamps = 1024;
+  static constexpr size_t kSets = 128;
+  static constexpr uint64_t kChanging = UINT64_MAX;
 
   struct Stamp {
-    std::atomic<uint64_t> word;  // its offset and 1; 0: none
+    std::atomic<uint64_t> word;  // its offset and 1; 0: none; kChanging: another word's from now on
     std::atomic<uint64_t> time;
   };
+  using Set = std::array<Stamp, 8>;
+  Set& set_of(uint64_t offset) { return sets_[offset / sizeof(uint64_t) % kSets]; }
 
   std::atomic<uint32_t> counts_[kCounts];
-  Stamp stamps_[kStamps];
+  Set sets_[kSets];
 };
 
 // Says for as long as it lives that somebody waits for the word.

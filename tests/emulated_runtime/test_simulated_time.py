@@ -154,6 +154,21 @@ def a_word_carries_its_writers_time():
     acl.synchronize(two)
     near(now(two), OTHER + 9 * MS + TASK)
 
+def a_wait_that_looks_late_finds_its_words_time_behind_those_of_others():
+    delay(one, 9)
+    acl.aclrtValueWrite(memory, 5, 0, one)
+    for other in range(1, 8):  # all of them share places with it
+        acl.aclrtValueWrite(memory + other * 8192, 5, 0, one)
+    def have_run():
+        acl.aclrtSetCurrentContext(context)
+        acl.synchronize(one)
+    thread = threading.Thread(target=have_run)  # which does not move the main thread's clock
+    thread.start()
+    thread.join()
+    acl.aclrtValueWait(memory, 5, c.EQ, two)
+    acl.synchronize(two)
+    near(now(two), OTHER + 9 * MS + TASK)
+
 def an_old_word_holds_nobody_up():
     acl.aclrtValueWrite(memory, 5, 0, one)
     acl.synchronize(one)
