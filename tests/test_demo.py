@@ -7,12 +7,16 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from torch_llm_datadist.demo.channel import Channel
+from torch_llm_datadist.demo.launcher import Conversation, DemoError
 from torch_llm_datadist.demo.options import MODES, SABOTAGES
 from torch_llm_datadist.transports import nixl_library
 
@@ -221,6 +225,33 @@ def test_demo_ends_within_5_s_when_a_worker_is_killed_or_frozen_before_the_link(
     reason = "was killed by SIGKILL" if blow == signal.SIGKILL else "has been frozen"
     assert re.search(rf"decode \(pid \d+\) {reason}", demo.output), demo.output
     wait_until_gone(workers, 1)
+
+
+def test_who_lost_its_peer_does_not_hide_why_the_peer_left():
+    """Decode says first that the link is closed."""
+    told, children = [], []
+    for role in ("prefill", "decode"):
+        channel, theirs = Channel.pair()
+        told.append(Channel(theirs))
+        children.append(
+            SimpleNamespace(
+                role=role, pid=len(told), channel=channel, frozen_s=0.0,
+                has_ended=lambda: False, watch_for_freeze=lambda: None, output_tail=lambda: "a traceback",
+            )
+        )  # fmt: skip
+    conversation = Conversation(children, SimpleNamespace(to_dict=dict), None)
+    told[1].send("failed", message="lost its peer prefill: the peer closed it", is_unexpected=False)
+    later = threading.Timer(0.1, told[0].send, ["failed"], {"message": "no room", "is_unexpected": True})
+
+    later.start()
+    with pytest.raises(DemoError) as raised:
+        conversation.hold()
+    later.join()
+
+    assert str(raised.value) == (
+        "decode (pid 2) stopped: lost its peer prefill: the peer closed it; prefill (pid 1) stopped: no room"
+    )
+    assert raised.value.output == "a traceback"
 
 
 def test_demo_leaves_nothing_behind_after_ctrl_c(start):

@@ -109,5 +109,5 @@ class Engine:
         except NotYetLinkError as error:
             # Of the library's message only why the link ended: this worker asked for nothing but that.
             reason = str(error).removeprefix(f"link_id: there is no link to cluster {self.peer_cluster_id}: ")
-            reason = reason.removesuffix(". Nothing was sent; link_clusters makes a link.")
+            reason = reason.partition(", expected ")[0]
             raise PeerLostError(f"lost its peer {self.peer_role}: {reason}") from error

@@ -24,6 +24,7 @@ START_TIMEOUT_S = 180.0
 FROZEN_BEFORE_LINK_S = 3.0
 # Afterwards the library does, and the other worker ends with the reason; this is for when it does not.
 OTHER_WORKER_ENDS_WITHIN_S = 4.5
+OTHER_REASON_WITHIN_S = 0.5
 FINISH_TIMEOUT_S = 20.0
 _MTU = 1500  # Ethernet's: of packets as large as a Lab's, --loss would hit none
 EMULATE = "TORCH_LLM_DATADIST_EMULATE"
@@ -204,8 +205,25 @@ class Conversation:
         elif kind == "result":
             self._results[child.role] = message
         elif kind == "failed":
-            output = child.output_tail() if message["is_unexpected"] else ""
-            raise DemoError(f"{_name(child)} stopped: {message['message']}", output)
+            reasons = [(child, message), *self._other_reasons(child)]
+            raise DemoError(
+                "; ".join(f"{_name(each)} stopped: {failed['message']}" for each, failed in reasons),
+                "\n".join(each.output_tail() for each, failed in reasons if failed["is_unexpected"]),
+            )
+
+    def _other_reasons(self, child: Child) -> Iterator[tuple[Child, Message]]:
+        """Who lost its peer may say so before the peer has said why it left."""
+        deadline = time.monotonic() + OTHER_REASON_WITHIN_S
+        for other in self._children.values():
+            if other is child or other.frozen_s:
+                continue
+            with contextlib.suppress(ChannelClosedError):
+                while (left_s := deadline - time.monotonic()) > 0:
+                    readable = select.select([other.channel], [], [], left_s)[0]
+                    for message in other.channel.receive() if readable else ():
+                        if message["kind"] == "failed":
+                            yield other, message
+                            return
 
     def _send(self, child: Child, kind: str, **fields: object) -> None:
         try:
