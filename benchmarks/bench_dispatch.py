@@ -6,9 +6,9 @@
 arguments beside each call of ours, before it and behind it in turn, so that both meet the same state of the
 machine. Ops are called as what is registered with torch; "by its function" is the documented Python function
 in front, which spares the caller the defaults. "on its core" is the same difference in processor time of the
-calling thread alone: where threads of the emulated devices take turns with it on few cores, the time on the
-clock has their turns in it. "custom_op" is an op in Python, without a body. Batch follows batch of all of
-them in turn, and the streams are drained between two batches, so that what the device does is not in it. With
+calling thread alone. "custom_op" is an op in Python, without a body. Batch follows batch of all of them in
+turn. What the device does is not in it: the streams are drained between two batches, and emulated devices,
+whose threads would take turns with the caller on the same cores, are kept busy with nothing meanwhile. With
 ``TASK_QUEUE_ENABLE=1``, torch_npu's default, handlers run on a thread of its own.
 
 The ops that move blocks to a peer, or from one, come first. ``store_layer``, ``read_layer`` and
@@ -25,18 +25,18 @@ import random
 import statistics
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
 import torch_llm_datadist as datadist
-from torch_llm_datadist import _native, ops
+from torch_llm_datadist import _native, emulator, ops
 
 from . import bounds, instance, native, report
 
 LAYERS, BLOCKS, BLOCK_SIZE, ROW = 4, 256, 16, (4, 64)
 BATCH = 20  # calls between two drains: far below what a stream's queue takes
+STANDS_S = 0.01  # an emulated device, in which a batch is called
 FINISHED = 4  # forwards of a batch whose last op is timed
 MANY = 100  # blocks of a larger transfer; see `apart`
 PYTHON = "empty Python custom_op"
@@ -139,6 +139,13 @@ class Ends:
         for binding, task in zip(self.finishing, tasks, strict=True):
             binding.bind([task])
             self.push_all(binding)
+
+    def stand_still(self) -> None:
+        """What is called from now on runs later. A real device needs no processor of the host for it."""
+        if emulator.is_enabled():
+            for number in range(len(self.instances)):
+                with torch.npu.device(number):
+                    emulator.delay_stream(STANDS_S)
 
     def drain(self, asked: str) -> None:
         for number, status in enumerate(self.statuses):
@@ -269,17 +276,18 @@ class Times(NamedTuple):
         self.core.extend(other.core)
 
 
-def batch(case: Measured, drain: Callable[[], object]) -> tuple[Times, Times]:
+def batch(ends: Ends, name: str, case: Measured) -> tuple[Times, Times]:
     """Of its calls, and of the empty op's before each of them."""
     ours, empty = Times.none(), Times.none()
     while len(ours.clock) < BATCH:
         case.before()
+        ends.stand_still()
         for i in range(case.calls):
             pair = [(empty, case.empty), (ours, case.call)]
             for times, call in pair if i % 2 == 0 else reversed(pair):  # what comes second finds caches warm
                 times.time(call, i)
         case.after()
-        drain()
+        ends.drain(name)
     return ours, empty
 
 
@@ -296,7 +304,7 @@ def measure(calls: int) -> list[dict[str, Any]]:
     empty = {name: Times.none() for name in wanted}
     for round_ in range(-1, -(-calls // BATCH)):
         for name, case in wanted.items():
-            times = batch(case, partial(ends.drain, name))
+            times = batch(ends, name, case)
             if round_ >= 0:  # the first one warms up
                 found[name].add(times[0])
                 empty[name].add(times[1])
