@@ -14,6 +14,7 @@ import torch
 import torch_llm_datadist as datadist
 from tests import instances, links
 from tests.peers import Peer
+from tests.transfers import until
 from torch_llm_datadist import BlocksCacheKey, CacheDesc, DataType, LLMException, Placement, ops
 from torch_llm_datadist.emulator import faults
 
@@ -77,7 +78,9 @@ def prepare_and_hold(state: SimpleNamespace) -> int:
     state.status = torch.zeros(1, dtype=torch.int32).npu()
     state.task = state.datadist.cache_manager.prepare_push(BlocksCacheKey(2), state.cache, SRC, DST)
     state.binding = datadist.Binding(state.device, range(1))
+    waits = faults.calls("aclrtValueWait")
     state.binding.bind([state.task], timeout_s=60)
+    until(lambda: faults.calls("aclrtValueWait") > waits)  # of the link's stream, for the layer
     ops.finish(state.status, state.status, state.binding.id)
     return state.task.ticket  # type: ignore[no-any-return]
 

@@ -1,6 +1,8 @@
 // Who hands work to a feeding thread, and finds its lane there.
 #include <chrono>
 #include <condition_variable>
+#include <functional>
+#include <future>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -63,6 +65,40 @@ TEST(feeder_finds_a_lane_for_each_of_those_that_board_together) {
   CHECK((seen.numbers == std::vector<int>{0, 1, 2, 3, 4, 5, 6}));
   CHECK_EQUAL(seen.lanes.size(), kMostLanes);
   CHECK(seen.thread != std::this_thread::get_id());
+}
+
+// Its stream never gets to its end.
+class Endless : public Program {
+ public:
+  Endless(Word never, std::function<void()> at_end) : never_(never), at_end_(std::move(at_end)) {}
+  bool next(Step* step) override {
+    *step = {Step::kWait, never_.address, nullptr, 1};
+    return true;
+  }
+  void ended(uint64_t, int64_t, const std::string&) override { at_end_(); }
+
+ private:
+  const Word never_;
+  const std::function<void()> at_end_;
+};
+
+TEST(feeder_that_stops_takes_along_who_comes_meanwhile) {
+  Pool pool;
+  Seen seen;
+  Feeder feeder(0, acl::OnFailure::kStop, &pool.words, nullptr, &pool.budget, {});
+  std::promise<void> ends, has_come;
+  const auto lane = feeder.take_lane(kMostLanes, Feeder::Budget::kBound);
+  feeder.submit(lane, std::make_unique<Endless>(pool.words.take(), [&] {
+                  ends.set_value();
+                  has_come.get_future().wait();
+                }));
+  feeder.request_stop();
+  ends.get_future().wait();  // the thread has looked at who boards for the last time but one
+  feeder.leave(std::make_shared<Passenger>(0, feeder, seen));
+  has_come.set_value();
+  seen.wait_for(1);
+  feeder.stop();
+  CHECK(seen.lanes.empty());
 }
 
 TEST(feeder_that_has_stopped_tells_who_comes_late_at_once) {
