@@ -13,7 +13,7 @@ import torch
 import torch_llm_datadist as datadist
 from tests import instances, links
 from tests.peers import Peer
-from torch_llm_datadist import emulator, ops
+from torch_llm_datadist import LLMException, emulator, ops
 
 WITHIN_S = 20.0
 KEEP_ALIVE_MS = 20_000  # a slow copy is no lost peer
@@ -32,16 +32,27 @@ def begin(state: SimpleNamespace, what: str) -> None:
     torch.npu.set_device(state.device)
     state.link = state.datadist.link_id(2)
     state.status = torch.zeros(1, dtype=torch.int32).npu()
-    ids = torch.arange(links.BLOCKS)
-    spread = ids.roll(1)  # no two blocks move as one copy
     torch.npu.synchronize()
     emulator.set_task_delay(0.3)
     state.waiter = datadist.binding._native.load().transfer_create()
+    move(state, what, state.waiter)
+    torch.npu.current_stream().synchronize()  # the stream does not wait for it, but has come to its start
+
+
+def move(state: SimpleNamespace, what: str, waiter: int) -> None:
+    ids = torch.arange(links.BLOCKS)
+    spread = ids.roll(1)  # no two blocks move as one copy
     getattr(ops, what)(
         state.status, state.cache.tensors, ids, spread[torch.randperm(len(ids))], link=state.link,
-        num_layers=1, hold_stream=False, transfer=state.waiter, timeout_ms=60_000,
+        num_layers=1, hold_stream=False, transfer=waiter, timeout_ms=60_000,
     )  # fmt: skip
-    torch.npu.current_stream().synchronize()  # the stream does not wait for it, but has come to its start
+
+
+def move_again(state: SimpleNamespace, what: str) -> str:
+    """The same caches and layers as before, of which the link remembers where they lie."""
+    with pytest.raises(LLMException) as raised:
+        move(state, what, 0)
+    return raised.value.status_code.name
 
 
 def go_on(state: SimpleNamespace) -> tuple[int, str]:
@@ -49,12 +60,15 @@ def go_on(state: SimpleNamespace) -> tuple[int, str]:
     return datadist.binding._native.load().transfer_wait(state.waiter)  # type: ignore[no-any-return]
 
 
-def withdraw(state: SimpleNamespace) -> tuple[list[str], int]:
-    """Unregisters its cache and forgets its tensors; for whom it is held, and the bytes it holds."""
+def withdraw(state: SimpleNamespace, what: str | None = None) -> tuple[list[str], int]:
+    """Unregisters its cache and forgets its tensors; for whom it is held, and the bytes it holds. No transfer
+    like ``what``, which runs, begins any more."""
     state.allocated = torch.npu.memory_allocated(state.device)
     began = time.monotonic()
     state.datadist.cache_manager.unregister_cache(state.cache.cache_id)
     assert time.monotonic() - began < 5  # at once: the transfer runs on
+    if what is not None:
+        assert move_again(state, what) == "LLM_KV_CACHE_NOT_EXIST"
     state.cache = state.raw = None
     gc.collect()
     other = 3 - state.cluster_id
@@ -93,6 +107,7 @@ def test_the_far_end_of_a_running_transfer_is_held_until_it_has_ended(
     assert len(names) == 1
     assert str(mover.pid) in names[0]
     assert length == CACHE_BYTES
+    assert mover.call(move_again, what) == "LLM_KV_CACHE_NOT_EXIST"
     assert mover.call(go_on) == (0, "")
     assert other.call(until_released) >= CACHE_BYTES
     assert mover.call(links.push, 2, [0], [0]).startswith("LLM_KV_CACHE_NOT_EXIST")
@@ -105,7 +120,7 @@ def test_the_own_end_of_a_running_transfer_is_held_until_it_has_ended(
     mover, _ = pair
     mover.call(begin, what)
 
-    assert mover.call(withdraw)[1] == CACHE_BYTES
+    assert mover.call(withdraw, what)[1] == CACHE_BYTES
 
     assert mover.call(go_on) == (0, "")
     assert mover.call(until_released) >= CACHE_BYTES
