@@ -67,6 +67,18 @@ TEST(feeder_finds_a_lane_for_each_of_those_that_board_together) {
   CHECK(seen.thread != std::this_thread::get_id());
 }
 
+TEST(feeder_gives_nobody_a_lane_that_was_dropped) {
+  Pool pool;
+  Feeder feeder(0, acl::OnFailure::kStop, &pool.words, nullptr, &pool.budget, {});
+  const auto lane = feeder.take_lane(kMostLanes, Feeder::Budget::kBound);
+  feeder.give_back_lane(lane);
+  CHECK(feeder.take_lane(kMostLanes, Feeder::Budget::kBound) == lane);
+  feeder.give_back_lane(lane);
+  feeder.drop_lane(lane);
+  const auto next = feeder.take_lane(kMostLanes, Feeder::Budget::kBound);
+  CHECK(next != nullptr && next != lane);
+}
+
 // Its stream never gets to its end.
 class Endless : public Program {
  public:
