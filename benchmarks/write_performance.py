@@ -161,8 +161,8 @@ def dispatch(results: dict[str, Any]) -> list[str]:
         *[line for note in results.get("notes", []) for line in (note, "")],
         "From the call to its return. The empty op is one in C++ of the same schema that queues a handler without a body, called with the "
         "same arguments beside each call of ours, before it and behind it in turn. Ops are called as what is registered with torch; *by its function* is the documented "
-        "Python function in front of it. *On its core* is the same difference in processor time of the calling thread: the threads of the emulated "
-        "devices share the cores with it. *100 blocks* are at random, and no two of them merge or share a 2-D copy. `publish` is a method of `CacheManager`, in Python. `store_layer`, `read_layer` and `checksum_blocks` are made of "
+        "Python function in front of it. *On its core* is the same difference in processor time of the calling thread. The emulated "
+        "devices stand still while calls are timed, or they would take turns with the caller on its cores. *100 blocks* are at random, and no two of them merge or share a 2-D copy. `publish` is a method of `CacheManager`, in Python. `store_layer`, `read_layer` and `checksum_blocks` are made of "
         "aten ops, and cost what those cost.", "",
         "| | runs | median µs | p99 µs | an empty op, µs | over it, µs | on its core, µs | over an empty Python custom_op, µs |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
