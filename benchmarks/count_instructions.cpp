@@ -24,7 +24,6 @@ struct Request {
   std::vector<int64_t> dst;
   int64_t blocks = 0;
   std::vector<TensorPair> tensors;
-  std::vector<Run> runs;
 };
 
 std::vector<int64_t> shuffled(int64_t count, unsigned seed) {
@@ -57,13 +56,12 @@ Request make(size_t listed, int64_t blocks, size_t tensors, bool is_slab, bool i
 }
 
 size_t plan(Request& request, bool with_copies) {
-  request.runs.clear();
-  datadist::plan_runs({request.src.data(), request.src.size(), request.dst.data(), request.dst.size(),
-                       request.blocks, request.blocks},
-                      "count", &request.runs);
-  if (!with_copies) return request.runs.size();
+  const auto runs = datadist::plan_runs({request.src.data(), request.src.size(), request.dst.data(),
+                                         request.dst.size(), request.blocks, request.blocks},
+                                        "count");
+  if (!with_copies) return runs.size();
   Copies copies;
-  copies.begin(request.tensors.data(), request.tensors.size(), request.runs.data(), request.runs.size(), {});
+  copies.begin(request.tensors.data(), request.tensors.size(), runs.data(), runs.size(), {});
   size_t count = 0;
   for (Rows rows; copies.next(&rows);) ++count;
   return count;

@@ -13,13 +13,15 @@ namespace {
 // Called with the table's lock held, so that no withdrawal falls between finding a cache and pinning it. The
 // count goes down last: whoever sees zero finds that the pin holds nothing any more.
 template <typename T>
-std::shared_ptr<T> pin(const std::shared_ptr<T>& cache) {
+std::shared_ptr<T> pin(std::shared_ptr<T> cache) {
   ++*cache->transfers;
-  const auto unpin = [held = cache, count = cache->transfers](T*) mutable {
+  T* const itself = cache.get();
+  auto count = cache->transfers;
+  auto unpin = [held = std::move(cache), count = std::move(count)](T*) mutable {
     held.reset();
     --*count;
   };
-  return std::shared_ptr<T>(cache.get(), unpin, Kept<T>());
+  return std::shared_ptr<T>(itself, std::move(unpin), Kept<T>());
 }
 
 bool is_at(const LocalCache& cache, std::span<char* const> tensors) {
@@ -103,8 +105,8 @@ std::shared_ptr<LocalCache> LocalCaches::pin_again(const std::weak_ptr<LocalCach
                                                    uint64_t version) const {
   std::shared_lock lock(mutex_);
   if (version_ != version) return nullptr;
-  const auto cache = found.lock();
-  return cache == nullptr ? nullptr : pin(cache);
+  auto cache = found.lock();
+  return cache == nullptr ? nullptr : pin(std::move(cache));
 }
 
 std::shared_ptr<LocalCache> LocalCaches::find(std::span<char* const> tensors, bool is_blocks,
@@ -257,8 +259,8 @@ std::shared_ptr<RemoteCache> RemoteCaches::pin_again(const std::weak_ptr<RemoteC
                                                      uint64_t version) const {
   std::lock_guard lock(mutex_);
   if (version_ != version) return nullptr;
-  const auto cache = found.lock();
-  return cache == nullptr ? nullptr : pin(cache);
+  auto cache = found.lock();
+  return cache == nullptr ? nullptr : pin(std::move(cache));
 }
 
 std::shared_ptr<RemoteCache> RemoteCaches::find_model(uint64_t model_id, const char* asked,

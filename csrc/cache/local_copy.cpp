@@ -61,7 +61,8 @@ size_t LocalCopies::plan_of(int64_t dst_count, int64_t src_count) {
   lists_.dst_count = dst_count;
   plans_.push_back({dst_count, src_count, {}, false});
   Plan& made = plans_.back();
-  plan_runs(lists_, asked_, &made.runs);
+  const auto runs = plan_runs(lists_, asked_);
+  made.runs.assign(runs.begin(), runs.end());
   made.overlaps = std::any_of(made.runs.begin(), made.runs.end(), [](const Run& run) {
     const int64_t apart = std::abs(run.dst - run.src);
     return apart != 0 && apart < run.blocks;

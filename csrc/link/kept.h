@@ -3,6 +3,7 @@
 // much of it as was ever in use at a time, about, and it is never freed.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <memory>
@@ -68,6 +69,35 @@ class Kept {
     }
   };
   static inline thread_local Own own_;
+};
+
+// An allocator of lists that come and go like that, unless they are long.
+template <typename T>
+class KeptList {
+ public:
+  using value_type = T;
+
+  KeptList() = default;
+  template <typename Other>
+  KeptList(const KeptList<Other>&) {}
+  bool operator==(const KeptList&) const = default;
+
+  T* allocate(size_t count) {
+    if (count <= kFew) return reinterpret_cast<T*>(Kept<Array<kFew>>().allocate(1));
+    if (count <= kMany) return reinterpret_cast<T*>(Kept<Array<kMany>>().allocate(1));
+    return std::allocator<T>().allocate(count);
+  }
+  void deallocate(T* list, size_t count) {
+    if (count <= kFew) return Kept<Array<kFew>>().deallocate(reinterpret_cast<Array<kFew>*>(list), 1);
+    if (count <= kMany) return Kept<Array<kMany>>().deallocate(reinterpret_cast<Array<kMany>*>(list), 1);
+    std::allocator<T>().deallocate(list, count);
+  }
+
+ private:
+  static constexpr size_t kFew = 4;
+  static constexpr size_t kMany = 128;
+  template <size_t kCount>
+  using Array = std::array<T, kCount>;
 };
 
 template <typename T, typename... Arguments>

@@ -48,7 +48,7 @@ struct ProvenList {
   static ProvenList read(const int64_t* words);
 };
 
-inline bool fits_proof(const std::vector<Run>& runs) { return runs.size() <= kMostProvenRuns; }
+inline bool fits_proof(size_t runs) { return runs <= kMostProvenRuns; }
 
 // Both ends of a link's proofs.
 class Proofs {

@@ -124,10 +124,10 @@ std::shared_ptr<RemoteCache> find_remote(Link& link, const TransferRequest& requ
   return remote;
 }
 
-std::vector<Run> runs_of(const TransferRequest& request, const Ends& ends) {
+Runs runs_of(const TransferRequest& request, const Ends& ends) {
   if (request.layout == Layout::kEntry) {
     check_entry_index(request, "the destination's batch index", request.dst_entry, ends.destination());
-    return {{0, 0, 1}};
+    return {Run{0, 0, 1}};
   }
   std::vector<int64_t> slices;
   BlockLists lists{request.src_blocks, request.src_length,       request.dst_blocks,
@@ -138,9 +138,8 @@ std::vector<Run> runs_of(const TransferRequest& request, const Ends& ends) {
     lists.src_length = slices.size();
     lists.src_count = static_cast<int64_t>(slices.size());
   }
-  std::vector<Run> runs;
-  plan_runs(lists, request.asked, &runs);
-  return runs;
+  const auto runs = plan_runs(lists, request.asked);
+  return {runs.begin(), runs.end()};
 }
 
 RouteNeeds needs_of(const Link& link, const TransferPlan& plan, bool is_push) {
@@ -230,7 +229,7 @@ TransferPlan plan_transfer(Link& link, const TransferRequest& request) {
   plan.shape = {request.layout, request.src_entry, request.dst_entry, request.size_bytes};
   // HIXL moves what was registered with it; a proof is not.
   const bool takes_proofs = link.proofs().knows_peer() && std::string_view(link.transport().name()) != "hixl";
-  plan.is_proven = takes_proofs && is_push && request.may_pack && !has_entry && fits_proof(plan.runs);
+  plan.is_proven = takes_proofs && is_push && request.may_pack && !has_entry && fits_proof(plan.runs.size());
   if (!is_known || plan.is_proven) plan.needs = needs_of(link, plan, is_push);
   if (!is_known && !plan.is_proven && !plan.local->is_copy) link.known_ends().keep(versions, request, plan);
   check_timeout(request.asked, request.timeout_ms, 0);

@@ -38,6 +38,8 @@ enum class Direction { kPush, kPull, kPublish };
 
 struct Destination;
 
+using Runs = std::vector<Run, KeptList<Run>>;
+
 // Checked, planned, and not yet known to any stream.
 struct TransferPlan {
   Direction direction = Direction::kPush;
@@ -46,7 +48,7 @@ struct TransferPlan {
   LayerRange local_layers;
   LayerRange remote_layers;
   Shape shape;
-  std::vector<Run> runs;  // in the direction in which the bytes flow
+  Runs runs;  // in the direction in which the bytes flow
   RouteNeeds needs;
   std::chrono::milliseconds timeout{0};
   std::shared_ptr<Ticket> ticket;  // of a pull: it waits until the peer's blocks are ready

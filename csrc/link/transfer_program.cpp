@@ -205,7 +205,8 @@ class TransferProgram : public Program {
   // Of the proof: words of it on their way, and how many parts have arrived at the receiver.
   void write_list() {
     transfer_->ids_ = transfer_->link_->staging().take_ids(kProofWords);
-    const ProvenList list{plan_.remote->id, plan_.remote_layers.tensors_per_layer, plan_.runs};
+    const ProvenList list{
+        plan_.remote->id, plan_.remote_layers.tensors_per_layer, {plan_.runs.begin(), plan_.runs.end()}};
     list_words_ = list.write(transfer_->ids_->ids());
   }
   Step proof_to_device(size_t at, size_t words) const {

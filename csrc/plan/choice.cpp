@@ -7,7 +7,7 @@
 namespace datadist {
 namespace {
 
-int64_t copies_of(std::vector<TensorPair> tensors, const std::vector<Run>& runs) {
+int64_t copies_of(std::vector<TensorPair> tensors, std::span<const Run> runs) {
   Copies copies;
   copies.begin(tensors.data(), tensors.size(), runs.data(), runs.size(), {});
   int64_t count = 0;
@@ -17,7 +17,7 @@ int64_t copies_of(std::vector<TensorPair> tensors, const std::vector<Run>& runs)
 
 }  // namespace
 
-Choice choose(const ProductCosts& costs, const std::vector<TensorPair>& layer, const std::vector<Run>& runs,
+Choice choose(const ProductCosts& costs, const std::vector<TensorPair>& layer, std::span<const Run> runs,
               int64_t layers, size_t chunk_bytes) {
   int64_t blocks = 0;
   for (const Run& run : runs) blocks += run.blocks;

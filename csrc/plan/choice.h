@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "plan/copies.h"
@@ -20,7 +21,7 @@ struct Choice {
 };
 
 // `layer`: the tensors of one; all layers alike. `runs`: their blocks, merged.
-Choice choose(const ProductCosts& costs, const std::vector<TensorPair>& layer, const std::vector<Run>& runs,
+Choice choose(const ProductCosts& costs, const std::vector<TensorPair>& layer, std::span<const Run> runs,
               int64_t layers, size_t chunk_bytes);
 
 }  // namespace datadist

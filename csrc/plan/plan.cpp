@@ -211,7 +211,7 @@ size_t runs_of_any(const BlockLists& lists, const char* asked, Scratch& scratch)
 
 }  // namespace
 
-void plan_runs(const BlockLists& lists, const char* asked, std::vector<Run>* runs) {
+std::span<const Run> plan_runs(const BlockLists& lists, const char* asked) {
   if (lists.src_length != lists.dst_length) {
     refuse(Message::lists_of_unequal_length,
            {{"asked", asked}, {"src", lists.src_length}, {"dst", lists.dst_length}});
@@ -221,8 +221,7 @@ void plan_runs(const BlockLists& lists, const char* asked, std::vector<Run>* run
   auto count = runs_in_order(lists, kept);
   if (!count) count = runs_of_distinct(lists, kept);
   if (!count) count = runs_of_any(lists, asked, kept);
-  const Run* const found = kept.runs.data();
-  runs->insert(runs->end(), found, found + *count);  // allocates once at most
+  return {kept.runs.data(), *count};
 }
 
 }  // namespace datadist

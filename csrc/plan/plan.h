@@ -3,7 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <vector>
+#include <span>
 
 namespace datadist {
 
@@ -25,9 +25,9 @@ struct BlockLists {
   int64_t dst_count = 0;
 };
 
-// Appends the maximal runs to `runs`, sorted by source. Throws Error(LLM_PARAM_INVALID) naming the first bad
-// entry: lists of unequal length, padding on one side only, an id outside its cache, a destination listed
-// twice. Linear in blocks, with scratch memory that the calling thread keeps for its next call.
-void plan_runs(const BlockLists& lists, const char* asked, std::vector<Run>* runs);
+// The maximal runs, sorted by source, until the calling thread's next call. Throws Error(LLM_PARAM_INVALID)
+// naming the first bad entry: lists of unequal length, padding on one side only, an id outside its cache, a
+// destination listed twice. Linear in blocks, in memory that the thread keeps.
+std::span<const Run> plan_runs(const BlockLists& lists, const char* asked);
 
 }  // namespace datadist

@@ -20,20 +20,18 @@ std::vector<TensorPair> pairs_of(const std::vector<TensorEnds>& ends) {
   return tensors;
 }
 
-std::vector<Run> runs_of(const char* asked, const at::Tensor& src_blocks, const at::Tensor& dst_blocks,
-                         int64_t src_count, int64_t dst_count) {
+std::span<const Run> runs_of(const char* asked, const at::Tensor& src_blocks, const at::Tensor& dst_blocks,
+                             int64_t src_count, int64_t dst_count) {
   const at::Tensor src = src_blocks.contiguous();
   const at::Tensor dst = dst_blocks.contiguous();
-  std::vector<Run> runs;
-  plan_runs({src.const_data_ptr<int64_t>(), static_cast<size_t>(src.numel()), dst.const_data_ptr<int64_t>(),
-             static_cast<size_t>(dst.numel()), src_count, dst_count},
-            asked, &runs);
-  return runs;
+  return plan_runs({src.const_data_ptr<int64_t>(), static_cast<size_t>(src.numel()),
+                    dst.const_data_ptr<int64_t>(), static_cast<size_t>(dst.numel()), src_count, dst_count},
+                   asked);
 }
 
 std::vector<CopyOfRows> plan_copies(const std::vector<TensorEnds>& ends, const at::Tensor& src_blocks,
                                     const at::Tensor& dst_blocks, int64_t src_count, int64_t dst_count) {
-  const std::vector<Run> runs = runs_of("plan_copies", src_blocks, dst_blocks, src_count, dst_count);
+  const auto runs = runs_of("plan_copies", src_blocks, dst_blocks, src_count, dst_count);
   std::vector<TensorPair> tensors = pairs_of(ends);
   Copies copies;
   copies.begin(tensors.data(), tensors.size(), runs.data(), runs.size(), {});
@@ -48,7 +46,7 @@ std::vector<CopyOfRows> plan_copies(const std::vector<TensorEnds>& ends, const a
 Projected choose_way(const std::string& soc_name, const std::vector<TensorEnds>& layer,
                      const at::Tensor& src_blocks, const at::Tensor& dst_blocks, int64_t num_blocks,
                      int64_t layers, int64_t staging_bytes) {
-  const std::vector<Run> runs = runs_of("choose_way", src_blocks, dst_blocks, num_blocks, num_blocks);
+  const auto runs = runs_of("choose_way", src_blocks, dst_blocks, num_blocks, num_blocks);
   const Choice choice = choose(costs_of(soc_name.c_str()), pairs_of(layer), runs, layers,
                                chunk_bytes_of(static_cast<size_t>(staging_bytes)));
   return {choice.packs(),     choice.direct_us,   choice.packed_us,

@@ -143,7 +143,7 @@ void reference(const Case& c, Memory& src, Memory& dst) {
   }
 }
 
-void run(const Case& c, const std::vector<Run>& runs, Memory& src, Memory& dst, bool knows_slabs) {
+void run(const Case& c, std::span<const Run> runs, Memory& src, Memory& dst, bool knows_slabs) {
   std::vector<TensorPair> tensors;
   for (int t = 0; t < c.tensors; ++t) {
     const uintptr_t slab = knows_slabs ? 1 : 0;
@@ -167,10 +167,10 @@ void run(const Case& c, const std::vector<Run>& runs, Memory& src, Memory& dst, 
 void try_case(uint64_t seed) {
   const Case c = draw(seed);
   const auto reason = reason_to_refuse(c);
-  std::vector<Run> runs;
+  std::span<const Run> runs;
   try {
-    plan_runs({c.src.data(), c.src.size(), c.dst.data(), c.dst.size(), c.src_count, c.dst_count}, "fuzz",
-              &runs);
+    runs =
+        plan_runs({c.src.data(), c.src.size(), c.dst.data(), c.dst.size(), c.src_count, c.dst_count}, "fuzz");
   } catch (const Error& error) {
     const bool is_right = reason && error.code() == kParamInvalid &&
                           std::string(error.what()).find(*reason) != std::string::npos;

@@ -8,9 +8,9 @@ namespace {
 
 std::vector<Run> runs_of(std::vector<int64_t> src, std::vector<int64_t> dst, int64_t src_count = 100,
                          int64_t dst_count = 100) {
-  std::vector<Run> runs;
-  plan_runs({src.data(), src.size(), dst.data(), dst.size(), src_count, dst_count}, "asked", &runs);
-  return runs;
+  const auto runs =
+      plan_runs({src.data(), src.size(), dst.data(), dst.size(), src_count, dst_count}, "asked");
+  return {runs.begin(), runs.end()};
 }
 
 // A list that is refused, or sorted another way, leaves nothing behind for the next one of the thread.
