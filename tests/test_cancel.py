@@ -12,7 +12,7 @@ import torch
 
 import torch_llm_datadist as datadist
 from tests import instances, links
-from tests.transfers import LAYERS, error_of, link, restore, start, until, until_announced
+from tests.transfers import LAYERS, error_of, hold_cut_off, link, restore, start, until, until_announced
 from torch_llm_datadist import (
     BlocksCacheKey,
     LLMException,
@@ -68,11 +68,6 @@ def send(here: SimpleNamespace, binding: datadist.Binding) -> None:
 def hold(here: SimpleNamespace) -> faults.Armed:
     """The next copy of the sender's blocks stands still until it is disarmed."""
     return faults.hold_copy(after=0, direction="peer", address=here.raw[0][SRC[0]].data_ptr())
-
-
-def delay_abort() -> None:
-    """The next stream that is cut off stays in doubt for long enough to look, also on a loaded machine."""
-    faults.delay_call("aclrtStreamAbort", 3)
 
 
 def pull(there: SimpleNamespace, src: list[int] = SRC, dst: list[int] = DST, **arguments: Any) -> None:
@@ -156,7 +151,7 @@ def test_a_cancel_returns_no_earlier_than_the_stream_is_cut_off(pair: Pair, who:
     there.manager.assign_blocks(task.ticket, there.cache, DST)
     send(here, sends)
     held.wait()
-    delay_abort()
+    cut_off = hold_cut_off()
     manager, transfer = (there.manager, task.ticket) if who == "receiver" else (here.manager, task)
 
     error = error_of(lambda: manager.cancel(transfer, timeout_s=0.1))
@@ -170,6 +165,7 @@ def test_a_cancel_returns_no_earlier_than_the_stream_is_cut_off(pair: Pair, who:
     assert manager.blocks_in_doubt() == list(error.blocks_in_doubt)
     error_of(lambda: manager.wait_until_settled(timeout_s=0.05))
 
+    cut_off.disarm()
     manager.cancel(transfer, timeout_s=WITHIN_S)
 
     assert manager.blocks_in_doubt() == []
@@ -192,7 +188,7 @@ def test_the_blocks_of_a_ticket_that_nobody_bound_are_in_doubt_while_its_sender_
     there.manager.assign_blocks(task.ticket, there.cache, DST)
     send(here, sends)
     held.wait()
-    delay_abort()
+    cut_off = hold_cut_off()
 
     if how == "cancel":
         error = error_of(lambda: there.manager.cancel(task.ticket, timeout_s=0.1))
@@ -205,6 +201,7 @@ def test_the_blocks_of_a_ticket_that_nobody_bound_are_in_doubt_while_its_sender_
     assert (list(doubt.blocks), doubt.ticket) == (DST, task.ticket)
     assert error_of(lambda: there.manager.wait_until_settled(timeout_s=0.05)).status_code == TIMEOUT
 
+    cut_off.disarm()
     there.manager.wait_until_settled(timeout_s=WITHIN_S)
 
     assert ticket_state(task.ticket).has_ended
@@ -232,12 +229,13 @@ def test_a_task_that_is_cancelled_again_is_in_doubt_once(pair: Pair) -> None:
     sends = bound(here, task)
     send(here, sends)
     held.wait()
-    delay_abort()
+    cut_off = hold_cut_off()
 
     for _ in range(3):
         assert error_of(lambda: here.manager.cancel(task, timeout_s=0.02)).status_code == TIMEOUT
 
     assert [list(doubt.blocks) for doubt in here.manager.blocks_in_doubt()] == [DST]
+    cut_off.disarm()
     here.manager.wait_until_settled(timeout_s=WITHIN_S)
     sends.close()
 
@@ -257,7 +255,7 @@ def test_a_failed_ticket_on_a_live_link_has_not_ended_while_its_sender_still_cop
     held = hold(here)
     task = prepare(here)
     sends = bound(here, task)
-    delay_abort()
+    cut_off = hold_cut_off()
     watch: TransferWatch[str] = TransferWatch()
     watch.add("it", task.ticket, DST)
     send(here, sends)
@@ -273,6 +271,7 @@ def test_a_failed_ticket_on_a_live_link_has_not_ended_while_its_sender_still_cop
     assert found.in_doubt["it"].blocks == tuple(DST)
     assert not found.failed
     assert watch.poll().in_doubt == {}
+    cut_off.disarm()
     until(lambda: ticket_state(task.ticket).has_ended)
     assert watch.poll().failed["it"].code == TIMEOUT
     assert len(watch) == 0

@@ -10,7 +10,19 @@ import pytest
 import torch
 
 from tests import instances
-from tests.transfers import LAYERS, Always, Calling, Gates, error_of, link, restore, start, to, until
+from tests.transfers import (
+    LAYERS,
+    Always,
+    Calling,
+    Gates,
+    error_of,
+    hold_cut_off,
+    link,
+    restore,
+    start,
+    to,
+    until,
+)
 from torch_llm_datadist import (
     BlocksCacheKey,
     LLMException,
@@ -99,13 +111,14 @@ def test_a_publication_that_is_cancelled_while_it_is_read_names_what_is_read(pai
     pulling = threading.Thread(target=pull)
     pulling.start()
     held.wait()
-    faults.delay_call("aclrtStreamAbort", 3)
+    cut_off = hold_cut_off()
 
     error = error_of(lambda: here.manager.cancel(publication, timeout_s=0.1))
 
     assert error.status_code == LLMStatusCode.LLM_TIMEOUT
     assert "may still be read; nothing is written" in str(error)
     assert "written" not in str(error).replace("nothing is written", "")
+    cut_off.disarm()
     here.manager.cancel(publication, timeout_s=WITHIN_S)
     pulling.join(WITHIN_S)
     assert len(errors) == 1
@@ -140,13 +153,14 @@ def test_a_transfer_by_layers_that_copies_is_cut_off_and_until_then_in_doubt(pai
     held = hold(here)
     task = here.manager.transfer_cache_async(here.cache, Always(), [to(2)], SRC, DST)
     held.wait()
-    faults.delay_call("aclrtStreamAbort", 3)
+    cut_off = hold_cut_off()
 
     error = error_of(lambda: here.manager.cancel(task, timeout_s=0.1))
 
     assert error.status_code == LLMStatusCode.LLM_TIMEOUT
     assert [(list(d.blocks), d.cluster_id) for d in error.blocks_in_doubt] == [(DST, 2)]
     assert not task.is_settled()
+    cut_off.disarm()
     here.manager.cancel(task, timeout_s=WITHIN_S)
     assert task.is_settled()
     assert torch.equal(instances.content(there), before)

@@ -15,7 +15,7 @@ import torch
 
 import torch_llm_datadist as datadist
 from tests import instances
-from tests.transfers import LAYERS, Always, link, restore, start, to, until
+from tests.transfers import LAYERS, Always, hold_cut_off, link, restore, start, to, until
 from torch_llm_datadist import (
     BlocksCacheKey,
     CacheDesc,
@@ -51,7 +51,7 @@ def no_faults() -> Iterator[None]:
 
 def hold(here: SimpleNamespace) -> faults.Armed:
     """The next copy of the sender's blocks stands still, and so does the stream that is then cut off."""
-    faults.delay_call("aclrtStreamAbort", 3)
+    hold_cut_off()
     return faults.hold_copy(after=0, direction="peer", address=here.raw[0][SRC[0]].data_ptr())
 
 
@@ -89,6 +89,7 @@ def test_the_blocks_of_a_task_that_failed_by_its_deadline_are_in_doubt(pair: Pai
     assert not task.state().has_ended
     assert listed(here) == [(DST, 2, True)]
     assert "did not end within" in here.manager.blocks_in_doubt()[0].why
+    faults.reset()
     here.manager.wait_until_settled(timeout_s=WITHIN_S)
     assert task.state().has_ended
     assert listed(here) == []
@@ -102,6 +103,7 @@ def test_the_blocks_of_a_task_that_nobody_holds_any_more_are_in_doubt_all_the_sa
     gc.collect()
 
     assert listed(here) == [(DST, 2, True)]
+    faults.reset()
     here.manager.wait_until_settled(timeout_s=WITHIN_S)
     assert listed(here) == []
 
@@ -132,6 +134,7 @@ def test_a_transfer_by_layers_has_not_ended_for_the_watch_while_its_copies_are_q
     assert first.in_doubt["it"].blocks == tuple(DST)
     assert not first.failed
     assert listed(here) == [(DST, 2, True)]
+    faults.reset()
     until(task.is_settled)
     assert watch.poll().failed["it"].code == TIMEOUT
     assert listed(here) == []
@@ -156,7 +159,7 @@ def test_whoever_asks_what_is_in_doubt_does_not_hold_the_transfer_up(pair: Pair)
     source, target = add_many_blocks(here), add_many_blocks(there)
     assert here.datadist._running.links.sync(2, WITHIN_S)  # it knows the target
     key = BlocksCacheKey(2, 9)
-    faults.delay_call("aclrtStreamAbort", 3)
+    cut_off = hold_cut_off()
     held = faults.hold_copy(after=0, direction="peer", nth=1)
     with torch.npu.device(here.device):
         task = here.manager.prepare_push(
@@ -189,6 +192,7 @@ def test_whoever_asks_what_is_in_doubt_does_not_hold_the_transfer_up(pair: Pair)
 
     assert longest < (time.monotonic() - began) / 4  # of which a list takes about half
     held.disarm()
+    cut_off.disarm()
     here.manager.wait_until_settled(timeout_s=WITHIN_S)
     here.manager.unregister_cache(source.cache_id)
     there.manager.unregister_cache(target.cache_id)

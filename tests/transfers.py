@@ -106,6 +106,11 @@ def error_of(call: Callable[[], object]) -> LLMException:
     return raised.value
 
 
+def hold_cut_off() -> faults.Armed:
+    """What the next stream that is cut off had queued stays in doubt until this is disarmed."""
+    return faults.delay_call("aclrtStreamAbort", WITHIN_S)
+
+
 class Always(LayerSynchronizer):
     """Every layer is ready; remembers what it was asked, and where."""
 

@@ -91,7 +91,9 @@ void begin(Entry entry, Thread& self) {
     runtime.faults->refuse_if_lost(self.context->device);
 }
 
-void Late::wait() { std::this_thread::sleep_for(std::chrono::nanoseconds(std::exchange(self_.late_ns, 0))); }
+void Late::wait() {
+  for (const FiredRule& late : std::exchange(self_.late, {})) Runtime::get().faults->hold_up(late);
+}
 
 aclError report(Entry entry, Thread& self, const Error& error) {
   self.last_error = error.code;

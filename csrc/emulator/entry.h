@@ -54,7 +54,7 @@ class Late {
  public:
   explicit Late(Thread& self) : self_(self) {}
   ~Late() {
-    if (self_.late_ns != 0) [[unlikely]]
+    if (!self_.late.empty()) [[unlikely]]
       wait();
   }
   Late(const Late&) = delete;

@@ -9,7 +9,7 @@ namespace emu {
 enum class Fault : uint32_t {
   None,
   FailCall,      // the call returns `code` and does nothing
-  LateCall,      // the call returns `amount` ns late
+  LateCall,      // the call returns `amount` ns late, or when this is disarmed
   FailTask,      // the task ends with `code` and does nothing
   TaskDelay,     // each task takes `amount` ns longer
   Bandwidth,     // copies move `amount` bytes per second
@@ -48,6 +48,13 @@ struct FaultRule {
   uint64_t times = 1;  // how many do from then on; 0: all
   int64_t code = 0;
   uint64_t amount = 0;
+};
+
+// A rule that took effect, and where it is kept.
+struct FiredRule {
+  FaultRule rule;
+  uint32_t slot = 0;
+  uint64_t generation = 0;
 };
 
 // A place for a rule. Writers change it under the block's lock and leave `generation` odd while it is armed;

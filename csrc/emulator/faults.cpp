@@ -94,16 +94,16 @@ bool Faults::count(FaultSlot& slot, const FaultRule& rule) {
   return true;
 }
 
-std::optional<Faults::Fired> Faults::fires(Fault kind, const Subject& subject) {
-  std::optional<Fired> first;
+std::optional<FiredRule> Faults::fires(Fault kind, const Subject& subject) {
+  std::optional<FiredRule> first;
   for_each(kind, subject, [&](uint32_t i, const FaultRule& rule, uint64_t generation) {
-    if (count(block_->slots[i], rule) && !first) first = Fired{rule, i, generation};
+    if (count(block_->slots[i], rule) && !first) first = FiredRule{rule, i, generation};
     return true;
   });
   return first;
 }
 
-bool Faults::is_still_armed(const Fired& fired) const {
+bool Faults::is_still_armed(const FiredRule& fired) const {
   return block_->slots[fired.slot].generation.load(std::memory_order_acquire) == fired.generation;
 }
 
@@ -169,7 +169,7 @@ void Faults::hold_host() const {
 
 void Faults::begin_call(Entry entry, Thread& self) {
   const Subject subject{.name = name_of(entry)};
-  if (const auto late = fires(Fault::LateCall, subject)) self.late_ns += late->rule.amount;
+  if (const auto late = fires(Fault::LateCall, subject)) self.late.push_back(*late);
   if (const auto failing = fires(Fault::FailCall, subject)) {
     fail(static_cast<aclError>(failing->rule.code), "fault injected by a test (call %llu)",
          static_cast<unsigned long long>(Runtime::get().entry(entry).calls.load()));
@@ -184,7 +184,7 @@ void Faults::begin_call(Entry entry, uintptr_t first, uintptr_t second, size_t b
                         .bytes = bytes,
                         .dst_span = std::max<size_t>(bytes, 1),
                         .src_span = std::max<size_t>(bytes, 1)};
-  if (const auto late = fires(Fault::LateCall, subject)) self.late_ns += late->rule.amount;
+  if (const auto late = fires(Fault::LateCall, subject)) self.late.push_back(*late);
   if (const auto failing = fires(Fault::FailCall, subject)) {
     fail(static_cast<aclError>(failing->rule.code), "fault injected by a test (%zu bytes at 0x%zx)", bytes,
          first);
@@ -193,6 +193,11 @@ void Faults::begin_call(Entry entry, uintptr_t first, uintptr_t second, size_t b
 
 void check_memory_faults(Entry entry, uintptr_t first, uintptr_t second, size_t bytes) {
   Runtime::get().faults->begin_call(entry, first, second, bytes, Thread::self());
+}
+
+void Faults::hold_up(const FiredRule& late) const {
+  const auto until = std::chrono::steady_clock::now() + std::chrono::nanoseconds(late.rule.amount);
+  wait_while([&] { return std::chrono::steady_clock::now() < until && is_still_armed(late); }, nullptr);
 }
 
 aclError Faults::before_task(Stream& stream, const Task& task) {

@@ -34,12 +34,6 @@ class Faults {
     size_t src_span = 0;
   };
   static Subject subject_of(const Stream& stream, const char* name);
-  // A rule that took effect, and where it is kept.
-  struct Fired {
-    FaultRule rule;
-    uint32_t slot = 0;
-    uint64_t generation = 0;
-  };
 
   explicit Faults(const Config& config);
 
@@ -51,8 +45,8 @@ class Faults {
   void arm(const std::string& text);
 
   // The first rule of this kind that takes effect now. Counts the match.
-  std::optional<Fired> fires(Fault kind, const Subject& subject);
-  bool is_still_armed(const Fired& fired) const;
+  std::optional<FiredRule> fires(Fault kind, const Subject& subject);
+  bool is_still_armed(const FiredRule& fired) const;
   // For rules that hold until they are disarmed: the sum, the smallest one, whether there is any.
   uint64_t sum(Fault kind, const Subject& subject) const;
   uint64_t least(Fault kind, const Subject& subject) const;  // 0: none
@@ -65,10 +59,13 @@ class Faults {
   [[noreturn]] void refuse_bad_text() const;
   // Who freezes the host waits for calls to end, as they hold locks, and none may begin meanwhile.
   void hold_host() const;
-  // Starts a call: throws the code that it is to fail with, notes how late it is to return.
+  // Starts a call: throws the code that it is to fail with, notes what makes it late.
   void begin_call(Entry entry, Thread& self);
   // The same for rules that tell calls by address or size. `second` is 0 where there is one address only.
   void begin_call(Entry entry, uintptr_t first, uintptr_t second, size_t bytes, Thread& self);
+
+  // At the end of a call that a rule makes late.
+  void hold_up(const FiredRule& late) const;
 
   // Before a task of a stream's queue: delays, freezes, and the code of a task other than a copy.
   aclError before_task(Stream& stream, const Task& task);

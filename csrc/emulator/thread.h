@@ -4,8 +4,10 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "emulator/acl_headers.h"
+#include "emulator/fault_block.h"
 
 namespace emu {
 
@@ -21,7 +23,7 @@ struct Thread {
   aclError last_error = ACL_SUCCESS;
   std::string message;              // waits for aclGetRecentErrMsg
   std::string message_held;         // what aclGetRecentErrMsg handed out: valid until its next call
-  uint64_t late_ns = 0;             // a fault makes the running call return this late
+  std::vector<FiredRule> late;      // faults make the running call return late
   std::string wanted;               // the operator that a refused call asked for
   std::weak_ptr<Stream> limits_of;  // aclrtUseStreamResInCurrentThread
   int32_t capture_mode = ACL_MODEL_RI_CAPTURE_MODE_GLOBAL;

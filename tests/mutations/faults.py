@@ -53,7 +53,7 @@ MUTANTS = [
         "late calls are late",
         "emulator/faults.cpp",
         "  const Subject subject{.name = name_of(entry)};\n"
-        "  if (const auto late = fires(Fault::LateCall, subject)) self.late_ns += late->rule.amount;\n",
+        "  if (const auto late = fires(Fault::LateCall, subject)) self.late.push_back(*late);\n",
         "  const Subject subject{.name = name_of(entry)};\n",
         f"{FAULTS} -k late",
     ),

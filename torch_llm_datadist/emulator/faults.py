@@ -175,7 +175,7 @@ class Faults:
     ) -> Armed:
         """Makes the nth following call of an ACL function return ``seconds`` late, with its effect done.
 
-        The other arguments as in ``fail_next``.
+        Disarmed, it returns earlier. The other arguments as in ``fail_next``.
         """
         amount = _nanoseconds(seconds)
         return self._arm(self._call_rule(Kind.LATE_CALL, function, nth, times, address, bytes, amount=amount))
