@@ -203,6 +203,7 @@ def test_what_was_late_leaves_the_link_as_it_was(pair: Pair) -> None:
     sent = restore(here)
     restore(there)
     task, _ = late_task(here)
+    faults.reset()
     here.manager.cancel(task, timeout_s=WITHIN_S)
 
     with torch.npu.device(here.device):
