@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 
 START_S = 1000.0  # the code under simulation takes 0 for "no time"
+_MOST_LOOKING = 0.9  # of the processors: who looks around is late then, and gives way
 
 
 class Simulation:
@@ -41,14 +42,20 @@ class Simulation:
 
 
 class Cores:
-    """Processors that some processes share: who comes first is served first, to the end."""
+    """Processors that some processes share: who comes first is served first, to the end.
+
+    Attributes:
+        looking_around: how many of them threads take that look for work at fixed times, whatever there is.
+    """
 
     def __init__(self, simulation: Simulation, count: int) -> None:
         self._simulation = simulation
         self._free_at = [START_S] * count
+        self.looking_around = 0.0
 
     def use(self, seconds: float) -> float:
         """When that much work that is ready now ends."""
-        began = max(self._simulation.now, heapq.heappop(self._free_at))
-        heapq.heappush(self._free_at, began + seconds)
-        return began + seconds
+        share = 1 - min(_MOST_LOOKING, self.looking_around / len(self._free_at))
+        ends = max(self._simulation.now, heapq.heappop(self._free_at)) + seconds / share
+        heapq.heappush(self._free_at, ends)
+        return ends

@@ -252,6 +252,10 @@ def calibrate(model: Model, rounds: int, pairs: int) -> LinkCosts:
     found["first"] = max(0.0, usual_us(first, Links.control_s) - chain) / 2
     found["first_aside"] = max(0.0, aside_us(first, idle) - aside) / 2
     source = f"measured: {pairs} pairs of processes, {rounds} links each, on this machine"
+    # All ends of four processes with three links between them, and of two with one.
+    of_four, of_two = statistics.median(idle_of_four), statistics.median(idle)
+    found["link_looks"] = 1e6 * max(0.0, of_four - 2 * of_two) / (2 * _AT_ONCE - 4)
+    found["looks"] = 1e6 * of_two / 2 - found["link_looks"]
     constants = {f"{name}_us": Constant(us, source) for name, us in found.items()}
     sizes = _native.load().link_sizes()
     pages_kib = sizes["pages_per_chunk"] * sizes["page_bytes"] / 1024

@@ -157,6 +157,7 @@ class Process:
         self._register(fleet.model)
         self.control._gatekeeper._has_warned = True  # of links without a secret: nobody listens really
         self.control.loop.call(lambda: self.control.listen(self.ip, PORT), 0)
+        cores.looking_around += fleet.link_costs.looks_us.value / 1e6
 
     def _register(self, model: Model) -> None:
         desc = CacheDesc(model.tensors, [model.num_blocks, model.block_bytes], DataType.DT_INT8)
@@ -224,8 +225,10 @@ class Process:
             self._spent_us += costs.chunk_us.value
         self.cpu_s += aside_us / 1e6
         self.cores.use(aside_us / 1e6)
+        self.cores.looking_around += costs.link_looks_us.value / 1e6
 
     def closed_link(self, link: NativeLink) -> None:
+        self.cores.looking_around -= self.fleet.link_costs.link_looks_us.value / 1e6
         self.on_ended(link)
 
     def link_died(self, handle: int, why: str) -> None:

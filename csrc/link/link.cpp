@@ -177,7 +177,7 @@ void Link::close(std::chrono::milliseconds patience) {
   free_all_staging();
   packed_staging_.unmap_peer();
   proofs_.take_peer();
-  packed_staging_.free(false);
+  packed_staging_.free(false, *transport_);
   Mapped mapping;
   {
     std::lock_guard lock(mutex_);
@@ -449,7 +449,7 @@ bool Link::is_gone(const Tick& tick) {
     page_is_zeroed_ = true;
     return false;  // done at the next tick, which syncs the stream first
   }
-  packed_staging_.free(true);
+  packed_staging_.free(true, *transport_);
   proofs_.free_own();
   engine_->pages().give_back(std::exchange(page_, {}));
   if (pidfd_ >= 0) ::close(std::exchange(pidfd_, -1));

@@ -145,6 +145,7 @@ LinkStaging::Window LinkStaging::prepare_window(uint32_t window, Transport& tran
   // Both may wait, for the runtime or for streams; nobody else makes them.
   Mapped mapping = to_map ? transport.map(*to_map, kStagingWindows * kChunksPerWindow * chunk) : Mapped();
   DeviceMemory made = is_made ? DeviceMemory() : mapped::allocate(device_, kChunksPerWindow * chunk);
+  if (!is_made) transport.use_memory({{made.address, Reach::kDevice}, kChunksPerWindow * chunk});
   std::lock_guard lock(mutex_);
   if (to_map) peer_mapping_ = std::move(mapping);
   if (!is_made) gathered_[window] = std::move(made);
@@ -157,15 +158,20 @@ void LinkStaging::unmap_peer() {
   std::swap(mapping, peer_mapping_);
 }
 
-void LinkStaging::free(bool also_own) {
+void LinkStaging::free(bool also_own, Transport& transport) {
   std::vector<std::unique_ptr<IdBuffer>> ids;
   std::array<DeviceMemory, kStagingWindows> gathered;
   DeviceMemory own;
-  std::lock_guard lock(mutex_);
-  if (!ids_.empty()) acl::set_device(device_);  // page-locked memory is freed in a context of its device
-  ids.swap(ids_);
-  gathered.swap(gathered_);
-  if (also_own) std::swap(own, own_);
+  {
+    std::lock_guard lock(mutex_);
+    ids.swap(ids_);
+    gathered.swap(gathered_);
+    if (also_own) std::swap(own, own_);
+  }
+  for (const DeviceMemory& window : gathered)
+    if (window.address != nullptr) transport.forget_memory(window.address);
+  if (own.address != nullptr) transport.forget_memory(own.address);
+  if (!ids.empty()) acl::set_device(device_);  // page-locked memory is freed in a context of its device
 }
 
 }  // namespace datadist

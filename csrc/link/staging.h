@@ -72,7 +72,7 @@ class LinkStaging {
   void unmap_peer();
 
   // No stream of ours uses it any more. `also_own`: and nobody else writes what lands here.
-  void free(bool also_own);
+  void free(bool also_own, Transport& transport);
 
  private:
   const int device_;
