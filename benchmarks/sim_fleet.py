@@ -25,8 +25,9 @@ from .fleet.process import simulated_clock
 
 LINKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 MAY_BE_OFF = 0.2
-RUNS = {2: 12, 4: 12, 8: 8, 16: 6}  # of so many processes; few are soon linked, and differ more
-PAIRS, ROUNDS = 5, 6
+ROUNDS = 6
+RUNS = {2: 4, 4: 2, 8: 2, 16: 1}  # of so many processes, in each round; few are soon linked, and differ more
+LINKS_OF_A_PAIR = 6  # in each round, one after the other
 
 
 def print_constants(title: str, table: Any) -> dict[str, list[Any]]:
@@ -48,23 +49,31 @@ def check() -> dict[str, Any]:
     from .fleet import measured
 
     model = Model()
-    costs = measured.calibrate(model, ROUNDS, PAIRS)
-    constants = print_constants("one link on this machine, from pairs of processes; times in us", costs)
+    calibration = measured.Calibration(model)
+    runs: dict[int, list[dict[str, float]]] = {count: [] for count in RUNS}
+    # In turn: the machine may be quicker, or slower, a minute later.
+    for _ in range(ROUNDS):
+        calibration.look(LINKS_OF_A_PAIR)
+        for count, times in RUNS.items():
+            runs[count] += [measured.measure(count, model) for _ in range(times)]
     cores = os.cpu_count() or 1
+    costs = calibration.costs(lambda costs, links: scenarios.on_one_machine(1, costs, links, cores, model))
+    constants = print_constants("one link on this machine, from pairs of processes; times in us", costs)
     print(
         "\nreal processes of this machine, half of them linking to all of the other half at once; "
-        f"lower quartiles of {min(RUNS.values())} runs or more"
+        f"lower quartiles of {ROUNDS * min(RUNS.values())} runs or more"
     )
     columns = f"{'simulated':>11s}{'measured':>11s}{'off':>10s}"
     print(f"{'':17s}   {'seconds until linked':^32s}   {'KiB of a process':^32s}")
     print(f"{'processes':>10s}{'links':>7s}   {columns}   {columns}")
     rows = []
     for count in RUNS:
-        runs = [measured.measure(count, model) for _ in range(RUNS[count])]
-        real = {what: measured.usual([run[what] for run in runs]) for what in ("seconds", "kib")}
-        simulated = scenarios.mesh(1, costs, count, cores, model)
+        real = {what: measured.usual([run[what] for run in runs[count]]) for what in ("seconds", "kib")}
+        simulated = scenarios.on_one_machine(1, costs, measured.mesh(count), cores, model)
         off = {what: simulated[what] / real[what] - 1 for what in real}
-        rows.append({"processes": count, "simulated": simulated, "measured": real, "runs": runs, "off": off})
+        rows.append(
+            {"processes": count, "simulated": simulated, "measured": real, "runs": runs[count], "off": off}
+        )
         print(
             f"{count:10d}{(count // 2) ** 2:7d}   "
             f"{simulated['seconds']:11.4f}{real['seconds']:11.4f}{off['seconds']:+10.0%}   "

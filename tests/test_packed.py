@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import time
@@ -26,15 +27,21 @@ RUNS = {"eager": eager, "captured": captured}
 Pair = tuple[SimpleNamespace, SimpleNamespace]
 
 
-@pytest.fixture(scope="module")
-def pair() -> Iterator[Pair]:
+@contextlib.contextmanager
+def linked_pair(*cluster_ids: int) -> Iterator[Pair]:
     """A sender on npu:0 and a receiver on npu:1 with chunks of 1 KiB, so that layers need several."""
-    here = transfers.start(1, 0)
-    there = transfers.start(2, 1, packed_staging_bytes=32 << 10)
+    here = transfers.start(cluster_ids[0], 0)
+    there = transfers.start(cluster_ids[1], 1, packed_staging_bytes=32 << 10)
     transfers.link(here, there)
     yield here, there
     for state in (here, there):
         state.datadist.finalize()
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Pair]:
+    with linked_pair(1, 2) as both:
+        yield both
 
 
 @pytest.fixture(autouse=True)
@@ -362,11 +369,8 @@ def test_what_is_never_expected_times_out_alone_and_says_so(pair: Pair) -> None:
 @pytest.fixture
 def unused_pair() -> Iterator[Pair]:
     """No window of its staging was ever a ticket's, so that the next 16 tickets get one each."""
-    here, there = transfers.start(13, 0), transfers.start(14, 1, packed_staging_bytes=32 << 10)
-    transfers.link(here, there)
-    yield here, there
-    for state in (here, there):
-        state.datadist.finalize()
+    with linked_pair(13, 14) as both:
+        yield both
 
 
 def test_running_out_of_staging_is_a_wait_with_a_deadline(unused_pair: Pair) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -20,8 +21,8 @@ Trio = tuple[SimpleNamespace, SimpleNamespace, SimpleNamespace]
 RUNS = {"eager": eager, "captured": captured}
 
 
-@pytest.fixture(scope="module")
-def trio() -> Iterator[Trio]:
+@contextlib.contextmanager
+def linked_trio() -> Iterator[Trio]:
     """A sender and two receivers."""
     here, there, elsewhere = (transfers.start(i + 1, i) for i in range(3))
     transfers.link(here, there)
@@ -29,6 +30,12 @@ def trio() -> Iterator[Trio]:
     yield here, there, elsewhere
     for state in (here, there, elsewhere):
         state.datadist.finalize()
+
+
+@pytest.fixture(scope="module")
+def trio() -> Iterator[Trio]:
+    with linked_trio() as all_three:
+        yield all_three
 
 
 @pytest.fixture(autouse=True)

@@ -23,8 +23,9 @@ class LinkCosts:
     of the process (ZeroMQ's, the link's own), which start when the native link is opened, ``call_us`` by the
     caller of ``link_clusters``, however many links it asks for; ``first_us`` and ``first_aside_us``, for
     which the control thread waits, come on top for the first link of a process, ``chunk_us`` for each further
-    chunk of pages. ``looks_us`` and ``link_looks_us`` are of each second, also while nothing happens: threads
-    of a process, and of each end of a link, look whether all is well.
+    chunk of pages. ``looks_us`` is of each second, also while nothing happens: threads look whether
+    all is well, and tell the peers of it. ``crowd`` is a factor: what work takes
+    longer that waited for a processor.
     """
 
     dial_us: Constant = Constant(450, _MEASURED)
@@ -39,8 +40,8 @@ class LinkCosts:
     first_aside_us: Constant = Constant(4000, _MEASURED)
     chunk_us: Constant = Constant(1500, "assumed: 4 MiB allocated and filled; the first is in first_us")
     peer_look_us: Constant = Constant(1.0, _MEASURED)
-    looks_us: Constant = Constant(2000, _MEASURED)
-    link_looks_us: Constant = Constant(500, _MEASURED)
+    looks_us: Constant = Constant(8000, _MEASURED)
+    crowd: Constant = Constant(1.3, _MEASURED)
     latency_us: Constant = Constant(290, _MEASURED)
     host_kib: Constant = Constant(157, _MEASURED)
     first_kib: Constant = Constant(2209, _MEASURED)

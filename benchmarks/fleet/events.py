@@ -44,18 +44,25 @@ class Simulation:
 class Cores:
     """Processors that some processes share: who comes first is served first, to the end.
 
+    Args:
+        crowd: how many times as long work takes that had to wait for its turn: threads that take turns find
+            other things in the caches.
+
     Attributes:
         looking_around: how many of them threads take that look for work at fixed times, whatever there is.
     """
 
-    def __init__(self, simulation: Simulation, count: int) -> None:
+    def __init__(self, simulation: Simulation, count: int, crowd: float = 1.0) -> None:
         self._simulation = simulation
         self._free_at = [START_S] * count
+        self._crowd = crowd
         self.looking_around = 0.0
 
     def use(self, seconds: float) -> float:
         """When that much work that is ready now ends."""
         share = 1 - min(_MOST_LOOKING, self.looking_around / len(self._free_at))
-        ends = max(self._simulation.now, heapq.heappop(self._free_at)) + seconds / share
+        free_at = heapq.heappop(self._free_at)
+        takes = seconds / share * (self._crowd if free_at > self._simulation.now else 1.0)
+        ends = max(self._simulation.now, free_at) + takes
         heapq.heappush(self._free_at, ends)
         return ends

@@ -215,26 +215,61 @@ class Links:
         return sum(self.steps_s[step] for step in STEPS)
 
 
-def calibrate(model: Model, rounds: int, pairs: int) -> LinkCosts:
+class Calibration:
     """What the steps of one link cost on this machine, from fresh processes whose links are remade: pairs,
-    and one that links to three others in one call, which tells what is of the call from what is of a link."""
-    first, again, at_once, idle, idle_of_four, grown = [], [], [], [], [], []
-    for _ in range(pairs):
-        with processes(2, model.tensors) as real:
+    and one that links to three others in one call, which tells what is of the call from what is of a link.
+    Two that link to two others at the same time tell what it costs to share the processors."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._first: list[Links] = []
+        self._again: list[Links] = []
+        self._at_once: list[Links] = []
+        self._idle: list[float] = []
+        self._idle_of_four: list[float] = []
+        self._grown: list[int] = []
+        self._two_to_two_s: list[float] = []
+
+    def look(self, links: int) -> None:
+        """At a pair and at four processes that make so many links, one after the other."""
+        with processes(2, self._model.tensors) as real:
             time.sleep(_SETTLED_S)
             before = real.ask("spent")
-            first.append(_make_links(real, 1))
-            grown += [
+            self._first.append(_make_links(real, 1))
+            self._grown += [
                 after.resident_kib - before[each].resident_kib for each, after in real.ask("spent").items()
             ]
-            again += [_make_links_again(real, 1) for _ in range(rounds)]
-            idle.append(_idle_cpu_per_s(real))
-        with processes(1 + _AT_ONCE, model.tensors) as real:
+            self._again += [_make_links_again(real, 1) for _ in range(links)]
+            self._idle.append(_idle_cpu_per_s(real))
+        with processes(1 + _AT_ONCE, self._model.tensors) as real:
             time.sleep(_SETTLED_S)
             _make_links(real, _AT_ONCE)
-            at_once += [_make_links_again(real, _AT_ONCE) for _ in range(rounds)]
-            idle_of_four.append(_idle_cpu_per_s(real))
+            self._at_once += [_make_links_again(real, _AT_ONCE) for _ in range(links)]
+            self._idle_of_four.append(_idle_cpu_per_s(real))
+        self._two_to_two_s += [measure(4, self._model)["seconds"] for _ in range(2)]
 
+    def costs(self, simulate: Callable[[LinkCosts, dict[int, list[int]]], dict[str, float]]) -> LinkCosts:
+        """``simulate``: what a model with such costs says of such links on this machine."""
+        costs = _costs_of(
+            self._first, self._again, self._at_once, self._idle, self._idle_of_four, self._grown
+        )
+        # What a crowd of four processes makes of their first links, two to two: between 1 and 3, by halves.
+        wanted, least, most = usual(self._two_to_two_s), 1.0, 3.0
+        while most - least > 0.01:
+            crowd = Constant((least + most) / 2, costs.call_us.source)
+            found = simulate(replace(costs, crowd=crowd), mesh(4))["seconds"]
+            least, most = (least, crowd.value) if found > wanted else (crowd.value, most)
+        return replace(costs, crowd=Constant(least, costs.call_us.source))
+
+
+def _costs_of(
+    first: list[Links],
+    again: list[Links],
+    at_once: list[Links],
+    idle: list[float],
+    idle_of_four: list[float],
+    grown: list[int],
+) -> LinkCosts:
     def usual_us(links: list[Links], what: Callable[[Links], float]) -> float:
         return 1e6 * usual([what(link) for link in links])
 
@@ -251,11 +286,10 @@ def calibrate(model: Model, rounds: int, pairs: int) -> LinkCosts:
     found["latency"] = max(0.0, usual_us(again, lambda link: link.wall_s) - chain - found["call"]) / 4
     found["first"] = max(0.0, usual_us(first, Links.control_s) - chain) / 2
     found["first_aside"] = max(0.0, aside_us(first, idle) - aside) / 2
-    source = f"measured: {pairs} pairs of processes, {rounds} links each, on this machine"
-    # All ends of four processes with three links between them, and of two with one.
-    of_four, of_two = statistics.median(idle_of_four), statistics.median(idle)
-    found["link_looks"] = 1e6 * max(0.0, of_four - 2 * of_two) / (2 * _AT_ONCE - 4)
-    found["looks"] = 1e6 * of_two / 2 - found["link_looks"]
+    source = (
+        f"measured: {len(first)} pairs of processes, {len(again) // len(first)} links each, on this machine"
+    )
+    found["looks"] = 1e6 * (statistics.median(idle_of_four) + statistics.median(idle)) / (2 + 1 + _AT_ONCE)
     constants = {f"{name}_us": Constant(us, source) for name, us in found.items()}
     sizes = _native.load().link_sizes()
     pages_kib = sizes["pages_per_chunk"] * sizes["page_bytes"] / 1024

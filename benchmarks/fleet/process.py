@@ -225,10 +225,8 @@ class Process:
             self._spent_us += costs.chunk_us.value
         self.cpu_s += aside_us / 1e6
         self.cores.use(aside_us / 1e6)
-        self.cores.looking_around += costs.link_looks_us.value / 1e6
 
     def closed_link(self, link: NativeLink) -> None:
-        self.cores.looking_around -= self.fleet.link_costs.link_looks_us.value / 1e6
         self.on_ended(link)
 
     def link_died(self, handle: int, why: str) -> None:
@@ -297,15 +295,16 @@ class Fleet:
 
     def add(self, cluster_id: int, cores: Cores | None = None) -> Process:
         """A process; without ``cores`` on a machine of its own."""
-        process = Process(self, cluster_id, cores or Cores(self.simulation, 2))
+        own = Cores(self.simulation, 2, self.link_costs.crowd.value)
+        process = Process(self, cluster_id, cores or own)
         self.processes[cluster_id] = process
         return process
 
-    def arrange(self, count: int, links_each: int, cores: Cores | None = None) -> None:
+    def arrange(self, count: int, links_each: int) -> None:
         """Half of them prefill, half decode, and so many links each, as evenly as can be."""
         half = count // 2
         for cluster_id in range(1, 2 * half + 1):
-            self.add(cluster_id, cores)
+            self.add(cluster_id)
         links_each = min(links_each, half)
         apart = half // links_each  # so that no node has all the partners of a process
         for one in range(half):

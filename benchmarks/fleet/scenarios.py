@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -81,10 +82,15 @@ def hub(seed: int, costs: LinkCosts, links: int, model: Model | None = None) -> 
     return {"links": links, "seconds": found.seconds, "kib": process.memory_kib(), "cpu_s": process.cpu_s}
 
 
-def mesh(seed: int, costs: LinkCosts, count: int, cores: int, model: Model) -> dict[str, float]:
-    """As ``measured.measure``: all on one machine, half of them linking to all of the other half."""
+def on_one_machine(
+    seed: int, costs: LinkCosts, partners: Mapping[int, Sequence[int]], cores: int, model: Model
+) -> dict[str, float]:
+    """As ``measured.measure``: who links to whom, all at once."""
     fleet = Fleet(seed, costs, model)
-    fleet.arrange(count, count // 2, Cores(fleet.simulation, cores))
+    shared = Cores(fleet.simulation, cores, costs.crowd.value)
+    fleet.partners = {one: list(others) for one, others in partners.items()}
+    for cluster_id in sorted({*partners, *itertools.chain(*partners.values())}):
+        fleet.add(cluster_id, shared)
     with simulated_clock(fleet.simulation):
         found = set_up(fleet)
     return {"seconds": found.seconds, "kib": found.kib}

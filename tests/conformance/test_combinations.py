@@ -6,6 +6,7 @@ direction in which the bytes flow, whoever begins.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -51,15 +52,21 @@ def serve(cluster_id: int, device: int, mode: str) -> SimpleNamespace:
     return state
 
 
-@pytest.fixture(scope="module", params=list(caches.MODES))
-def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
-    here, there = serve(HERE, 0, request.param), serve(THERE, 1, request.param)
-    here.mode = request.param
+@contextlib.contextmanager
+def linked_pair(mode: str) -> Iterator[Pair]:
+    here, there = serve(HERE, 0, mode), serve(THERE, 1, mode)
+    here.mode = mode
     assert instances.link(here, THERE, there.port) == ["LLM_SUCCESS"]
     instances.wait_linked(there, HERE)
     yield here, there
     here.datadist.finalize()
     there.datadist.finalize()
+
+
+@pytest.fixture(scope="module", params=list(caches.MODES))
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    with linked_pair(request.param) as both:
+        yield both
 
 
 only_ra = pytest.mark.parametrize("pair", ["RA"], indirect=True)
