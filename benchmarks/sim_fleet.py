@@ -79,7 +79,13 @@ def check() -> dict[str, Any]:
             f"{simulated['seconds']:11.4f}{real['seconds']:11.4f}{off['seconds']:+10.0%}   "
             f"{simulated['kib']:11.0f}{real['kib']:11.0f}{off['kib']:+10.0%}"
         )
-    worst = max(abs(value) for row in rows for value in row["off"].values())
+    # Of four the seconds are what the crowd was fitted to, by other runs.
+    worst = max(
+        abs(value)
+        for row in rows
+        for what, value in row["off"].items()
+        if (row["processes"], what) != (measured.FITTED, "seconds")
+    )
     print(f"off by {worst:.0%} at most; {MAY_BE_OFF:.0%} is what the model may be")
     return {"link": constants, "check": rows, "worst": worst}
 

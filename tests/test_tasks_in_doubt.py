@@ -50,8 +50,7 @@ def no_faults() -> Iterator[None]:
 
 
 def hold(here: SimpleNamespace) -> faults.Armed:
-    """The next copy of the sender's blocks stands still, and so does the stream that is then cut off."""
-    hold_cut_off()
+    """The next copy of the sender's blocks stands still."""
     return faults.hold_copy(after=0, direction="peer", address=here.raw[0][SRC[0]].data_ptr())
 
 
@@ -59,10 +58,10 @@ def hold(here: SimpleNamespace) -> faults.Armed:
 DEADLINES_S = (0.1, 1.0, 10.0)
 
 
-def late_task(here: SimpleNamespace) -> tuple[datadist.Task, datadist.Binding]:
-    """It fails by its deadline, while one of its copies stands still."""
+def late_task(here: SimpleNamespace) -> tuple[datadist.Task, datadist.Binding, faults.Armed]:
+    """It fails by its deadline, while one of its copies stands still; its stream is cut off when let go."""
     for timeout_s in DEADLINES_S:
-        held = hold(here)
+        held, cut_off = hold(here), hold_cut_off()
         task = here.manager.prepare_push(BlocksCacheKey(2), here.cache, SRC, DST, timeout_s=timeout_s)
         binding = datadist.Binding(here.device, range(LAYERS))
         with torch.npu.device(here.device):
@@ -71,7 +70,7 @@ def late_task(here: SimpleNamespace) -> tuple[datadist.Task, datadist.Binding]:
                 ops.push_layer(here.status, here.raw[0], layer, binding.id)
         until(lambda task=task: task.state().code == TIMEOUT)  # type: ignore[misc]
         if held.fired:
-            return task, binding
+            return task, binding, cut_off
         here.status.zero_()
         faults.reset()
     raise AssertionError("no copy was queued in time")
@@ -84,12 +83,12 @@ def listed(here: SimpleNamespace) -> list[tuple[list[int], int, bool]]:
 def test_the_blocks_of_a_task_that_failed_by_its_deadline_are_in_doubt(pair: Pair) -> None:
     here, _ = pair
 
-    task, _ = late_task(here)
+    task, _, cut_off = late_task(here)
 
     assert not task.state().has_ended
     assert listed(here) == [(DST, 2, True)]
     assert "did not end within" in here.manager.blocks_in_doubt()[0].why
-    faults.reset()
+    cut_off.disarm()
     here.manager.wait_until_settled(timeout_s=WITHIN_S)
     assert task.state().has_ended
     assert listed(here) == []
@@ -97,33 +96,33 @@ def test_the_blocks_of_a_task_that_failed_by_its_deadline_are_in_doubt(pair: Pai
 
 def test_the_blocks_of_a_task_that_nobody_holds_any_more_are_in_doubt_all_the_same(pair: Pair) -> None:
     here, _ = pair
-    task, binding = late_task(here)
+    task, binding, cut_off = late_task(here)
 
     del task, binding
     gc.collect()
 
     assert listed(here) == [(DST, 2, True)]
-    faults.reset()
+    cut_off.disarm()
     here.manager.wait_until_settled(timeout_s=WITHIN_S)
     assert listed(here) == []
 
 
-def late_transfer(here: SimpleNamespace) -> datadist.CacheTask:
+def late_transfer(here: SimpleNamespace) -> tuple[datadist.CacheTask, faults.Armed]:
     """A transfer by layers of whose copies the first stands still beyond the deadline."""
     for timeout_s in DEADLINES_S:
-        held = hold(here)
+        held, cut_off = hold(here), hold_cut_off()
         with instances.in_a_hurry(here, round(1000 * timeout_s)):
             task = here.manager.transfer_cache_async(here.cache, Always(), [to(2)], SRC, DST)
         until(lambda task=task: task.get_results(0) == [TIMEOUT] and task.details() != [""])  # type: ignore[misc]
         if held.fired:
-            return task  # type: ignore[no-any-return]
+            return task, cut_off
         faults.reset()
     raise AssertionError("no copy was queued in time")
 
 
 def test_a_transfer_by_layers_has_not_ended_for_the_watch_while_its_copies_are_queued(pair: Pair) -> None:
     here, _ = pair
-    task = late_transfer(here)
+    task, cut_off = late_transfer(here)
     until(task.done)
     watch: TransferWatch[str] = TransferWatch()
     watch.add("it", task, DST)
@@ -134,7 +133,7 @@ def test_a_transfer_by_layers_has_not_ended_for_the_watch_while_its_copies_are_q
     assert first.in_doubt["it"].blocks == tuple(DST)
     assert not first.failed
     assert listed(here) == [(DST, 2, True)]
-    faults.reset()
+    cut_off.disarm()
     until(task.is_settled)
     assert watch.poll().failed["it"].code == TIMEOUT
     assert listed(here) == []
@@ -159,7 +158,6 @@ def test_whoever_asks_what_is_in_doubt_does_not_hold_the_transfer_up(pair: Pair)
     source, target = add_many_blocks(here), add_many_blocks(there)
     assert here.datadist._running.links.sync(2, WITHIN_S)  # it knows the target
     key = BlocksCacheKey(2, 9)
-    cut_off = hold_cut_off()
     held = faults.hold_copy(after=0, direction="peer", nth=1)
     with torch.npu.device(here.device):
         task = here.manager.prepare_push(
@@ -169,6 +167,7 @@ def test_whoever_asks_what_is_in_doubt_does_not_hold_the_transfer_up(pair: Pair)
         binding.bind([task])
         ops.push_layer(here.status, here.status, 0, binding.id)
     held.wait()
+    cut_off = hold_cut_off()
     with pytest.raises(LLMException):
         here.manager.cancel(task, timeout_s=0.05)
     ended = threading.Event()
@@ -202,8 +201,8 @@ def test_what_was_late_leaves_the_link_as_it_was(pair: Pair) -> None:
     here, there = pair
     sent = restore(here)
     restore(there)
-    task, _ = late_task(here)
-    faults.reset()
+    task, _, cut_off = late_task(here)
+    cut_off.disarm()
     here.manager.cancel(task, timeout_s=WITHIN_S)
 
     with torch.npu.device(here.device):

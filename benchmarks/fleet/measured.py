@@ -28,6 +28,7 @@ STEPS = ("dial", "hello", "welcome", "join", "joined")
 _SETTLED_S = 0.15  # after which threads that a link started have run
 _DEVICES = 8
 _AT_ONCE = 3  # links of one call
+FITTED = 4  # processes: what sharing the processors costs is fitted to their time
 
 # torch_npu's own thread looks for work all the time, which takes a tenth of a core and is no part of a link.
 os.environ["TASK_QUEUE_ENABLE"] = "0"
@@ -246,7 +247,7 @@ class Calibration:
             _make_links(real, _AT_ONCE)
             self._at_once += [_make_links_again(real, _AT_ONCE) for _ in range(links)]
             self._idle_of_four.append(_idle_cpu_per_s(real))
-        self._two_to_two_s += [measure(4, self._model)["seconds"] for _ in range(2)]
+        self._two_to_two_s += [measure(FITTED, self._model)["seconds"] for _ in range(2)]
 
     def costs(self, simulate: Callable[[LinkCosts, dict[int, list[int]]], dict[str, float]]) -> LinkCosts:
         """``simulate``: what a model with such costs says of such links on this machine."""
@@ -256,10 +257,11 @@ class Calibration:
         # What a crowd of four processes makes of their first links, two to two: between 1 and 3, by halves.
         wanted, least, most = usual(self._two_to_two_s), 1.0, 3.0
         while most - least > 0.01:
-            crowd = Constant((least + most) / 2, costs.call_us.source)
-            found = simulate(replace(costs, crowd=crowd), mesh(4))["seconds"]
+            crowd = Constant((least + most) / 2, "tried")
+            found = simulate(replace(costs, crowd=crowd), mesh(FITTED))["seconds"]
             least, most = (least, crowd.value) if found > wanted else (crowd.value, most)
-        return replace(costs, crowd=Constant(least, costs.call_us.source))
+        source = f"fitted: {len(self._two_to_two_s)} times {FITTED} processes, linked two to two"
+        return replace(costs, crowd=Constant(least, source))
 
 
 def _costs_of(

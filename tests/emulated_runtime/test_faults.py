@@ -163,6 +163,26 @@ def test_call_returns_late_with_its_effect_done(acl: Acl, faults: Faults) -> Non
     assert seen_after < took[0]
 
 
+def test_late_call_returns_when_it_is_disarmed(acl: Acl, faults: Faults) -> None:
+    memory, stream = acl.malloc(64), acl.stream()
+    context = acl.out("aclrtGetCurrentContext")
+    late = faults.delay_call("aclrtValueWrite", seconds=600)
+
+    def write() -> bool:
+        acl.aclrtSetCurrentContext(context)
+        acl.aclrtValueWrite(memory, 7, 0, stream)
+        return True
+
+    writer = in_thread(write)
+    late.wait()
+    acl.synchronize(stream)
+    assert writer.is_alive()
+
+    late.disarm()
+
+    joined(writer)
+
+
 def test_refused_call_returns_late_too(acl: Acl, faults: Faults) -> None:
     faults.delay_call("aclrtValueWrite", seconds=0.02)
     begun = time.monotonic()

@@ -58,6 +58,13 @@ MUTANTS = [
         f"{FAULTS} -k late",
     ),
     Mutant(
+        "a late call returns when it is disarmed",
+        "emulator/faults.cpp",
+        "now() < until && is_still_armed(late)",
+        "now() < until",
+        f"{FAULTS} -k late_call_returns_when",
+    ),
+    Mutant(
         "a late call has had its effect",
         "emulator/entry.h",
         "  const Late late(self);\n  try {\n    begin(entry, self);\n",

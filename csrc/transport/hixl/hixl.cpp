@@ -162,9 +162,13 @@ class HixlEngine : public engine::Engine {
   void remove_memory(char* address) override {
     const auto found = memory_.find(address);
     if (found == memory_.end()) return;
-    const InContext scope(*this);
     here_.remove(reinterpret_cast<uint64_t>(address));
-    deregister(found->second);
+    try {
+      const InContext scope(*this);
+      deregister(found->second);
+    } catch (const Error&) {
+      deregister(found->second);  // the device is lost; what can be ended is
+    }
     memory_.erase(found);
   }
 

@@ -27,7 +27,8 @@ std::vector<DatadistHixlPiece> cut(const std::vector<engine::Piece>& pieces, con
     uint64_t remote = piece.remote;
     for (uint64_t left = piece.bytes; left > 0;) {
       const uint64_t bytes = std::min({left, here.bytes_from(local), there.bytes_from(remote)});
-      require(bytes > 0, kParamInvalid, "hixl: a piece of ", piece.bytes, " bytes from ", local, " to ", remote, " leaves what was registered ", here.bytes_from(local) == 0 ? "here" : "there");
+      require(bytes > 0, kParamInvalid, "hixl: a piece of ", piece.bytes, " bytes from ", local, " to ",
+              remote, " leaves what was registered ", here.bytes_from(local) == 0 ? "here" : "there");
       cuts.push_back({local, remote, bytes});
       local += bytes;
       remote += bytes;
