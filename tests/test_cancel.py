@@ -160,8 +160,9 @@ def test_a_cancel_returns_no_earlier_than_the_stream_is_cut_off(pair: Pair, who:
     (doubt,) = error.blocks_in_doubt
     assert (list(doubt.blocks), doubt.is_at_peer) == (DST, who == "sender")
     assert "blocks 2, 3 of cache" in str(error)
-    state = ticket_state(task.ticket) if who == "receiver" else task.state()
-    assert (state.has_ended, state.code) == (False, FAILED)
+    state = (lambda: ticket_state(task.ticket)) if who == "receiver" else task.state
+    until(lambda: state().code == FAILED)
+    assert not state().has_ended
     assert manager.blocks_in_doubt() == list(error.blocks_in_doubt)
     error_of(lambda: manager.wait_until_settled(timeout_s=0.05))
 
