@@ -23,9 +23,8 @@ class LinkCosts:
     of the process (ZeroMQ's, the link's own), which start when the native link is opened, ``call_us`` by the
     caller of ``link_clusters``, however many links it asks for; ``first_us`` and ``first_aside_us``, for
     which the control thread waits, come on top for the first link of a process, ``chunk_us`` for each further
-    chunk of pages. ``looks_us`` is of each second, also while nothing happens: threads look whether
-    all is well, and tell the peers of it. ``crowd`` is a factor: what work takes
-    longer that waited for a processor.
+    chunk of pages. ``looks_us`` is of each second, also while nothing happens: threads look whether all is
+    well, and tell the peers of it. ``crowd`` is a factor: what work takes longer that waited for a processor.
     """
 
     dial_us: Constant = Constant(450, _MEASURED)

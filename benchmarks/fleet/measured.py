@@ -251,9 +251,7 @@ class Calibration:
 
     def costs(self, simulate: Callable[[LinkCosts, dict[int, list[int]]], dict[str, float]]) -> LinkCosts:
         """``simulate``: what a model with such costs says of such links on this machine."""
-        costs = _costs_of(
-            self._first, self._again, self._at_once, self._idle, self._idle_of_four, self._grown
-        )
+        costs = self._costs_alone()
         # What a crowd of four processes makes of their first links, two to two: between 1 and 3, by halves.
         wanted, least, most = usual(self._two_to_two_s), 1.0, 3.0
         while most - least > 0.01:
@@ -263,40 +261,39 @@ class Calibration:
         source = f"fitted: {len(self._two_to_two_s)} times {FITTED} processes, linked two to two"
         return replace(costs, crowd=Constant(least, source))
 
+    def _costs_alone(self) -> LinkCosts:
+        """While nobody waits for a processor."""
+        first, again, at_once = self._first, self._again, self._at_once
+        idle, idle_of_four = self._idle, self._idle_of_four
 
-def _costs_of(
-    first: list[Links],
-    again: list[Links],
-    at_once: list[Links],
-    idle: list[float],
-    idle_of_four: list[float],
-    grown: list[int],
-) -> LinkCosts:
-    def usual_us(links: list[Links], what: Callable[[Links], float]) -> float:
-        return 1e6 * usual([what(link) for link in links])
+        def usual_us(links: list[Links], what: Callable[[Links], float]) -> float:
+            return 1e6 * usual([what(link) for link in links])
 
-    def aside_us(links: list[Links], idle: list[float]) -> float:  # of all ends
-        idle_per_s = statistics.median(idle)
-        return usual_us(links, lambda link: link.cpu_s - idle_per_s * link.passed_s - link.control_s())
+        def aside_us(links: list[Links], idle: list[float]) -> float:  # of all ends
+            idle_per_s = statistics.median(idle)
+            return usual_us(links, lambda link: link.cpu_s - idle_per_s * link.passed_s - link.control_s())
 
-    # Of one of several: what is done twice in a row is done faster.
-    found = {step: usual_us(at_once, lambda link, step=step: link.steps_s[step]) / _AT_ONCE for step in STEPS}
-    chain, aside = usual_us(again, Links.control_s), aside_us(again, idle)
-    found["aside"] = max(0.0, aside_us(at_once, idle_of_four) - aside) / (2 * (_AT_ONCE - 1))
-    found["call"] = max(0.0, aside - 2 * found["aside"])
-    # Of its four messages.
-    found["latency"] = max(0.0, usual_us(again, lambda link: link.wall_s) - chain - found["call"]) / 4
-    found["first"] = max(0.0, usual_us(first, Links.control_s) - chain) / 2
-    found["first_aside"] = max(0.0, aside_us(first, idle) - aside) / 2
-    source = (
-        f"measured: {len(first)} pairs of processes, {len(again) // len(first)} links each, on this machine"
-    )
-    found["looks"] = 1e6 * (statistics.median(idle_of_four) + statistics.median(idle)) / (2 + 1 + _AT_ONCE)
-    constants = {f"{name}_us": Constant(us, source) for name, us in found.items()}
-    sizes = _native.load().link_sizes()
-    pages_kib = sizes["pages_per_chunk"] * sizes["page_bytes"] / 1024
-    first_kib = max(0.0, statistics.median(grown) - pages_kib - LinkCosts().host_kib.value)
-    return replace(LinkCosts(), **constants, first_kib=Constant(first_kib, source))
+        # Of one of several: what is done twice in a row is done faster.
+        found = {
+            step: usual_us(at_once, lambda link, step=step: link.steps_s[step]) / _AT_ONCE for step in STEPS
+        }
+        chain, aside = usual_us(again, Links.control_s), aside_us(again, idle)
+        found["aside"] = max(0.0, aside_us(at_once, idle_of_four) - aside) / (2 * (_AT_ONCE - 1))
+        found["call"] = max(0.0, aside - 2 * found["aside"])
+        # Of its four messages.
+        found["latency"] = max(0.0, usual_us(again, lambda link: link.wall_s) - chain - found["call"]) / 4
+        found["first"] = max(0.0, usual_us(first, Links.control_s) - chain) / 2
+        found["first_aside"] = max(0.0, aside_us(first, idle) - aside) / 2
+        links = len(again) // len(first)
+        source = f"measured: {len(first)} pairs of processes, {links} links each, on this machine"
+        found["looks"] = (
+            1e6 * (statistics.median(idle_of_four) + statistics.median(idle)) / (2 + 1 + _AT_ONCE)
+        )
+        constants = {f"{name}_us": Constant(us, source) for name, us in found.items()}
+        sizes = _native.load().link_sizes()
+        pages_kib = sizes["pages_per_chunk"] * sizes["page_bytes"] / 1024
+        first_kib = max(0.0, statistics.median(self._grown) - pages_kib - LinkCosts().host_kib.value)
+        return replace(LinkCosts(), **constants, first_kib=Constant(first_kib, source))
 
 
 def _idle_cpu_per_s(real: Real) -> float:

@@ -295,8 +295,8 @@ class Fleet:
 
     def add(self, cluster_id: int, cores: Cores | None = None) -> Process:
         """A process; without ``cores`` on a machine of its own."""
-        own = Cores(self.simulation, 2, self.link_costs.crowd.value)
-        process = Process(self, cluster_id, cores or own)
+        cores = cores or Cores(self.simulation, 2, self.link_costs.crowd.value)
+        process = Process(self, cluster_id, cores)
         self.processes[cluster_id] = process
         return process
 

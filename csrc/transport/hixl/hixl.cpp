@@ -125,12 +125,7 @@ class HixlEngine : public engine::Engine {
     if (engine_ == nullptr) return false;
     must_stop_ = true;
     if (connecting_.joinable()) connecting_.join();
-    acl::ContextScope restore;
-    try {
-      context_->make_current();
-    } catch (const Error&) {
-      // The device is lost; what can be ended is.
-    }
+    const InContextIfThere scope(*this);
     // A peer that is gone has no answer to this, and need not have.
     if (is_connected_) library().disconnect(engine_, peer_.c_str(), kAttemptMs);
     for (const auto& [_, handle] : memory_) deregister(handle);
@@ -162,13 +157,9 @@ class HixlEngine : public engine::Engine {
   void remove_memory(char* address) override {
     const auto found = memory_.find(address);
     if (found == memory_.end()) return;
+    const InContextIfThere scope(*this);
     here_.remove(reinterpret_cast<uint64_t>(address));
-    try {
-      const InContext scope(*this);
-      deregister(found->second);
-    } catch (const Error&) {
-      deregister(found->second);  // the device is lost; what can be ended is
-    }
+    deregister(found->second);
     memory_.erase(found);
   }
 
@@ -258,6 +249,20 @@ class HixlEngine : public engine::Engine {
   class InContext {
    public:
     explicit InContext(const HixlEngine& engine) { engine.context_->make_current(); }
+
+   private:
+    acl::ContextScope restore_;
+  };
+
+  // For what ends: the device may be lost, and what can be ended is.
+  class InContextIfThere {
+   public:
+    explicit InContextIfThere(const HixlEngine& engine) {
+      try {
+        engine.context_->make_current();
+      } catch (const Error&) {
+      }
+    }
 
    private:
     acl::ContextScope restore_;
