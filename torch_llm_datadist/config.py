@@ -270,7 +270,7 @@ class LLMConfig:
     )
     engine_chunks: Option[int] = Option(
         OWN_PREFIX + "EngineChunks",
-        4,
+        8,
         accept.in_range(2, 64),
         doc="Of transports that stage: buffers that may be under way at one time, each way.",
     )

@@ -143,7 +143,7 @@ def read_options(options: object) -> Options:
         engine_chunk_bytes=_number(
             given, "engine_chunk_bytes", OWN_PREFIX + "EngineChunkBytes", 1 << 20, low=4096, high=1 << 30
         ),
-        engine_chunks=_number(given, "engine_chunks", OWN_PREFIX + "EngineChunks", 4, low=2, high=64),
+        engine_chunks=_number(given, "engine_chunks", OWN_PREFIX + "EngineChunks", 8, low=2, high=64),
         hixl_options={name: given[key] for key, name in _OF_HIXL.items() if given.get(key)},
         transfer_workers=_number(given, "transfer_workers", OWN_PREFIX + "TransferWorkers", 16, low=1),
         link_total_time_s=_link_total_time(given),

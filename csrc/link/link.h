@@ -62,7 +62,7 @@ struct LinkOptions {
   bool verifies = false;  // transfers that begin here read back what they copied, and compare
   // Of transports that stage: pinned buffers of that size, that many for each way and one set for pulls.
   size_t engine_chunk_bytes = 1 << 20;
-  size_t engine_chunks = 4;
+  size_t engine_chunks = 8;
   std::string listen_ip;
   std::map<std::string, std::string> hixl_options;  // by the names that HIXL has for them
 };

@@ -183,7 +183,7 @@ void define_instance(py::module_& m) {
           py::arg("streams_per_link") = 64, py::arg("stream_budget") = 1024,
           py::arg("packed_staging_bytes") = 64 << 20, py::arg("stream_idle_ms") = 5000,
           py::arg("close_timeout_ms") = 1000, py::arg("staging_limit") = int64_t{1} << 30,
-          py::arg("verifies") = false, py::arg("engine_chunk_bytes") = 1 << 20, py::arg("engine_chunks") = 4,
+          py::arg("verifies") = false, py::arg("engine_chunk_bytes") = 1 << 20, py::arg("engine_chunks") = 8,
           py::arg("listen_ip") = "", py::arg("hixl_options") = std::map<std::string, std::string>{}, nogil)
       .def("close", &Instance::close, nogil)
       .def("register_cache", &register_cache, py::arg("tensors"), py::arg("num_blocks"),

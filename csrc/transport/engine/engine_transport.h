@@ -38,7 +38,7 @@ struct Settings {
   bool is_peer_on_this_host = true;
   bool is_peer_in_this_super_pod = true;
   size_t chunk_bytes = 1 << 20;
-  size_t chunks = 4;
+  size_t chunks = 8;
   // A word of device memory, 0, until the last owner is gone.
   std::function<std::shared_ptr<char>()> take_word;
   // nullopt: not memory that this peer may touch in that way.

@@ -15,7 +15,7 @@ namespace {
 using std::chrono::microseconds;
 
 constexpr size_t kDirectBytes = 16 << 20;  // of one request: a few of them keep a wire busy
-constexpr int kEagerPasses = 64;           // without a pause, while a request is under way
+constexpr int kEagerPasses = 64;           // without a pause, while something is under way
 constexpr auto kShortPause = microseconds(20);
 constexpr auto kLongPause = microseconds(1000);
 
@@ -98,20 +98,21 @@ void Pump::loop() {
     if (!did && !copies_->are_all_past()) copies_->require_well();
     std::unique_lock lock(board_->mutex);
     if (board_->must_stop) return;
-    if (did || (requests_ > 0 && idle < kEagerPasses)) {
+    const bool is_under_way = !parcels_.empty() || !scattered_.empty() || !copies_->are_all_past();
+    if (did || (is_under_way && idle < kEagerPasses)) {
       if (!did) {
         lock.unlock();
         std::this_thread::yield();
       }
       continue;
     }
-    const bool is_busy =
-        !parcels_.empty() || !scattered_.empty() || !copies_->are_all_past() || peer_reaches_ || idle < 100;
+    const bool is_busy = is_under_way || peer_reaches_ || idle < 100;
     board_->changed.wait_for(lock, is_busy ? kShortPause : kLongPause, [this] { return board_->has_news; });
   }
 }
 
 bool Pump::pass() {
+  may_post_ = true;
   copies_->look();
   bool did = take_news();
   did = take_messages() || did;
@@ -349,7 +350,8 @@ bool Pump::advance(Parcel& parcel, bool* has_ended) {
       parcel.state = Parcel::kReady;
       [[fallthrough]];
     case Parcel::kReady:
-      if (requests_ >= limits_.requests) return false;
+      if (!may_post_ || requests_ >= limits_.requests) return false;
+      may_post_ = false;
       post(parcel);
       return true;
     case Parcel::kPosted: {
