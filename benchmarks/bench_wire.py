@@ -162,7 +162,7 @@ def main() -> None:
     options = report.parser(__doc__)
     options.add_argument("--wire", choices=("veth", "relay", "loopback"), default="veth")
     options.add_argument("--mib", type=int, default=256, help="of one transfer, a multiple of 16")
-    options.add_argument("--rounds", type=int, default=7)
+    options.add_argument("--rounds", type=int, default=21)
     options.add_argument("--check", action="store_true", help="fail where a share is less than wanted")
     args = options.parse_args()
     if args.mib < 16 or args.mib % 16:

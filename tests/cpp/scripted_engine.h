@@ -35,6 +35,7 @@ struct Wire {
   std::mutex mutex;
   std::deque<std::string> incoming;
   int received = 0;
+  int looks = 0;  // for messages: at least one a pass
   std::vector<Message> sent;
   std::set<int64_t> under_way;
   bool finishes = true;              // requests, at the next poll
@@ -100,6 +101,7 @@ class Scripted : public Engine {
     }
     if (call) call();
     std::lock_guard lock(wire_->mutex);
+    ++wire_->looks;
     if (wire_->incoming.empty()) return std::nullopt;
     std::string text = std::move(wire_->incoming.front());
     wire_->incoming.pop_front();

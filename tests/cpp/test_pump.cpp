@@ -133,6 +133,23 @@ TEST(pump_lets_no_stream_starve_another_one) {
   }
 }
 
+TEST(pump_looks_at_everything_else_between_two_chunks_that_it_posts) {
+  End end(kChunk, 4);
+  std::vector<int> looks;
+  end.wire->at_post = [&](const std::vector<engine::Piece>&) {
+    looks.push_back(end.wire->looks);
+    // An engine that takes its time: the other three have been copied when it returns.
+    if (looks.size() == 1) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  };
+  aclrtStream stream = end.stream();
+  end.push(stream, 0, 4);
+  CHECK_EQUAL(end.transport->flush(stream), 0);
+  CHECK(becomes([&] { return end.wire->messages().size() == 4; }));
+
+  CHECK_EQUAL(looks.size(), size_t{4});
+  CHECK(std::adjacent_find(looks.begin(), looks.end()) == looks.end());
+}
+
 // An engine knows the two tensors as two pieces of memory, and refuses what begins in one and ends in the
 // other.
 TEST(pump_merges_blocks_of_one_tensor_and_none_over_its_end) {
@@ -221,9 +238,15 @@ TEST(pump_tells_the_peer_while_it_reaches_its_memory_directly) {
     });
   };
   end.wire->finishes = false;
+  bool was_told_first = false;
+  end.wire->at_post = [&](const std::vector<engine::Piece>&) {
+    was_told_first = !end.wire->sent.empty() && end.wire->sent.front().kind == Message::kReach;
+  };
   end.push(stream, 0, 4);
   CHECK_EQUAL(end.transport->flush(stream), 0);
-  CHECK(becomes([&] { return said(1); }));
+  CHECK(becomes([&] { return end.wire->requests() == 1; }));
+  CHECK(was_told_first);
+  CHECK(said(1));
   CHECK(!said(0));
 
   {

@@ -250,7 +250,12 @@ bool Pump::start_parcel(const std::shared_ptr<Channel>& channel) {
     say(std::move(ask));
     parcel.state = Parcel::kAwaited;
   }
-  if (parcel.kind == Parcel::kDirect) post(parcel);
+  if (direct) {
+    // Ahead of the bytes, or the peer would look for them seldom until all of them are there.
+    if (limits_.has_messages && direct_++ == 0) say({Message::kReach, 1, {}, {}});
+    send_all();
+    post(parcel);
+  }
   begin(std::move(parcel));
   return true;
 }
@@ -259,8 +264,6 @@ void Pump::begin(Parcel parcel) {
   Channel& channel = *parcel.channel;
   ++channel.under_way;
   ++channel.unannounced;
-  if (parcel.kind == Parcel::kDirect && limits_.has_messages && direct_++ == 0)
-    say({Message::kReach, 1, {}, {}});
   parcels_.push_back(std::move(parcel));
   std::lock_guard lock(board_->mutex);
   ++channel.pending;

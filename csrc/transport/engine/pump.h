@@ -134,9 +134,9 @@ class Pump {
   std::vector<uint32_t> credits_;
   std::vector<uint32_t> free_words_;
   std::deque<Message> outgoing_;
-  size_t requests_ = 0;        // under way
-  // One chunk a pass: an engine may take as long to accept it as the wire takes to carry it, while chunks that
-  // came back could be filled, and the peer be told of those that are there.
+  size_t requests_ = 0;  // under way
+  // One chunk a pass: an engine may take as long to accept it as the wire takes to carry it, while chunks
+  // that came back could be filled, and the peer be told of those that are there.
   bool may_post_ = true;
   size_t direct_ = 0;          // parcels that the peer is told nothing of
   bool peer_reaches_ = false;  // it has such parcels: its engine may need this one to go on, so look often
