@@ -1,4 +1,5 @@
 // What the hot paths take from the heap in steady state: nothing, or no more for more blocks.
+#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <functional>
@@ -256,10 +257,14 @@ TEST(allocations_of_a_task_do_not_grow_with_its_blocks) {
     CHECK(task->wait().first != kSuccess);
     return found;
   };
-  prepare(12);
-  const size_t of_one = prepare(1);
+  // What a thread of the link still holds of the task before is made anew.
+  const auto least = [&](int64_t blocks) {
+    size_t found = prepare(blocks);
+    for (int i = 0; i < 10; ++i) found = std::min(found, prepare(blocks));
+    return found;
+  };
 
-  CHECK_EQUAL(prepare(12), of_one);
+  CHECK_EQUAL(least(12), least(1));
 }
 
 }  // namespace
