@@ -229,6 +229,9 @@ def test_a_stream_waits_for_an_event_of_another_device() -> None:
     with standing_still():
         tensor.fill_(3)
         event = torch.npu.current_stream().record_event()
+        # Each device has a task queue of its own: what is asked of a stream empties the first before the
+        # wait goes into the second, which would find an event that was never recorded.
+        assert torch.npu.current_stream().npu_stream
         other.wait_event(event)
 
         reached = other.record_event()

@@ -40,7 +40,7 @@ class Instance:
         staging_limit: int = 1 << 30,
         verifies: bool = False,
         engine_chunk_bytes: int = 1048576,
-        engine_chunks: int = 4,
+        engine_chunks: int = 8,
         listen_ip: str = "",
         hixl_options: Mapping[str, str] = ...,
     ) -> None: ...

@@ -257,7 +257,7 @@ TEST(allocations_of_a_task_do_not_grow_with_its_blocks) {
     CHECK(task->wait().first != kSuccess);
     return found;
   };
-  // What a thread of the link still holds of the task before is made anew.
+  // Of several: what a thread of the link still holds of the previous task is allocated again.
   const auto least = [&](int64_t blocks) {
     size_t found = prepare(blocks);
     for (int i = 0; i < 10; ++i) found = std::min(found, prepare(blocks));

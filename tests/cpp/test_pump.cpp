@@ -134,8 +134,8 @@ TEST(pump_lets_no_stream_starve_another_one) {
 }
 
 TEST(pump_looks_at_everything_else_between_two_chunks_that_it_posts) {
-  End end(kChunk, 4);
   std::vector<int> looks;
+  End end(kChunk, 4);
   end.wire->at_post = [&](const std::vector<engine::Piece>&) {
     looks.push_back(end.wire->looks);
     // An engine that takes its time: the other three have been copied when it returns.
@@ -148,6 +148,31 @@ TEST(pump_looks_at_everything_else_between_two_chunks_that_it_posts) {
 
   CHECK_EQUAL(looks.size(), size_t{4});
   CHECK(std::adjacent_find(looks.begin(), looks.end()) == looks.end());
+}
+
+TEST(pump_leaves_a_request_to_what_is_staged_and_one_to_what_is_not) {
+  for (const bool is_first_staged : {true, false}) {
+    std::vector<char> memory(kBytes);
+    End end(kChunk, 8, true);
+    end.wire->finishes = false;
+    const Mapped device = end.transport->map({"", 0, kPeerMemory + kBytes, MemoryKind::kDevice}, kBytes);
+    const auto push = [&](aclrtStream stream, bool staged, size_t chunk) {
+      const Mapped& to = staged ? device : end.remote;
+      CHECK_EQUAL(
+          end.transport->copy(to.address + chunk * kChunk, memory.data() + chunk * kChunk, kChunk, stream),
+          0);
+      CHECK_EQUAL(end.transport->flush(stream), 0);
+    };
+    aclrtStream of_long = end.stream();
+    for (size_t chunk = 0; chunk < 6; ++chunk) push(of_long, is_first_staged, chunk);
+    CHECK(becomes([&] { return end.wire->requests() == 3; }));
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    CHECK_EQUAL(end.wire->requests(), size_t{3});
+
+    push(end.stream(), !is_first_staged, 0);
+
+    CHECK(becomes([&] { return end.wire->requests() == 4; }));
+  }
 }
 
 // An engine knows the two tensors as two pieces of memory, and refuses what begins in one and ends in the
@@ -229,6 +254,7 @@ TEST(pump_refuses_what_a_peer_may_not_say_by_name) {
 }
 
 TEST(pump_tells_the_peer_while_it_reaches_its_memory_directly) {
+  bool was_told_first = false;
   End end(kChunk, 2, true);
   aclrtStream stream = end.stream();
   const auto said = [&](uint32_t chunk) {
@@ -238,7 +264,6 @@ TEST(pump_tells_the_peer_while_it_reaches_its_memory_directly) {
     });
   };
   end.wire->finishes = false;
-  bool was_told_first = false;
   end.wire->at_post = [&](const std::vector<engine::Piece>&) {
     was_told_first = !end.wire->sent.empty() && end.wire->sent.front().kind == Message::kReach;
   };

@@ -112,12 +112,12 @@ void Pump::loop() {
 }
 
 bool Pump::pass() {
-  may_post_ = true;
   copies_->look();
   bool did = take_news();
   did = take_messages() || did;
   did = confirm_scattered() || did;
   did = advance() || did;
+  did = post_gathered() || did;
   did = serve() || did;
   for (const auto& [_, channel] : channels_) did = feed(channel) || did;
   // Another one has the first choice of credits next time, or the first would starve the rest.
@@ -225,9 +225,8 @@ bool Pump::start_parcel(const std::shared_ptr<Channel>& channel) {
   size_t most_bytes = kDirectBytes;
   size_t most_pieces = limits_.pieces;
   if (direct) {
-    if (requests_ >= limits_.requests) return false;
+    if (!has_request_left(direct)) return false;
     parcel.kind = Parcel::kDirect;
-    parcel.state = Parcel::kReady;
   } else {
     most_bytes = std::min<size_t>(settings_.chunk_bytes, peer_.chunk_bytes);
     most_pieces = most_ranges_;
@@ -251,9 +250,8 @@ bool Pump::start_parcel(const std::shared_ptr<Channel>& channel) {
     parcel.state = Parcel::kAwaited;
   }
   if (direct) {
-    // Ahead of the bytes, or the peer would look for them seldom until all of them are there.
+    // Until it knows, the peer asks its engine once a millisecond only, which the bytes may wait for.
     if (limits_.has_messages && direct_++ == 0) say({Message::kReach, 1, {}, {}});
-    send_all();
     post(parcel);
   }
   begin(std::move(parcel));
@@ -295,7 +293,26 @@ void Pump::gather(Parcel& parcel, char* chunk) {
   parcel.state = Parcel::kGathering;
 }
 
+// Each kind leaves one to the other, which would wait for as long as there is more of the first.
+bool Pump::has_request_left(bool direct) const {
+  if (!limits_.has_messages) return requests_ < limits_.requests;
+  const size_t of_kind = direct ? direct_ : requests_ - direct_;
+  return requests_ < limits_.requests && of_kind + 1 < limits_.requests;
+}
+
+// The oldest chunk that is filled. One a pass: in between, chunks that came back are filled again.
+bool Pump::post_gathered() {
+  if (!has_request_left(false)) return false;
+  const auto filled = std::find_if(parcels_.begin(), parcels_.end(), [&](const Parcel& one) {
+    return one.state == Parcel::kGathering && copies_->is_out_past(one.copied_at);
+  });
+  if (filled == parcels_.end()) return false;
+  post(*filled);
+  return true;
+}
+
 void Pump::post(Parcel& parcel) {
+  send_all();  // first, as an engine may take as long to accept bytes as the wire takes to carry them
   std::vector<Piece> pieces;
   Way way = Way::kWrite;
   if (parcel.kind == Parcel::kDirect) {
@@ -344,19 +361,10 @@ bool Pump::advance(Parcel& parcel, bool* has_ended) {
   };
   switch (parcel.state) {
     case Parcel::kGathering:
-      if (!copies_->is_out_past(parcel.copied_at)) return false;
-      if (is_given_up) {
-        free_out_.push_back(parcel.chunk);
-        credits_.push_back(parcel.remote_chunk);
-        return end();
-      }
-      parcel.state = Parcel::kReady;
-      [[fallthrough]];
-    case Parcel::kReady:
-      if (!may_post_ || requests_ >= limits_.requests) return false;
-      may_post_ = false;
-      post(parcel);
-      return true;
+      if (!is_given_up || !copies_->is_out_past(parcel.copied_at)) return false;  // post_gathered
+      free_out_.push_back(parcel.chunk);
+      credits_.push_back(parcel.remote_chunk);
+      return end();
     case Parcel::kPosted: {
       const bool is_cancelled =
           parcel.kind == Parcel::kDirect && is_given_up && engine_->cancel(parcel.request);

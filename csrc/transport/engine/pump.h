@@ -41,7 +41,7 @@ class Pump {
  private:
   struct Parcel {
     enum Kind : uint8_t { kPush, kPull, kServe, kDirect, kDirectWord };
-    enum State : uint8_t { kGathering, kReady, kPosted, kAwaited, kScattering };
+    enum State : uint8_t { kGathering, kPosted, kAwaited, kScattering };
     Kind kind = kPush;
     State state = kGathering;
     std::shared_ptr<Channel> channel;  // none: kServe
@@ -74,6 +74,8 @@ class Pump {
   void look_at_quiet(const std::shared_ptr<Channel>& channel);
   void gather(Parcel& parcel, char* chunk);
   void scatter_pull(Parcel& parcel);
+  bool has_request_left(bool direct) const;
+  bool post_gathered();
   void post(Parcel& parcel);
   void begin(Parcel parcel);
   void end(Parcel& parcel);
@@ -134,10 +136,7 @@ class Pump {
   std::vector<uint32_t> credits_;
   std::vector<uint32_t> free_words_;
   std::deque<Message> outgoing_;
-  size_t requests_ = 0;  // under way
-  // One chunk a pass: an engine may take as long to accept it as the wire takes to carry it, while chunks
-  // that came back could be filled, and the peer be told of those that are there.
-  bool may_post_ = true;
+  size_t requests_ = 0;        // under way
   size_t direct_ = 0;          // parcels that the peer is told nothing of
   bool peer_reaches_ = false;  // it has such parcels: its engine may need this one to go on, so look often
   std::thread thread_;
