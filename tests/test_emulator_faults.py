@@ -17,6 +17,7 @@ from torch_llm_datadist import emulator
 from torch_llm_datadist.emulator import faults
 
 DELAY_S = 0.1
+THAW_BEHIND_A_FULL_QUEUE = Path(__file__).parent / "thaw_behind_a_full_queue.py"
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +96,17 @@ def test_operators_and_streams_are_named_as_torch_names_them() -> None:
     side.synchronize()
 
     assert total.sum().item() == 32
+
+
+def test_a_stream_thaws_while_all_that_is_queued_stands_still_behind_it() -> None:
+    done = subprocess.run(  # what reads a handle there keeps the GIL: it would hang all of this process
+        [sys.executable, "-m", "torch_llm_datadist", "run", "--emulate", THAW_BEHIND_A_FULL_QUEUE],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert done.returncode == 0, done.stderr
 
 
 def test_limit_of_memory_is_torchs_out_of_memory_error() -> None:

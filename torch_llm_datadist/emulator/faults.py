@@ -114,6 +114,7 @@ class Faults:
     def __init__(self, find_block: Callable[[], Block]) -> None:
         self._find_block = find_block
         self._freeze: HostFreeze | None = None
+        self._frozen_streams: dict[tuple[int, int], int] = {}
 
     def _arm(self, rule: Rule) -> Armed:
         block = self._find_block()
@@ -354,10 +355,13 @@ class Faults:
 
     def freeze_stream(self, stream: Stream | int) -> None:
         """Stops one stream; ``thaw_stream`` ends it."""
-        self._arm(Rule(Kind.FREEZE, stream=_handle(stream)))
+        handle = _handle(stream)
+        self._frozen_streams[_name(stream)] = handle
+        self._arm(Rule(Kind.FREEZE, stream=handle))
 
     def thaw_stream(self, stream: Stream | int) -> None:
-        handle = _handle(stream)
+        # torch_npu reads a handle behind all that is queued, which may stand still behind this very stream.
+        handle = self._frozen_streams.pop(_name(stream), 0) or _handle(stream)
         self._disarm(Kind.FREEZE, matches=lambda rule: rule.stream == handle)
 
     def lose_device(self, device: int = 0, code: int = 507010) -> None:
@@ -454,6 +458,11 @@ def _handle(stream: Stream | int) -> int:
     if handle == 0:
         raise ValueError("the default stream has no handle of its own: freeze or slow down its device")
     return handle
+
+
+def _name(stream: Stream | int) -> tuple[int, int]:
+    """Tells streams apart without asking for the handle."""
+    return (-1, stream) if isinstance(stream, int) else (stream.device_index, stream.stream_id)
 
 
 def _where(
