@@ -38,7 +38,8 @@ struct Wire {
   int looks = 0;  // for messages: at least one a pass
   std::vector<Message> sent;
   std::set<int64_t> under_way;
-  bool finishes = true;              // requests, at the next poll
+  bool finishes = true;  // requests, at the next poll
+  bool has_messages = true;
   bool takes_back = true;            // all memory, when it is asked to
   std::function<void()> at_receive;  // once, on the thread of the transport
   std::function<void(const std::vector<engine::Piece>&)> at_post;
@@ -62,7 +63,8 @@ class Scripted : public Engine {
   explicit Scripted(std::shared_ptr<Wire> wire) : wire_(std::move(wire)) {}
   Limits limits() const override {
     Limits limits;
-    limits.has_messages = true;
+    limits.has_messages = wire_->has_messages;
+    limits.reaches_device = !wire_->has_messages;
     return limits;
   }
   std::string add_memory(char*, size_t, bool) override { return {}; }
@@ -125,9 +127,10 @@ inline bool becomes(const std::function<bool()>& is_true) {
 
 class End {
  public:
-  explicit End(size_t chunk_bytes = kChunk, size_t chunks = 2, bool is_host = false)
+  explicit End(size_t chunk_bytes = kChunk, size_t chunks = 2, bool is_host = false, bool has_messages = true)
       : memory(mapped::allocate(0, kBytes)), page(mapped::allocate(0, kPageBytes)) {
     DATADIST_ACL(acl::set_device(0));
+    wire->has_messages = has_messages;
     Settings settings;
     settings.engine = "scripted";
     settings.peer = "cluster 9";
@@ -159,7 +162,8 @@ class End {
     transport = make_transport(std::move(settings), std::make_unique<Scripted>(wire));
     remote = transport->map({"", 0, kPeerMemory, is_host ? MemoryKind::kPrivateHost : MemoryKind::kDevice},
                             kBytes);
-    transport->connect(encode(Address{kPeerChunks, chunk_bytes, static_cast<uint32_t>(chunks), "scripted"}));
+    const auto staging = static_cast<uint32_t>(has_messages ? chunks : 0);
+    transport->connect(encode(Address{kPeerChunks, chunk_bytes, staging, "scripted"}));
   }
   ~End() {
     transport.reset();

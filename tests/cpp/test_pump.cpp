@@ -175,6 +175,50 @@ TEST(pump_leaves_a_request_to_what_is_staged_and_one_to_what_is_not) {
   }
 }
 
+int looks_within(End& end, std::chrono::milliseconds time) {
+  const auto looks = [&] {
+    std::lock_guard lock(end.wire->mutex);
+    return end.wire->looks;
+  };
+  const int before = looks();
+  std::this_thread::sleep_for(time);
+  return looks() - before;
+}
+
+TEST(pump_looks_for_messages_less_often_the_longer_no_bytes_move) {
+  using std::chrono::milliseconds;
+  using std::chrono::steady_clock;
+  End end;
+  std::this_thread::sleep_for(milliseconds(100));
+
+  int looks = 0;
+  const auto began = steady_clock::now();
+  for (int i = 0; i < 4; ++i) {
+    end.wire->put(encode(ranges(Message::kReach, 0, {})));
+    looks += looks_within(end, milliseconds(50));
+  }
+  CHECK(looks > 0);
+  CHECK(looks <= 20 + (steady_clock::now() - began) / milliseconds(1));
+
+  // And at once again after some did.
+  CHECK(becomes([&] {
+    const size_t taken = end.wire->messages().size();
+    end.wire->put(encode(ranges(Message::kScatter, 0, {{address_of(end.memory), kChunk}})));
+    CHECK(becomes([&] { return end.wire->messages().size() > taken; }));
+    return looks_within(end, milliseconds(8)) > 20;
+  }));
+}
+
+TEST(pump_without_messages_sleeps_until_a_stream_brings_something) {
+  End end(kChunk, 2, false, false);
+  CHECK(becomes([&] { return looks_within(end, std::chrono::milliseconds(100)) == 0; }));
+
+  aclrtStream stream = end.stream();
+  end.push(stream, 0);
+  CHECK_EQUAL(end.transport->flush(stream), 0);
+  CHECK(becomes([&] { return end.transport->has_sent_all(); }));
+}
+
 // An engine knows the two tensors as two pieces of memory, and refuses what begins in one and ends in the
 // other.
 TEST(pump_merges_blocks_of_one_tensor_and_none_over_its_end) {

@@ -12,12 +12,15 @@
 namespace datadist::engine {
 namespace {
 
+using std::chrono::duration_cast;
 using std::chrono::microseconds;
+using std::chrono::steady_clock;
 
 constexpr size_t kDirectBytes = 16 << 20;  // of one request: a few of them keep a wire busy
 constexpr int kEagerPasses = 64;           // without a pause, while something is under way
 constexpr auto kShortPause = microseconds(20);
 constexpr auto kLongPause = microseconds(1000);
+constexpr int kRestsPerPause = 16;  // what comes after a rest waits for a sixteenth of that at most
 
 std::vector<uint32_t> count_down(size_t count) {
   std::vector<uint32_t> numbers;
@@ -88,6 +91,7 @@ void Pump::run() {
 
 void Pump::loop() {
   int idle = 0;
+  auto active_at = steady_clock::now();
   while (true) {
     bool did = false;
     {
@@ -98,7 +102,11 @@ void Pump::loop() {
     if (!did && !copies_->are_all_past()) copies_->require_well();
     std::unique_lock lock(board_->mutex);
     if (board_->must_stop) return;
-    const bool is_under_way = !parcels_.empty() || !scattered_.empty() || !copies_->are_all_past();
+    const bool moves_bytes = !parcels_.empty() || !scattered_.empty();
+    const bool is_under_way = moves_bytes || !copies_->are_all_past();
+    const auto now = steady_clock::now();
+    if (moves_bytes || peer_reaches_)
+      active_at = now;  // words do not count: the watchdogs' come all the time
     if (did || (is_under_way && idle < kEagerPasses)) {
       if (!did) {
         lock.unlock();
@@ -106,8 +114,13 @@ void Pump::loop() {
       }
       continue;
     }
-    const bool is_busy = is_under_way || peer_reaches_ || idle < 100;
-    board_->changed.wait_for(lock, is_busy ? kShortPause : kLongPause, [this] { return board_->has_news; });
+    const auto has_news = [this] { return board_->has_news; };
+    if (limits_.has_messages || is_under_way) {
+      const auto rest = duration_cast<microseconds>(now - active_at);
+      board_->changed.wait_for(lock, std::clamp(rest / kRestsPerPause, kShortPause, kLongPause), has_news);
+    } else {
+      board_->changed.wait(lock, has_news);  // all that begins here begins with news
+    }
   }
 }
 
