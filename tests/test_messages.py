@@ -250,6 +250,7 @@ REASONS = {
     "link/link.cpp: a task on its stream failed": "likewise",
     "link/link.cpp: a kernel or a copy that scatters": "likewise",
     "link/link.cpp: no sign of life": "likewise",
+    "link/link.cpp: nothing has come over": "likewise",
     "link/link_mail.cpp: the peer closed it": "likewise",
     "link/link_streams.cpp: what landed in its staging": "likewise",
     "link/relay.cpp: its stream is gone": "taken in by layers_were_not_released",

@@ -100,7 +100,7 @@ std::optional<Reach> Link::named_by_peer(engine::Named what, const char* address
   if (what == engine::Named::kWritten && packed_staging_.is_own(address, bytes)) return Reach::kDevice;
   if (what == engine::Named::kWritten && proofs_.is_own(address, bytes)) return Reach::kDevice;
   if (peer_.is_fenced) return std::nullopt;
-  return caches_->reach_of(address, bytes);
+  return caches_->reach_for_peers(address, bytes, what == engine::Named::kWritten);
 }
 
 Link::~Link() {
@@ -422,8 +422,14 @@ void Link::cut_off_silent_peer(const Tick& tick) {
 
 void Link::watch_heartbeat(const Tick& tick) {
   if (!liveness_.is_lost(tick.now)) return;
-  die(kNotYetLink,
-      join("no sign of life for ", options_.keep_alive.count(), " ms; the peer is frozen or cut off"));
+  const std::string so_long = join(options_.keep_alive.count(), " ms");
+  if (liveness_.beats() == 0 && !peer_.is_on_this_host) {
+    die(kNotYetLink, join("nothing has come over ", transport_->name(), " in ", so_long,
+                          " since the link was made; the peer is frozen, or a firewall stops ",
+                          transport_->name(), " between the hosts"));
+  } else {
+    die(kNotYetLink, join("no sign of life for ", so_long, "; the peer is frozen or cut off"));
+  }
 }
 
 // The page, and whatever else the peer has mapped, is its to write until it is gone or said that its streams

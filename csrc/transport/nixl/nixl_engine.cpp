@@ -87,9 +87,10 @@ class NixlEngine : public engine::Engine {
     try {
       Owned memory(api_.destroy_mem_list), parameters(api_.destroy_params);
       check(api_.get_plugin_params(agent_, kBackend, memory.out(), parameters.out()), "get_plugin_params");
-      // Where it is set in the environment, that counts.
-      if (!is_peer_on_this_host)
-        check(api_.params_add(parameters.get(), "engine_config", "TLS=^sm"), "params_add");
+      // Where it is set in the environment, that counts. A connection whose packets are lost would hold the
+      // caller for two minutes.
+      const char* const config = is_peer_on_this_host ? "TCP_CONN_NB=y" : "TCP_CONN_NB=y,TLS=^sm";
+      check(api_.params_add(parameters.get(), "engine_config", config), "params_add");
       check(api_.create_backend(agent_, kBackend, parameters.get(), backend_.out()), "create_backend");
       check(api_.create_opt_args(options_.out()), "create_opt_args");
       check(api_.opt_args_add_backend(options_.get(), backend_.get()), "opt_args_add_backend");

@@ -101,6 +101,14 @@ class Network:
     def heal(self, one: str, other: str) -> None:
         self._tell(cut=False, pair=self._pair(one, other))
 
+    def open_only(self, *ports: int) -> None:
+        """From now on a firewall between the hosts passes nothing but TCP from or to these ports."""
+        self._tell(open_ports=ports)
+
+    def open_all(self) -> None:
+        """Ends `open_only`."""
+        self._tell(open_ports=None)
+
     def _pair(self, one: str, other: str) -> list[str]:
         for name in (one, other):
             if name not in self._names:

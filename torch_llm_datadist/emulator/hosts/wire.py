@@ -15,6 +15,8 @@ import json
 import os
 import random
 import selectors
+import socket
+import struct
 import sys
 import time
 from dataclasses import dataclass, field
@@ -22,7 +24,8 @@ from dataclasses import dataclass, field
 from torch_llm_datadist.emulator.hosts import namespaces
 
 _VERSION_4 = 4
-_DESTINATION = slice(16, 20)  # of an IPv4 header
+_PROTOCOL = 9  # of an IPv4 header
+_DESTINATION = slice(16, 20)
 _PACKET_BYTES = 65536
 _PACKETS_PER_TURN = 64
 _QUEUE_S = 0.2  # a packet that would wait longer for a slow link is dropped, as a full switch does
@@ -34,6 +37,7 @@ class Conditions:
     loss: float = 0.0  # share of the packets
     bytes_per_s: float | None = None  # out of each host
     cut: set[frozenset[str]] = field(default_factory=set)  # pairs
+    open_ports: list[int] | None = None  # of TCP; None: all
 
 
 class Wire:
@@ -63,6 +67,8 @@ class Wire:
         self.counts["packets"] += 1
         now, conditions = time.monotonic(), self.conditions
         if frozenset((self._names[source], self._names[target])) in conditions.cut:
+            return
+        if conditions.open_ports is not None and not set(conditions.open_ports) & _tcp_ports(packet):
             return
         if conditions.loss and self._random.random() < conditions.loss:
             self.counts["lost"] += 1
@@ -102,6 +108,13 @@ class Wire:
                 (self.conditions.cut.add if value else self.conditions.cut.discard)(pair)
             else:
                 setattr(self.conditions, name, value)
+
+
+def _tcp_ports(packet: bytes) -> set[int]:
+    if packet[_PROTOCOL] != socket.IPPROTO_TCP:
+        return set()
+    head = 4 * (packet[0] & 0xF)
+    return set(struct.unpack_from("!HH", packet, head))
 
 
 def main(argv: list[str]) -> int:
