@@ -49,10 +49,15 @@ class Instance:
 
     # Caches of this instance. All tensors: contiguous, on the instance's device or all on the CPU.
     def register_cache(
-        self, tensors: Sequence[Tensor], num_blocks: int, is_blocks: bool = True, receives: bool = True
+        self,
+        tensors: Sequence[Tensor],
+        num_blocks: int,
+        is_blocks: bool = True,
+        receives: bool = True,
+        is_offered: bool = True,
     ) -> int:
         """``num_blocks``: blocks, or batch entries of a contiguous cache, in each tensor. ``receives``:
-        transfers may write into it."""
+        transfers may write into it. ``is_offered``: peers may reach it."""
 
     def export_cache(self, cache_id: int, link: int) -> list[Segment]:
         """As the peer of that link gets to know it."""

@@ -270,7 +270,9 @@ class CacheStore:
         try:
             if is_reachable:
                 self._registry.require_room(asked, len(tensors), len(keys))
-            cache_id = self._instance.register_cache(tensors, desc.shape[0], is_blocks, receives)
+            cache_id = self._instance.register_cache(
+                tensors, desc.shape[0], is_blocks, receives, is_reachable
+            )
             if is_reachable:
                 self._try_to_export(asked, cache_id)
             handle = self._native.paged_open(tensors) if is_blocks else 0

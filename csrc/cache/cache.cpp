@@ -49,7 +49,7 @@ Reach reach_of_tensor(const char* address, int64_t bytes, bool is_on_host) {
 }
 
 int64_t LocalCaches::add(Geometry geometry, std::vector<Place> tensors, std::vector<uintptr_t> slabs,
-                         std::vector<std::shared_ptr<void>> storage, bool receives) {
+                         std::vector<std::shared_ptr<void>> storage, bool receives, bool is_offered) {
   auto cache = std::make_shared<LocalCache>();
   cache->geometry = std::move(geometry);
   cache->tensors = std::move(tensors);
@@ -63,18 +63,29 @@ int64_t LocalCaches::add(Geometry geometry, std::vector<Place> tensors, std::vec
   by_address_.emplace(cache->tensors.front().address, cache);
   for (size_t t = 0; t < cache->tensors.size(); ++t) {
     const Place& place = cache->tensors[t];
-    ranges_.emplace(place.address,
-                    Range{cache->id, place.address + cache->bytes_of(static_cast<int64_t>(t)), place.reach});
+    const char* const end = place.address + cache->bytes_of(static_cast<int64_t>(t));
+    ranges_.emplace(place.address, Range{cache->id, end, place.reach, is_offered, receives});
   }
   return cache->id;
 }
 
 std::optional<Reach> LocalCaches::reach_of(const char* address, size_t bytes) const {
+  return reach_of(address, bytes, [](const Range&) { return true; });
+}
+
+std::optional<Reach> LocalCaches::reach_for_peers(const char* address, size_t bytes, bool is_written) const {
+  if (!is_written) return reach_of(address, bytes, [](const Range& range) { return range.is_offered; });
+  return reach_of(address, bytes, [](const Range& range) { return range.is_offered && range.receives; });
+}
+
+std::optional<Reach> LocalCaches::reach_of(const char* address, size_t bytes,
+                                           bool (*is_meant)(const Range&)) const {
   std::shared_lock lock(mutex_);
   // The tensor that begins last before it, as a rule; caches may overlap.
   for (auto range = ranges_.upper_bound(address); range != ranges_.begin();) {
     --range;
     const char* const end = range->second.end;
+    if (!is_meant(range->second)) continue;
     if (address < end && bytes <= static_cast<size_t>(end - address)) return range->second.reach;
   }
   return std::nullopt;

@@ -76,7 +76,7 @@ class LocalCaches {
   using MakeCopy = std::function<std::shared_ptr<LocalCache>()>;
 
   int64_t add(Geometry geometry, std::vector<Place> tensors, std::vector<uintptr_t> slabs,
-              std::vector<std::shared_ptr<void>> storage, bool receives = true);
+              std::vector<std::shared_ptr<void>> storage, bool receives = true, bool is_offered = true);
   std::shared_ptr<LocalCache> get(int64_t id, const char* asked) const;
   std::shared_ptr<LocalCache> find_held(int64_t id) const;  // nullptr: there is none, withdrawn or not
   // Pinned, and not withdrawn.
@@ -100,6 +100,8 @@ class LocalCaches {
   void release(int64_t id);
   // How all of that memory is reached; nullopt where it is not memory of one tensor of a cache.
   std::optional<Reach> reach_of(const char* address, size_t bytes) const;
+  // The same; nullopt, too, where no cache offers peers to read it, or to write it.
+  std::optional<Reach> reach_for_peers(const char* address, size_t bytes, bool is_written) const;
 
  private:
   mutable std::shared_mutex mutex_;  // ops only read, side by side
@@ -112,7 +114,10 @@ class LocalCaches {
     int64_t cache;
     const char* end;
     Reach reach;
+    bool is_offered;
+    bool receives;
   };
+  std::optional<Reach> reach_of(const char* address, size_t bytes, bool (*is_meant)(const Range&)) const;
   std::multimap<const char*, Range> ranges_;  // of every tensor
 };
 

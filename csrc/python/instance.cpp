@@ -49,7 +49,7 @@ std::vector<Place> check_cache_tensors(const std::vector<at::Tensor>& tensors, i
 }
 
 int64_t register_cache(Instance& instance, const std::vector<at::Tensor>& tensors, int64_t num_blocks,
-                       bool is_blocks, bool receives) {
+                       bool is_blocks, bool receives, bool is_offered) {
   Geometry geometry{num_blocks, is_blocks, {}};
   auto places = check_cache_tensors(tensors, instance.device(), &geometry);
   std::vector<std::shared_ptr<void>> storage;
@@ -63,7 +63,7 @@ int64_t register_cache(Instance& instance, const std::vector<at::Tensor>& tensor
     slabs = mapped::slabs_of(instance.device(), memory);
   }
   return instance.caches().add(std::move(geometry), std::move(places), std::move(slabs), std::move(storage),
-                               receives);
+                               receives, is_offered);
 }
 
 std::vector<OwnMemory> memory_of(Instance& instance, int64_t cache_id, const char* asked) {
@@ -187,7 +187,7 @@ void define_instance(py::module_& m) {
           py::arg("listen_ip") = "", py::arg("hixl_options") = std::map<std::string, std::string>{}, nogil)
       .def("close", &Instance::close, nogil)
       .def("register_cache", &register_cache, py::arg("tensors"), py::arg("num_blocks"),
-           py::arg("is_blocks") = true, py::arg("receives") = true, nogil)
+           py::arg("is_blocks") = true, py::arg("receives") = true, py::arg("is_offered") = true, nogil)
       .def("export_cache", &export_cache, py::arg("cache_id"), py::arg("link"), nogil)
       .def("try_export_cache", &try_export_cache, py::arg("cache_id"), nogil)
       .def(

@@ -37,6 +37,32 @@ TEST(registry_takes_the_last_of_the_caches_that_share_memory) {
   CHECK_EQUAL(caches.find(tensors(0), true, 8, "asked")->id, other_shape);
 }
 
+TEST(registry_lets_peers_read_and_write_what_a_cache_offers_them) {
+  LocalCaches caches;
+  const auto add_one = [&](size_t at, bool receives, bool is_offered) {
+    return caches.add({4, true, {64}}, {{memory + at, Reach::kDevice}}, {0}, {}, receives, is_offered);
+  };
+  add_one(0, true, true);
+  add_one(256, false, true);
+  add_one(512, true, false);
+  const auto may = [&](size_t at, bool is_written) {
+    return caches.reach_for_peers(memory + at, 256, is_written).has_value();
+  };
+  CHECK(may(0, false));
+  CHECK(may(0, true));
+  CHECK(may(256, false));
+  CHECK(!may(256, true));
+  CHECK(!may(512, false));
+  CHECK(!may(512, true));
+  CHECK(caches.reach_of(memory + 512, 256));
+
+  const int64_t another = add_one(512, true, true);  // of the same memory
+  add_one(512, true, false);
+  CHECK(may(512, true));
+  caches.release(another);
+  CHECK(!may(512, true));
+}
+
 TEST(registry_does_not_find_what_was_withdrawn_and_keeps_what_is_pinned) {
   LocalCaches caches;
   const int64_t id = add(caches, 0);
