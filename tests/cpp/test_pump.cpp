@@ -219,11 +219,27 @@ TEST(pump_without_messages_sleeps_until_a_stream_brings_something) {
   CHECK(becomes([&] { return end.transport->has_sent_all(); }));
 }
 
+TEST(pump_has_no_more_under_way_directly_than_through_chunks) {
+  size_t posted = 0;
+  End end(kChunk, 4, true);
+  end.wire->finishes = false;
+  end.wire->at_post = [&](const std::vector<engine::Piece>& pieces) {
+    for (const engine::Piece& piece : pieces) posted += piece.bytes;
+  };
+  aclrtStream stream = end.stream();
+  end.push(stream, 0, 32);
+  CHECK_EQUAL(end.transport->flush(stream), 0);
+  CHECK(becomes([&] { return end.wire->requests() == 3; }));
+
+  std::lock_guard lock(end.wire->mutex);
+  CHECK_EQUAL(posted, 3 * kChunk);
+}
+
 // An engine knows the two tensors as two pieces of memory, and refuses what begins in one and ends in the
 // other.
 TEST(pump_merges_blocks_of_one_tensor_and_none_over_its_end) {
   std::vector<engine::Piece> posted;
-  End end(kChunk, 2, true);
+  End end(kChunk, 16, true);
   end.wire->at_post = [&](const std::vector<engine::Piece>& pieces) {
     posted.insert(posted.end(), pieces.begin(), pieces.end());
   };
@@ -299,7 +315,7 @@ TEST(pump_refuses_what_a_peer_may_not_say_by_name) {
 
 TEST(pump_tells_the_peer_while_it_reaches_its_memory_directly) {
   bool was_told_first = false;
-  End end(kChunk, 2, true);
+  End end(kChunk, 16, true);
   aclrtStream stream = end.stream();
   const auto said = [&](uint32_t chunk) {
     const auto sent = end.wire->messages();

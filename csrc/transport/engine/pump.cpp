@@ -16,8 +16,8 @@ using std::chrono::duration_cast;
 using std::chrono::microseconds;
 using std::chrono::steady_clock;
 
-constexpr size_t kDirectBytes = 16 << 20;  // of one request: a few of them keep a wire busy
-constexpr int kEagerPasses = 64;           // without a pause, while something is under way
+constexpr size_t kUnstagedBytes = 128 << 20;
+constexpr int kEagerPasses = 64;  // without a pause, while something is under way
 constexpr auto kShortPause = microseconds(20);
 constexpr auto kLongPause = microseconds(1000);
 constexpr int kRestsPerPause = 16;  // what comes after a rest waits for a sixteenth of that at most
@@ -26,6 +26,11 @@ std::vector<uint32_t> count_down(size_t count) {
   std::vector<uint32_t> numbers;
   for (size_t i = count; i > 0; --i) numbers.push_back(static_cast<uint32_t>(i - 1));
   return numbers;
+}
+
+// Signs of life wait behind it.
+size_t bytes_under_way(const Settings& settings) {
+  return settings.chunks == 0 ? kUnstagedBytes : settings.chunks * settings.chunk_bytes;
 }
 
 }  // namespace
@@ -40,6 +45,7 @@ Pump::Pump(Settings settings, std::shared_ptr<Board> board, std::shared_ptr<Engi
       chunks_(chunks),
       peer_(std::move(peer)),
       most_ranges_((limits_.message_bytes - kMessageHead) / kBytesOfARange),
+      direct_bytes_(bytes_under_way(settings_) / limits_.requests),
       free_out_(count_down(settings_.chunks)),
       free_pulled_(count_down(settings_.chunks)),
       credits_(count_down(peer_.chunks)),
@@ -235,7 +241,7 @@ bool Pump::start_parcel(const std::shared_ptr<Channel>& channel) {
   const bool pushes = first.way == Way::kWrite;
   Parcel parcel;
   parcel.channel = channel;
-  size_t most_bytes = kDirectBytes;
+  size_t most_bytes = direct_bytes_;
   size_t most_pieces = limits_.pieces;
   if (direct) {
     if (!has_request_left(direct)) return false;

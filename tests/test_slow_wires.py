@@ -1,0 +1,56 @@
+"""A wire between hosts that is slow, but well: nobody takes it for a lost peer, with the default options."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import torch_llm_datadist as datadist
+from tests import instances
+from tests.peers import HostPeer
+from tests.test_emulated_hosts import made
+from tests.test_links_across_hosts import link
+from torch_llm_datadist.transports import nixl_library
+
+pytestmark = pytest.mark.skipif(bool(nixl_library()[1]), reason=nixl_library()[1])
+BLOCKS, BLOCK_BYTES = 20, 1 << 20
+BYTES_PER_S = 8e6  # keep_alive_ms takes 24 MB of it, the push is 40
+
+
+def register_on_host(state: SimpleNamespace, cluster_id: int, value: int) -> None:
+    state.raw = [torch.full((BLOCKS, BLOCK_BYTES), value, dtype=torch.uint8) for _ in range(2)]
+    desc = datadist.CacheDesc(2, [BLOCKS, BLOCK_BYTES], datadist.DataType.DT_UINT8, datadist.Placement.HOST)
+    key = datadist.BlocksCacheKey(cluster_id, 0)
+    state.cache = state.datadist.cache_manager.register_blocks_cache(desc, state.raw, key, True)
+
+
+def push_everything(state: SimpleNamespace) -> None:
+    instances.push_blocks(state, 2, [*range(BLOCKS)], [*range(BLOCKS)])
+
+
+def values(state: SimpleNamespace) -> list[list[int]]:
+    return [tensor.unique().tolist() for tensor in state.raw]
+
+
+def test_signs_of_life_do_not_wait_behind_a_push_between_host_caches() -> None:
+    with made("near", "far") as lab:
+        pair = a, b = HostPeer(lab["near"]), HostPeer(lab["far"])
+        try:
+            for cluster_id, (peer, host) in enumerate(zip(pair, ("near", "far"), strict=True), 1):
+                options = {"transport": "nixl", "listen_ip_info": f"{lab[host].address}:0"}
+                peer.send(instances.start, cluster_id, cluster_id - 1, {**options, "sync_kv_timeout": 60_000})
+            ports = [peer.answer() for peer in pair]
+            for cluster_id, peer in enumerate(pair, 1):
+                peer.call(register_on_host, cluster_id, cluster_id)
+            assert a.call(link, lab["far"].address, ports[1]) == ["LLM_SUCCESS"]
+            b.call(instances.wait_linked, 1)
+            lab.network.shape(bytes_per_s=BYTES_PER_S)
+
+            a.call(push_everything)
+
+            assert b.call(values) == [[1], [1]]
+        finally:
+            for peer in pair:
+                peer.stop()
