@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch_llm_datadist import _native, doctor, emulator, transports
 from torch_llm_datadist.doctor import device, machine, networks, packages, peer
 from torch_llm_datadist.doctor.finding import Finding, State
 from torch_llm_datadist.emulator import libraries
+from torch_llm_datadist.identity import start_time_of
 
 DOCTOR = [sys.executable, "-m", "torch_llm_datadist", "doctor", "--emulate"]
 
@@ -43,6 +45,7 @@ def test_machine_that_passes_this_suite_is_healthy():
     assert {each["state"] for each in findings.values()} <= {"ok", "note"}
     assert findings["a transfer"]["state"] == "ok"
     assert "1024 KiB from npu:0" in findings["a transfer"]["found"]
+    assert "between two processes arrived intact" in findings["a transfer"]["found"]
     assert findings["torch_npu"]["found"] == "2.13.0"
 
 
@@ -53,10 +56,60 @@ def test_wrong_bytes_are_noticed():
     assert "a push arrived with wrong bytes" in told.stdout
 
 
-def test_device_that_hangs_is_told_in_time(monkeypatch):
-    monkeypatch.setattr(device, "_COMMAND", (sys.executable, "-c", "import time; time.sleep(60)"))
-    found = only(device.examine(0.2), "a transfer")
-    assert (found.state, found.found) == (State.BROKEN, "nothing after 0.2 s")
+def test_memory_that_processes_cannot_share_is_told():
+    """As where the kernel hides them from each other. Instances of one process import nothing."""
+    told = run(TORCH_LLM_DATADIST_EMULATE_FAULTS="fail aclrtIpcMemImportByKey code=507022 times=0")
+    assert told.returncode == 1
+    assert "broken  a transfer" in told.stdout
+    assert "linking two processes of this machine failed" in told.stdout
+
+
+def test_what_the_receiving_process_died_of_is_told():
+    told = run(TORCH_LLM_DATADIST_EMULATE_FAULTS="lose_device device=7")  # the receiver's
+    assert told.returncode == 1
+    assert "device 7 is lost" in told.stdout
+    assert "the receiving process ended, status 1" in told.stdout
+
+
+# In a process of its own: it starts another one from its main module.
+WITHOUT_PATIENCE = """
+import multiprocessing, sys
+from torch_llm_datadist.doctor import trial
+trial._ANSWERS_WITHIN_S = 0.01
+status = trial.main()
+print(multiprocessing.active_children())
+sys.exit(status)
+"""
+
+
+def test_receiving_process_that_hangs_is_told_and_ended():
+    told = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PATIENCE], capture_output=True, text=True, timeout=120
+    )
+    assert told.returncode == 1
+    assert "the receiving process says nothing for 0.01 s" in told.stderr
+    assert told.stdout == "[]\n"
+
+
+# Starts a process that holds its output open, tells of it, and hangs.
+HANGS = """
+import pathlib, subprocess, sys, time
+child = subprocess.Popen(["sleep", "60"])
+pathlib.Path(sys.argv[1]).write_text(str(child.pid))
+time.sleep(60)
+"""
+
+
+def test_device_that_hangs_is_told_in_time_and_nothing_is_left(monkeypatch, tmp_path):
+    pid_file = tmp_path / "pid"
+    monkeypatch.setattr(device, "_COMMAND", (sys.executable, "-c", HANGS, str(pid_file)))
+    found = only(device.examine(2.0), "a transfer")
+    assert (found.state, found.found) == (State.BROKEN, "nothing after 2 s")
+    child = int(pid_file.read_text())
+    deadline = time.monotonic() + 10
+    while start_time_of(child) is not None:
+        assert time.monotonic() < deadline, "a process is left"
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("name", ["torch_npu", "msgspec"])

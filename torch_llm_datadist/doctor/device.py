@@ -1,7 +1,9 @@
-"""The device at work, in a process of its own: what hangs or crashes there is told here."""
+"""The device at work, in processes of their own: what hangs or crashes there is told here."""
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,13 +17,7 @@ _LAST_LINES = 3
 def examine(timeout_s: float) -> Iterator[Finding]:
     name = "a transfer"
     try:
-        trial = subprocess.run(
-            _COMMAND,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-        )
+        status, said, complaint = _run(timeout_s)
     except subprocess.TimeoutExpired:
         yield broken(
             name,
@@ -29,12 +25,30 @@ def examine(timeout_s: float) -> Iterator[Finding]:
             "see with `npu-smi info` who uses the device",
         )
         return
-    if trial.returncode != 0:
-        said = " | ".join((trial.stderr or trial.stdout).strip().splitlines()[-_LAST_LINES:])
+    if status != 0:
+        last = " | ".join((complaint or said).strip().splitlines()[-_LAST_LINES:])
         yield broken(
             name,
-            f"status {trial.returncode}: {said}",
+            f"status {status}: {last}",
             "`python -m torch_llm_datadist.doctor.trial` says all of it",
         )
         return
-    yield ok(name, trial.stdout.strip())
+    yield ok(name, said.strip())
+
+
+def _run(timeout_s: float) -> tuple[int, str, str]:
+    """Status, stdout and stderr. Nothing that it started is left when it takes too long."""
+    with subprocess.Popen(
+        _COMMAND,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as trial:
+        try:
+            said, complaint = trial.communicate(timeout=timeout_s)
+        except BaseException:  # Ctrl-C, too, which reaches this session only
+            os.killpg(trial.pid, signal.SIGKILL)
+            raise
+        return trial.returncode, said, complaint
