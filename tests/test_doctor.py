@@ -18,11 +18,13 @@ from types import SimpleNamespace
 import pytest
 
 import torch_llm_datadist as datadist
+from tests import instances
 from torch_llm_datadist import _native, doctor, emulator, transports
 from torch_llm_datadist.doctor import device, machine, networks, packages, peer
 from torch_llm_datadist.doctor.finding import Finding, State
 from torch_llm_datadist.emulator import libraries
 from torch_llm_datadist.identity import start_time_of
+from torch_llm_datadist.transports import nixl_library
 
 DOCTOR = [sys.executable, "-m", "torch_llm_datadist", "doctor", "--emulate"]
 
@@ -180,11 +182,58 @@ def test_port_that_is_taken_is_told():
     assert (found.state, found.found) == (State.BROKEN, f"127.0.0.1:{port}: Address already in use")
 
 
-@pytest.mark.parametrize(("soft", "state"), [(1024, State.NOTE), (2048, State.OK)])
-def test_few_open_files_are_told(monkeypatch, soft, state):
-    limits = {resource.RLIMIT_NOFILE: (soft, 4096), resource.RLIMIT_MEMLOCK: (1 << 20, 1 << 20)}
+@pytest.mark.parametrize(
+    ("why_no_nixl", "soft", "state"),
+    [
+        ("not installed", 4095, State.NOTE),
+        ("not installed", 4096, State.OK),
+        ("", 4096, State.NOTE),
+        ("", 8192, State.OK),
+    ],
+)
+def test_few_open_files_are_told(monkeypatch, why_no_nixl, soft, state):
+    limits = {resource.RLIMIT_NOFILE: (soft, 1 << 20), resource.RLIMIT_MEMLOCK: (1 << 20, 1 << 20)}
     monkeypatch.setattr(machine.resource, "getrlimit", limits.get)
-    assert only(machine.examine(None), "open files").state is state
+    why_not = {"hixl": "", "nixl": why_no_nixl}
+    monkeypatch.setattr(networks.transports, "offered", lambda native, wanted: why_not)
+    found = only(machine.examine(None), "open files")
+    assert found.state is state
+    if state is State.NOTE:
+        assert ("each over NIXL" in found.advice) == (not why_no_nixl)
+
+
+def use_loopback(state: SimpleNamespace) -> None:
+    """However many interfaces the machine has, at each of which UCX would listen."""
+    os.environ["UCX_NET_DEVICES"] = "lo"
+
+
+def open_files(state: SimpleNamespace) -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize(
+    ("transport", "most"),
+    [
+        ("mapped", machine._FILES_PER_LINK),
+        ("hixl", machine._FILES_PER_LINK),
+        ("nixl", machine._FILES_PER_NIXL_LINK),
+    ],
+)
+def test_a_link_opens_no_more_files_than_are_told(peers, transport, most):
+    """But for the first, with which an engine opens some for all."""
+    if transport == "nixl" and nixl_library()[1]:
+        pytest.skip(nixl_library()[1])
+    hub, *others = all_of_them = peers(4)
+    for each in all_of_them:
+        each.call(use_loopback)
+    hub.call(instances.start, 1, 0, {"transport": transport})
+    counts = []
+    for cluster_id, other in enumerate(others, 2):
+        port = other.call(instances.start, cluster_id, 0, {"transport": transport})
+        assert hub.call(instances.link, cluster_id, port) == ["LLM_SUCCESS"]
+        other.call(instances.wait_linked, 1)
+        counts.append(hub.call(open_files))
+    assert most < counts[2] - counts[0] <= 2 * most
 
 
 def test_forbidden_tracing_is_told(monkeypatch, tmp_path):

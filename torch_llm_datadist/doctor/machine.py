@@ -13,6 +13,7 @@ from pathlib import Path
 
 from torch_llm_datadist import emulator
 from torch_llm_datadist.cluster import endpoint
+from torch_llm_datadist.doctor import networks
 from torch_llm_datadist.doctor.finding import Finding, broken, note, ok
 from torch_llm_datadist.identity import host_id
 from torch_llm_datadist.rank_table import DEFAULT_PORT
@@ -29,7 +30,9 @@ _MORE_FILES_IN_MEMORY = (
     "NIXL between processes of one host goes through it: a container's --shm-size, or UCX_TLS=tcp,self"
 )
 _MOST_DEVICES = 16
-_FILES_PER_LINK = 4  # sockets and descriptors of a link, with room to spare
+# Sockets and descriptors of a link, as counted (docs/limits.md): UCX has its own for each link over NIXL.
+_FILES_PER_LINK = 8
+_FILES_PER_NIXL_LINK = 15
 _LINKS = 512
 
 
@@ -123,12 +126,15 @@ def _listening(ip: str, port: int) -> Finding:
 
 def _open_files() -> Finding:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = _FILES_PER_LINK * _LINKS
+    over_nixl = not networks.why_no_engine()["nixl"]
+    per_link = _FILES_PER_NIXL_LINK if over_nixl else _FILES_PER_LINK
+    needed = per_link * _LINKS
     if soft != resource.RLIM_INFINITY and soft < needed:
         return note(
             "open files",
             f"{soft} per process, {hard} at most",
-            f"`ulimit -n {needed}` for up to {_LINKS} links; about {_FILES_PER_LINK} are used by each",
+            f"`ulimit -n {needed}` for up to {_LINKS} links; about {per_link} are used by each"
+            + (" over NIXL" if over_nixl else ""),
         )
     return ok("open files", f"{soft} per process")
 

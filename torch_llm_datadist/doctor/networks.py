@@ -18,15 +18,20 @@ _ONLY_BETWEEN_HOSTS = "needed between hosts only"
 
 
 def examine() -> Iterator[Finding]:
-    try:
-        why_not = transports.offered(_native.load(), "")
-    except Exception as error:
-        unknown = f"not known without the native core: {str(error).splitlines()[0]}"
-        why_not = {"hixl": unknown, "nixl": unknown}
+    why_not = why_no_engine()
     yield _hixl(why_not["hixl"])
     yield _nixl(why_not["nixl"])
     yield _rdma_devices()
     yield _tcp()
+
+
+def why_no_engine() -> dict[str, str]:
+    """Of "hixl" and "nixl", among others, why an instance has no link over it; "" where it may."""
+    try:
+        return transports.offered(_native.load(), "")
+    except Exception as error:
+        unknown = f"not known without the native core: {str(error).splitlines()[0]}"
+        return {"hixl": unknown, "nixl": unknown}
 
 
 def _hixl(why_not: str) -> Finding:
