@@ -150,6 +150,36 @@ def test_the_bytes_of_a_push_cross_the_network_and_take_the_time_that_it_needs(l
         assert a.call(push_everything) >= 0.8 * payload / SLOW
 
 
+def tcp_ports(state: SimpleNamespace) -> tuple[set[int], set[tuple[int, int]]]:
+    """Of this host: where somebody listens, but for the instance itself, and both ends of each connection."""
+    listening, connected = set(), set()
+    for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, status, *_ = line.split()
+        here, there = (int(end.partition(":")[2], 16) for end in (local, remote))
+        if here == state.datadist.listen_port or there == state.target[1]:
+            continue
+        if status == "0A":
+            listening.add(here)
+        elif status == "01":
+            connected.add((here, there))
+    return listening, connected
+
+
+def test_data_connections_go_to_the_ports_that_ucx_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As docs/deploy.md says to who has a firewall."""
+    allowed = range(27000, 27100)
+    monkeypatch.setenv("UCX_TCP_PORT_RANGE", f"{allowed[0]}-{allowed[-1]}")
+    with made("near", "far") as lab, linked(lab, 256) as (a, _b):
+        a.call(instances.push_blocks, 2, SRC, DST)
+
+        listening, connected = a.call(tcp_ports)
+
+        assert listening
+        assert listening <= set(allowed)
+        assert connected
+        assert all(here in allowed or there in allowed for here, there in connected)
+
+
 def test_layers_arrive_whole_over_a_network_that_is_slow_and_loses_packets(lab: Lab, pair: Any) -> None:
     a, b = pair
     lab.network.shape(delay_s=0.02, loss=0.001)
