@@ -170,9 +170,10 @@ def print_hour(hour: scenarios.Hour, counts: Any, share: float, policy: Policy) 
     print(f"  {asked} requests around the failures, {lost} of them lost; {answered} of those were answered")
     print(f"  in the end, {seconds(recovered)} after they were asked; {never} never were")
     print(
-        f"  {hour.in_doubt} blocks in doubt, {stay} of them to the end: nobody can say of a host that is gone"
+        f"  {hour.in_doubt} blocks in doubt, {stay} of them to the end: over mapped links nobody can say of a"
     )
-    print("  that its streams are drained")
+    print("  host that is gone that its streams are drained; over NIXL, and over HIXL between SuperPods, the")
+    print("  memory would have been taken back")
     found = {**dataclasses.asdict(hour), "noticed_s": noticed, "relinked_s": relinked}
     of_requests = {"requests": asked, "lost": lost, "recovered": answered, "never": never}
     return {**found, **of_requests, "recovered_s": recovered}

@@ -94,7 +94,7 @@ class Core:
         return not death, int(LLMStatusCode.LLM_NOT_YET_LINK) if death else 0, death
 
     def cut_off_of(self, link: int) -> Callable[[], bool]:
-        return lambda: False  # mapped links never are
+        return lambda: False  # mapped links never are; those over NIXL, and HIXL between SuperPods, would be
 
     def close_link(self, link: int, *_: object) -> None:
         ended = self.links.pop(link)
