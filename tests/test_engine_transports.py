@@ -197,8 +197,10 @@ def test_every_pair_of_placements_moves_the_bytes(peers, engine):
     test_host_caches.move_and_compare(a, b, "RA")
 
 
-def identity(cluster_id, transports, host="one"):
-    made = own_identity(cluster_id, 0, remote_accessible=True, cann="test", transports=transports)
+def identity(cluster_id, transports, host="one", super_pod=-1):
+    made = own_identity(
+        cluster_id, 0, remote_accessible=True, cann="test", transports=transports, super_pod=super_pod
+    )
     return msgspec.structs.replace(made, host=host)
 
 
@@ -209,6 +211,38 @@ def test_the_first_transport_that_both_have_is_taken():
     assert choose(here, there) == choose(there, here)
     assert choose(here, there).name == "nixl"
     assert "mapped: different hosts" in choose(here, there).passed_over
+
+
+@pytest.mark.parametrize(
+    ("pods", "taken", "why"),
+    [
+        ((0, 0), "fabric", None),
+        ((0, 1), "nixl", "fabric: different SuperPods (0 and 1)"),
+        ((-1, -1), "nixl", "fabric: cluster 1: its driver does not tell its SuperPod"),
+        ((-1, 0), "nixl", "fabric: cluster 1: its driver does not tell its SuperPod"),
+        ((0, -1), "nixl", "fabric: cluster 2: its driver does not tell its SuperPod"),
+    ],
+)
+def test_fabric_is_for_hosts_that_tell_the_same_super_pod(pods, taken, why):
+    can = {"mapped": "", "fabric": "", "nixl": ""}
+    here, there = identity(1, can, "one", pods[0]), identity(2, can, "another", pods[1])
+
+    choice = choose(here, there)
+
+    assert choice == choose(there, here)
+    assert choice.name == taken
+    assert why is None or why in choice.passed_over
+
+
+@pytest.mark.parametrize(
+    ("pods", "taken"), [((-1, -1), "fabric"), ((-1, 0), "fabric"), ((0, 0), "fabric"), ((0, 1), "")]
+)
+def test_fabric_on_request_needs_no_super_pods_but_takes_no_different_ones(pods, taken):
+    told = {"mapped": "told otherwise", "fabric": "", "nixl": "told otherwise"}
+    can = {"mapped": "", "fabric": "", "nixl": ""}
+    here, there = identity(1, told, "one", pods[0]), identity(2, can, "another", pods[1])
+
+    assert choose(here, there).name == choose(there, here).name == taken
 
 
 def test_a_link_that_no_transport_can_carry_names_each_and_why():

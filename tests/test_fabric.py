@@ -16,8 +16,10 @@ from tests import caches, instances
 from tests.caches import describe
 from tests.peers import Peer, PeerError
 from tests.test_ordering import LAYERS, check_a_layered_forward
-from torch_llm_datadist import BlocksCacheKey, Placement
+from torch_llm_datadist import BlocksCacheKey, Placement, _native
+from torch_llm_datadist.doctor import peer as doctor_peer
 from torch_llm_datadist.identity import HOST_ID_VARIABLE
+from torch_llm_datadist.transports import TRANSPORT_VARIABLE
 
 BLOCKS, BLOCK_BYTES = 8, 4096
 POOL = {"mem_pool_cfg": json.dumps({"memory_size": 4 << 20})}
@@ -103,14 +105,33 @@ def pull(state: SimpleNamespace, cluster_id: int, src: list[int], dst: list[int]
     manager.pull_blocks(BlocksCacheKey(cluster_id, model_id), state.caches["cache"], src, dst)
 
 
-def started(a: Peer, b: Peer, options: dict[str, Any], other: dict[str, Any] | None = None) -> int:
-    a.call(instances.start, 1, 0, options)
-    port = b.call(instances.start, 2, 1, options if other is None else other)
+def started(
+    a: Peer,
+    b: Peer,
+    options: dict[str, Any],
+    other: dict[str, Any] | None = None,
+    untold: tuple[int, ...] = (),
+) -> int:
+    """``untold``: clusters whose driver does not tell its SuperPod."""
+    a.call(start_untold if 1 in untold else instances.start, 1, 0, options)
+    port = b.call(start_untold if 2 in untold else instances.start, 2, 1, options if other is None else other)
     return int(port)
 
 
-def linked(a: Peer, b: Peer, options: dict[str, Any]) -> None:
-    port = started(a, b, options)
+def start_untold(state: SimpleNamespace, cluster_id: int, device: int, options: dict[str, Any]) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_native.load(), "super_pod_of", lambda device: -1)
+        return instances.start(state, cluster_id, device, options)
+
+
+def linked(
+    a: Peer,
+    b: Peer,
+    options: dict[str, Any],
+    other: dict[str, Any] | None = None,
+    untold: tuple[int, ...] = (),
+) -> None:
+    port = started(a, b, options, other, untold)
     a.call(allocate, 1)
     b.call(allocate, 2)
     assert a.call(instances.link, 2, port) == ["LLM_SUCCESS"]
@@ -185,6 +206,62 @@ def test_another_super_pod_is_reached_by_the_engine(machines):
     assert transport == "hixl"
     assert "fabric: different SuperPods (7 and 8)" in passed_over
     transferred(a, b)
+
+
+@pytest.mark.parametrize("untold", [(1, 2), (1,), (2,)], ids=["both", "client", "server"])
+def test_hosts_that_may_be_of_no_super_pod_are_reached_by_the_engine(machines, untold):
+    a, b = machines(*NEAR), machines(*FAR)
+    linked(a, b, POOL, untold=untold)
+
+    for peer in (a, b):
+        ((transport, passed_over),) = peer.call(infos)
+        assert transport == "hixl"
+        assert f"fabric: cluster {untold[0]}: its driver does not tell its SuperPod" in passed_over
+        assert "transport='fabric' takes it all the same" in passed_over
+    transferred(a, b)
+
+
+@pytest.mark.parametrize("who", [(1, 2), (1,), (2,)], ids=["both", "client", "server"])
+def test_fabric_is_taken_on_request_where_drivers_tell_no_super_pod(machines, who):
+    a, b = machines(*NEAR), machines(*FAR)
+    wishes = {**POOL, "transport": "fabric"}
+    options = [wishes if cluster_id in who else POOL for cluster_id in (1, 2)]
+
+    linked(a, b, *options, untold=(1, 2))
+
+    for peer in (a, b):
+        assert [transport for transport, _ in peer.call(infos)] == ["fabric"]
+    transferred(a, b)
+
+
+def test_another_super_pod_is_refused_even_on_request(machines):
+    a, b = machines(*NEAR), machines(*BEYOND)
+    port = started(a, b, {**POOL, "transport": "fabric"}, POOL)
+
+    assert a.call(instances.link, 2, port) == ["LLM_LINK_FAILED"]
+
+
+def examined(state: SimpleNamespace, port: int) -> tuple[str, str]:
+    """What the doctor says of the peer that listens there, to one who wants fabric handles only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(TRANSPORT_VARIABLE, "fabric")
+        *_, last = doctor_peer.examine("127.0.0.1", port)
+    return last.state, last.found
+
+
+@pytest.mark.parametrize(
+    ("there", "state", "said"),
+    [(FAR, "ok", "would link over fabric"), (BEYOND, "note", "fabric: different SuperPods (8 and 7)")],
+    ids=["same", "another"],
+)
+def test_the_doctor_tells_its_super_pod_when_it_greets(machines, there, state, said):
+    a, b = machines(*NEAR), machines(*there)
+    port = started(a, b, POOL)
+
+    found = a.call(examined, port)
+
+    assert found[0] == state
+    assert said in found[1]
 
 
 def test_without_a_pool_hosts_are_reached_by_the_engine(machines):

@@ -34,7 +34,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
         host: one kernel and one pid namespace: processes with the same one can map each other's memory.
         start_time: of the process, in clock ticks since boot; with the pid it names a process for good.
         device: device number as the process sees it.
-        super_pod: number of the SuperPod that the device is part of; -1: none.
+        super_pod: number of the SuperPod that the device is part of; -1: its driver does not tell.
         transports: by name, why a link of this instance cannot use it; "" where it can.
     """
 

@@ -106,8 +106,27 @@ def _why_not(name: str, own: Identity, peer: Identity) -> str | None:
         why = identity.transports.get(name, "it is not known there")
         if why:
             return f"cluster {identity.cluster_id}: {why}"
-    if name == "fabric" and own.super_pod != peer.super_pod:
-        return f"different SuperPods ({lower.super_pod} and {higher.super_pod})"
+    if name == "fabric":
+        return _why_not_one_super_pod(lower, higher)
     if name in _WITHIN_A_HOST and own.host != peer.host:
         return f"different hosts, or pid namespaces ({lower.host} and {higher.host})"
     return None
+
+
+def _why_not_one_super_pod(lower: Identity, higher: Identity) -> str | None:
+    untold = [identity for identity in (lower, higher) if identity.super_pod < 0]
+    if not untold:
+        is_one = lower.super_pod == higher.super_pod
+        return None if is_one else f"different SuperPods ({lower.super_pod} and {higher.super_pod})"
+    if any(_offers_only("fabric", identity) for identity in (lower, higher)):
+        return None
+    # Two hosts that stand alone say the same, and neither could import what the other exports.
+    return (
+        f"cluster {untold[0].cluster_id}: its driver does not tell its SuperPod "
+        "(transport='fabric' takes it all the same)"
+    )
+
+
+def _offers_only(name: str, identity: Identity) -> bool:
+    """It was told to use it: otherwise it offers ``mapped``, too."""
+    return all(why for other, why in identity.transports.items() if other != name)

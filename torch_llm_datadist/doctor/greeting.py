@@ -51,6 +51,7 @@ def greet(
     cann: str,
     timeout_s: float,
     transports: dict[str, str] | None = None,
+    super_pod: int = -1,
 ) -> Answer:
     """The first greeting asks for a cluster that is not there, and so learns which one is."""
     answer = Answer()
@@ -64,6 +65,7 @@ def greet(
             cann=cann,
             authenticated=keys is not None,
             transports=transports,
+            super_pod=super_pod,
         )
         token = process_token.of_hello(own.instance, wanted)  # for an instance of this very process
         hello = wire.Hello(wanted_cluster_id=wanted, identity=own, token=token)

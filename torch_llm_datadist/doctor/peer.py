@@ -96,7 +96,8 @@ def _greeting(ip: str, port: int, mechanism: str) -> Finding:
     if mechanism != "CURVE" and keys is not None:
         return broken(name, f"it has no link_secret, and {SECRET_VARIABLE} is set here", _SAME_SECRET)
     own = _own_transports()
-    return _judge(name, greet(ip, port, keys, "", _TIMEOUT_S, own), keys, own)
+    answer = greet(ip, port, keys, "", _TIMEOUT_S, own, _own_super_pod())
+    return _judge(name, answer, keys, own)
 
 
 def _own_transports() -> dict[str, str]:
