@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from importlib import metadata
 
@@ -48,8 +49,12 @@ def options(engine):
     }
 
 
-def linked_pair(peers, engine, tensors=4, blocks=24, block_bytes=3000):
+def linked_pair(peers, engine, tensors=4, blocks=24, block_bytes=3000, before=None):
+    """``before``: what each process does first."""
     a, b = peers(2)
+    if before is not None:
+        for peer in (a, b):
+            peer.call(before)
     a.call(instances.start, 1, 0, options(engine))
     port = b.call(instances.start, 2, 1, options(engine))
     for cluster_id, peer in ((1, a), (2, b)):
@@ -63,13 +68,42 @@ def transports(state):
     return [(link.transport, link.passed_over) for link in state.datadist.links()]
 
 
-def test_both_ends_say_what_the_link_goes_over_and_what_was_passed_over(peers, engine):
-    a, b = linked_pair(peers, engine)
+def shown(state):
+    return [repr(link) for link in state.datadist.links()]
 
-    for peer in (a, b):
+
+def keep_log(state):
+    state.log = []
+    handler = logging.Handler()
+    handler.emit = lambda record: state.log.append(record.getMessage())
+    logger = logging.getLogger("torch_llm_datadist")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+
+def logged_choices(state):
+    """Whoever was asked for a link says so a moment after it is there."""
+    deadline = time.monotonic() + 20
+    while not (found := [line for line in state.log if line.startswith("linked to")]):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return found
+
+
+def test_both_ends_say_what_the_link_goes_over_and_what_was_passed_over(peers, engine):
+    a, b = linked_pair(peers, engine, before=keep_log)
+    a.call(instances.push_blocks, 2, SRC, DST)
+
+    for peer, other in ((a, 2), (b, 1)):
         [(name, passed_over)] = peer.call(transports)
         assert name == engine
         assert f"mapped: cluster 1: this instance was told to use {engine!r}" in passed_over
+        [text] = peer.call(shown)
+        assert f"transport={engine!r}" in text
+        [line] = peer.call(logged_choices)  # once per link
+        assert f"cluster {other} " in line
+        assert f" over {engine}" in line
+        assert passed_over in line
 
 
 @pytest.mark.parametrize("push", [True, False], ids=["push", "pull"])
