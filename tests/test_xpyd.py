@@ -146,6 +146,10 @@ def push_byte(state: SimpleNamespace, peer_id: int, block: int, byte: int) -> st
     return push(state, peer_id, [block], [block])
 
 
+def transports(state: SimpleNamespace) -> set[str]:
+    return {info.transport for info in state.datadist.links()}
+
+
 def bytes_of(state: SimpleNamespace, block: int) -> set[int]:
     return {byte for raw in state.raw for byte in raw[block].cpu().tolist()}
 
@@ -155,6 +159,7 @@ over_each = pytest.mark.parametrize(
     "fleet",
     [
         "mapped",
+        "hixl",
         pytest.param("nixl", marks=pytest.mark.skipif(bool(nixl_library()[1]), reason=nixl_library()[1])),
     ],
     indirect=True,
@@ -164,12 +169,14 @@ over_each = pytest.mark.parametrize(
 @pytest.fixture
 def fleet(peers: Peers, request: pytest.FixtureRequest) -> Iterator[Fleet]:
     """2 prefill and 2 decode processes, all linked; each is in a pair that transfers until the test ends."""
-    made = Fleet(peers, getattr(request, "param", "mapped"))
+    transport = getattr(request, "param", "mapped")
+    made = Fleet(peers, transport)
     for cluster_id in (1, 2, 101, 102):
         made.join(cluster_id)
     for prefill in (1, 2):
         for decode in (101, 102):
             made.link(prefill, decode)
+        assert made.at[prefill].call(transports) == {transport}
     for block, (prefill, decode) in enumerate(PAIRS):
         made.at[decode].call(begin_rounds, prefill, block, False)
         made.at[prefill].call(begin_rounds, decode, block, True)
