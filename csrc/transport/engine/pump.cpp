@@ -16,8 +16,8 @@ using std::chrono::duration_cast;
 using std::chrono::microseconds;
 using std::chrono::steady_clock;
 
-constexpr size_t kUnstagedBytes = 128 << 20;
-constexpr int kEagerPasses = 64;  // without a pause, while something is under way
+constexpr size_t kUnstagedBytes = 16 << 20;  // of one request of an engine that reaches devices
+constexpr int kEagerPasses = 64;             // without a pause, while something is under way
 constexpr auto kShortPause = microseconds(20);
 constexpr auto kLongPause = microseconds(1000);
 constexpr int kRestsPerPause = 16;  // what comes after a rest waits for a sixteenth of that at most
@@ -28,9 +28,10 @@ std::vector<uint32_t> count_down(size_t count) {
   return numbers;
 }
 
-// Signs of life wait behind it.
-size_t bytes_under_way(const Settings& settings) {
-  return settings.chunks == 0 ? kUnstagedBytes : settings.chunks * settings.chunk_bytes;
+// Signs of life wait behind what is under way, of which there are up to three: it may not take long on a slow
+// wire. Smaller ones than these leave a fast one idle.
+size_t direct_bytes(const Settings& settings) {
+  return settings.chunks == 0 ? kUnstagedBytes : settings.chunks * settings.chunk_bytes / 2;
 }
 
 }  // namespace
@@ -45,7 +46,7 @@ Pump::Pump(Settings settings, std::shared_ptr<Board> board, std::shared_ptr<Engi
       chunks_(chunks),
       peer_(std::move(peer)),
       most_ranges_((limits_.message_bytes - kMessageHead) / kBytesOfARange),
-      direct_bytes_(bytes_under_way(settings_) / limits_.requests),
+      direct_bytes_(direct_bytes(settings_)),
       free_out_(count_down(settings_.chunks)),
       free_pulled_(count_down(settings_.chunks)),
       credits_(count_down(peer_.chunks)),
