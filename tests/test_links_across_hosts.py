@@ -22,13 +22,13 @@ from tests.test_ordering import DST, LAYERS, SRC, prepare
 from torch_llm_datadist.emulator.hosts import Lab
 from torch_llm_datadist.transports import nixl_library
 
-KEEP_ALIVE_S = 2.0
+KEEP_ALIVE_S = 3.0
 CUT_S = 5.0
 LARGE_BLOCK = 96 << 10
 CHUNK = 256 << 10  # short, so that signs of life do not wait long behind data on a slow wire
 SLOW = 6 << 20  # bytes a second: a push of all blocks takes three
-# From the cut on, and before a cut of CUT_S heals; the rest over the deadline is for a busy machine.
-NOTICED_WITHIN_S = KEEP_ALIVE_S + 2.5
+# From the cut on. A busy machine may hold a process for seconds; a cut is not healed before both ends know.
+NOTICED_WITHIN_S = KEEP_ALIVE_S + 5.0
 LOST = datadist.LLMStatusCode.LLM_NOT_YET_LINK
 
 
@@ -273,18 +273,18 @@ def push_all_layers(state: SimpleNamespace) -> tuple[int, float]:
     return int(state.status.item()), known_at
 
 
-def wait_until_half_has_come(state: SimpleNamespace) -> bool:
-    """Until a part of the middle layer is there; False when all of the last one is, too."""
+def wait_until_a_layer_has_come(state: SimpleNamespace) -> bool:
+    """Until a part of the second layer is there; False when all of the last one is, too."""
     with torch.npu.stream(torch.npu.Stream(state.device)):
-        middle, last = state.raw[2 * (LAYERS // 2)], state.raw[-1]
-        before = middle.cpu(), last.cpu()
+        second, last = state.raw[2], state.raw[-1]
+        before = second.cpu(), last.cpu()
         deadline = time.monotonic() + 20.0
-        while torch.equal(middle.cpu(), before[0]):
+        while torch.equal(second.cpu(), before[0]):
             assert time.monotonic() < deadline, "nothing came"
         return torch.equal(last.cpu(), before[1])
 
 
-@pytest.mark.races_on_purpose("looks until half of it has come")
+@pytest.mark.races_on_purpose("looks until some of it has come")
 @pytest.mark.parametrize("transport", ["nixl", "hixl"])
 def test_a_cut_in_the_middle_of_a_push_shows_nothing_wrong_and_a_relink_works_after_it(
     lab: Lab, transport: str
@@ -296,7 +296,7 @@ def test_a_cut_in_the_middle_of_a_push_shows_nothing_wrong_and_a_relink_works_af
             peer.call(watch_link, other)
         lab.network.shape(bytes_per_s=SLOW)
         a.send(push_all_layers)
-        assert b.call(wait_until_half_has_come)
+        assert b.call(wait_until_a_layer_has_come)
 
         b.send(what_was_read)
         cut_at = cut(lab)

@@ -15,8 +15,8 @@ from tests.test_links_across_hosts import link
 from torch_llm_datadist.transports import nixl_library
 
 pytestmark = pytest.mark.skipif(bool(nixl_library()[1]), reason=nixl_library()[1])
-BLOCKS, BLOCK_BYTES = 20, 1 << 20
-BYTES_PER_S = 8e6  # keep_alive_ms takes 24 MB of it, the push is 40
+BLOCKS, BLOCK_BYTES = 32, 1 << 20
+BYTES_PER_S = 15e6  # 45 MB in keep_alive_ms; the push has 64
 
 
 def register_on_host(state: SimpleNamespace, cluster_id: int, value: int) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch_llm_datadist.emulator import faults
 
 MORE_THAN_FITS = 9000  # tasks; about 6000 fit
+STANDS_STILL_AFTER = 5000
 queued = 0
 
 
@@ -28,7 +29,7 @@ faults.freeze_stream(side)
 queueing = threading.Thread(target=queue_them, args=[side, counter])
 queueing.start()
 before = 0
-while queued == 0 or queued != before:  # until it stands still
+while queued < STANDS_STILL_AFTER or queued != before:  # until it stands still
     before = queued
     time.sleep(0.2)
 faults.thaw_stream(side)

@@ -423,9 +423,9 @@ void Link::cut_off_silent_peer(const Tick& tick) {
 void Link::watch_heartbeat(const Tick& tick) {
   if (!liveness_.is_lost(tick.now)) return;
   const std::string so_long = join(options_.keep_alive.count(), " ms");
-  if (liveness_.beats() == 0 && !peer_.is_on_this_host) {
+  if (liveness_.beats() == 0 && !peer_.is_on_this_host && peer_.transport != "fabric") {
     die(kNotYetLink, join("nothing has come over ", transport_->name(), " in ", so_long,
-                          " since the link was made; the peer is frozen, or a firewall stops ",
+                          " since the link was made; the peer has ended or is frozen, or a firewall stops ",
                           transport_->name(), " between the hosts"));
   } else {
     die(kNotYetLink, join("no sign of life for ", so_long, "; the peer is frozen or cut off"));

@@ -44,11 +44,13 @@ def _run(timeout_s: float) -> tuple[int, str, str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        errors="replace",
         start_new_session=True,
     ) as trial:
         try:
             said, complaint = trial.communicate(timeout=timeout_s)
         except BaseException:  # Ctrl-C, too, which reaches this session only
-            os.killpg(trial.pid, signal.SIGKILL)
+            if trial.returncode is None:
+                os.killpg(trial.pid, signal.SIGKILL)
             raise
         return trial.returncode, said, complaint

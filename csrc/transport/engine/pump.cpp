@@ -16,8 +16,8 @@ using std::chrono::duration_cast;
 using std::chrono::microseconds;
 using std::chrono::steady_clock;
 
-constexpr size_t kUnstagedBytes = 16 << 20;  // of one request of an engine that reaches devices
-constexpr int kEagerPasses = 64;             // without a pause, while something is under way
+constexpr size_t kMostDirectBytes = 16 << 20;
+constexpr int kEagerPasses = 64;  // without a pause, while something is under way
 constexpr auto kShortPause = microseconds(20);
 constexpr auto kLongPause = microseconds(1000);
 constexpr int kRestsPerPause = 16;  // what comes after a rest waits for a sixteenth of that at most
@@ -28,10 +28,11 @@ std::vector<uint32_t> count_down(size_t count) {
   return numbers;
 }
 
-// Signs of life wait behind what is under way, of which there are up to three: it may not take long on a slow
-// wire. Smaller ones than these leave a fast one idle.
+// Of one request. Signs of life wait behind what is under way, of which there are up to three: it may not
+// take long on a slow wire. Smaller ones than these leave a fast one idle.
 size_t direct_bytes(const Settings& settings) {
-  return settings.chunks == 0 ? kUnstagedBytes : settings.chunks * settings.chunk_bytes / 2;
+  if (settings.chunks == 0) return kMostDirectBytes;
+  return std::min(settings.chunks * settings.chunk_bytes / 2, kMostDirectBytes);
 }
 
 }  // namespace

@@ -111,7 +111,7 @@ class Pump {
   char* const chunks_;
   const Address peer_;
   const size_t most_ranges_;
-  const size_t direct_bytes_;  // of one request
+  const size_t direct_bytes_;
 
   std::unique_ptr<Copies> copies_;  // of the thread
   struct Leaving {
