@@ -19,6 +19,7 @@ namespace datadist {
 namespace {
 
 constexpr size_t kWordsAtATime = 16;  // of some four transfers
+constexpr auto kUntilItHasEnded = std::chrono::milliseconds(200);
 
 int open_pidfd(const Peer& peer) {
   if (peer.in_this_process || peer.pid <= 0 || !peer.is_on_this_host) return -1;
@@ -361,6 +362,14 @@ bool Link::watches_process() const {
   return pidfd_ >= 0 && !peer_is_gone_;
 }
 
+// Asked when the transport has failed: a process that ends closes its sockets before it counts as ended,
+// which is the better reason.
+bool Link::may_be_ending(const Tick& tick) {
+  if (!watches_process()) return false;
+  if (!failed_at_) failed_at_ = tick.now;
+  return tick.now - *failed_at_ < kUntilItHasEnded;
+}
+
 bool Link::is_busy() const {
   std::lock_guard lock(mutex_);
   return !tickets_.empty() || !outbox_.empty() || transfers_ > 0;
@@ -385,7 +394,8 @@ void Link::tick(const Tick& tick) {
                "with ",
                failure, ", which stopped that context"));
     }
-    if (const auto failure = transport_->failure()) die(kNotYetLink, *failure);
+    if (const auto failure = transport_->failure(); failure && !may_be_ending(tick))
+      die(kNotYetLink, *failure);
     read_mail(tick);
     cancel_what_was_told();
     if (errands_ != nullptr) meet_proven_pushes();

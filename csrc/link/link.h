@@ -219,6 +219,7 @@ class Link : public std::enable_shared_from_this<Link> {
   void cancel_what_was_told();
   void meet_proven_pushes();
   void watch_heartbeat(const Tick& tick);
+  bool may_be_ending(const Tick& tick);
   void send_mail(const Tick& tick);
   void cut_off_silent_peer(const Tick& tick);
   std::unique_ptr<Transport> make_transport();
@@ -278,6 +279,7 @@ class Link : public std::enable_shared_from_this<Link> {
   Liveness liveness_;
   uint64_t seen_sequence_ = 0;
   Clock::time_point beat_at_;
+  std::optional<Clock::time_point> failed_at_;  // watchdog: the transport
   uint64_t heartbeat_ = 0;
   uint64_t sequence_ = 0;
   bool owes_sequence_ = false;
