@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from types import SimpleNamespace
 
@@ -11,16 +10,14 @@ import torch
 
 import torch_llm_datadist as datadist
 from tests import instances
-from tests.peers import HostPeer
 from tests.test_emulated_hosts import made
-from tests.test_links_across_hosts import content, link, pattern, relink
+from tests.test_engine_transports import needs_nixl
+from tests.test_links_across_hosts import content, link, pattern, relink, started
 from tests.test_ordering import DST, LAYERS, SRC
-from torch_llm_datadist.transports import nixl_library
 
 PORT = 26123
 KEEP_ALIVE_MS = 2000
 NOTICED_WITHIN_S = 8.0
-nixl = pytest.param("nixl", marks=pytest.mark.skipif(bool(nixl_library()[1]), reason=nixl_library()[1]))
 
 
 def why_lost(state: SimpleNamespace, cluster_id: int) -> str:
@@ -34,22 +31,16 @@ def why_lost(state: SimpleNamespace, cluster_id: int) -> str:
     return "the link is still there"
 
 
-@pytest.mark.parametrize("transport", [nixl, "hixl"])
+@pytest.mark.parametrize("transport", [pytest.param("nixl", marks=needs_nixl), "hixl"])
 def test_closed_ports_of_an_engine_hold_nobody_and_are_named(transport: str) -> None:
-    with made("near", "far") as lab, contextlib.ExitStack() as stack:
-        hosts = lab["near"], lab["far"]
-        pair = a, b = HostPeer(hosts[0]), HostPeer(hosts[1])
-        for cluster_id, (peer, host) in enumerate(zip(pair, hosts, strict=True), 1):
-            stack.callback(peer.stop)
-            options = {"listen_ip_info": f"{host.address}:{PORT}", "keep_alive_ms": KEEP_ALIVE_MS}
-            peer.send(instances.start, cluster_id, cluster_id - 1, {"transport": transport, **options})
-        for cluster_id, peer in enumerate(pair, 1):
-            peer.answer()
+    options = {"transport": transport, "keep_alive_ms": KEEP_ALIVE_MS}
+    with made("near", "far") as lab, started(lab, PORT, **options) as (a, b, _):
+        for cluster_id, peer in ((1, a), (2, b)):
             peer.call(instances.register, cluster_id, 2 * LAYERS, 24, 256)
         lab.network.open_only(PORT)
 
         # A control thread that waited for a connection would answer nobody else, for two minutes.
-        assert a.call(link, hosts[1].address, PORT) == ["LLM_SUCCESS"]
+        assert a.call(link, lab["far"].address, PORT) == ["LLM_SUCCESS"]
         for peer, other in ((a, 2), (b, 1)):
             assert f"nothing has come over {transport} in {KEEP_ALIVE_MS} ms" in peer.call(why_lost, other)
 

@@ -50,19 +50,25 @@ def linked(lab: Lab, block_bytes: int, **more: Any) -> Iterator[tuple[HostPeer, 
     options = {"keep_alive_ms": int(KEEP_ALIVE_S * 1000), "transport": "nixl", **more}
     if options["transport"] == "nixl" and nixl_library()[1]:
         pytest.skip(nixl_library()[1])
-    with contextlib.ExitStack() as stack:
-        a, b = (HostPeer(lab[name]) for name in ("near", "far"))
-        stack.callback(a.stop)
-        stack.callback(b.stop)
-        a.send(instances.start, 1, 0, {**options, "listen_ip_info": f"{lab['near'].address}:0"})
-        b.send(instances.start, 2, 1, {**options, "listen_ip_info": f"{lab['far'].address}:0"})
-        a.answer()
-        port = b.answer()
+    with started(lab, **options) as (a, b, port):
         for cluster_id, peer in ((1, a), (2, b)):
             peer.call(instances.register, cluster_id, 2 * LAYERS, 24, block_bytes)
         assert a.call(link, lab["far"].address, port) == ["LLM_SUCCESS"]
         b.call(instances.wait_linked, 1)
         yield a, b
+
+
+@contextlib.contextmanager
+def started(lab: Lab, port: int = 0, **options: Any) -> Iterator[tuple[HostPeer, HostPeer, int]]:
+    """Cluster 1 near, cluster 2 far, and the port at which the latter listens; not linked."""
+    with contextlib.ExitStack() as stack:
+        a, b = (HostPeer(lab[name]) for name in ("near", "far"))
+        stack.callback(a.stop)
+        stack.callback(b.stop)
+        a.send(instances.start, 1, 0, {**options, "listen_ip_info": f"{lab['near'].address}:{port}"})
+        b.send(instances.start, 2, 1, {**options, "listen_ip_info": f"{lab['far'].address}:{port}"})
+        a.answer()
+        yield a, b, b.answer()
 
 
 def link(state: SimpleNamespace, address: str, port: int) -> list[str]:

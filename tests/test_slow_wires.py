@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import pytest
 import torch
 
 import torch_llm_datadist as datadist
 from tests import instances
-from tests.peers import HostPeer
 from tests.test_emulated_hosts import made
-from tests.test_links_across_hosts import link
-from torch_llm_datadist.transports import nixl_library
+from tests.test_engine_transports import needs_nixl
+from tests.test_links_across_hosts import link, started
 
-pytestmark = pytest.mark.skipif(bool(nixl_library()[1]), reason=nixl_library()[1])
+pytestmark = needs_nixl
 BLOCKS, BLOCK_BYTES = 32, 1 << 20
 BYTES_PER_S = 15e6  # 45 MB in keep_alive_ms; the push has 64
 
@@ -35,22 +33,14 @@ def values(state: SimpleNamespace) -> list[list[int]]:
 
 
 def test_signs_of_life_do_not_wait_behind_a_push_between_host_caches() -> None:
-    with made("near", "far") as lab:
-        pair = a, b = HostPeer(lab["near"]), HostPeer(lab["far"])
-        try:
-            for cluster_id, (peer, host) in enumerate(zip(pair, ("near", "far"), strict=True), 1):
-                options = {"transport": "nixl", "listen_ip_info": f"{lab[host].address}:0"}
-                peer.send(instances.start, cluster_id, cluster_id - 1, {**options, "sync_kv_timeout": 60_000})
-            ports = [peer.answer() for peer in pair]
-            for cluster_id, peer in enumerate(pair, 1):
-                peer.call(register_on_host, cluster_id, cluster_id)
-            assert a.call(link, lab["far"].address, ports[1]) == ["LLM_SUCCESS"]
-            b.call(instances.wait_linked, 1)
-            lab.network.shape(bytes_per_s=BYTES_PER_S)
+    options = {"transport": "nixl", "sync_kv_timeout": 60_000}
+    with made("near", "far") as lab, started(lab, **options) as (a, b, port):
+        for cluster_id, peer in ((1, a), (2, b)):
+            peer.call(register_on_host, cluster_id, cluster_id)
+        assert a.call(link, lab["far"].address, port) == ["LLM_SUCCESS"]
+        b.call(instances.wait_linked, 1)
+        lab.network.shape(bytes_per_s=BYTES_PER_S)
 
-            a.call(push_everything)
+        a.call(push_everything)
 
-            assert b.call(values) == [[1], [1]]
-        finally:
-            for peer in pair:
-                peer.stop()
+        assert b.call(values) == [[1], [1]]

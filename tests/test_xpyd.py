@@ -17,7 +17,7 @@ import torch
 from tests import instances
 from tests.links import BLOCKS, Peers, finalize, linked_to, push, start, unlink, wait_unlinked
 from tests.peers import Peer
-from torch_llm_datadist.transports import nixl_library
+from tests.test_engine_transports import needs_nixl
 
 ROUND_WITHIN_MS = 20_000
 LAST = 251  # the byte that ends the rounds
@@ -160,7 +160,7 @@ over_each = pytest.mark.parametrize(
     [
         "mapped",
         "hixl",
-        pytest.param("nixl", marks=pytest.mark.skipif(bool(nixl_library()[1]), reason=nixl_library()[1])),
+        pytest.param("nixl", marks=needs_nixl),
     ],
     indirect=True,
 )

@@ -113,8 +113,8 @@ void Pump::loop() {
     const bool moves_bytes = !parcels_.empty() || !scattered_.empty();
     const bool is_under_way = moves_bytes || !copies_->are_all_past();
     const auto now = steady_clock::now();
-    if (moves_bytes || peer_reaches_)
-      active_at = now;  // words do not count: the watchdogs' come all the time
+    // Words do not count: the watchdogs' come all the time.
+    if (moves_bytes || peer_reaches_) active_at = now;
     if (did || (is_under_way && idle < kEagerPasses)) {
       if (!did) {
         lock.unlock();
