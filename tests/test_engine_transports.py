@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests import instances, test_host_caches
+from tests.peers import PeerError
 from tests.test_failures import (
     NOTICED_WITHIN_S,
     bind_ticket,
@@ -23,8 +24,9 @@ from tests.test_failures import (
 )
 from tests.test_ordering import DST, LAYERS, SRC, prepare
 from tests.transfers import Gates, to
+from torch_llm_datadist import _native
 from torch_llm_datadist import transports as transports_module
-from torch_llm_datadist.errors import LLMStatusCode
+from torch_llm_datadist.errors import LLMException, LLMStatusCode
 from torch_llm_datadist.identity import own_identity, why_not_link
 from torch_llm_datadist.transports import choose, nixl_library
 
@@ -104,6 +106,35 @@ def test_both_ends_say_what_the_link_goes_over_and_what_was_passed_over(peers, e
         assert f"cluster {other} " in line
         assert f" over {engine}" in line
         assert passed_over in line
+
+
+def offer_nothing(state):
+    """To the core; peers are told of caches as ever."""
+    instance = _native.load().Instance
+    register = instance.register_cache
+    instance.register_cache = lambda *given: register(*given[:-1], False)
+
+
+def why_lost(state, cluster_id):
+    deadline = time.monotonic() + 8
+    while time.monotonic() < deadline:
+        try:
+            state.datadist.link_id(cluster_id)
+        except LLMException as error:
+            return str(error)
+        time.sleep(0.01)
+    return "the link is still there"
+
+
+def test_a_peer_that_names_memory_which_it_was_not_offered_loses_the_link(peers, engine):
+    a, b = linked_pair(peers, engine, before=offer_nothing)
+    before = b.call(instances.content)
+
+    with pytest.raises(PeerError, match="is down"):
+        a.call(instances.push_blocks, 2, SRC, DST)
+
+    assert "which it was not offered" in b.call(why_lost, 1)
+    assert torch.equal(b.call(instances.content), before)
 
 
 @pytest.mark.parametrize("push", [True, False], ids=["push", "pull"])

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from types import SimpleNamespace
-
 import pytest
 import torch
 
-import torch_llm_datadist as datadist
 from tests import instances
 from tests.test_emulated_hosts import made
-from tests.test_engine_transports import needs_nixl
+from tests.test_engine_transports import needs_nixl, why_lost
 from tests.test_links_across_hosts import content, link, pattern, relink, started
 from tests.test_ordering import DST, LAYERS, SRC
 
 PORT = 26123
 KEEP_ALIVE_MS = 2000
-NOTICED_WITHIN_S = 8.0
-
-
-def why_lost(state: SimpleNamespace, cluster_id: int) -> str:
-    began = time.monotonic()
-    while time.monotonic() - began < NOTICED_WITHIN_S:
-        try:
-            state.datadist.link_id(cluster_id)
-        except datadist.LLMException as error:
-            return str(error)
-        time.sleep(0.01)
-    return "the link is still there"
 
 
 @pytest.mark.parametrize("transport", [pytest.param("nixl", marks=needs_nixl), "hixl"])
