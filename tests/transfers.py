@@ -107,8 +107,12 @@ def error_of(call: Callable[[], object]) -> LLMException:
 
 
 def hold_cut_off() -> faults.Armed:
-    """What the next stream that is cut off had queued stays in doubt until this is disarmed."""
-    return faults.delay_call("aclrtStreamAbort", WITHIN_S)
+    """What streams that are cut off had queued stays in doubt until this is disarmed.
+
+    All of them: a holder that gives up cuts off its own stream, too, when it has not seen yet that this is
+    through, and may do so ahead of the reader.
+    """
+    return faults.delay_call("aclrtStreamAbort", WITHIN_S, times=0)
 
 
 class Always(LayerSynchronizer):
