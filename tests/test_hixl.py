@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
+import signal
+import threading
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +19,7 @@ from tests import caches, instances
 from tests.caches import describe
 from tests.links import LATE_S
 from tests.peers import Peer, PeerError
+from tests.test_engine_transports import why_lost
 from tests.test_ordering import LAYERS, check_a_layered_forward
 from tests.test_two_sided_links import free_base, rank_table
 from torch_llm_datadist import BlocksCacheKey, LLMException, LLMRole, Placement, RegisterMemStatus
@@ -355,6 +359,29 @@ def message_of_push(state: SimpleNamespace, cluster_id: int) -> str:
             if "203900" in str(error):
                 return str(error)
     return "never refused"
+
+
+def test_the_end_of_a_peers_process_is_the_reason_also_when_the_engine_fails_first(peers):
+    """A process closes its sockets, which the engine reports, before it counts as ended."""
+    a, b, _ = linked(peers)
+    a.call(instances.push_blocks, 2, [0], [0])
+
+    said = a.call(push_that_fails_as_the_peer_ends, 2, b.pid)
+
+    assert "its process ended" in said
+    assert "203900" not in said
+
+
+def push_that_fails_as_the_peer_ends(state: SimpleNamespace, cluster_id: int, pid: int) -> str:
+    begun = calls(state, "TransferAsync")
+    fail_next(state, "TransferAsync", 1, 203900)
+    pushing = threading.Thread(target=status_of_push, args=(state, cluster_id))
+    pushing.start()
+    while calls(state, "TransferAsync") == begun:
+        time.sleep(0.001)
+    os.kill(pid, signal.SIGKILL)
+    pushing.join()
+    return why_lost(state, cluster_id)
 
 
 def test_without_a_port_of_its_own_the_link_is_refused_with_hixls_code(peers):
