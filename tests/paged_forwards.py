@@ -24,7 +24,15 @@ class Side:
     """An instance with a paged cache on one device, or in host memory, and the binding and status of its
     forward."""
 
-    def __init__(self, cluster_id: int, device: int, *, on_host: bool = False, receives: bool = True) -> None:
+    def __init__(
+        self,
+        cluster_id: int,
+        device: int,
+        *,
+        on_host: bool = False,
+        receives: bool = True,
+        in_one_slab: bool = False,
+    ) -> None:
         config = datadist.LLMConfig()
         config.device_id = device
         config.enable_cache_manager = True
@@ -35,13 +43,14 @@ class Side:
         torch.npu.set_device(device)
         self.datadist = datadist.LLMDataDist(datadist.LLMRole.MIX, cluster_id)
         self.datadist.init(config.generate_options())
-        self.tensors = [
-            torch.zeros(NUM_BLOCKS, BLOCK_SIZE, *ROW, device=self.device) for _ in range(2 * LAYERS)
-        ]
+        shape = (NUM_BLOCKS, BLOCK_SIZE, *ROW)
+        if in_one_slab:
+            self.tensors = list(torch.zeros(2 * LAYERS, *shape, device=self.device))
+        else:  # near each other or not, as the allocator likes
+            self.tensors = [torch.zeros(shape, device=self.device) for _ in range(2 * LAYERS)]
         placement = datadist.Placement.HOST if on_host else datadist.Placement.DEVICE
-        shape = list(self.tensors[0].shape)
         self.cache = self.datadist.cache_manager.register_blocks_cache(
-            datadist.CacheDesc(2 * LAYERS, shape, datadist.DataType.DT_FLOAT, placement),
+            datadist.CacheDesc(2 * LAYERS, list(shape), datadist.DataType.DT_FLOAT, placement),
             self.tensors,
             datadist.BlocksCacheKey(cluster_id),
             remote_accessible=True,

@@ -47,7 +47,7 @@ def backend(request):
 def sides(backend):
     """One that prefills, and two peers to which it pushes. Inductor compiles for the CPU: host caches."""
     on_host = backend == "inductor"
-    made = [Side(1, 0, on_host=on_host), Side(2, 1, on_host=on_host), Side(3, 1, on_host=on_host)]
+    made = [Side(i + 1, device, on_host=on_host, in_one_slab=True) for i, device in enumerate((0, 1, 1))]
     made[0].link(made[1])
     made[0].link(made[2])
     yield made
@@ -185,7 +185,7 @@ def test_each_layer_of_a_compiled_forward_is_sent_and_awaited_once(sides, compil
     calls = Counter(event.name for event in profile.events())
     times = 0 if backend == "npugraph_ex" else forwards.LAYERS
     assert calls["torch_llm_datadist::push_layer"] == calls["torch_llm_datadist::wait_layer"] == times
-    # Keys and values of a layer lie in one slab here: they are two rows of one copy.
+    # Keys and values of a layer lie in one slab: they are two rows of one copy.
     assert copies == (0 if backend == "inductor" else forwards.LAYERS)
 
 
