@@ -88,7 +88,7 @@ def test_lazy_mode_shows_a_push_before_its_kernel_and_a_read_before_its_wait(
         waits=2 * LAYERS if how == "eager" else 0,
     )
 
-    # What waits already lets all of the sender run, so a link's stream that gets no processor for a while
+    # What waits for long lets all of the sender run, so a link's stream that gets no processor for a second
     # may come behind the kernel after all.
     tries = 1 if is_right else 3
     said = (answer(program, TORCH_LLM_DATADIST_EMULATE_LAZY="1") for _ in range(tries))

@@ -32,8 +32,12 @@ bool is_for_peers(const TaskFacts& facts) {
   });
 }
 
-void need_writers_of(uintptr_t word) {
-  for (const auto& stream : Runtime::get().streams.all()) stream->need_writers_of(word);
+bool need_writers_of(uintptr_t word, const Stream& waiting) {
+  bool are_queued = false;
+  for (const auto& stream : Runtime::get().streams.all()) {
+    if (stream.get() != &waiting && stream->need_writers_of(word)) are_queued = true;
+  }
+  return are_queued;
 }
 
 void need_everything() {

@@ -5,6 +5,7 @@
 
 namespace emu {
 
+class Stream;
 struct TaskFacts;
 
 // Lazy mode (TORCH_LLM_DATADIST_EMULATE_LAZY=1): a task runs only when somebody needs it, as late as a device
@@ -18,10 +19,10 @@ struct TaskFacts;
 //   a submitted task writes what a peer sees          it, and what is before it in its stream
 //   a running task waits for an event                the recording stream, up to the record
 //   a running task waits for a word                  each stream with a queued task that writes the word, up
-//                                                    to it
-//   a running task has waited for kGrace             all that was submitted to all streams, again and again
-//                                                    while it waits: whoever is to end the wait (a peer, the
-//                                                    host) may be waiting for any of it itself
+//                                                    to it; also one that is queued while it waits
+//   a running task has waited for kGrace, or while   all that was submitted to all streams, again and again
+//   a task is queued that writes its word for        while it waits: whoever is to end the wait (a peer, the
+//   kGraceForQueued                                  host) may be waiting for any of it itself
 //
 // A blocking copy needs nothing, as it waits for nothing. Lanes of a replay run as the replay does. What a
 // peer sees: copies, fills and value writes into imported memory, value writes into exported memory, records
@@ -30,10 +31,12 @@ struct TaskFacts;
 namespace lazy {
 
 constexpr auto kGrace = std::chrono::milliseconds(10);
+constexpr auto kGraceForQueued = std::chrono::seconds(1);
 
 bool is_on();
 bool is_for_peers(const TaskFacts& facts);
-void need_writers_of(uintptr_t word);
+// False: no such task is queued. Those of the stream that waits are behind the wait.
+bool need_writers_of(uintptr_t word, const Stream& waiting);
 void need_everything();
 
 }  // namespace lazy

@@ -120,15 +120,20 @@ bool Stream::note_writer(const Task& task, uint64_t number) {
   return is_for_peers;
 }
 
-void Stream::need_writers_of(uintptr_t word) {
+bool Stream::need_writers_of(uintptr_t word) {
   auto covers = [word](const Range& range) {
     const size_t span = range.rows == 0 ? 0 : (range.rows - 1) * range.pitch + range.width;
     return word < range.address + span && range.address < word + sizeof(uint64_t);
   };
+  bool is_queued = false;
   std::lock_guard lock(writers_mutex_);
   for (const Writer& writer : writers_) {
-    if (std::any_of(writer.ranges.begin(), writer.ranges.end(), covers)) need(writer.number + 1);
+    if (writer.number < finished_.load() || std::none_of(writer.ranges.begin(), writer.ranges.end(), covers))
+      continue;
+    need(writer.number + 1);
+    is_queued = true;
   }
+  return is_queued;
 }
 
 uint64_t Stream::submit(std::shared_ptr<Task> task) {
@@ -483,11 +488,12 @@ bool Stream::stopping() const {
          cuts_.load(std::memory_order_relaxed) != 0 || context_->failure() != ACL_SUCCESS;
 }
 
-void Stream::park(const std::atomic<uint32_t>* word, uint32_t expected, nanoseconds timeout) {
+void Stream::park(const std::atomic<uint32_t>* word, uint32_t expected, nanoseconds timeout,
+                  nanoseconds grace) {
   if (lazy::is_on()) [[unlikely]] {
     const auto now = Clock::now();
     if (!parked_since_) parked_since_ = now;
-    if (now - *parked_since_ >= lazy::kGrace) lazy::need_everything();
+    if (now - *parked_since_ >= grace) lazy::need_everything();
   }
   nap(word, expected, timeout);
 }

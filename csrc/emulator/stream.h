@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "emulator/lazy.h"
 #include "emulator/signal.h"
 #include "emulator/task.h"
 
@@ -52,15 +53,16 @@ class Stream : public std::enable_shared_from_this<Stream> {
   void interrupt();  // makes the running task look at stopping() now
 
   // Lazy mode (lazy.h): lets the tasks below this number run; all that are queued; those up to the last one
-  // that writes the word.
+  // that writes the word (false: there is none).
   void need(uint64_t below);
   void need_all() { need(submitted_.load()); }
-  void need_writers_of(uintptr_t word);
+  bool need_writers_of(uintptr_t word);
 
   // For running tasks. True when the task should end at once.
   bool stopping() const;
   // Sleeps until the word no longer holds `expected`, the stream is interrupted, or the time is over.
-  void park(const std::atomic<uint32_t>* word, uint32_t expected, std::chrono::nanoseconds timeout);
+  void park(const std::atomic<uint32_t>* word, uint32_t expected, std::chrono::nanoseconds timeout,
+            std::chrono::nanoseconds grace = lazy::kGrace);
   // Lets time pass on the stream; false when it was cut short.
   bool pass_time(std::chrono::nanoseconds duration);
   void nap(std::chrono::nanoseconds duration);  // at most that long: an interrupt ends it

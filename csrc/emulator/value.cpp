@@ -143,15 +143,16 @@ class ValueWait final : public Task {
       cpu_relax();
     }
     const WaitHint waiting(word.block->wait_hints(), word.block->file_offset(address_));
-    if (lazy::is_on()) lazy::need_writers_of(address_);
     for (int naps = 0; !stream.stopping(); ++naps) {
       const uint64_t seen = value.load(std::memory_order_acquire);
       if (value_holds(seen, value_, mode_)) return ACL_SUCCESS;
       if (const aclError code = check_still_there(stream, *word.block, why); code != ACL_SUCCESS) return code;
+      const bool is_queued = lazy::is_on() && lazy::need_writers_of(address_, stream);
       // Value writes and 8-byte copies wake us, also from another process; the nap is for what else may
       // write.
       stream.park(reinterpret_cast<std::atomic<uint32_t>*>(word.host), static_cast<uint32_t>(seen),
-                  naps < kNapsUntilLong ? kFirstNap : kLongNap);
+                  naps < kNapsUntilLong ? kFirstNap : kLongNap,
+                  is_queued ? lazy::kGraceForQueued : lazy::kGrace);
     }
     return ACL_ERROR_RT_STREAM_ABORT;
   }

@@ -94,6 +94,26 @@ def a_copy_may_be_the_writer_of_the_word():
     acl.aclrtValueWait(memory + 256, 5, c.EQ, two)
     acl.synchronize(two)
 
+def a_writer_that_comes_while_a_task_waits_runs_and_nothing_behind_it():
+    acl.aclrtValueWait(memory + 256, 5, c.EQ, two)
+    assert acl.code.aclrtSynchronizeStreamWithTimeout(two, 0) in (0, c.STREAM_TIMEOUT)
+    acl.aclrtValueWrite(memory + 256, 5, 0, one)
+    fill(1, one)
+    acl.synchronize(two)
+    idle_for_long()
+    assert seen() == 0
+
+def a_writer_behind_the_wait_in_its_own_stream_ends_nothing():
+    fill(1, one)
+    acl.aclrtValueWait(memory + 256, 5, c.EQ, two)
+    acl.aclrtValueWrite(memory + 256, 0, 0, two)
+    start = time.monotonic()
+    assert acl.code.aclrtSynchronizeStreamWithTimeout(two, 0) in (0, c.STREAM_TIMEOUT)
+    until(lambda: seen() == 1)
+    assert time.monotonic() - start < 0.9
+    acl.write_word(memory + 256, 5)
+    acl.synchronize(two)
+
 def what_only_the_host_can_end_lets_the_others_go():
     fill(1, one)
     acl.aclrtValueWait(memory + 256, 5, c.EQ, two)

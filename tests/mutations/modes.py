@@ -36,6 +36,20 @@ MUTANTS = [
         "",
         f"{LAZY} -k 'peer or two_lazy'",
     ),
+    Mutant(
+        "a task that ends a wait runs at once, also when the wait was there first",
+        "emulator/value.cpp",
+        "lazy::is_on() && lazy::need_writers_of(",
+        "lazy::is_on() && naps == 0 && lazy::need_writers_of(",
+        f"{LAZY} -k while_a_task_waits",
+    ),
+    Mutant(
+        "what is behind a wait in its own stream does not end it",
+        "emulator/lazy.cpp",
+        "if (stream.get() != &waiting && stream->",
+        "if (stream->",
+        f"{LAZY} -k own_stream_ends_nothing",
+    ),
     # --- random interleaving ---
     Mutant(
         "the same seed takes the same decisions",
