@@ -1,9 +1,13 @@
 // Copies that several threads share: each part is done once, and the copy not before the last of them.
+#include <sys/types.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <chrono>
-#include <mutex>
+#include <fstream>
+#include <iterator>
 #include <optional>
-#include <set>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -69,66 +73,92 @@ TEST(emulator_copy_engines_work_beside_the_caller) {
   CHECK_EQUAL(engines.parts_of_helpers(), 1u);
 }
 
-// The caller is through with its part at once, the engine holds on to its own for a while.
+bool is_asleep(pid_t thread) {
+  std::ifstream stat("/proc/self/task/" + std::to_string(thread) + "/stat");
+  const std::string fields((std::istreambuf_iterator<char>(stat)), std::istreambuf_iterator<char>());
+  const size_t name_ends = fields.rfind(") ");
+  return name_ends != std::string::npos && fields[name_ends + 2] == 'S';
+}
+
+// Two parts: the engine begins with its own before the caller is through with its, and ends `late` after the
+// caller's would have ended had the caller done both.
 struct Slow {
-  std::chrono::milliseconds own{0};  // that the caller's part takes
-  std::thread::id caller = std::this_thread::get_id();
-  std::chrono::steady_clock::time_point asked = std::chrono::steady_clock::now();
+  explicit Slow(std::chrono::milliseconds own) : own(own) {}
+  const std::chrono::milliseconds own;  // that the caller's part takes
+  const std::chrono::milliseconds late{3};
+  const std::chrono::steady_clock::time_point asked = std::chrono::steady_clock::now();
+  const pid_t caller = gettid();
   mutable std::atomic<bool> has_begun{false};
   mutable std::atomic<bool> has_ended{false};
+  mutable std::chrono::steady_clock::time_point ended{};
+
   static void run(const void* work, size_t) {
     const auto& slow = *static_cast<const Slow*>(work);
-    if (std::this_thread::get_id() != slow.caller) {
-      const auto until_begun = std::chrono::steady_clock::now() - slow.asked;
-      slow.has_begun.store(true);
-      // Long enough for the caller to go to sleep.
-      std::this_thread::sleep_for(slow.own + std::chrono::milliseconds(3));
-      if (slow.own.count() == 0) std::this_thread::sleep_for(until_begun);
-      slow.has_ended.store(true);
-      return;
-    }
+    if (gettid() == slow.caller)
+      slow.run_for_caller();
+    else
+      slow.run_for_engine();
+  }
+
+  void run_for_caller() const {
     const auto deadline = std::chrono::steady_clock::now() + kPatience;
-    while (!slow.has_begun.load() && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
-    std::this_thread::sleep_for(slow.own);
+    while (!has_begun.load() && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+    std::this_thread::sleep_for(own);
+  }
+
+  void run_for_engine() const {
+    has_begun.store(true);
+    if (own.count() > 0) {
+      std::this_thread::sleep_for(own + late);
+    } else {
+      // A caller that loses its own core sees neither when its part ended nor that the engine was late: it
+      // sleeps because it waits.
+      const auto deadline = std::chrono::steady_clock::now() + kPatience;
+      while (!is_asleep(caller) && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+      std::this_thread::sleep_for(std::chrono::steady_clock::now() - asked + late);
+    }
+    ended = std::chrono::steady_clock::now();
+    has_ended.store(true);
   }
 };
 
 TEST(emulator_copy_engines_are_through_before_their_caller_goes_on) {
   CopyEngines& engines = kept(1);
-  Slow slow;
+  Slow slow(std::chrono::milliseconds(0));
   engines.run(2, &Slow::run, &slow, true);
   CHECK(slow.has_begun.load());
   CHECK(slow.has_ended.load());
 }
 
-// Whether an engine helps soon after it was 3 ms late, which is worth a rest of 30 ms unless it saved its
-// caller more; nothing when the machine took that time away.
-std::optional<bool> helps_after_it_was_late(std::chrono::milliseconds saved) {
+// Whether the engine helps within 30 ms from when it was 3 ms late, which is worth a rest of that long unless
+// it saved its caller more; nothing when this thread had no time to look.
+std::optional<bool> helps_after_it_was_late(std::chrono::milliseconds own) {
   CopyEngines& engines = kept(1);
-  Slow slow{saved};
+  Slow slow(own);
   engines.run(2, &Slow::run, &slow, true);
-  const auto ended = std::chrono::steady_clock::now();
   const uint64_t before = engines.parts_of_helpers();
-  // Until it helps: the caller may well be through with such copies before an engine is awake.
-  const auto helps = [&] { return engines.parts_of_helpers() != before; };
-  while (!helps() && std::chrono::steady_clock::now() < ended + std::chrono::milliseconds(15)) {
+  // Many times: the caller may well be through with such copies before an engine is awake.
+  bool helps = false;
+  int looks = 0;
+  for (; !helps && std::chrono::steady_clock::now() < slow.ended + std::chrono::milliseconds(20); ++looks) {
     Parts parts(8);
     engines.run(parts.done.size(), &Parts::count, &parts, true);
+    helps = engines.parts_of_helpers() != before;
   }
-  if (std::chrono::steady_clock::now() > ended + std::chrono::milliseconds(20)) return std::nullopt;
-  return helps();
+  if (looks == 0 || std::chrono::steady_clock::now() > slow.ended + std::chrono::milliseconds(30))
+    return std::nullopt;
+  return helps;
 }
 
-// A few times: a caller that loses its own core meanwhile does not see that its engine was late.
 TEST(emulator_copy_engines_that_lost_their_core_are_not_asked_for_a_while) {
   int rested = 0;
-  int helped = 0;
   const auto deadline = std::chrono::steady_clock::now() + kPatience;
-  while (rested + helped < 5 && std::chrono::steady_clock::now() < deadline) {
+  while (rested < 5 && std::chrono::steady_clock::now() < deadline) {
     const std::optional<bool> helps = helps_after_it_was_late(std::chrono::milliseconds(0));
-    if (helps) ++(*helps ? helped : rested);
+    CHECK(!helps.value_or(false));
+    if (helps) ++rested;
   }
-  CHECK(rested > helped);
+  CHECK_EQUAL(rested, 5);
 }
 
 // One time is enough: it would never be asked so soon.
