@@ -81,6 +81,7 @@ def prepare_and_hold(state: SimpleNamespace) -> int:
     waits = faults.calls("aclrtValueWait")
     state.binding.bind([state.task], timeout_s=60)
     until(lambda: faults.calls("aclrtValueWait") > waits)  # of the link's stream, for the layer
+    instances.push_blocks(state, 2, [4], [5])  # the same thread fills that stream: it is through with ours
     ops.finish(state.status, state.status, state.binding.id)
     return state.task.ticket  # type: ignore[no-any-return]
 
