@@ -6,6 +6,7 @@ pytest imports this file before any test module, so before torch; with pytest-xd
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
@@ -38,3 +39,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if os.environ.get("FAIL_WITHOUT_NPU", "0") != "0":
             pytest.fail("needs a real NPU")
         pytest.skip("needs a real NPU")
+    # Which test ran before in this process is chance, and so is the device that it left as the current one.
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "npu") and torch.npu.is_initialized():
+        torch.npu.set_device(0)
