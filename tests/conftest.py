@@ -15,6 +15,10 @@ from tests.peers import peers as peers
 from torch_llm_datadist import emulator
 from torch_llm_datadist.emulator.quiet import HARMLESS
 
+# A kernel's last bits depend on how many threads share it, and torch's pinning thread sets 1 for all that
+# start after it: streams that ran before and after it would differ.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 if emulator.is_wanted() or (emulator.is_wanted() is None and not emulator.has_npu()):
     emulator.enable()
 

@@ -16,7 +16,9 @@ from torch._inductor import config as inductor_config
 import torch_llm_datadist as datadist
 from tests import paged_forwards as forwards
 from tests.paged_forwards import NUM_BLOCKS, Side
+from tests.streams import standing_still
 from tests.test_compiled_forwards import QUICK_INDUCTOR
+from tests.transfers import until
 from torch_llm_datadist import BlocksCacheKey, CacheDesc, DataType, LLMException, announcements, ops
 
 REFUSED = "was registered with receives=False"
@@ -119,27 +121,45 @@ def test_a_copy_is_held_until_it_was_sent_and_let_go_by_the_next(sides: Sides) -
     here, _ = sides
     ids, link = torch.tensor([0]), here.datadist.link_id(2)
 
-    def send() -> int:
-        """Bytes that are taken when nobody here holds the copy any more."""
+    def send() -> list[int]:
+        """Where the copy lies that nobody here holds any more."""
         copies = copies_of(here)
         ops.push_blocks(here.status, copies, ids, ids, link=link)
-        del copies
+        return [copy.data_ptr() for copy in copies]
+
+    def taken() -> int:
         gc.collect()
         return torch.npu.memory_allocated(0)
 
-    size = sum(tensor.nbytes for tensor in here.tensors)
     torch.npu.synchronize(0)
     with pytest.raises(LLMException):  # lets go of what was sent before, by other tests
         ops.push_blocks(here.status, copies_of(here)[1:], ids, ids, link=link)
-    gc.collect()
-    before = torch.npu.memory_allocated(0)
-    first = send()
-    assert first >= before + size
-    for _ in range(3):
+    with standing_still():  # so it is not sent
+        sent = send()
+        first = taken()
+        assert set(sent) <= taken_addresses()
+    for _ in range(10):
+        send()
+
+    def taken_after_another() -> int:
         torch.npu.synchronize(0)
         assert here.status.item() == 0
-        taken = send()
-    assert taken <= first + size  # of those before, all but what was not yet through
+        send()
+        return taken()
+
+    # All before it are given back, once they are through.
+    until(lambda: taken_after_another() <= first)
+
+
+def taken_addresses() -> set[int]:
+    taken = set()
+    for segment in torch.npu.memory_snapshot():
+        at = segment["address"]
+        for block in segment["blocks"]:
+            if block["state"] == "active_allocated":
+                taken.add(at)
+            at += block["size"]
+    return taken
 
 
 def of_another_shape(side: Side) -> list[torch.Tensor]:
