@@ -227,21 +227,47 @@ def test_demo_ends_within_5_s_when_a_worker_is_killed_or_frozen_before_the_link(
     wait_until_gone(workers, 1)
 
 
+def stand_in(role: str, pid: int) -> tuple[SimpleNamespace, Channel]:
+    """A child for the launcher, and its end of the channel."""
+    channel, theirs = Channel.pair()
+    child = SimpleNamespace(
+        role=role, pid=pid, channel=channel, frozen_s=0.0,
+        has_ended=lambda: False, ended_well=lambda: False, how_it_ended=lambda: "was killed by SIGKILL",
+        watch_for_freeze=lambda: None, output_tail=lambda: "a traceback",
+    )  # fmt: skip
+    return child, Channel(theirs)
+
+
+@pytest.mark.parametrize("is_sent_to", [False, True])
+def test_the_last_words_of_a_worker_that_ends_at_once_are_heard(is_sent_to):
+    """Decode says why and ends between the launcher's look at the channels and its look at the processes."""
+    (prefill, prefills), (decode, decodes) = stand_in("prefill", 1), stand_in("decode", 2)
+    conversation = Conversation([prefill, decode], SimpleNamespace(to_dict=dict), None)
+    conversation._linked = {"prefill", "decode"}
+
+    def prefill_has_ended() -> bool:
+        if conversation._closed and not decode.has_ended():
+            decodes.send("failed", message="lost its peer prefill", is_unexpected=False)
+            decodes.close()
+            decode.has_ended = lambda: True
+            if is_sent_to:
+                conversation._send(decode, "remote", info={})
+        return bool(conversation._closed)
+
+    prefill.has_ended = prefill_has_ended
+    prefills.close()
+    with pytest.raises(DemoError) as raised:
+        conversation.hold()
+
+    assert str(raised.value) == "decode (pid 2) stopped: lost its peer prefill"
+
+
 def test_who_lost_its_peer_does_not_hide_why_the_peer_left():
     """Decode says first that the link is closed."""
-    told, children = [], []
-    for role in ("prefill", "decode"):
-        channel, theirs = Channel.pair()
-        told.append(Channel(theirs))
-        children.append(
-            SimpleNamespace(
-                role=role, pid=len(told), channel=channel, frozen_s=0.0,
-                has_ended=lambda: False, watch_for_freeze=lambda: None, output_tail=lambda: "a traceback",
-            )
-        )  # fmt: skip
-    conversation = Conversation(children, SimpleNamespace(to_dict=dict), None)
-    told[1].send("failed", message="lost its peer prefill: the peer closed it", is_unexpected=False)
-    later = threading.Timer(0.1, told[0].send, ["failed"], {"message": "no room", "is_unexpected": True})
+    (prefill, prefills), (decode, decodes) = stand_in("prefill", 1), stand_in("decode", 2)
+    conversation = Conversation([prefill, decode], SimpleNamespace(to_dict=dict), None)
+    decodes.send("failed", message="lost its peer prefill: the peer closed it", is_unexpected=False)
+    later = threading.Timer(0.1, prefills.send, ["failed"], {"message": "no room", "is_unexpected": True})
 
     later.start()
     with pytest.raises(DemoError) as raised:

@@ -136,6 +136,14 @@ def let_control_thread_go(state: SimpleNamespace) -> None:
     state.go_on.set()
 
 
+def hold_looks_at_streams(state: SimpleNamespace) -> None:
+    state.looks = faults.delay_call("aclrtStreamQuery", ENDS_WITHIN_S, times=0)
+
+
+def let_looks_at_streams_go(state: SimpleNamespace) -> None:
+    state.looks.disarm()
+
+
 def until_it_failed(state: SimpleNamespace) -> None:
     give_up_at = time.monotonic() + ENDS_WITHIN_S
     while not state.task.state().code:
@@ -149,9 +157,11 @@ def test_a_task_has_ended_without_a_watchdog_when_its_streams_are_gone_and_no_ea
     here, _ = pair
     here.call(prepare_and_hold)
     here.call(hold_control_thread)  # which would close the link, and end its streams
+    here.call(hold_looks_at_streams)  # who finds a stream refused ends it, too
     lose(here)
     here.call(until_it_failed, within_s=ENDS_WITHIN_S)
     assert here.call(state_of_the_task)[0] is False  # its stream is there, whatever a lost device does
+    here.call(let_looks_at_streams_go)
     here.call(let_control_thread_go)
 
     here.call(finalize, within_s=ENDS_WITHIN_S)

@@ -226,10 +226,9 @@ class Conversation:
                             return
 
     def _send(self, child: Child, kind: str, **fields: object) -> None:
-        try:
+        # One that ended: what it said last is still to be read, and `_watch` says how.
+        with contextlib.suppress(ChannelClosedError):
             child.channel.send(kind, **fields)
-        except ChannelClosedError:
-            self._closed.add(child.role)  # It ended; `_watch` says how.
 
     def _is_linked(self) -> bool:
         return len(self._linked) == len(self._children)
@@ -256,7 +255,7 @@ class Conversation:
             return  # All is well, or it may still have said why not.
         since = self._ended_since.setdefault(child.role, now)
         grace = OTHER_WORKER_ENDS_WITHIN_S if self._is_linked() else 0.0
-        if now - since >= grace or all(each.has_ended() for each in self._children.values()):
+        if now - since >= grace or len(self._closed) == len(self._children):
             raise DemoError(
                 f"{_name(child)} {child.how_it_ended()}; ending both workers", child.output_tail()
             )
