@@ -142,21 +142,27 @@ def test_delay_is_paid_both_ways(lab: Lab, ask):
 
 def test_loss_drops_its_share_of_the_datagrams(lab: Lab, ask):
     client = ask(
-        "input()\n"
-        "for _ in range(1000): datagrams.sendto(b'x', (address, 7000)); time.sleep(1e-5)\n"
-        "print('sent', flush=True); input(); connection.sendall(b'?')\n"
+        "for _ in range(10):\n"
+        "    input()\n"
+        "    for _ in range(100): datagrams.sendto(b'x', (address, 7000))\n"
+        "    print('sent', flush=True)\n"
+        "input(); connection.sendall(b'?')\n"
         "print(int.from_bytes(connection.recv(4), 'big'))"
     )
     lab.network.shape(loss=0.2)
-    tell(client)
-    assert client.stdout.readline() == "sent\n"
+    deadline = time.monotonic() + PATIENCE_S
+    for _ in range(10):  # a host's queue holds 500 until the network takes them
+        before = lab.network.counts().packets
+        tell(client)
+        assert client.stdout.readline() == "sent\n"
+        while lab.network.counts().packets < before + 100:
+            assert time.monotonic() < deadline
     lab.network.shape()
     arrived = int(answer(client, "\n"))
+    assert 720 <= arrived <= 880
     counts = lab.network.counts()
-    assert 0.14 <= counts.lost / counts.packets <= 0.26
-    # A host that is short of processors drops some by itself, before the network and behind it.
-    assert 200 < arrived + counts.lost <= 1000
-    assert arrived + counts.lost <= counts.packets
+    assert counts.lost >= 1000 - arrived
+    assert counts.packets > 1000
 
 
 def test_ucx_is_given_wires_only_unless_it_is_told_otherwise(lab: Lab):

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 import torch
 import torch_npu
-
-
-@pytest.fixture(autouse=True)
-def first_device() -> Iterator[None]:
-    torch.npu.set_device(0)
-    yield
-    torch.npu.set_device(0)
 
 
 def test_tensors_are_made_on_the_current_device() -> None:

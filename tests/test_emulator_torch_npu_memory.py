@@ -19,7 +19,6 @@ MIB = 1 << 20
 def empty_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)  # torch_npu writes a report there when memory runs out
     torch.npu.init()
-    torch.npu.set_device(0)
     torch.npu.synchronize()
     torch.npu.empty_cache()
     yield

@@ -19,7 +19,6 @@ DELAY_S = 0.05
 @pytest.fixture(autouse=True)
 def idle_device() -> None:
     torch.npu.init()
-    torch.npu.set_device(0)
     torch.npu.set_stream(torch.npu.default_stream(0))
     torch.npu.synchronize()
 

@@ -127,21 +127,16 @@ def test_finalize_comes_back_when_nothing_else_has_noticed_the_loss(pair: tuple[
     assert here.call(finalize, within_s=ENDS_WITHIN_S) < ANSWERED_WITHIN_S
 
 
-def hold_control_thread(state: SimpleNamespace) -> None:
+def hold_who_ends_streams(state: SimpleNamespace) -> None:
+    """The control thread closes the link; and who asks for the state of a stream ends one that is refused."""
     state.go_on = threading.Event()
     state.datadist._running.links._loop.post(lambda: state.go_on.wait(ENDS_WITHIN_S))
-
-
-def let_control_thread_go(state: SimpleNamespace) -> None:
-    state.go_on.set()
-
-
-def hold_looks_at_streams(state: SimpleNamespace) -> None:
     state.looks = faults.delay_call("aclrtStreamQuery", ENDS_WITHIN_S, times=0)
 
 
-def let_looks_at_streams_go(state: SimpleNamespace) -> None:
+def let_them_go(state: SimpleNamespace) -> None:
     state.looks.disarm()
+    state.go_on.set()
 
 
 def until_it_failed(state: SimpleNamespace) -> None:
@@ -156,13 +151,11 @@ def test_a_task_has_ended_without_a_watchdog_when_its_streams_are_gone_and_no_ea
 ) -> None:
     here, _ = pair
     here.call(prepare_and_hold)
-    here.call(hold_control_thread)  # which would close the link, and end its streams
-    here.call(hold_looks_at_streams)  # who finds a stream refused ends it, too
+    here.call(hold_who_ends_streams)
     lose(here)
     here.call(until_it_failed, within_s=ENDS_WITHIN_S)
     assert here.call(state_of_the_task)[0] is False  # its stream is there, whatever a lost device does
-    here.call(let_looks_at_streams_go)
-    here.call(let_control_thread_go)
+    here.call(let_them_go)
 
     here.call(finalize, within_s=ENDS_WITHIN_S)
 

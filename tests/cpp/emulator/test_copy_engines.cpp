@@ -80,8 +80,8 @@ bool is_asleep(pid_t thread) {
   return name_ends != std::string::npos && fields[name_ends + 2] == 'S';
 }
 
-// Two parts: the engine begins with its own before the caller is through with its, and ends `late` after the
-// caller's would have ended had the caller done both.
+// Two parts, side by side. The caller, when it is through with its own, waits for the engine: for `late`,
+// where its own takes a while, and that much longer than the engine saved it, where its own takes nothing.
 struct Slow {
   explicit Slow(std::chrono::milliseconds own) : own(own) {}
   const std::chrono::milliseconds own;  // that the caller's part takes
@@ -139,14 +139,12 @@ std::optional<bool> helps_after_it_was_late(std::chrono::milliseconds own) {
   const uint64_t before = engines.parts_of_helpers();
   // Many times: the caller may well be through with such copies before an engine is awake.
   bool helps = false;
-  int looks = 0;
-  for (; !helps && std::chrono::steady_clock::now() < slow.ended + std::chrono::milliseconds(20); ++looks) {
+  do {
     Parts parts(8);
     engines.run(parts.done.size(), &Parts::count, &parts, true);
     helps = engines.parts_of_helpers() != before;
-  }
-  if (looks == 0 || std::chrono::steady_clock::now() > slow.ended + std::chrono::milliseconds(30))
-    return std::nullopt;
+  } while (!helps && std::chrono::steady_clock::now() < slow.ended + std::chrono::milliseconds(20));
+  if (std::chrono::steady_clock::now() > slow.ended + std::chrono::milliseconds(30)) return std::nullopt;
   return helps;
 }
 
